@@ -1,0 +1,21 @@
+"""The adapter layer's exceptions; the solver layer's are in ``convexprune.solvers.errors``."""
+
+from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput
+
+__all__ = ["DamagedFile", "EmptyCalibration", "NothingToPrune", "UnsupportedModule"]
+
+
+class UnsupportedModule(ConvexPruneError, TypeError):
+    """The module's computation is not a matrix product that the library can write down."""
+
+
+class NothingToPrune(InvalidInput):
+    """The model has no layer that can be pruned, or none that the name patterns choose."""
+
+
+class EmptyCalibration(EmptyInput):
+    """The calibration data holds no sample."""
+
+
+class DamagedFile(ConvexPruneError, OSError):
+    """A file that cannot be read as what it should be, or that would have to be unpickled."""
