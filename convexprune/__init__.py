@@ -1,0 +1,1 @@
+"""Prune trained networks by convex optimisation, with a certificate for every layer."""

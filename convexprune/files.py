@@ -1,0 +1,258 @@
+"""Everything read from or written to disk.
+
+Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``, arrays from
+``numpy.load(allow_pickle=False)``. Every write goes to a temporary file first, so the old file survives a crash.
+"""
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from convexprune.errors import DamagedFile
+from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+
+__all__ = [
+    "INPUT_NAMES",
+    "LABEL_NAMES",
+    "load_array",
+    "load_weights",
+    "load_weights_into_",
+    "save_json",
+    "save_weights",
+    "write_atomically",
+]
+
+StrPath = str | os.PathLike[str]
+Array = np.ndarray[Any, Any]
+
+INPUT_NAMES = ("x_train", "x", "images", "inputs")
+LABEL_NAMES = ("y_test", "y_train", "y", "labels")
+
+_KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
+_SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.state_dict(), path)"
+_SAVE_ARRAYS = "save it again with numpy.savez(path, x=..., y=...), numbers only"
+
+
+def load_weights(path: StrPath) -> dict[str, Tensor]:
+    """Read a state dict onto the CPU: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` without running any code.
+
+    Raises:
+        FileNotFoundError: nothing is at ``path``.
+        InvalidInput: ``path`` is a folder or has another suffix.
+        DamagedFile: the file is cut short, is not what its suffix says, needs unpickling, or is not a state dict.
+    """
+    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch}
+    path, suffix = _existing(path, tuple(readers))
+    found = _read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
+    if not isinstance(found, Mapping):
+        raise DamagedFile(f"{path} holds a {type(found).__name__}, expected a dict of tensors; {_SAVE_WEIGHTS}.")
+    others = [f"{key!r}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)]
+    if others or not all(isinstance(key, str) for key in found):
+        listed = _shorten(others or [repr(key) for key in found])
+        raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {listed}; {_SAVE_WEIGHTS}.")
+    return dict(found)
+
+
+def load_weights_into_(model: nn.Module, path: StrPath) -> None:
+    """Load a file of weights into ``model`` in place, strictly; on any error the model stays as it was.
+
+    Only ``num_batches_tracked`` may be missing, as in plain torch: files from before torch 0.4.1 lack it.
+
+    Raises:
+        ShapeMismatch: a tensor has another shape than the model's.
+        InvalidInput: keys are missing or unexpected (the message lists them).
+        NonFinite: a tensor holds NaN or infinity in the model's dtype.
+        FileNotFoundError, DamagedFile: as in ``load_weights``.
+    """
+    weights, own = load_weights(path), model.state_dict()
+    for key in own.keys() - weights.keys():
+        if key.endswith("num_batches_tracked"):
+            weights[key] = own[key]
+    _check_keys(path, weights, own)
+    for key, tensor in weights.items():
+        if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
+            raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
+    model.load_state_dict(weights)
+
+
+def load_array(path: StrPath, key: str | None = None, names: Sequence[str] = INPUT_NAMES) -> Array:
+    """Read one array from ``.npy`` or ``.npz``: the one called ``key``, else the only one, else the first of ``names``.
+
+    Raises:
+        FileNotFoundError: nothing is at ``path``.
+        InvalidInput: another suffix, no such key, no conventional name among several, or not numbers.
+        DamagedFile: the file is cut short, is not what its suffix says, or holds pickled objects.
+        EmptyInput: the array has no elements.
+        NonFinite: the array holds NaN or infinity.
+    """
+    path, _ = _existing(path, (".npz", ".npy"))
+    array = _read(path, lambda file: _read_array(file, key, names), "an array of numbers", _SAVE_ARRAYS)
+    if not isinstance(array, np.ndarray):  # numpy hands back the bytes of an archive's member that is no array
+        raise DamagedFile(f"{path} holds something that is not an array; {_SAVE_ARRAYS}.")
+    if array.dtype.kind not in "biufc":
+        raise InvalidInput(f"{path} holds an array of {array.dtype}, expected numbers; {_SAVE_ARRAYS}.")
+    if array.size == 0:
+        raise EmptyInput(f"{path} holds an empty array of shape {array.shape}; expected at least one sample.")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise NonFinite(f"{path} holds NaN or infinity; remove or repair those samples.")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes native byte order only
+
+
+def save_weights(model: nn.Module, path: StrPath) -> Path:
+    """Write the model's state dict as safetensors that ``load_state_dict(load_file(path))`` takes, atomically.
+
+    Tied tensors are written once under each of their names, so that the strict load of plain torch finds all keys.
+
+    Raises:
+        InvalidInput: ``path`` does not end in ``.safetensors``, or an entry is not a dense tensor with data.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path, state = Path(path), model.state_dict()
+    if path.suffix.lower() != ".safetensors":
+        raise InvalidInput(f"{path}: weights are written as safetensors; give a path ending in .safetensors.")
+    return write_atomically(save(_unshared(state), {"format": "pt", _KEYS: json.dumps(list(state))}), path)
+
+
+def save_json(data: Any, path: StrPath) -> Path:
+    """Write ``data`` as JSON, atomically; NaN and infinity, which JSON cannot express, become ``null``.
+
+    Arrays, tensors and numpy scalars are written as lists and numbers.
+
+    Raises:
+        InvalidInput: something in ``data`` has no JSON form.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(_plain(data), allow_nan=False, ensure_ascii=False, indent=2)
+        encoded = f"{text}\n".encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{path}: the data cannot be written as JSON: {error}.") from error
+    return write_atomically(encoded, path)
+
+
+def write_atomically(content: bytes, path: StrPath) -> Path:
+    """Write to a temporary file in the same folder, which is made if need be, flush it to disk, then rename it.
+
+    Raises:
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - named as the call whose atomicity this rests on
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No file at {path}; check the path (relative ones start at {Path.cwd()}).")
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in suffixes:
+        found = "is a folder" if path.is_dir() else f"has the suffix {suffix!r}"
+        raise InvalidInput(f"{path} {found}; expected a file ending in {', '.join(suffixes)}.")
+    return path, suffix
+
+
+def _read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) -> Any:
+    """Run ``reader``; damaged bytes make the parsers raise nearly anything, so all of it means a damaged file."""
+    try:
+        return reader(path)
+    except (InvalidInput, PermissionError):
+        raise
+    except Exception as error:
+        found = "an empty file" if path.stat().st_size == 0 else f"{path.stat().st_size:,} bytes that do not load"
+        reason = str(error).strip().split("\n")[0][:200]
+        message = f"{path} is damaged or would need unpickling: found {found}, expected {expected}; {remedy}."
+        raise DamagedFile(f"{message} ({type(error).__name__}: {reason})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        keys, order = list(file.keys()), json.loads((file.metadata() or {}).get(_KEYS, "[]"))
+        return {key: file.get_tensor(key) for key in (order if sorted(order) == sorted(keys) else keys)}
+
+
+def _read_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _read_array(path: Path, key: str | None, names: Sequence[str]) -> Any:
+    with path.open("rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            if key is not None:
+                raise InvalidInput(f"{path} holds one array without a name, not {key!r}; leave the key out.")
+            return loaded
+        with loaded:
+            return loaded[_choose(path, loaded.files, key, names)]
+
+
+def _choose(path: Path, keys: Sequence[str], key: str | None, names: Sequence[str]) -> str:
+    if not keys:
+        raise EmptyInput(f"{path} holds no array; {_SAVE_ARRAYS}.")
+    wanted = [key] if key is not None else keys if len(keys) == 1 else names
+    chosen = next((name for name in wanted if name in keys), None)
+    if chosen is None:
+        raise InvalidInput(f"{path} holds {_shorten(keys)}, not {' or '.join(wanted)}; name one of them as the key.")
+    return chosen
+
+
+def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    shapes = [
+        f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    text = "; ".join(f"{fault}: {_shorten(keys)}" for fault, keys in faults.items() if keys)
+    if text:
+        kind = InvalidInput if missing or unexpected else ShapeMismatch
+        raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
+
+
+def _unshared(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict's tensors on the CPU, contiguous, no two on the same storage: safetensors refuses shared ones."""
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            raise InvalidInput(f"{key!r} is not a dense tensor with data; safetensors cannot hold it, remove it first.")
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shorten(items: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

@@ -1,0 +1,1 @@
+"""Solvers that other packages bring; each is imported only when it is used."""

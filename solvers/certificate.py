@@ -1,0 +1,179 @@
+"""The judge: in float64, from the caller's own data, for weights and multipliers from any solver.
+
+For any multipliers Λ [P, M] weak duality gives −f*(Λ) − g*(−XᵀΛ) ≤ optimum. Any Λ is first made dual feasible:
+
+1. ``fit.curb``: signs clipped where the fit asks for one;
+2. where the penalty leaves entries free (the bias), Λ is shifted on its unrestricted entries so that XᵀΛ = 0 there;
+3. each column gets its own scale t_m, at most 1/s_m with s_m the dual norm of (XᵀΛ)_m, and among those the t that
+   makes −f*(t∘Λ) largest.
+
+Every step yields a valid lower bound, whoever produced Λ (docs/program.md has the proofs).
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.fits import Fit
+from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.program import LayerProgram
+
+__all__ = ["Certificate", "certify"]
+
+_BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
+_ROUNDING = 2**-50  # relative error granted to float64 sums
+_INFEASIBLE = 1e6  # weights that cost this many times more than those proposed are no answer
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is proven about weights U.
+
+    Attributes:
+        value: g(U) + f(XU) without the indicator part: the penalty the weights cost.
+        bound: A lower bound on the value of every feasible U; −inf where none is known.
+        gap: (value − bound) / max(value, floor); floor is a thousandth of the least penalty with which any one column
+            of X could produce an output as long as Y, so that the gap is blind to the units of X and Y and still
+            defined where U = 0 is optimal.
+        violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0).
+        infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all.
+    """
+
+    value: float
+    bound: float
+    gap: float
+    violation: float
+    infeasible: bool = False
+
+    def meets(self, tol: float, feas_tol: float) -> bool:
+        """Whether gap ≤ tol and violation ≤ feas_tol."""
+        return self.gap <= tol and self.violation <= feas_tol
+
+    def to_dict(self) -> dict[str, float | bool]:
+        """The attributes by name."""
+        return asdict(self)
+
+
+def certify(program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None = None) -> Certificate:
+    """Judge weights, with multipliers if there are any, in float64 and in the caller's units.
+
+    Args:
+        program: The program they claim to solve.
+        weights: U [N, M].
+        multipliers: Λ [P, M] of the constraint Z = XU, in the Lagrangian g(U) + f(Z) + ⟨Λ, XU − Z⟩. Without them the
+            residual of the weights' own outputs serves: exact at an optimum of ``Ball`` and ``ReluBall``.
+
+    Returns:
+        The certificate. A bound that no multipliers support is 0, the trivial one.
+
+    Raises:
+        ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
+    """
+    U = check_shape("weights U", as_matrix("weights U", weights), program.shape, "[N, M] of the program")
+    if multipliers is not None:
+        multipliers = as_matrix("multipliers", multipliers)
+        check_shape("multipliers", multipliers, program.fit.shape, "[P, M] of the program")
+        multipliers = multipliers.to(program.inputs.device)
+    U = U.to(program.inputs.device, torch.float64)
+    return _judge(program, U, multipliers)
+
+
+def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Certificate:
+    penalty = program.penalty.to(U)
+    free = penalty.free(program.shape)
+    shift = None if free is None else _free_shift(program, U, multipliers, free)
+    sums = _sums(program, U, multipliers, shift)
+    value, bound = float(penalty.value(U)), _bound(program.fit, penalty, free, sums)
+    violation = program.fit.distance(sums.squares) / program.fit.scale
+    reach = float(penalty.dual_norm(sums.column_squares.sqrt().expand(program.shape)).max())
+    unit = program.fit.size / reach if reach > 0 else 0.0
+    size = max(value, 1e-3 * unit)
+    return Certificate(
+        value=value,
+        bound=bound,
+        gap=max(0.0, value - bound) / size if size > 0 else 0.0,
+        violation=violation,
+        infeasible=violation > 0 and bound > _INFEASIBLE * max(value, unit),
+    )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some samples of the program in float64, with the multipliers proposed for them."""
+
+    X: Tensor
+    fit: Fit
+    Z: Tensor
+    L: Tensor
+
+
+def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Iterator[_Block]:
+    X, (N, M) = program.inputs, program.shape
+    rows = max(1, _BLOCK_ENTRIES // (N + 4 * M))
+    for start in range(0, program.samples, rows):
+        part = slice(start, start + rows)
+        Xb = X[part].to(torch.float64)
+        fit = program.fit.map(lambda array, part=part: array[part].to(torch.float64))  # type: ignore[misc]
+        Z = Xb @ U
+        L = fit.residual(Z) if multipliers is None else multipliers[part].to(torch.float64)
+        yield _Block(Xb, fit, Z, fit.curb(L))
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What one pass over the samples adds up."""
+
+    squares: Tensor  # of the fit, [K, M]
+    terms: Tensor  # the fit's dual terms, [2, M]
+    A: Tensor  # XᵀΛ [N, M]
+    column_squares: Tensor  # ‖x_j‖² [N, 1]
+    multiplier_squares: Tensor  # ‖λ_m‖² [1, M]
+
+
+def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None) -> _Sums:
+    totals: list[Tensor] = []
+    for block in _blocks(program, U, multipliers):
+        L = block.L
+        if shift is not None:
+            L = L - torch.where(block.fit.unrestricted(), block.X @ shift, 0.0)
+        parts = [
+            block.fit.squares(block.Z),
+            block.fit.dual_terms(L),
+            block.X.T @ L,
+            block.X.square().sum(0)[:, None],
+            L.square().sum(0)[None, :],
+        ]
+        totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
+    return _Sums(*totals)
+
+
+def _free_shift(program: LayerProgram, U: Tensor, multipliers: Tensor | None, free: Tensor) -> Tensor:
+    """C [N, M] such that Λ − unrestricted∘(XC) in the place of Λ has (XᵀΛ)_jm = 0 on every free entry.
+
+    A least squares problem a column over the free inputs F: (X_Fᵀ D X_F) c = X_Fᵀ λ, D the unrestricted samples.
+    """
+    rows = free.any(1).nonzero()[:, 0]
+    mask = free[rows].T.to(torch.float64)  # [M, F]
+    gram, moment = U.new_zeros(*mask.shape, len(rows)), torch.zeros_like(mask)
+    for block in _blocks(program, U, multipliers):
+        XF = block.X[:, rows]
+        gram += torch.einsum("pf,pm,pg->mfg", XF, block.fit.unrestricted().to(torch.float64), XF)
+        moment += (XF.T @ block.L).T
+    gram *= mask[:, :, None] * mask[:, None, :]
+    solution = torch.linalg.pinv(gram, hermitian=True) @ (moment * mask)[:, :, None]
+    return torch.zeros_like(U).index_copy(0, rows, solution[:, :, 0].T * mask.T)
+
+
+def _bound(fit: Fit, penalty: Penalty, free: Tensor | None, sums: _Sums) -> float:
+    # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
+    size = sums.column_squares.sqrt() * sums.multiplier_squares.sqrt()
+    norm = penalty.dual_norm(sums.A) + _ROUNDING * penalty.dual_norm(size)
+    cap = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
+    if free is not None:
+        unmet = ((sums.A.abs() > 1e-10 * size) & free).any(0)
+        cap = torch.where(unmet, 0.0, cap)
+    t = fit.best_scaling(sums.terms, cap)
+    return max(0.0, fit.dual_value(sums.terms, t))

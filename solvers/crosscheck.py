@@ -1,0 +1,89 @@
+"""Several solvers on one program, all judged alike."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from convexprune.solvers.errors import MissingExtra, SolverRefused
+from convexprune.solvers.interface import Solver
+from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.registry import make_solver
+from convexprune.solvers.solve import solve
+
+__all__ = ["Crosscheck", "CrosscheckRow", "crosscheck"]
+
+
+@dataclass(frozen=True)
+class CrosscheckRow:
+    """One solver's certified answer; a solver that refused has its reason as ``status`` and infinities."""
+
+    solver: str
+    status: str
+    value: float = math.inf
+    bound: float = 0.0
+    gap: float = math.inf
+    violation: float = math.inf
+    nonzeros: int = 0
+    iterations: int = 0
+    seconds: float = math.inf
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """A row a solver; ``str()`` gives a table.
+
+    Attributes:
+        rows: In the order asked for.
+        disagreement: The largest relative difference of certified values between two rows that are "solved"; inf where
+            fewer than two are.
+    """
+
+    rows: tuple[CrosscheckRow, ...]
+
+    @property
+    def disagreement(self) -> float:
+        """max |v_a − v_b| / max(v_a, v_b) over pairs of solved rows."""
+        values = [row.value for row in self.rows if row.status == "solved"]
+        pairs = [abs(a - b) / max(a, b) if a != b else 0.0 for a, b in combinations(values, 2)]
+        return max(pairs, default=math.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"rows": [asdict(row) for row in self.rows], "disagreement": self.disagreement}
+
+    def __str__(self) -> str:
+        head = f"{'solver':<12}{'value':>14}{'bound':>14}{'gap':>10}{'violation':>11}{'seconds':>9}  status"
+        lines = [
+            f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  {r.status}"
+            for r in self.rows
+        ]
+        return "\n".join([head, *lines, f"largest disagreement {self.disagreement:.1e}"])
+
+
+def crosscheck(
+    program: LayerProgram, solvers: Sequence[str | Solver] = ("admm", "clarabel", "scs"), **limits: Any
+) -> Crosscheck:
+    """Solve with several solvers and compare what is certified.
+
+    Args:
+        program: What to solve.
+        solvers: Names or instances.
+        **limits: ``tol``, ``feas_tol``, ``max_iter``, ``time_limit``, as in ``solve``.
+
+    Returns:
+        A row a solver. One that refuses the program, or lacks its package, has a row that says so.
+    """
+    return Crosscheck(tuple(_row(program, solver, limits) for solver in solvers))
+
+
+def _row(program: LayerProgram, solver: str | Solver, limits: dict[str, Any]) -> CrosscheckRow:
+    name, _ = make_solver(solver, {})
+    try:
+        solution = solve(program, solver, **limits)
+    except (SolverRefused, MissingExtra) as error:
+        return CrosscheckRow(name, f"refused: {error}")
+    c = solution.certificate
+    figures = (c.value, c.bound, c.gap, c.violation, solution.nonzeros, solution.iterations, solution.seconds.total)
+    return CrosscheckRow(name, str(solution.status), *figures)

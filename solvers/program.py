@@ -1,0 +1,101 @@
+"""The layer program: minimise penalty(U) + fit(X U)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import ArrayLike, as_matrix, working_dtype
+from convexprune.solvers.errors import InvalidInput, MissingExtra, ShapeMismatch
+from convexprune.solvers.fits import Fit
+from convexprune.solvers.penalties import L1, Penalty
+
+__all__ = ["LayerProgram"]
+
+_UNPENALISED = L1()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProgram:
+    """Minimise g(U) + f(X U) over U [N, M].
+
+    Args:
+        X: Layer inputs [P, N], samples first; a last column of ones carries the bias. A tensor on any device and of
+            any real dtype (memory is shared), or a numpy array.
+        fit: f, with targets [P, M] on the device of X: ``ReluBall``, ``NetTrimSet``, ``Ball``.
+        penalty: g, by default the ℓ1 norm.
+
+    Raises:
+        ShapeMismatch: X and the targets differ in samples, or the penalty's weights do not fit [N, M].
+        NonFinite, EmptyInput: X holds NaN or infinity, or nothing.
+        InvalidInput: X and the targets are on different devices, or fit or penalty is of another kind.
+    """
+
+    X: ArrayLike
+    fit: Fit
+    penalty: Penalty = _UNPENALISED
+
+    def __post_init__(self) -> None:
+        for name, value, kind in (("fit", self.fit, Fit), ("penalty", self.penalty, Penalty)):
+            if not isinstance(value, kind) or isinstance(value, type):
+                raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
+        X = as_matrix("inputs X", self.X)
+        samples, outputs = self.fit.shape
+        if X.shape[0] != samples:
+            raise ShapeMismatch(
+                f"inputs X {list(X.shape)} and targets {[samples, outputs]} differ in the number of samples; "
+                "both have samples first: X [P, N], Y [P, M]"
+            )
+        if X.device != self.fit.unrestricted().device:
+            raise InvalidInput(f"inputs X are on {X.device}, the targets elsewhere; move both to one device")
+        object.__setattr__(self, "X", X)
+        self.penalty.check(self.shape)
+
+    @property
+    def inputs(self) -> Tensor:
+        """X as a tensor [P, N]."""
+        assert isinstance(self.X, Tensor)  # noqa: S101 - __post_init__ made it one
+        return self.X
+
+    @property
+    def samples(self) -> int:
+        """P."""
+        return self.inputs.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, M], the shape of the weights."""
+        return (self.inputs.shape[1], self.fit.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision solvers work in unless told otherwise: float64 for float64 inputs, else float32."""
+        return working_dtype(self.inputs.dtype)
+
+    def to(self, dtype: torch.dtype) -> "LayerProgram":
+        """The same program in another precision; what already has it is shared, not copied."""
+        X = self.inputs.to(dtype)
+        return LayerProgram(X, self.fit.map(lambda array: array.to(dtype)), self.penalty.to(X))
+
+    def to_cvxpy(self) -> tuple[Any, Any]:
+        """The reference formulation: ``(problem, variable)``, a cvxpy.Problem and its variable U [N, M].
+
+        The problem's first constraint is Z == X U; its dual value is, up to the solver's sign, Λ [P, M].
+
+        Raises:
+            MissingExtra: cvxpy is not installed.
+        """
+        try:
+            import cvxpy as cp
+        except ImportError as error:
+            raise MissingExtra(
+                'the reference formulation needs cvxpy, which is not installed: pip install "convexprune[reference]"'
+            ) from error
+        U, Z = cp.Variable(self.shape, name="U"), cp.Variable(self.fit.shape, name="Z")
+        objective, constraints = self.fit.to_cvxpy(Z)
+        link = Z == self.inputs.double().cpu().numpy() @ U
+        return cp.Problem(cp.Minimize(self.penalty.to_cvxpy(U) + objective), [link, *constraints]), U
+
+
+_EXAMPLES = {"fit": "ReluBall(Y, eps)", "penalty": "L1()"}

@@ -1,0 +1,117 @@
+"""Solvers by name: ours, a researcher's own, and those of installed packages."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from convexprune.solvers.errors import InvalidInput, UnknownOption, UnknownSolver
+from convexprune.solvers.interface import Solver, options_of
+
+__all__ = ["ENTRY_POINTS", "SolverInfo", "available", "make_solver", "register"]
+
+ENTRY_POINTS = "convexprune.solvers"
+"""Entry point group: ``name = "package.module:SolverClass"``."""
+
+_REGISTRY: dict[str, Callable[..., Solver]] = {}
+S = TypeVar("S", bound=Callable[..., Solver])
+
+
+@dataclass(frozen=True)
+class SolverInfo:
+    """A line of ``available()``.
+
+    Attributes:
+        name: What to pass to ``solve``.
+        summary: What it is and what it takes, the first paragraph of its docstring.
+        options: Its options with their defaults.
+        missing: What to install before it can run, or None.
+    """
+
+    name: str
+    summary: str
+    options: dict[str, Any]
+    missing: str | None
+
+
+def register(name: str, *, replace: bool = False) -> Callable[[S], S]:
+    """Class decorator: make a solver known under ``name``.
+
+    Args:
+        name: What to pass to ``solve``.
+        replace: Whether another solver of that name may be replaced.
+
+    Raises:
+        InvalidInput: The name is taken by another solver.
+    """
+
+    def add(solver: S) -> S:
+        known = _REGISTRY.get(name)
+        # The same class defined again (a notebook cell run twice) is no clash.
+        again = getattr(known, "__qualname__", None) == getattr(solver, "__qualname__", "")
+        if known is not None and not replace and not again:
+            raise InvalidInput(f"a solver named {name!r} is registered already; choose another name or pass replace=True")
+        _REGISTRY[name] = solver
+        return solver
+
+    return add
+
+
+def available() -> dict[str, SolverInfo]:
+    """Every registered solver, including those that lack a package, by name."""
+    return {name: _info(name, factory) for name, factory in sorted(_all().items())}
+
+
+def make_solver(solver: str | Solver, options: dict[str, Any]) -> tuple[str, Solver]:
+    """The name and the instance that ``solve(…, solver, **options)`` means.
+
+    Raises:
+        UnknownSolver: No solver of that name.
+        UnknownOption: The solver has no such option.
+        InvalidInput: Neither a name nor a solver.
+    """
+    if isinstance(solver, str):
+        name, factory = solver, _all().get(solver)
+        if factory is None:
+            close = difflib.get_close_matches(name, _all(), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownSolver(f"no solver named {name!r}{hint} Known: {', '.join(sorted(_all()))}")
+        _check_options(name, _options(factory), options)
+        return name, factory(**options)
+    if isinstance(solver, type) or not isinstance(solver, Solver):
+        raise InvalidInput(f"solver: expected a name or an instance with `refuses` and `run`, found {solver!r}")
+    name = type(solver).__name__
+    _check_options(name, options_of(solver), options)
+    return name, dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
+
+
+def _check_options(name: str, known: dict[str, Any], options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownOption(f"solver {name!r} has no option {option!r}{hint} It has: {', '.join(known) or 'none'}")
+
+
+def _all() -> dict[str, Callable[..., Solver]]:
+    found = dict(_REGISTRY)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in found:
+            found[point.name] = point.load()
+    return found
+
+
+def _options(factory: Callable[..., Solver]) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(factory):
+        return {}
+    return {
+        f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(factory) if f.init
+    }
+
+
+def _info(name: str, factory: Callable[..., Solver]) -> SolverInfo:
+    summary = " ".join((factory.__doc__ or "").strip().split("\n\n")[0].split())
+    missing = getattr(factory, "missing", lambda: None)()
+    return SolverInfo(name, summary, _options(factory), missing)

@@ -1,0 +1,201 @@
+"""Solve a program with any solver and judge what comes back."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.certificate import Certificate, certify
+from convexprune.solvers.errors import InvalidTolerance, SolverRefused
+from convexprune.solvers.interface import Limits, Proposal, Solver, Start, options_of
+from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.registry import make_solver
+from convexprune.solvers.solution import Seconds, Solution, Status, TracePoint
+
+__all__ = ["Callback", "solve"]
+
+Callback = Callable[[TracePoint], bool | None]
+"""Called each time a solve is judged; a true answer stops it."""
+
+
+def solve(
+    program: LayerProgram,
+    solver: str | Solver = "admm",
+    *,
+    tol: float = 1e-4,
+    feas_tol: float = 1e-5,
+    max_iter: int | None = None,
+    time_limit: float | None = None,
+    start: Solution | Start | ArrayLike | None = None,
+    callback: Callback | None = None,
+    **options: Any,
+) -> Solution:
+    """Minimise penalty(U) + fit(X U).
+
+    Args:
+        program: What to solve.
+        solver: A registered name (``available()`` lists them) or an instance.
+        tol: Certified relative gap to reach.
+        feas_tol: Violation to reach, relative to eps.
+        max_iter: Iterations at most; None: the solver's own default.
+        time_limit: Seconds at most, set-up and judging included.
+        start: Weights [N, M], a ``Start`` with multipliers too, or an earlier ``Solution``.
+        callback: Called with a ``TracePoint`` each time the solve is judged; a true answer stops it.
+        **options: The solver's own, by name.
+
+    Returns:
+        The solution, its status set from the float64 certificate.
+
+    Raises:
+        UnknownSolver, UnknownOption: No such solver, or it has no such option.
+        SolverRefused, MissingExtra: The solver cannot take this program, or its package is not installed.
+        InvalidTolerance: A tolerance or a limit outside its range.
+        ShapeMismatch, NonFinite: The start does not fit the program.
+    """
+    name, method = make_solver(solver, options)
+    limits = _checked(Limits(tol, feas_tol, max_iter, time_limit))
+    origin = _as_start(program, start)
+    reason = method.refuses(program)
+    if reason:
+        raise SolverRefused(f"solver {name!r} cannot take this program: {reason}. Choose another solver")
+    judge = _Judge(program, limits, callback)
+    proposal = method.run(program, limits, origin, judge)
+    return judge.verdict(proposal, _provenance(name, method, program, limits, proposal))
+
+
+class _Judge:
+    """Certifies what a running solver has, keeps the trace, and says when it is enough."""
+
+    def __init__(self, program: LayerProgram, limits: Limits, callback: Callback | None) -> None:
+        self.program, self.limits, self.callback = program, limits, callback
+        self.trace: list[TracePoint] = []
+        self.began = time.perf_counter()
+        self.judging = 0.0
+        self.stopped = False
+        self.last: tuple[int, Certificate] | None = None
+
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> bool:
+        certificate = self.judge(iteration, proposal(), residuals)
+        if certificate is None:
+            return True
+        limits = self.limits
+        return self.stopped or certificate.infeasible or certificate.meets(limits.tol, limits.feas_tol)
+
+    def judge(self, iteration: int, proposal: Proposal, residuals: Mapping[str, float]) -> Certificate | None:
+        """The certificate of a proposal, traced; None where there is nothing finite to certify."""
+        if not _finite(proposal):
+            return None
+        assert proposal.weights is not None  # noqa: S101 - _finite saw them
+        solving = time.perf_counter() - self.began - self.judging
+        before = time.perf_counter()
+        certificate = certify(self.program, proposal.weights, proposal.multipliers)
+        self.last = (iteration, certificate)
+        c = certificate
+        point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals))
+        self.trace.append(point)
+        self.stopped = bool(self.callback and self.callback(point))
+        self.judging += time.perf_counter() - before
+        return certificate
+
+    def verdict(self, proposal: Proposal, provenance: dict[str, Any]) -> Solution:
+        """The solution, with its status."""
+        solving = time.perf_counter() - self.began - self.judging
+        if self.last is not None and self.last[0] == proposal.iterations and _finite(proposal):
+            certificate: Certificate | None = self.last[1]
+        else:
+            certificate = self.judge(proposal.iterations, proposal, {})
+        weights = proposal.weights
+        if weights is None:
+            weights = torch.full(self.program.shape, math.nan, dtype=self.program.dtype)
+        return Solution(
+            weights=weights,
+            multipliers=proposal.multipliers,
+            status=self._status(proposal, certificate),
+            certificate=certificate or Certificate(math.inf, 0.0, math.inf, math.inf),
+            trace=tuple(self.trace),
+            iterations=proposal.iterations,
+            seconds=Seconds(proposal.setup, solving - proposal.setup, self.judging),
+            provenance=provenance,
+        )
+
+    def _status(self, proposal: Proposal, certificate: Certificate | None) -> Status:
+        if certificate is None:
+            return Status.FAILED if proposal.weights is None else Status.DIVERGED
+        if certificate.meets(self.limits.tol, self.limits.feas_tol):
+            return Status.SOLVED
+        if certificate.infeasible:
+            return Status.INFEASIBLE
+        if self.stopped:
+            return Status.STOPPED
+        return _ENDED.get(proposal.ended, Status.UNCERTIFIED)
+
+
+_ENDED = {
+    "iteration limit": Status.ITERATION_LIMIT,
+    "time limit": Status.TIME_LIMIT,
+    "diverged": Status.DIVERGED,
+}
+
+
+def _finite(proposal: Proposal) -> bool:
+    arrays = (proposal.weights, proposal.multipliers)
+    return proposal.weights is not None and all(a is None or bool(torch.isfinite(a).all()) for a in arrays)
+
+
+def _checked(limits: Limits) -> Limits:
+    for name in ("tol", "feas_tol"):
+        value = getattr(limits, name)
+        if not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise InvalidTolerance(f"{name}: expected a finite number ≥ 0, found {value!r}")
+    if limits.max_iter is not None and not (isinstance(limits.max_iter, int) and limits.max_iter >= 1):
+        raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {limits.max_iter!r}")
+    if limits.time_limit is not None and not limits.time_limit > 0:
+        raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {limits.time_limit!r}")
+    return limits
+
+
+def _as_start(program: LayerProgram, start: Solution | Start | ArrayLike | None) -> Start | None:
+    if start is None:
+        return None
+    weights = start.weights if isinstance(start, Solution | Start) else start
+    multipliers = start.multipliers if isinstance(start, Solution | Start) else None
+    device = program.inputs.device
+    weights = check_shape("start", as_matrix("start", weights), program.shape, "[N, M] of the program").to(device)
+    if multipliers is not None:
+        multipliers = as_matrix("start multipliers", multipliers).to(device)
+        check_shape("start multipliers", multipliers, program.fit.shape, "[P, M] of the program")
+    return Start(weights, multipliers)
+
+
+def _provenance(
+    name: str, method: Solver, program: LayerProgram, limits: Limits, proposal: Proposal
+) -> dict[str, Any]:
+    return {
+        "solver": name,
+        "options": options_of(method),
+        "effective": dict(proposal.effective),
+        "message": proposal.message,
+        "ended": proposal.ended,
+        "limits": {"tol": limits.tol, "feas_tol": limits.feas_tol}
+        | {"max_iter": limits.max_iter, "time_limit": limits.time_limit},
+        "dtype": str(program.inputs.dtype),
+        "device": str(program.inputs.device),
+        "threads": torch.get_num_threads(),
+        "versions": versions("convexprune", "torch", "numpy", *getattr(method, "packages", ())),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Python's version and those of installed packages."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
