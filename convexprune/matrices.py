@@ -186,4 +186,5 @@ def _features(tensor: Tensor, size: int) -> Tensor:
 def _positions(channels: Tensor, groups: int) -> Tensor:
     """[samples, channels, positions], or without samples, as [groups, samples, positions, channels of a group]."""
     samples = channels if channels.dim() == 3 else channels[None]
-    return samples.reshape(len(samples), groups, -1, samples.shape[2]).permute(1, 0, 3, 2)
+    count, size, positions = samples.shape
+    return samples.reshape(count, groups, size // groups, positions).permute(1, 0, 3, 2)

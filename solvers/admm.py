@@ -8,7 +8,7 @@ penalty parameter for each constraint: rho for Z = XU and sigma for T = U.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,10 +37,18 @@ class _Block:
     primal: float = math.inf  # ‖constraint‖ relative to the larger of its two sides
     change: float = math.inf  # weight·‖change of value‖ relative to the multiplier
 
-    def reweight(self, factor: float) -> None:
-        """Change the penalty, keeping the multiplier."""
+    imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change), since the penalty was last reviewed
+
+    def rebalance(self, threshold: float) -> bool:
+        """Change the penalty, keeping the multiplier, if the mean imbalance is beyond the threshold."""
+        mean = sum(self.imbalance) / len(self.imbalance)
+        self.imbalance.clear()
+        if abs(mean) <= threshold:
+            return False
+        factor = min(max(math.exp(mean), 0.2), 5.0)
         self.weight *= factor
         self.dual /= factor
+        return True
 
 
 @dataclass
@@ -55,6 +63,7 @@ class _State:
     inverse: Tensor  # (gram + sigma/rho I)⁻¹
     work: Tensor  # a [P, M] buffer
     iteration: int = 0
+    due: int = 10  # the iteration at which the penalties are reviewed next
 
 
 @register("admm")
@@ -71,7 +80,7 @@ class ADMM(IterativeSolver[_State]):
         rho: Initial penalty of Z = XU in the caller's units, or None to derive it.
         sigma: Initial penalty of T = U in scaled units, or None to derive it.
         balance: Factor ≥ 1 that residuals may be out of balance; infinite keeps the penalties fixed.
-        restorations: Steps that move the sparse iterate along its support back to the fit's set, each time it is judged.
+        restorations: Steps that move the sparse iterate along its support back to the fit's set when it is judged.
         dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
     """
 
@@ -161,7 +170,8 @@ class ADMM(IterativeSolver[_State]):
             return start.weights.to(X) * d
         ridge = gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         moment = (X.T @ fit.anchor) / d
-        return torch.linalg.solve(ridge, moment.to(gram)).to(X)
+        start_weights: Tensor = torch.linalg.solve(ridge, moment.to(gram))
+        return start_weights.to(X)
 
     def _penalties(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
@@ -194,25 +204,27 @@ class ADMM(IterativeSolver[_State]):
         return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(state.X)
 
     def _balance(self, state: _State, XV: Tensor, V: Tensor, Z_before: Tensor, T_before: Tensor) -> None:
-        """Relative residuals of both constraints; penalties that are out of balance are changed."""
-        changed = False
-        for block, other, before in ((state.Z, XV, Z_before), (state.T, V, T_before)):
+        """Relative residuals of both constraints; when it is time, penalties that are out of balance are changed."""
+        blocks = ((state.Z, XV, Z_before), (state.T, V, T_before))
+        for block, other, before in blocks:
             block.primal = _distance(other, block.value) / max(_norm(other), _norm(block.value), _TINY)
             block.change = _distance(block.value, before) / max(_norm(block.dual), _TINY)
-            factor = math.sqrt(max(block.primal, _TINY) / max(block.change, _TINY))
-            factor = min(max(factor, 0.2), 5.0)
-            if not 1 / self.balance <= factor <= self.balance:
-                block.reweight(factor)
-                changed = True
-        if changed:
+            block.imbalance.append(0.5 * math.log(max(block.primal, _TINY) / max(block.change, _TINY)))
+        if state.iteration < state.due:
+            return
+        # Every change of a penalty sets ADMM back, so changes come ever more rarely: else it can cycle for ever.
+        state.due = state.iteration + max(10, state.iteration // 4)
+        changed = [block.rebalance(math.log(self.balance)) for block, _, _ in blocks]
+        if any(changed):
             state.inverse = self._inverse(state)
 
 
 def gram_matrix(X: Tensor) -> Tensor:
     """XᵀX in float64, by blocks of rows so that X is never copied whole."""
     gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
-    for block in X.split(max(1, 2**22 // X.shape[1])):
-        wide = block.to(torch.float64)
+    rows = max(1, 2**22 // X.shape[1])
+    for first in range(0, len(X), rows):
+        wide = X[first : first + rows].to(torch.float64)
         gram.addmm_(wide.T, wide)
     return gram
 

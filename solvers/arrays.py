@@ -28,7 +28,9 @@ def as_matrix(name: str, value: ArrayLike) -> Tensor:
     """
     tensor = _as_real(name, value)
     if tensor.ndim != 2:
-        raise ShapeMismatch(f"{name}: expected a matrix, found shape {list(tensor.shape)}; reshape it to two dimensions")
+        raise ShapeMismatch(
+            f"{name}: expected a matrix, found shape {list(tensor.shape)}; reshape it to two dimensions"
+        )
     if 0 in tensor.shape:
         raise EmptyInput(f"{name}: expected at least one row and one column, found shape {list(tensor.shape)}")
     return check_finite(name, tensor)
@@ -70,12 +72,16 @@ def norm(A: Tensor) -> Tensor:
     torch adds float32 squares in float32, which loses 6e-4 of the norm at 2·10⁷ entries; short runs do not.
     """
     if A.dtype == torch.float64:
-        return torch.linalg.vector_norm(A)
+        return _length(A)
     flat = A.reshape(-1)
     whole = len(flat) - len(flat) % 4096
     runs = torch.linalg.vector_norm(flat[:whole].view(-1, 4096), dim=1)
-    rest = torch.linalg.vector_norm(flat[whole:]).reshape(1)
-    return torch.linalg.vector_norm(torch.cat([runs, rest]), dtype=torch.float64)
+    return _length(torch.cat([runs, _length(flat[whole:]).reshape(1)]).to(torch.float64))
+
+
+def _length(A: Tensor) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(A)
+    return length
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

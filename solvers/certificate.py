@@ -3,7 +3,8 @@
 For any multipliers Λ [P, M] weak duality gives −f*(Λ) − g*(−XᵀΛ) ≤ optimum. Any Λ is first made dual feasible:
 
 1. ``fit.curb``: signs clipped where the fit asks for one;
-2. where the penalty leaves entries free (the bias), Λ is shifted on its unrestricted entries so that XᵀΛ = 0 there;
+2. where the penalty leaves entries free (the bias) or nearly so, Λ is shifted on its unrestricted entries so that
+   XᵀΛ keeps within the penalty there;
 3. each column gets its own scale t_m, at most 1/s_m with s_m the dual norm of (XᵀΛ)_m, and among those the t that
    makes −f*(t∘Λ) largest.
 
@@ -35,9 +36,10 @@ class Certificate:
     Attributes:
         value: g(U) + f(XU) without the indicator part: the penalty the weights cost.
         bound: A lower bound on the value of every feasible U; −inf where none is known.
-        gap: (value − bound) / max(value, floor); floor is a thousandth of the least penalty with which any one column
-            of X could produce an output as long as Y, so that the gap is blind to the units of X and Y and still
-            defined where U = 0 is optimal.
+        gap: (value − bound) / scale.
+        scale: max(value, floor); floor is a thousandth of the least penalty with which any one column of X could
+            produce an output as long as Y. So the gap is blind to the units of X and Y, and defined where U = 0 is
+            optimal.
         violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0).
         infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all.
     """
@@ -46,6 +48,7 @@ class Certificate:
     bound: float
     gap: float
     violation: float
+    scale: float
     infeasible: bool = False
 
     def meets(self, tol: float, feas_tol: float) -> bool:
@@ -83,19 +86,22 @@ def certify(program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | 
 
 def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Certificate:
     penalty = program.penalty.to(U)
-    free = penalty.free(program.shape)
-    shift = None if free is None else _free_shift(program, U, multipliers, free)
-    sums = _sums(program, U, multipliers, shift)
-    value, bound = float(penalty.value(U)), _bound(program.fit, penalty, free, sums)
+    cost = penalty.cost(program.shape)
+    sums = _sums(program, U, multipliers)
+    cheap = _cheap(cost, sums.column_squares)
+    if bool(cheap.any()):
+        sums = _sums(program, U, multipliers, _shift(program, U, multipliers, cheap, cost, sums))
+    value, bound = float(penalty.value(U)), _bound(program.fit, penalty, cost, sums)
     violation = program.fit.distance(sums.squares) / program.fit.scale
     reach = float(penalty.dual_norm(sums.column_squares.sqrt().expand(program.shape)).max())
-    unit = program.fit.size / reach if reach > 0 else 0.0
-    size = max(value, 1e-3 * unit)
+    unit = max(program.fit.size, program.fit.scale) / reach if reach > 0 else 0.0
+    scale = max(value, 1e-3 * unit)
     return Certificate(
         value=value,
         bound=bound,
-        gap=max(0.0, value - bound) / size if size > 0 else 0.0,
+        gap=max(0.0, value - bound) / scale if scale > 0 else 0.0,
         violation=violation,
+        scale=scale,
         infeasible=violation > 0 and bound > _INFEASIBLE * max(value, unit),
     )
 
@@ -133,7 +139,7 @@ class _Sums:
     multiplier_squares: Tensor  # ‖λ_m‖² [1, M]
 
 
-def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None) -> _Sums:
+def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None = None) -> _Sums:
     totals: list[Tensor] = []
     for block in _blocks(program, U, multipliers):
         L = block.L
@@ -150,30 +156,39 @@ def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: T
     return _Sums(*totals)
 
 
-def _free_shift(program: LayerProgram, U: Tensor, multipliers: Tensor | None, free: Tensor) -> Tensor:
-    """C [N, M] such that Λ − unrestricted∘(XC) in the place of Λ has (XᵀΛ)_jm = 0 on every free entry.
+def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
+    """[N, M]: entries that are free, or far cheaper than others for the same length of output."""
+    price = cost / column_squares.sqrt().clamp(min=1e-300)
+    return (price <= 1e-2 * price.median()) & (column_squares > 0)
 
-    A least squares problem a column over the free inputs F: (X_Fᵀ D X_F) c = X_Fᵀ λ, D the unrestricted samples.
+
+def _shift(
+    program: LayerProgram, U: Tensor, multipliers: Tensor | None, cheap: Tensor, cost: Tensor, sums: _Sums
+) -> Tensor:
+    """C [N, M] such that Λ − unrestricted∘(XC) in the place of Λ meets |XᵀΛ| ≤ cost on every cheap entry.
+
+    A least squares problem a column over the cheap inputs F: (X_Fᵀ D X_F) c = r_F with D the unrestricted samples and r
+    what A exceeds the cost by. Columns of X_F are scaled to unit length first.
     """
-    rows = free.any(1).nonzero()[:, 0]
-    mask = free[rows].T.to(torch.float64)  # [M, F]
-    gram, moment = U.new_zeros(*mask.shape, len(rows)), torch.zeros_like(mask)
+    rows = cheap.any(1).nonzero()[:, 0]
+    mask = cheap[rows].T.to(torch.float64)  # [M, F]
+    length = sums.column_squares[rows].sqrt().clamp(min=1e-300)  # [F, 1]
+    gram = U.new_zeros(*mask.shape, len(rows))
     for block in _blocks(program, U, multipliers):
-        XF = block.X[:, rows]
+        XF = block.X[:, rows] / length.T
         gram += torch.einsum("pf,pm,pg->mfg", XF, block.fit.unrestricted().to(torch.float64), XF)
-        moment += (XF.T @ block.L).T
     gram *= mask[:, :, None] * mask[:, None, :]
-    solution = torch.linalg.pinv(gram, hermitian=True) @ (moment * mask)[:, :, None]
-    return torch.zeros_like(U).index_copy(0, rows, solution[:, :, 0].T * mask.T)
+    A, limit = sums.A[rows], cost[rows]
+    excess = ((A - A.clamp(-limit, limit)) / length).T * mask
+    solution = torch.linalg.pinv(gram, hermitian=True) @ excess[:, :, None]
+    return torch.zeros_like(U).index_copy(0, rows, (solution[:, :, 0] * mask).T / length)
 
 
-def _bound(fit: Fit, penalty: Penalty, free: Tensor | None, sums: _Sums) -> float:
+def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> float:
     # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
     size = sums.column_squares.sqrt() * sums.multiplier_squares.sqrt()
     norm = penalty.dual_norm(sums.A) + _ROUNDING * penalty.dual_norm(size)
     cap = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
-    if free is not None:
-        unmet = ((sums.A.abs() > 1e-10 * size) & free).any(0)
-        cap = torch.where(unmet, 0.0, cap)
-    t = fit.best_scaling(sums.terms, cap)
+    unmet = ((sums.A.abs() > 1e-10 * size) & (cost == 0)).any(0)
+    t = fit.best_scaling(sums.terms, torch.where(unmet, 0.0, cap))
     return max(0.0, fit.dual_value(sums.terms, t))

@@ -25,6 +25,7 @@ class CrosscheckRow:
     bound: float = 0.0
     gap: float = math.inf
     violation: float = math.inf
+    scale: float = math.inf
     nonzeros: int = 0
     iterations: int = 0
     seconds: float = math.inf
@@ -36,17 +37,17 @@ class Crosscheck:
 
     Attributes:
         rows: In the order asked for.
-        disagreement: The largest relative difference of certified values between two rows that are "solved"; inf where
-            fewer than two are.
+        disagreement: The largest difference of certified values between two rows that are "solved", relative to the
+            certificates' scale; inf where fewer than two are.
     """
 
     rows: tuple[CrosscheckRow, ...]
 
     @property
     def disagreement(self) -> float:
-        """max |v_a − v_b| / max(v_a, v_b) over pairs of solved rows."""
-        values = [row.value for row in self.rows if row.status == "solved"]
-        pairs = [abs(a - b) / max(a, b) if a != b else 0.0 for a, b in combinations(values, 2)]
+        """max |v_a − v_b| / max(scale_a, scale_b) over pairs of solved rows."""
+        solved = [row for row in self.rows if row.status == "solved"]
+        pairs = [abs(a.value - b.value) / (max(a.scale, b.scale) or 1.0) for a, b in combinations(solved, 2)]
         return max(pairs, default=math.inf)
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,5 +86,14 @@ def _row(program: LayerProgram, solver: str | Solver, limits: dict[str, Any]) ->
     except (SolverRefused, MissingExtra) as error:
         return CrosscheckRow(name, f"refused: {error}")
     c = solution.certificate
-    figures = (c.value, c.bound, c.gap, c.violation, solution.nonzeros, solution.iterations, solution.seconds.total)
+    figures = (
+        c.value,
+        c.bound,
+        c.gap,
+        c.violation,
+        c.scale,
+        solution.nonzeros,
+        solution.iterations,
+        solution.seconds.total,
+    )
     return CrosscheckRow(name, str(solution.status), *figures)

@@ -9,7 +9,15 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, check_finite, check_shape, checked_radius, norm, working_dtype
+from convexprune.solvers.arrays import (
+    ArrayLike,
+    as_matrix,
+    check_finite,
+    check_shape,
+    checked_radius,
+    norm,
+    working_dtype,
+)
 from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Ball", "Fit", "NetTrimSet", "ReluBall"]
@@ -33,6 +41,10 @@ class Fit(Protocol):
     @property
     def size(self) -> float:
         """‖Y‖_F."""
+
+    @property
+    def anchor(self) -> Tensor:
+        """Outputs [P, M] that the fit is about: a point to start from."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with each of its [P, M] arrays replaced by ``change`` of it: a row slice, a dtype, a device."""
@@ -202,7 +214,8 @@ class _BallFit(ABC):
         import cvxpy as cp
 
         on, Y = self._cvxpy_masks(), self.Y.double().cpu().numpy()
-        parts, constraints = [], []
+        parts: list[Any] = []
+        constraints: list[Any] = []
         if on.any():
             parts.append(Z[on] - Y[on])
         if not on.all():
@@ -268,7 +281,9 @@ class ReluBall(_ReluFit):
     def _off_cvxpy(self, Z: Any, off: Any) -> tuple[list[Any], list[Any]]:  # noqa: ARG002
         import cvxpy as cp
 
-        return [cp.pos(Z)], []
+        # A slack in the place of Z₊, which cvxpy's rules do not accept inside a norm beside affine parts.
+        slack = cp.Variable(Z.shape, nonneg=True)
+        return [slack], [slack >= Z]
 
 
 @dataclass(frozen=True, eq=False)

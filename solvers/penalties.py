@@ -37,8 +37,8 @@ class Penalty(Protocol):
     def dual_norm(self, A: Tensor) -> Tensor:
         """For each column m, the least s_m ≥ 0 with ⟨a_m, u⟩ ≤ s_m·g(u); [M]. Free entries are left out."""
 
-    def free(self, shape: tuple[int, int]) -> Tensor | None:
-        """Which of the [N, M] entries cost nothing, so that a dual point must have A = 0 there; None where none."""
+    def cost(self, shape: tuple[int, int]) -> Tensor:
+        """g of each entry alone at 1, [N, M]; where it is 0 the entry is free and a dual point must have A = 0."""
 
     def to_cvxpy(self, U: Any) -> Any:
         """g as a cvxpy expression of the variable U."""
@@ -80,7 +80,9 @@ class L1:
     def check(self, shape: tuple[int, int]) -> None:
         """Raise ShapeMismatch unless the weights broadcast to ``shape``."""
         if any(have not in (1, want) for have, want in zip(self.w.shape, shape, strict=True)):
-            raise ShapeMismatch(f"L1 weights: expected {list(shape)}, [N, 1], [1, M] or [1, 1], found {list(self.w.shape)}")
+            raise ShapeMismatch(
+                f"L1 weights: expected {list(shape)}, [N, 1], [1, M] or [1, 1], found {list(self.w.shape)}"
+            )
 
     def to(self, like: Tensor) -> Self:
         """The same penalty on the device and in the dtype of ``like``."""
@@ -104,9 +106,9 @@ class L1:
         w = self.w.to(A)
         return torch.where(w > 0, A.abs() / w, 0.0).amax(0)
 
-    def free(self, shape: tuple[int, int]) -> Tensor | None:
-        """The entries of weight 0."""
-        return (self.w == 0).expand(shape) if bool((self.w == 0).any()) else None
+    def cost(self, shape: tuple[int, int]) -> Tensor:
+        """w, as a full matrix."""
+        return self.w.expand(shape)
 
     def to_cvxpy(self, U: Any) -> Any:
         """Σ w|u| as a cvxpy expression."""

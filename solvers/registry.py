@@ -52,7 +52,9 @@ def register(name: str, *, replace: bool = False) -> Callable[[S], S]:
         # The same class defined again (a notebook cell run twice) is no clash.
         again = getattr(known, "__qualname__", None) == getattr(solver, "__qualname__", "")
         if known is not None and not replace and not again:
-            raise InvalidInput(f"a solver named {name!r} is registered already; choose another name or pass replace=True")
+            raise InvalidInput(
+                f"a solver named {name!r} is registered already; choose another name or pass replace=True"
+            )
         _REGISTRY[name] = solver
         return solver
 

@@ -13,34 +13,40 @@ __all__ = ["Scaling"]
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Columns of X divided by d, outputs multiplied by c: with U = diag(1/d) V / c the program in V is the same one.
+    """Columns of X divided by d, outputs multiplied by c, the objective by b: V = c·diag(d) U solves the new program.
 
     Attributes:
         d: [N, 1] > 0.
         c: A number > 0.
+        b: A number > 0.
     """
 
     d: Tensor
     c: float
+    b: float
 
     @classmethod
     def of(cls, program: LayerProgram) -> Self:
-        """Unit root mean square for every column of X that is not zero, and for the targets."""
+        """Unit root mean square for the columns of X and for the targets, median 1 for the penalty's prices."""
         root = program.samples**0.5
         d = torch.linalg.vector_norm(program.inputs, dim=0, dtype=torch.float64)[:, None] / root
-        size = program.fit.size
+        d = torch.where(d > 0, d, 1.0)
         entries = program.fit.shape[0] * program.fit.shape[1]
-        return cls(torch.where(d > 0, d, 1.0), entries**0.5 / size if size > 0 else 1.0)
+        price = program.penalty.to(d).cost(program.shape) / d
+        positive = price[price > 0]
+        b = 1 / float(positive.median()) if len(positive) else 1.0
+        return cls(d, entries**0.5 / (program.fit.size or 1.0), b)
 
     def apply(self, program: LayerProgram) -> LayerProgram:
-        """The program in the new units, in float64; its value is c times the old one."""
+        """The program in the new units, in float64; its value is b·c times the old one."""
         wide = program.to(torch.float64)
-        return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c), wide.penalty.rescaled(self.d))
+        penalty = wide.penalty.rescaled(self.d / self.b)
+        return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c), penalty)
 
     def undo_weights(self, V: Tensor) -> Tensor:
         """U = diag(1/d) V / c."""
         return V / self.d.to(V) / self.c
 
     def undo_multipliers(self, L: Tensor) -> Tensor:
-        """Λ itself: value and outputs are both scaled by c, so the multipliers are not."""
-        return L
+        """Λ/b: the objective is scaled by b·c, the outputs by c."""
+        return L / self.b

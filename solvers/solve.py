@@ -116,7 +116,7 @@ class _Judge:
             weights=weights,
             multipliers=proposal.multipliers,
             status=self._status(proposal, certificate),
-            certificate=certificate or Certificate(math.inf, 0.0, math.inf, math.inf),
+            certificate=certificate or Certificate(math.inf, 0.0, math.inf, math.inf, math.inf),
             trace=tuple(self.trace),
             iterations=proposal.iterations,
             seconds=Seconds(proposal.setup, solving - proposal.setup, self.judging),
@@ -172,9 +172,7 @@ def _as_start(program: LayerProgram, start: Solution | Start | ArrayLike | None)
     return Start(weights, multipliers)
 
 
-def _provenance(
-    name: str, method: Solver, program: LayerProgram, limits: Limits, proposal: Proposal
-) -> dict[str, Any]:
+def _provenance(name: str, method: Solver, program: LayerProgram, limits: Limits, proposal: Proposal) -> dict[str, Any]:
     return {
         "solver": name,
         "options": options_of(method),

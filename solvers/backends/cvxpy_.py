@@ -15,7 +15,7 @@ from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
 from convexprune.solvers.scaling import Scaling
 
-__all__ = ["SCS", "CVXPY", "Clarabel"]
+__all__ = ["CVXPY", "SCS", "Clarabel"]
 
 _PIP = 'pip install "convexprune[reference]"'
 
@@ -66,7 +66,7 @@ class CVXPY:
         scaling = Scaling.of(program)
         problem, U = scaling.apply(program).to_cvxpy()
         setup = time.perf_counter() - began
-        settings = _settings(self.backend.upper(), limits) | dict(self.settings)
+        settings = _settings(self.backend.upper(), program, limits) | dict(self.settings)
         effective = {"backend": self.backend.upper(), "settings": settings, "start": "not used"}
         try:
             with warnings.catch_warnings():
@@ -82,7 +82,8 @@ class CVXPY:
             return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
         weights = scaling.undo_weights(torch.as_tensor(U.value, dtype=torch.float64))
         if multipliers is not None:
-            multipliers = scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64))
+            # cvxpy's Lagrangian has ⟨dual, Z − XU⟩ for the constraint Z == XU.
+            multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64))
         device = program.inputs.device
         multipliers = None if multipliers is None else multipliers.to(device)
         return Proposal(weights.to(device), multipliers, "own rule", iterations, setup, problem.status, effective)
@@ -111,15 +112,18 @@ def _takes_cones(name: str) -> bool:
     return name in SOLVER_MAP_CONIC and SOC in SOLVER_MAP_CONIC[name].SUPPORTED_CONSTRAINTS
 
 
-def _settings(backend: str, limits: Limits) -> dict[str, Any]:
+def _settings(backend: str, program: LayerProgram, limits: Limits) -> dict[str, Any]:
     """The backend's own options that make its answer worth judging at these limits."""
-    tight = 0.05 * max(min(limits.tol, limits.feas_tol), 1e-9)
+    # A violation relative to a small eps is a small one relative to the outputs, which is what solvers look at.
+    radius = min(1.0, 10 * program.fit.scale / max(program.fit.size, program.fit.scale))
+    wanted = min(limits.tol, limits.feas_tol * radius)
     if backend == "CLARABEL":
-        names = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
-        names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), tight)
+        # An interior point method gains digits cheaply at the end, and needs them where prices differ by 1e12.
+        names: dict[str, Any] = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
+        names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))
     elif backend == "SCS":
         names = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
-        names |= {"eps_abs": tight, "eps_rel": tight}
+        names |= dict.fromkeys(("eps_abs", "eps_rel"), max(0.05 * wanted, 1e-10))
     else:
         names = {}
     return {name: value for name, value in names.items() if value is not None}
