@@ -2,7 +2,7 @@
 
 from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput
 
-__all__ = ["DamagedFile", "EmptyCalibration", "NothingToPrune", "UnsupportedModule"]
+__all__ = ["DamagedFile", "EmptyCalibration", "NothingToPrune", "PruningFailed", "UnsupportedModule"]
 
 
 class UnsupportedModule(ConvexPruneError, TypeError):
@@ -19,3 +19,7 @@ class EmptyCalibration(EmptyInput):
 
 class DamagedFile(ConvexPruneError, OSError):
     """A file that cannot be read as what it should be, or that would have to be unpickled."""
+
+
+class PruningFailed(ConvexPruneError):
+    """A solver returned no usable weights for a layer; the model is as it was."""

@@ -31,6 +31,10 @@ class Fit(Protocol):
     """
 
     @property
+    def Y(self) -> Tensor:
+        """The targets [P, M]."""
+
+    @property
     def shape(self) -> tuple[int, int]:
         """[P, M]."""
 

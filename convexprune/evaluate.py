@@ -1,0 +1,29 @@
+"""What a model is worth."""
+
+from torch import Tensor, nn
+
+from convexprune.capture import as_batches, network_outputs
+from convexprune.solvers.errors import ShapeMismatch
+
+__all__ = ["accuracy"]
+
+
+def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
+    """The fraction of samples whose largest output is at their label, in eval mode.
+
+    Args:
+        model: The network; left as found.
+        x: Inputs [samples, ...].
+        y: Labels [samples], whole numbers.
+        batch_size: Samples at a time.
+
+    Raises:
+        ShapeMismatch: x and y differ in length.
+        EmptyCalibration, NonFinite: No sample, or NaN or infinity in x.
+    """
+    if len(x) != len(y) or y.ndim != 1:
+        raise ShapeMismatch(
+            f"accuracy needs one label a sample: found inputs {list(x.shape)} and labels {list(y.shape)}"
+        )
+    outputs = network_outputs(model, as_batches(x, batch_size))
+    return float((outputs.argmax(1) == y.to(outputs.device)).double().mean())

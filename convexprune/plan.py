@@ -1,0 +1,108 @@
+"""What is to be pruned, and how: layers by name patterns, their fits, their eps."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from torch import nn
+
+from convexprune.errors import NothingToPrune
+from convexprune.matrices import unsupported
+from convexprune.report import SkippedModule
+from convexprune.solvers.arrays import checked_radius
+from convexprune.solvers.errors import InvalidInput
+
+__all__ = ["choose_layers", "layer_eps", "layer_fits", "looked_up"]
+
+T = TypeVar("T")
+
+
+def choose_layers(
+    model: nn.Module, patterns: str | Iterable[str] | None = None
+) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
+    """The layers to prune by qualified name, and every other module that holds weights, with the reason.
+
+    Args:
+        model: Any module.
+        patterns: Shell patterns of qualified names; None: every layer.
+
+    Raises:
+        NothingToPrune: No layer can be pruned, or a pattern matches none of them.
+    """
+    wanted = None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
+    holders = {name: module for name, module in model.named_modules() if _holds_weights(module)}
+    owners: dict[int, list[str]] = {}
+    for name, module in holders.items():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    reasons = {name: _reason(name, module, wanted, owners) for name, module in holders.items()}
+    chosen = {name: module for name, module in holders.items() if reasons[name] is None}
+    skipped = [SkippedModule(name, type(holders[name]).__name__, why) for name, why in reasons.items() if why]
+    idle = [pattern for pattern in wanted or [] if not any(fnmatchcase(name, pattern) for name in chosen)]
+    if idle or not chosen:
+        what = f"no layer that can be pruned matches {idle}" if idle else "the model has no layer that can be pruned"
+        listing = "; ".join(f"{s.name or 'the model'} ({s.kind}): {s.reason}" for s in skipped) or "no weights at all"
+        raise NothingToPrune(f"{what}. Linear and Conv2d layers can be: {', '.join(chosen) or 'none'}. Not: {listing}")
+    return chosen, skipped
+
+
+def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The eps of each layer: one for all, one a layer in order, or by name pattern.
+
+    Raises:
+        InvalidTolerance: A negative, NaN or infinite eps.
+        InvalidInput: Their number is not that of the layers, or a layer has none.
+    """
+    if isinstance(eps, Mapping):
+        values = {name: looked_up(eps, name) for name in names}
+        missing = [name for name, value in values.items() if value is None]
+        if missing:
+            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; add one, or '*'")
+        return {name: checked_radius(f"eps of {name}", value) for name, value in values.items() if value is not None}
+    if isinstance(eps, Sequence) and not isinstance(eps, str):
+        if len(eps) != len(names):
+            raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(eps)}")
+        return {name: checked_radius(f"eps of {name}", value) for name, value in zip(names, eps, strict=True)}
+    return dict.fromkeys(names, checked_radius("eps", eps))
+
+
+def layer_fits(
+    fit: str | Mapping[str, str] | None, activations: Mapping[str, str | None], known: Iterable[str]
+) -> dict[str, str]:
+    """The fit of each layer; where none is given, "relu-ball" before a ReLU and "ball" elsewhere.
+
+    Args:
+        fit: A name for all layers, or names by pattern, or None.
+        activations: What follows each layer, by its name.
+        known: Fit names that exist.
+
+    Raises:
+        InvalidInput: An unknown fit.
+    """
+    fits = {}
+    for name, activation in activations.items():
+        given = looked_up(fit, name) if isinstance(fit, Mapping) else fit
+        fits[name] = given or ("relu-ball" if activation == "relu" else "ball")
+        if fits[name] not in known:
+            raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
+    return fits
+
+
+def looked_up(table: Mapping[str, T], name: str) -> T | None:
+    """The entry of the first pattern that matches."""
+    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    own = module.parameters(recurse=False)
+    return isinstance(module, nn.Linear | nn.Conv2d) or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
+
+
+def _reason(name: str, module: nn.Module, wanted: list[str] | None, owners: Mapping[int, list[str]]) -> str | None:
+    if wanted is not None and not any(fnmatchcase(name, pattern) for pattern in wanted):
+        return "not chosen by the name patterns"
+    shared = {other for p in module.parameters(recurse=False) for other in owners[id(p)]} - {name}
+    tied = (
+        f"shares a parameter with {', '.join(sorted(shared))}, and weights can be pruned for one use only: untie them"
+    )
+    return unsupported(module) or (tied if shared else None)
