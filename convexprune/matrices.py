@@ -174,7 +174,7 @@ def _padding(module: nn.Conv2d) -> list[int]:
         totals = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
         return [pixels for total in reversed(totals) for pixels in (total // 2, total - total // 2)]
     height, width = module.padding
-    return [height, height, width, width]
+    return [width, width, height, height]
 
 
 def _features(tensor: Tensor, size: int) -> Tensor:

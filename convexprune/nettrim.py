@@ -134,8 +134,12 @@ def prune_(
         solver: As in ``solve``.
         layers: Patterns ("features.*", "fc?") of qualified names; None: every layer that can be pruned.
         activations: What follows a layer, by name pattern, where watching the model is not enough: {"fc1": "relu"}.
-        ceiling, penalise_bias: As in ``layer_program``.
-        tol, feas_tol, max_iter, time_limit: As in ``solve``, for each layer (each group of a convolution).
+        ceiling: As in ``layer_program``.
+        penalise_bias: As in ``layer_program``.
+        tol: As in ``solve``, for each layer (each group of a convolution); likewise the next three.
+        feas_tol: As in ``solve``.
+        max_iter: As in ``solve``.
+        time_limit: As in ``solve``.
         batch_size: Samples at a time where ``calibration`` is one tensor.
         forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
         keep_solutions: Keep each layer's solutions, multipliers included, in the report.
@@ -169,9 +173,7 @@ def prune_(
     called = [name for name in chosen if name in seen.layers]
     skipped += [SkippedModule(name, type(chosen[name]).__name__, _UNCALLED) for name in chosen if name not in called]
     if not called:
-        raise NothingToPrune(
-            f"none of {', '.join(chosen)} was called on the calibration data: check layers and forward"
-        )
+        raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
     follows = {name: looked_up(activations or {}, name) or seen.layers[name].activation for name in called}
     fits = layer_fits(fit, follows, FITS)
     rows, solved = [], {}

@@ -57,7 +57,8 @@ class Crosscheck:
     def __str__(self) -> str:
         head = f"{'solver':<12}{'value':>14}{'bound':>14}{'gap':>10}{'violation':>11}{'seconds':>9}  status"
         lines = [
-            f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  {r.status}"
+            f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  "
+            f"{r.status}"
             for r in self.rows
         ]
         return "\n".join([head, *lines, f"largest disagreement {self.disagreement:.1e}"])
