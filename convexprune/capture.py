@@ -149,7 +149,7 @@ class _Watch(TorchFunctionMode):
             for noted in consumers:
                 noted.append(name)
             if result is tensor:  # changed in place: its storage, under any view, no longer holds the layer's output
-                pass
+                self._forget(tensor)
 
     def _forget(self, tensor: Tensor) -> None:
         self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convexprune.solvers.errors import EmptyInput, MissingExtra, ShapeMismatch
+from convexprune.solvers.errors import MissingExtra
 
-__all__ = ["Digits", "accuracy", "load_digits", "train_digits_network"]
+__all__ = ["Digits", "load_digits", "train_digits_network"]
 
 _TRAIN = 1300  # of 1,797 images
 _EPOCHS = 30
@@ -76,26 +76,3 @@ def _network(seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
         return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> float:
-    """Return the fraction of samples, in [0, 1], whose largest output is the label; ``model`` is left as it was.
-
-    Raises:
-        EmptyInput: there is no sample.
-        ShapeMismatch: ``x`` and ``y`` hold different numbers of samples, or ``y`` is not [n].
-    """
-    if y.shape != x.shape[:1]:
-        raise ShapeMismatch(f"y has shape {tuple(y.shape)}; expected {tuple(x.shape[:1])}, a label for each sample.")
-    if len(x) == 0:
-        raise EmptyInput("There is no sample to measure the accuracy on; give at least one.")
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        batches = zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-        correct = sum(int((model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches)
-    finally:
-        for module in training:
-            module.training = True
-    return correct / len(x)

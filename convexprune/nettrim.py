@@ -27,7 +27,7 @@ from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import TracePoint
 from convexprune.solvers.solve import versions
 
-__all__ = ["FITS", "layer_program", "prune_"]
+__all__ = ["FITS", "layer_program", "prune_", "silent"]
 
 FITS = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 """Fits by name."""
@@ -168,7 +168,7 @@ def prune_(
     recipe = _Recipe(solver, limits | options, layer_eps(eps, list(chosen)), ceiling, penalise_bias, callback)
     before = {name: weight_matrices(layer) for name, layer in chosen.items()}  # NaN in any layer is found first
     batches = as_batches(calibration, batch_size)
-    tell = progress or _silent
+    tell = progress or silent
     seen = capture(model, batches, chosen, forward=forward, progress=partial(tell, "capture"))
     called = [name for name in chosen if name in seen.layers]
     skipped += [SkippedModule(name, type(chosen[name]).__name__, _UNCALLED) for name in chosen if name not in called]
@@ -203,7 +203,7 @@ def prune_(
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
 
 
-def _silent(stage: str, done: int, total: int) -> None:
+def silent(stage: str, done: int, total: int) -> None:
     """No progress is shown."""
 
 

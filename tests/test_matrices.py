@@ -117,8 +117,9 @@ def test_linear_inputs_without_bias_are_a_view():
     assert X.data_ptr() == inputs.data_ptr()
 
 
-def test_weights_are_detached_copies_in_the_modules_dtype():
-    layer = nn.Conv2d(2, 2, 1, groups=2, dtype=torch.float16)
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_are_detached_copies_in_the_modules_dtype(bias):
+    layer = nn.Conv2d(2, 2, 1, groups=2, bias=bias, dtype=torch.float16)
     before = copy.deepcopy(layer.state_dict())
     for U in weight_matrices(layer):
         assert U.dtype == torch.float16

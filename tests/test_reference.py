@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from convexprune.digits import accuracy, load_digits, train_digits_network
+from convexprune.digits import load_digits, train_digits_network
+from convexprune.evaluate import accuracy
 from convexprune.files import load_array, load_weights_into_
 from convexprune.reference import REFERENCE_MODELS, find_model
 from convexprune.solvers.errors import EmptyInput, InvalidInput, MissingExtra, NonFinite, ShapeMismatch
@@ -217,7 +218,7 @@ def test_accuracy_is_the_fraction_in_eval_mode_and_restores_the_flags() -> None:
 
 def test_accuracy_refuses_what_it_cannot_count() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(ShapeMismatch, match=r"expected \(3,\)"):
+    with pytest.raises(ShapeMismatch, match="one label a sample"):
         accuracy(model, torch.ones(3, 2), torch.ones(4))
     with pytest.raises(EmptyInput):
         accuracy(model, torch.ones(0, 2), torch.ones(0))
