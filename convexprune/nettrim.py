@@ -130,7 +130,7 @@ def prune_(
         eps: Allowed output error of each layer relative to ‖Y‖_F: a number, one a layer in the model's order, or a
             mapping from layer names or patterns.
         mode: "parallel": every layer from the original network's inputs.
-        fit: None: "relu-ball" where only ReLU follows and "ball" elsewhere; or a fit's name, or a mapping from patterns.
+        fit: None: "relu-ball" where only ReLU follows, "ball" elsewhere; or a fit's name, or a mapping from patterns.
         solver: As in ``solve``.
         layers: Patterns ("features.*", "fc?") of qualified names; None: every layer that can be pruned.
         activations: What follows a layer, by name pattern, where watching the model is not enough: {"fc1": "relu"}.

@@ -26,7 +26,8 @@ __all__ = ["Certificate", "certify"]
 
 _BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
 _ROUNDING = 2**-50  # relative error granted to float64 sums
-_INFEASIBLE = 1e6  # weights that cost this many times more than those proposed are no answer
+# Weights that cost this many times more than those proposed are no answer: rounding of the data would swamp the fit.
+_INFEASIBLE = {torch.float32: 1e4, torch.float64: 1e6}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Cert
         gap=max(0.0, value - bound) / scale if scale > 0 else 0.0,
         violation=violation,
         scale=scale,
-        infeasible=violation > 0 and bound > _INFEASIBLE * max(value, unit),
+        infeasible=violation > 0 and bound > _INFEASIBLE[program.dtype] * max(value, unit),
     )
 
 

@@ -1,6 +1,7 @@
 """What a solver is: the protocol, what it is given, what it gives back, and the one loop of every iterative method."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class IterativeSolver(Generic[State]):
             if not (k == rhythm.due or k == last or own or late):
                 continue
             residuals = self.residuals(state)
-            if not all(map(_finite, residuals.values())):
+            if any(map(math.isnan, residuals.values())):
                 ended = "diverged"
                 break
             if watch(k, propose, residuals):
@@ -158,10 +159,6 @@ class _Rhythm:
 
 def _past(began: float, time_limit: float | None) -> bool:
     return time_limit is not None and time.perf_counter() - began >= time_limit
-
-
-def _finite(x: float) -> bool:
-    return x == x and abs(x) != float("inf")
 
 
 def options_of(solver: object) -> dict[str, Any]:

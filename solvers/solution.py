@@ -42,8 +42,8 @@ _ADVICE = {
     Status.STOPPED: "The callback asked to stop. The bound holds; pass this solution as start to go on.",
     Status.UNCERTIFIED: "The solver was content, the certificate is not: tighten the solver's own tolerances, work in "
     "float64, or try another solver.",
-    Status.INFEASIBLE: "No weights of a sensible size satisfy the fit: the bound proves that any would cost over a "
-    "million times more. Raise eps or the ceiling.",
+    Status.INFEASIBLE: "No weights of a sensible size satisfy the fit: the bound proves that any would cost many "
+    "thousand times more than those returned, which do not satisfy it. Raise eps or the ceiling.",
     Status.DIVERGED: "An iterate became NaN or infinite. Work in float64 (dtype=torch.float64), rescale X, or try "
     "another solver.",
     Status.FAILED: "The backend returned no weights; its message is in the provenance. Try another solver.",

@@ -72,7 +72,8 @@ def test_every_layer_keeps_its_promise_on_the_original_inputs(make: Callable[[],
         act: Callable[[Tensor], Tensor] = functional.relu if row.fit != "ball" else nn.Identity()
         with torch.no_grad():
             Y = act(dense.get_submodule(row.name)(inputs)).double()
-            error = float((act(model.get_submodule(row.name)(inputs)).double() - Y).norm() / Y.norm())
+            size = float(Y.norm()) or 1.0
+            error = float((act(model.get_submodule(row.name)(inputs)).double() - Y).norm()) / size
         assert error <= 0.1 * (1 + 2e-4)
         assert error == pytest.approx(row.output_error, rel=1e-3)
         weight = model.get_submodule(row.name).get_parameter("weight")
@@ -114,7 +115,7 @@ def test_solvers_can_be_swapped_and_agree() -> None:
     for solver in ("admm", "clarabel"):
         model, x = mlp()
         values.append([row.value for row in prune_(model, x, solver=solver, tol=1e-4, feas_tol=1e-5).layers])
-    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert values[0] == pytest.approx(values[1], rel=1e-4, abs=1e-5)
 
 
 def test_kept_solutions_certify_again() -> None:
@@ -361,5 +362,5 @@ def test_limits_that_run_out_are_reported_not_hidden(caplog: pytest.LogCaptureFi
     model, x = mlp()
     report = prune_(model, x, max_iter=3)
     assert not report.certified
-    assert {row.status for row in report.layers} == {"iteration limit"}
+    assert {row.status for row in report.layers} == {"iteration limit", "solved"}  # the last needs its bias alone
     assert "raise max_iter" in caplog.text
