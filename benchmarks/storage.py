@@ -1,6 +1,6 @@
 """What a pruned model's zeros buy on this machine: bytes by format, and latency of its largest layer.
 
-    python benchmarks/storage.py DENSE.safetensors PRUNED.safetensors
+python benchmarks/storage.py DENSE.safetensors PRUNED.safetensors
 """
 
 import gzip

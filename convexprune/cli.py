@@ -112,7 +112,7 @@ def prune(
                 progress=progress,
                 callback=callback,
             )
-        console.print(report.table())
+        console.print(report.table(console.width))
         for line in run.written(report):
             console.print(line, highlight=False)
     if not report.certified:

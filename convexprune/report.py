@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -109,17 +110,18 @@ class Report:
         """``to_dict()`` as JSON."""
         return json.dumps(self.to_dict(), indent=2, default=str)
 
-    def table(self) -> "Table":
-        """A rich table, a row a layer."""
+    def table(self, width: int = 140) -> "Table":
+        """A rich table, a row a layer; the columns that matter least are left out below 120 characters."""
         from rich.table import Table
 
         table = Table(caption=self._caption(), caption_justify="left")
-        for heading in ("layer", "shape", "fit", "nonzeros", "kept"):
-            table.add_column(heading, justify="left" if heading in ("layer", "fit") else "right")
-        for heading in ("ℓ1 value", "gap", "violation", "output error", "its", "seconds", "status"):
-            table.add_column(heading, justify="right")
-        for row in self.layers:
-            table.add_row(*_cells(row))
+        wide = width >= _WIDE
+        rows = [_cells(row) for row in self.layers]
+        for number, (heading, always) in enumerate(_COLUMNS):
+            if wide or always:
+                table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*[cell for cell, (_, always) in zip(row, _COLUMNS, strict=True) if wide or always])
         return table
 
     def _caption(self) -> str:
@@ -131,10 +133,27 @@ class Report:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(file=StringIO(), width=140)
-        with console.capture() as captured:
-            console.print(self.table())
-        return captured.get()
+        console = Console(file=StringIO(), width=max(80, get_terminal_size().columns))
+        console.print(self.table(console.width))
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return text
+
+
+_WIDE = 120
+_COLUMNS = (
+    ("layer", True),
+    ("shape", False),
+    ("fit", False),
+    ("nonzeros", False),
+    ("kept", True),
+    ("ℓ1 value", False),
+    ("gap", True),
+    ("violation", True),
+    ("error", True),
+    ("its", True),
+    ("seconds", True),
+    ("status", True),
+)  # (heading, whether it is shown on a narrow terminal too)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,8 @@ from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Ball", "Fit", "NetTrimSet", "ReluBall"]
 
+_BLOCK_ENTRIES = 2**18  # of an array that a projection handles at a time
+
 
 @runtime_checkable
 class Fit(Protocol):
@@ -156,10 +158,20 @@ class _BallFit(ABC):
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
         """Projection: h shrinks to length eps, e to 0."""
-        h, e = self.residual(Z), self.excess(Z)
-        shrink = (1 - self.eps / norm(h).clamp(min=1e-300)).clamp(min=0).to(Z)
-        V = torch.addcmul(Z, h, shrink, value=-1)
-        return V if e is None else V.sub_(e)
+        V = torch.empty_like(Z)
+        # By blocks of rows, so that temporaries stay in cache: they, not the arithmetic, would take most of the time.
+        rows = max(1, _BLOCK_ENTRIES // Z.shape[1])
+        parts = [slice(first, first + rows) for first in range(0, len(Z), rows)]
+        fits = [self.map(lambda array, part=part: array[part]) for part in parts]  # type: ignore[misc]
+        lengths = [norm(V[part].copy_(fit.residual(Z[part]))) for fit, part in zip(fits, parts, strict=True)]
+        length = torch.linalg.vector_norm(torch.stack(lengths))
+        shrink = (1 - self.eps / length.clamp(min=1e-300)).clamp(min=0).to(Z)
+        torch.addcmul(Z, V, shrink, value=-1, out=V)
+        for fit, part in zip(fits, parts, strict=True):
+            e = fit.excess(Z[part])
+            if e is not None:
+                V[part] -= e
+        return V
 
     def squares(self, Z: Tensor) -> Tensor:
         """Columnwise ‖h‖² and ‖e‖²."""
