@@ -2,28 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convexprune.errors import EmptyCalibration
 from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.watch import Watch, summary, tensors_in
 
 __all__ = ["Capture", "LayerCapture", "as_batches", "capture", "network_outputs"]
 
 Forward = Callable[[nn.Module, Any], Any]
 See = Callable[[str, Tensor, Any], None]
-
-# Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
-_SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
-_SAME_ENTRIES |= {"requires_grad", "reshape", "to"}
-# Results that describe a tensor (shape, dtype, device ...) without using its entries.
-_METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +57,7 @@ def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
     if not batches:
         raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
     for number, batch in enumerate(batches):
-        if not all(tensor.isfinite().all() for tensor in _tensors(batch)):
+        if not all(tensor.isfinite().all() for tensor in tensors_in(batch)):
             raise NonFinite(f"batch {number} of the calibration data (the first is 0) holds NaN or infinity: remove it")
     return batches
 
@@ -129,86 +123,22 @@ def network_outputs(model: nn.Module, batches: Any, forward: Forward | None = No
         return _joined([_rows(_run(model, batch, forward)) for batch in listed])
 
 
-class _Watch(TorchFunctionMode):
-    """Follows tensors through views and copies, and notes the name of every operation that consumes their entries."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Keyed by id, with the tensor: one that is held cannot hand its id on to another.
-        self._followed: dict[int, tuple[Tensor, list[list[str]]]] = {}
-
-    def follow(self, tensor: Tensor, consumers: list[str]) -> None:
-        self._followed.setdefault(id(tensor), (tensor, []))[1].append(consumers)
-
-    def note(self, tensors: Iterable[Tensor], name: str, result: Any = None) -> None:
-        for tensor, consumers in [self._followed[id(t)] for t in tensors if id(t) in self._followed]:
-            if _passes_on(name, tensor, result):
-                for noted in consumers if result is not tensor else ():
-                    self.follow(result, noted)
-                continue
-            for noted in consumers:
-                noted.append(name)
-            if result is tensor:  # changed in place: its storage, under any view, no longer holds the layer's output
-                self._forget(tensor)
-
-    def _forget(self, tensor: Tensor) -> None:
-        self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = _operation(func, args, kwargs or {})
-        if any(True for _ in _tensors(result)) or not (name == "get" or isinstance(result, _METADATA)):
-            self.note({id(t): t for t in _tensors((args, kwargs))}.values(), name, result)
-        return result
-
-
-def _operation(func: Any, args: Any, kwargs: Any) -> str:
-    """The operation's name without the marks of its variants; a clamp at zero from below is a ReLU."""
-    name = str(getattr(func, "__name__", func)).strip("_").lower()
-    if name in ("clamp", "clamp_min", "clip"):
-        bounds = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
-        lowest = bounds.get("min")
-        if isinstance(lowest, int | float) and lowest == 0 and bounds.get("max") is None:
-            return "relu"
-    return name
-
-
-def _passes_on(name: str, tensor: Tensor, result: Any) -> bool:
-    """Whether the result holds the tensor's entries, all and unchanged, in some shape."""
-    if result is tensor:  # dropout returns its input in eval mode
-        return name in _SAME_ENTRIES or "dropout" in name
-    if not isinstance(result, Tensor) or result.numel() != tensor.numel():
-        return False
-    return name in _SAME_ENTRIES or _share(result, tensor)
-
-
-def _share(one: Tensor, other: Tensor) -> bool:
-    if one.layout != torch.strided or other.layout != torch.strided or one.dtype != other.dtype:
-        return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
 def _activations(
     model: nn.Module, batch: Any, layers: Mapping[str, nn.Module], forward: Forward | None
 ) -> dict[str, str]:
     calls: dict[str, list[list[str]]] = {}
-    watch = _Watch()
+    watch = Watch()
 
     def follow(name: str, _received: Tensor, output: Any) -> None:
         consumers: list[str] = []
         calls.setdefault(name, []).append(consumers)
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             watch.follow(tensor, consumers)
 
     with _hooked(layers, follow), watch:
         outputs = _run(model, batch, forward)
-    watch.note(_tensors(outputs), "output")
-    return {name: _summary(consumers) for name, consumers in calls.items()}
-
-
-def _summary(calls: list[list[str]]) -> str:
-    kinds = list(dict.fromkeys(kind for call in calls for kind in call or ["output"]))
-    return kinds[0] if len(kinds) == 1 else f"several: {', '.join(kinds)}"
+    watch.note(tensors_in(outputs), "output")
+    return {name: summary(consumers) for name, consumers in calls.items()}
 
 
 @contextmanager
@@ -286,19 +216,6 @@ def _as_tensor(batch: Any) -> Any:
     return torch.tensor(batch) if isinstance(batch, np.ndarray) else batch
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested mappings, sequences and dataclasses."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        yield from _tensors(list(tree.values()))
-    elif isinstance(tree, list | tuple):
-        for branch in tree:
-            yield from _tensors(branch)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from _tensors([getattr(tree, field.name) for field in fields(tree)])
-
-
 def _moved(batch: Any, device: torch.device) -> Any:
     if hasattr(batch, "to"):
         return batch.to(device)
@@ -312,13 +229,13 @@ def _moved(batch: Any, device: torch.device) -> Any:
 
 def _samples(batch: Any) -> int:
     """The length of the batch's first tensor; a batch without one is a sample."""
-    first = next(_tensors(batch), None)
+    first = next(tensors_in(batch), None)
     return 1 if first is None or first.dim() == 0 else len(first)
 
 
 def _rows(outputs: Any) -> Tensor:
     """One batch's outputs as [samples, values], or as one row if its tensors do not agree on the samples."""
-    found = [tensor.detach() for tensor in _tensors(outputs) if tensor.is_floating_point()]
+    found = [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
     if not found:
         raise InvalidInput("the model returned no floating-point tensor: give forward=, a function that returns one")
     lengths = {len(tensor) if tensor.dim() else 1 for tensor in found}

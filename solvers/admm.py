@@ -183,18 +183,23 @@ class ADMM(IterativeSolver[_State]):
         """T moved along its own support to the boundary of the fit's set, by Polyak's step on the distance to the set.
 
         The primal residual of ADMM leaves XT a little outside. At an optimum XᵀΛ is the same multiple of the penalty's
-        gradient on the whole support, so to first order every way back along it costs the same.
+        gradient on the whole support, so to first order every way back along it costs the same. A step that does not
+        halve the distance is taken back: there may be no way, or no set.
         """
-        T = state.T.value
-        support = T != 0
+        T = before = state.T.value
+        support, last = T != 0, math.inf
         for _ in range(self.restorations):
             XT = torch.mm(state.X, T / state.d, out=state.work)
             outside = XT - state.fit.prox(XT, state.Z.weight)
+            distance = _norm(outside)
+            if distance > 0.5 * last:
+                return before
             gradient = (state.X.T @ outside).div_(state.d).mul_(support)
             length = _norm(gradient)
             if length <= _TINY:
                 break
-            T = T.sub(gradient, alpha=(_norm(outside) / length) ** 2)
+            before, last = T, distance
+            T = T.sub(gradient, alpha=(distance / length) ** 2)
         return T
 
     def _inverse(self, state: _State) -> Tensor:

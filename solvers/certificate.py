@@ -189,7 +189,7 @@ def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> float:
     # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
     size = sums.column_squares.sqrt() * sums.multiplier_squares.sqrt()
     norm = penalty.dual_norm(sums.A) + _ROUNDING * penalty.dual_norm(size)
-    cap = torch.where(norm > 0, 1 / norm.clamp(min=1e-300), 0.0)
+    cap = 1 / norm.clamp(min=1e-100)  # a Λ exactly orthogonal to X may grow at will
     unmet = ((sums.A.abs() > 1e-10 * size) & (cost == 0)).any(0)
     t = fit.best_scaling(sums.terms, torch.where(unmet, 0.0, cap))
     return max(0.0, fit.dual_value(sums.terms, t))

@@ -47,7 +47,7 @@ class LayerProgram:
                 f"inputs X {list(X.shape)} and targets {[samples, outputs]} differ in the number of samples; "
                 "both have samples first: X [P, N], Y [P, M]"
             )
-        if X.device != self.fit.unrestricted().device:
+        if X.device != self.fit.Y.device:
             raise InvalidInput(f"inputs X are on {X.device}, the targets elsewhere; move both to one device")
         object.__setattr__(self, "X", X)
         self.penalty.check(self.shape)

@@ -132,7 +132,9 @@ def test_kept_solutions_certify_again() -> None:
 def test_eps_can_differ_by_layer(eps: Any) -> None:
     model, x = mlp()
     used = [row.eps for row in prune_(model, x, eps).layers]
-    assert used == (eps if isinstance(eps, list) else [eps.get("0", 0.1), 0.2 if "0" in eps else 0.1, eps.get("4", 0.2)])
+    assert used == (
+        eps if isinstance(eps, list) else [eps.get("0", 0.1), 0.2 if "0" in eps else 0.1, eps.get("4", 0.2)]
+    )
 
 
 def test_calibration_may_be_an_array_a_generator_or_labelled_batches() -> None:

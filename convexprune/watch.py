@@ -1,0 +1,97 @@
+"""What happens to a tensor while a model runs: which operations consume it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Watch", "summary", "tensors_in"]
+
+# Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
+_SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
+_SAME_ENTRIES |= {"requires_grad", "reshape", "to"}
+# Results that describe a tensor (shape, dtype, device ...) without using its entries.
+_METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
+
+
+class Watch(TorchFunctionMode):
+    """Follows tensors through views and copies, and notes the name of every operation that consumes their entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Keyed by id, with the tensor: one that is held cannot hand its id on to another.
+        self._followed: dict[int, tuple[Tensor, list[list[str]]]] = {}
+
+    def follow(self, tensor: Tensor, consumers: list[str]) -> None:
+        """Add to ``consumers`` the name of whatever consumes the tensor from now on."""
+        self._followed.setdefault(id(tensor), (tensor, []))[1].append(consumers)
+
+    def note(self, tensors: Iterable[Tensor], name: str, result: Any = None) -> None:
+        """An operation of this name has consumed the tensors and given the result."""
+        for tensor, consumers in [self._followed[id(t)] for t in tensors if id(t) in self._followed]:
+            if _passes_on(name, tensor, result):
+                for noted in consumers if result is not tensor else ():
+                    self.follow(result, noted)
+                continue
+            for noted in consumers:
+                noted.append(name)
+            if result is tensor:  # changed in place: its storage, under any view, no longer holds the layer's output
+                self._forget(tensor)
+
+    def _forget(self, tensor: Tensor) -> None:
+        self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = _operation(func, args, kwargs or {})
+        if any(True for _ in tensors_in(result)) or not (name == "get" or isinstance(result, _METADATA)):
+            self.note({id(t): t for t in tensors_in((args, kwargs))}.values(), name, result)
+        return result
+
+
+def _operation(func: Any, args: Any, kwargs: Any) -> str:
+    """The operation's name without the marks of its variants; a clamp at zero from below is a ReLU."""
+    name = str(getattr(func, "__name__", func)).strip("_").lower()
+    if name in ("clamp", "clamp_min", "clip"):
+        bounds = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
+        lowest = bounds.get("min")
+        if isinstance(lowest, int | float) and lowest == 0 and bounds.get("max") is None:
+            return "relu"
+    return name
+
+
+def _passes_on(name: str, tensor: Tensor, result: Any) -> bool:
+    """Whether the result holds the tensor's entries, all and unchanged, in some shape."""
+    if result is tensor:  # dropout returns its input in eval mode
+        return name in _SAME_ENTRIES or "dropout" in name
+    if not isinstance(result, Tensor) or result.numel() != tensor.numel():
+        return False
+    return name in _SAME_ENTRIES or _share(result, tensor)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    if one.layout != torch.strided or other.layout != torch.strided or one.dtype != other.dtype:
+        return False
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def summary(calls: list[list[str]]) -> str:
+    """One name for what consumed a layer's output in each of its calls: "relu", "output", "several: relu, add"."""
+    kinds = list(dict.fromkeys(kind for call in calls for kind in call or ["output"]))
+    return kinds[0] if len(kinds) == 1 else f"several: {', '.join(kinds)}"
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested mappings, sequences and dataclasses."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from tensors_in(list(tree.values()))
+    elif isinstance(tree, list | tuple):
+        for branch in tree:
+            yield from tensors_in(branch)
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        yield from tensors_in([getattr(tree, field.name) for field in fields(tree)])
