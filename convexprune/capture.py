@@ -175,19 +175,18 @@ def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     moved = batch if parameter is None else _moved(batch, parameter.device)
     if forward is not None:
         return forward(model, moved)
-    if isinstance(moved, Mapping):
-        return model(**moved)
-    if not isinstance(moved, tuple | list):
-        return model(moved)
     try:
-        return model(*moved)
-    except TypeError as error:
-        if len(moved) < 2:
-            raise
-        raise InvalidInput(
-            f"the model cannot be called as model(*batch) on a batch of {len(moved)} parts ({error}); if one of them "
-            "holds labels, drop it with forward=lambda model, batch: model(batch[0])"
-        ) from error
+        if isinstance(moved, Mapping):
+            return model(**moved)
+        return model(*moved) if isinstance(moved, tuple | list) else model(moved)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(moved))
+        advice = "pass what the model takes"
+        if isinstance(moved, tuple | list) and len(moved) > 1:
+            advice = "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"
+        raise InvalidInput(f"the model failed on a batch of shape {shapes} ({error}); {advice}") from error
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:

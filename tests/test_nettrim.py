@@ -284,7 +284,7 @@ def stop_after_first(layer: str, point: Any) -> None:
 
 
 BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
-    "wrong shapes": ({"calibration": torch.rand(5, 7)}, RuntimeError),
+    "wrong shapes": ({"calibration": torch.rand(5, 7)}, InvalidInput),
     "NaN inputs": ({"calibration": torch.full((5, 12), torch.nan)}, NonFinite),
     "infinite inputs": ({"calibration": np.full((5, 12), np.inf)}, NonFinite),
     "empty tensor": ({"calibration": torch.rand(0, 12)}, EmptyCalibration),
