@@ -61,7 +61,7 @@ def layer_inputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("make", [mlp, convolutions])
 @pytest.mark.parametrize("fit", [None, "net-trim", "ball"])
 def test_every_layer_keeps_its_promise_on_the_original_inputs(make: Callable[[], Made], fit: str | None) -> None:
-    """‖σ(layer_pruned(x)) − σ(layer(x))‖ ≤ eps·‖σ(layer(x))‖ with the modules themselves, σ the ReLU in front of one."""
+    """‖σ(layer_pruned(x)) − σ(layer(x))‖ ≤ eps·‖σ(layer(x))‖ with the modules themselves, σ the ReLU or nothing."""
     model, x = make()
     dense = copy.deepcopy(model)
     report = prune_(model, x, 0.1, fit=fit)

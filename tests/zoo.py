@@ -5,11 +5,13 @@ Each is built backwards from trained-looking weights, so that the targets are re
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+from tolerances import TIGHT
 from torch import Tensor
 
-from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Solution, solve
 
 FITS = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 
@@ -132,6 +134,39 @@ def one_column(fit: str) -> tuple[LayerProgram, float]:
     return LayerProgram(X, FITS[fit](2 * X, 1.0)), 2 - 1 / 5
 
 
+def backwards(fit: str) -> tuple[LayerProgram, float]:
+    """Sparse U and multipliers that prove it optimal are chosen first, the targets follow: the optimum is ‖U‖₁.
+
+    Λ lives on the active outputs of each neuron and has XᵀΛ = −S, S in the subdifferential of ‖·‖₁ at U; the outputs
+    XU lie on the ball around Y = XU − eps·Λ/‖Λ‖ in the direction Λ, with eps so small that Y > 0 stays the same Ω.
+    """
+    X, W = layer(23, 120, 10, 6)
+    U = torch.where(W.abs() > W.abs().median(), W, 0.0)
+    U[-1] = 2  # a bias that keeps most outputs active
+    S = torch.where(U == 0, 0.9 * torch.rand(U.shape, generator=torch.Generator().manual_seed(3)).double(), U.sign())
+    Z = X @ U
+    L = torch.zeros_like(Z)
+    for m in range(Z.shape[1]):
+        active = X[Z[:, m] > 0]
+        L[Z[:, m] > 0, m] = -active @ torch.linalg.solve(active.T @ active, S[:, m])
+    direction = L / L.norm()
+    eps = 0.9 * float((Z / direction)[(Z > 0) & (direction > 0)].min())
+    Y = Z - eps * direction
+    return LayerProgram(X, FITS[fit](Y if fit == "ball" else Y.clamp(min=0), eps)), float(U.abs().sum())
+
+
+def exact(fit: str) -> tuple[LayerProgram, float]:
+    """eps = 0 and more active samples than inputs: only the trained weights are feasible."""
+    X, W = layer(24, 60, 8, 5)
+    W[-1] = 2
+    return program(X, W, fit, 0.0), float(W.abs().sum())
+
+
+def no_slack(fit: str) -> LayerProgram:
+    """eps = 0 and neurons with fewer active samples than inputs: a linear program with many vertices."""
+    return program(*layer(24, 60, 8, 5), fit, 0.0)
+
+
 def infeasible_ceiling() -> LayerProgram:
     """Outputs must be ≤ −1 off Ω and near 5 on it, from one positive input: impossible."""
     X = torch.linspace(1, 2, 40, dtype=torch.float64)[:, None]
@@ -168,6 +203,40 @@ ZOO = [
         Member(f"{fit} all inactive, U = 0", lambda fit=fit: all_inactive(fit), 0.0)
         for fit in ("relu-ball", "net-trim")
     ),
-    *(Member(f"{fit} one column", lambda fit=fit: one_column(fit)[0], one_column(fit)[1]) for fit in FITS),
+    *(
+        Member(f"{fit} {build.__name__}", lambda fit=fit, build=build: build(fit)[0], build(fit)[1])
+        for fit in FITS
+        for build in (one_column, backwards, exact)
+    ),
     Member("net-trim raised ceiling", raised_ceiling),
 ]
+
+MEMBERS = {member.name: member for member in ZOO}
+NAMES = list(MEMBERS)
+CLOSING = [name for name in NAMES if not name.endswith(("U = 0", "badly_scaled", "exact", "one_column", "0.98"))]
+"""Members that ADMM takes a while to solve, and whose certificate closes to eight digits in float64."""
+SMALL = [f"{fit} {build}" for fit in FITS for build in ("plain 20x8x5", "free_bias", "weighted")]
+"""One of each fit without free weights, with a free bias, and with weights of all sizes."""
+
+
+@cache
+def build(name: str) -> LayerProgram:
+    """The member's program, built once."""
+    return MEMBERS[name].build()
+
+
+@cache
+def tight(name: str) -> Solution:
+    """The member's solution by ADMM to eight digits, computed once."""
+    return solve(build(name), tol=TIGHT, feas_tol=TIGHT, max_iter=50_000)
+
+
+def multipliers(solution: Solution) -> Tensor:
+    """The solution's multipliers, which every solver tested here gives."""
+    assert solution.multipliers is not None
+    return solution.multipliers
+
+
+def gaussian(seed: int, *shape: int) -> Tensor:
+    """Repeatable float64 standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -1,0 +1,8 @@
+"""One thread and repeatable examples: the same tests see the same numbers everywhere."""
+
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=30)
+settings.load_profile("repeatable")

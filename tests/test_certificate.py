@@ -1,0 +1,371 @@
+"""The certificate: valid whoever speaks, exact at an optimum, blind to order, units, blocks and precision."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tolerances import EXACT, KKT, OPTIMUM, REFERENCE, ROUNDING, SINGLE, TIGHT
+from torch import Tensor
+from zoo import CLOSING, FITS, SMALL, build, gaussian, multipliers, tight
+
+from convexprune.solvers import L1, Ball, Certificate, LayerProgram, NetTrimSet, ReluBall, certificate, certify, solve
+from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+
+BOUNDED = [*SMALL, "net-trim raised ceiling", "relu-ball wide", "ball badly_scaled", "relu-ball badly_scaled"]
+BOUNDED += ["net-trim dead_inputs", "relu-ball exact", "net-trim exact", "relu-ball all inactive, U = 0"]
+POWERS = st.integers(-8, 8).map(lambda power: 10.0**power)
+SEEDS = st.integers(0, 10_000)
+
+
+@cache
+def reference(name: str) -> tuple[float, Tensor]:
+    """An upper bound on the optimum, what a (nearly) feasible point costs, and nearly optimal multipliers."""
+    solution = solve(build(name), "clarabel") if name.endswith(("badly_scaled", "exact")) else tight(name)
+    return solution.certificate.value + OPTIMUM * solution.certificate.scale, multipliers(solution)
+
+
+PROPOSALS: dict[str, Callable[[LayerProgram, Tensor, Tensor], Tensor]] = {
+    "noise": lambda program, L, noise: noise,
+    "positive": lambda program, L, noise: noise.abs(),
+    "negative": lambda program, L, noise: -noise.abs(),
+    "sparse": lambda program, L, noise: noise * (noise.abs() > 2),
+    "one neuron": lambda program, L, noise: noise * (torch.arange(noise.shape[1]) == 0),
+    "targets": lambda program, L, noise: -program.fit.Y,
+    "nearly optimal": lambda program, L, noise: L + 1e-3 * L.norm() / noise.norm() * noise,
+    "optimal, skewed": lambda program, L, noise: L * (0.1 * noise[:1]).exp(),
+    "orthogonal to X": lambda program, L, noise: noise - program.inputs @ torch.linalg.pinv(program.inputs) @ noise,
+    "optimal and orthogonal": lambda program, L, noise: (
+        L + 1e3 * (noise - program.inputs @ torch.linalg.pinv(program.inputs) @ noise)
+    ),
+    "zero": lambda program, L, noise: 0 * noise,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@given(kind=st.sampled_from(sorted(PROPOSALS)), seed=SEEDS, power=st.integers(-200, 200))
+def test_no_multipliers_bound_above_the_optimum(name: str, kind: str, seed: int, power: int) -> None:
+    """Weak duality after repair, whoever produced the multipliers and at any scale."""
+    program, (optimum, L) = build(name), reference(name)
+    L = PROPOSALS[kind](program, L, gaussian(seed, *program.fit.shape)) * 10.0**power
+    assert 0 <= certify(program, torch.zeros(program.shape), L).bound <= optimum
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(
+    seed=SEEDS,
+    scale=st.sampled_from([1e-90, 1e-20, 1e-3, 0.3, 7.0, 1e5, 1e90]),
+    noise=st.sampled_from([0.0, 0.01, 1.0]),
+)
+def test_the_scale_of_the_multipliers_is_irrelevant(name: str, seed: int, scale: float, noise: float) -> None:
+    program, solution = build(name), tight(name)
+    L = multipliers(solution)
+    L = L + noise * L.std() * gaussian(seed, *L.shape)
+    once, twice = (certify(program, solution.weights, factor * L) for factor in (1.0, scale))
+    assert_alike(once, twice)
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_strong_duality_at_tight_solutions(name: str) -> None:
+    """Slater's condition holds or the program is linear: value and bound meet."""
+    found = tight(name).certificate
+    assert found.gap <= TIGHT
+    assert found.violation <= TIGHT
+    assert found.bound == pytest.approx(found.value, rel=2 * TIGHT)
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_the_sparse_side_of_optimality(name: str) -> None:
+    """0 ∈ ∂g(U) + XᵀΛ: |XᵀΛ| ≤ w everywhere, XᵀΛ = −w sign(u) on the support."""
+    program, solution = build(name), tight(name)
+    U, A, w = solution.weights, program.inputs.T @ multipliers(solution), program.penalty.cost(program.shape)
+    assert bool((A.abs() <= w + KKT).all())
+    torch.testing.assert_close(A[U != 0], (-w * U.sign())[U != 0].to(A), rtol=0, atol=KKT)
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_the_fitting_side_of_optimality(name: str) -> None:
+    """Λ ∈ ∂f(XU): on the ball it is a multiple of the residual, which reaches eps; off Ω it is ≥ 0 and needs Z = V."""
+    program, solution = build(name), tight(name)
+    fit, Z, L = program.fit, program.inputs @ solution.weights, multipliers(solution)
+    h, on_ball = fit.residual(Z), L
+    if isinstance(fit, NetTrimSet):
+        on_ball, off = torch.where(fit.Y > 0, L, 0.0), torch.where(fit.Y > 0, 0.0, L)
+        assert float((off * (fit.V - Z)).abs().max()) <= KKT * float(L.abs().max() * Z.abs().max())
+    torch.testing.assert_close(on_ball / on_ball.norm(), h / h.norm(), rtol=0, atol=KKT)
+    torch.testing.assert_close(L, fit.curb(L))
+    assert float(h.norm()) == pytest.approx(program.fit.scale, rel=KKT)
+
+
+# The best scale of each column
+
+
+def objective(fit: Ball, terms: Tensor, t: Tensor) -> float:
+    return float((terms[0] * t).sum() - fit.eps * (terms[1] * t**2).sum().sqrt())
+
+
+def scaling_problem(seed: int, size: int, eps: float) -> tuple[Ball, Tensor, Tensor]:
+    """Random a, b², cap; some of each are 0, as happens where a neuron has no multipliers or no ball entries."""
+    a, b, cap, draw = gaussian(seed, 4, size)
+    a, b, cap = (torch.where(draw > x, y, 0.0) for x, y in ((-1.5, a), (-1.0, b), (-0.5, cap.exp())))
+    return Ball(torch.ones(1, size), eps), torch.stack([a, b**2]), cap
+
+
+@given(seed=SEEDS, size=st.integers(1, 8), eps=st.sampled_from([0.0, 0.01, 0.3, 1.0, 3.0]), unit=POWERS)
+def test_best_scaling_meets_the_optimality_conditions(seed: int, size: int, eps: float, unit: float) -> None:
+    """The concave Σ a t − eps‖t∘b‖ over the box: no coordinate, and no common factor, can improve it."""
+    fit, terms, cap = scaling_problem(seed, size, eps)
+    terms = terms * torch.tensor([[unit], [unit**2]])
+    t = fit.best_scaling(terms, cap)
+    best = objective(fit, terms, t)
+    assert bool(((t >= 0) & (t <= cap)).all())
+    slack = ROUNDING * float((terms[0].abs() * cap).sum())
+    trials = [cap * torch.rand(size, generator=torch.Generator().manual_seed(k)).double() for k in range(20)]
+    trials += [torch.where(torch.arange(size) == m, x * cap, t) for m in range(size) for x in (0.0, 0.5, 1.0)]
+    trials += [(t * x).minimum(cap) for x in (0.9, 0.999, 1.001, 1.1)]
+    assert best >= max(objective(fit, terms, trial) for trial in [*trials, cap, 0 * cap]) - slack
+    assert best == pytest.approx(fit.dual_value(terms, t), abs=slack)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_best_scaling_equals_a_conic_solvers(seed: int) -> None:
+    fit, terms, cap = scaling_problem(seed, 6, 0.4)
+    t = cp.Variable(6)
+    gain = terms[0].numpy() @ t - fit.eps * cp.norm(cp.multiply(terms[1].sqrt().numpy(), t))
+    value = cp.Problem(cp.Maximize(gain), [t >= 0, t <= cap.numpy()]).solve(solver="CLARABEL")
+    assert objective(fit, terms, fit.best_scaling(terms, cap)) == pytest.approx(value, abs=REFERENCE)
+
+
+# What the certificate must not depend on
+
+
+def assert_alike(first: Certificate, second: Certificate, unit: float = 1.0, tolerance: float = ROUNDING) -> None:
+    """The same figures, value and bound in units that differ by a factor."""
+    slack = tolerance * second.scale
+    assert first.value * unit == pytest.approx(second.value, abs=slack)
+    assert first.bound * unit == pytest.approx(second.bound, abs=slack)
+    assert first.gap == pytest.approx(second.gap, abs=tolerance)
+    assert first.violation == pytest.approx(second.violation, rel=tolerance, abs=tolerance)
+
+
+def rough(name: str) -> tuple[LayerProgram, Tensor, Tensor]:
+    """A program with weights and multipliers some way from its solution, so that no figure is 0."""
+    program, solution = build(name), tight(name)
+    U, L = solution.weights, multipliers(solution)
+    L = L + 0.02 * L.std() * gaussian(1, *L.shape)
+    return program, U + 0.05 * U.std() * gaussian(2, *U.shape), L
+
+
+def rebuilt(program: LayerProgram, X: Tensor, change: Callable[[Tensor], Tensor], w: Tensor) -> LayerProgram:
+    return LayerProgram(X, program.fit.map(change), L1(w))
+
+
+@pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
+def test_the_order_of_samples_neurons_and_inputs_is_irrelevant(name: str) -> None:
+    program, U, L = rough(name)
+    (P, N, M), w = (*program.inputs.shape, U.shape[1]), program.penalty.cost(program.shape)
+    p, n, m = (torch.randperm(size, generator=torch.Generator().manual_seed(size)) for size in (P, N, M))
+    shuffled = rebuilt(program, program.inputs[p][:, n], lambda array: array[p][:, m], w[n][:, m])
+    assert_alike(certify(program, U, L), certify(shuffled, U[n][:, m], L[p][:, m]))
+
+
+@pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
+@given(c=POWERS)
+def test_the_unit_of_the_inputs_is_irrelevant(name: str, c: float) -> None:
+    program, U, L = rough(name)
+    changed = replace(program, X=c * program.inputs)
+    assert_alike(certify(program, U, L), certify(changed, U / c, L), 1 / c)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
+@given(c=POWERS)
+def test_the_unit_of_the_outputs_is_irrelevant(name: str, c: float) -> None:
+    program, U, L = rough(name)
+    changed = replace(program, fit=program.fit.rescaled(c))
+    assert_alike(certify(program, U, L), certify(changed, c * U, L), c)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(seed=SEEDS, spread=st.sampled_from([0.1, 1.0, 3.0]))
+def test_the_unit_of_each_input_is_irrelevant(name: str, seed: int, spread: float) -> None:
+    """x_j → d_j x_j, u_j → u_j/d_j, w_j → w_j d_j describe the same layer."""
+    program, U, L = rough(name)
+    d = (spread * gaussian(seed, program.shape[0], 1)).exp()
+    changed = LayerProgram(program.inputs * d.T, program.fit, L1(program.penalty.cost(program.shape) * d))
+    assert_alike(certify(program, U, L), certify(changed, U / d, L))
+
+
+@pytest.mark.parametrize("entries", [1, 100, 1000])
+@pytest.mark.parametrize("with_multipliers", [True, False])
+@pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
+def test_blocks_of_samples_add_up(
+    name: str, with_multipliers: bool, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, U, L = rough(name)
+    whole = certify(program, U, L if with_multipliers else None)
+    monkeypatch.setattr(certificate, "_BLOCK_ENTRIES", entries)
+    assert_alike(whole, certify(program, U, L if with_multipliers else None))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "plain" in name])
+def test_a_dense_evaluation_with_one_common_scale_agrees(name: str) -> None:
+    """Value and distance by their definitions; the bound beats that of one common scale for all columns."""
+    program, U, L = rough(name)
+    found, fit, Z = certify(program, U, L), program.fit, program.inputs @ U
+    assert found.value == pytest.approx(float(U.abs().sum()), rel=EXACT)
+    assert found.violation == pytest.approx(float((Z - fit.prox(Z, 1.0)).norm()) / fit.scale, rel=ROUNDING)
+    L = fit.curb(L)
+    L = L / (program.inputs.T @ L).abs().max()
+    ball = L * (fit.Y > 0) if isinstance(fit, NetTrimSet) else L
+    common = -float((L * fit.anchor).sum()) - fit.scale * float(ball.norm())
+    assert 0 < common <= found.bound * (1 + EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
+def test_the_callers_data_are_judged_in_float64(name: str, dtype: torch.dtype) -> None:
+    """Data, weights and multipliers of any precision are taken as the numbers that they hold."""
+    program, U, L = rough(name)
+    low = program.to(dtype)
+    U, L = U.to(dtype), L.to(dtype)
+    assert low.inputs.dtype == low.fit.Y.dtype == dtype
+    assert_alike(certify(low, U, L), certify(low.to(torch.float64), U.double(), L.double()))
+    assert certify(low, U, L).value == pytest.approx(certify(program, U).value, rel=20 * SINGLE)
+
+
+# Weights alone
+
+
+@pytest.mark.parametrize("name", [name for name in CLOSING if not name.startswith("net-trim")])
+def test_weights_alone_certify_themselves_at_an_optimum(name: str) -> None:
+    """There Λ is a multiple of the residual, column by column with one factor; its error is first order in U."""
+    alone = certify(build(name), tight(name).weights)
+    assert alone.gap <= 2 * KKT
+    assert alone.value == tight(name).certificate.value
+
+
+@pytest.mark.parametrize("name", SMALL)
+@given(seed=SEEDS, size=st.sampled_from([0.0, 1e-3, 1.0, 1e6]))
+def test_weights_alone_never_bound_above_the_optimum(name: str, seed: int, size: float) -> None:
+    program = build(name)
+    found = certify(program, tight(name).weights + size * gaussian(seed, *program.shape))
+    assert 0 <= found.bound <= reference(name)[0]
+
+
+# Feasible and infeasible points
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_the_trained_weights_are_feasible(fit: str) -> None:
+    X, W = gaussian(0, 30, 6), gaussian(1, 6, 4)
+    Y = X @ W if fit == "ball" else (X @ W).clamp(min=0)
+    found = certify(LayerProgram(X, FITS[fit](Y, 0.0)), W)
+    assert found.violation <= EXACT
+    assert found.value == pytest.approx(float(W.abs().sum()))
+
+
+def test_violation_is_the_distance_over_eps() -> None:
+    X, Y = torch.eye(2, dtype=torch.float64), torch.tensor([[3.0], [0.0]], dtype=torch.float64)
+    U = torch.tensor([[3.0], [4.0]], dtype=torch.float64)
+    assert certify(LayerProgram(X, Ball(Y, 1.0)), U).violation == pytest.approx(3.0)
+    assert certify(LayerProgram(X, ReluBall(Y, 0.5)), U).violation == pytest.approx(7.0)
+    assert certify(LayerProgram(X, NetTrimSet(Y, 0.5, 1.0)), U).violation == pytest.approx(6.0)
+    assert certify(LayerProgram(X, NetTrimSet(Y, 0.0, 1.0)), U).violation == pytest.approx(1.0)  # 3/‖Y‖
+    assert certify(LayerProgram(X, ReluBall(Y, 0.5)), -U * torch.tensor([[-1], [1]])).violation == 0
+
+
+def test_gap_and_scale_are_what_they_say() -> None:
+    found = certify(*rough("relu-ball plain 20x8x5"))
+    assert found.scale == found.value
+    assert found.gap == pytest.approx((found.value - found.bound) / found.scale)
+    assert found.meets(found.gap, found.violation)
+    assert not found.meets(found.gap * 0.99, found.violation)
+    assert not found.meets(found.gap, found.violation * 0.99)
+    assert set(found.to_dict()) == {"value", "bound", "gap", "violation", "scale", "infeasible"}
+
+
+def test_an_impossible_program_is_proven_so() -> None:
+    """Two equal inputs with targets 1 and −1, neither within eps: Λ = ∓1 has XᵀΛ = 0 and a positive value."""
+    X = torch.ones(2, 1, dtype=torch.float64)
+    program = LayerProgram(X, Ball(X * torch.tensor([[1], [-1]]), 0.5))
+    assert certify(program, torch.zeros(1, 1), torch.tensor([[-1.0], [1.0]])).infeasible
+    assert not certify(program, torch.zeros(1, 1), torch.tensor([[-1.0], [-1.0]])).infeasible
+
+
+@given(seed=SEEDS)
+def test_multipliers_that_move_a_free_weight_prove_nothing(seed: int) -> None:
+    """A free bias puts every output below the ceiling at no cost; off Ω nothing can be shifted to make XᵀΛ = 0."""
+    X, L = gaussian(seed, 12, 3), gaussian(seed + 1, 12, 2).abs()
+    X[:, -1] = 1
+    program = LayerProgram(X, NetTrimSet(torch.zeros(12, 2, dtype=torch.float64), 1.0, -1.0), L1.free_bias(3))
+    assert certify(program, torch.zeros(3, 2), L).bound == 0
+
+
+def test_rounding_is_not_taken_for_a_bound() -> None:
+    """Targets orthogonal to X, eps the least number ≥ ‖Y‖ in exact arithmetic: U = 0 is feasible and optimal."""
+    bounds = []
+    for seed in range(60):
+        X, Y = gaussian(seed, 50, 5), gaussian(seed + 1, 50, 3)
+        for _ in range(2):
+            Y = Y - X @ (torch.linalg.pinv(X) @ Y)
+        square = sum(Fraction(y) ** 2 for y in Y.flatten().tolist())
+        eps = math.sqrt(square)
+        while Fraction(eps) ** 2 < square:
+            eps = math.nextafter(eps, math.inf)
+        bounds.append(
+            certify(LayerProgram(X, Ball(Y, eps)), torch.zeros(5, 3)).bound * float(X.norm(dim=0).max()) / eps
+        )
+    assert max(bounds) <= OPTIMUM
+
+
+# Arguments that do not fit
+
+U_SHAPE, L_SHAPE = (8, 5), (20, 5)
+
+
+@pytest.mark.parametrize(
+    ("weights", "L", "error", "message"),
+    [
+        (torch.zeros(5, 8), None, ShapeMismatch, r"weights U: expected shape \[8, 5\].*found \[5, 8\]"),
+        (torch.zeros(40), None, ShapeMismatch, r"weights U: expected a matrix, found shape \[40\]"),
+        (torch.full(U_SHAPE, math.nan), None, NonFinite, "weights U: 40 of 40 entries"),
+        (torch.zeros(U_SHAPE), torch.zeros(8, 5), ShapeMismatch, r"multipliers: expected shape \[20, 5\]"),
+        (torch.zeros(U_SHAPE), torch.full(L_SHAPE, math.inf), NonFinite, "multipliers: 100 of 100"),
+        (torch.zeros(0, 5), None, EmptyInput, "weights U"),
+        ("weights", None, InvalidInput, "weights U: expected a tensor or a numeric array, found str"),
+        (torch.zeros(U_SHAPE), torch.zeros(L_SHAPE, dtype=torch.complex64), InvalidInput, "multipliers.*complex64"),
+    ],
+)
+def test_arguments_that_do_not_fit(weights: Any, L: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        certify(build("relu-ball plain 20x8x5"), weights, L)
+    assert caught.type is error
+
+
+def test_arrays_are_as_good_as_tensors() -> None:
+    program, U, L = rough("relu-ball plain 20x8x5")
+    assert certify(program, U.numpy(), np.asfortranarray(L.numpy())) == certify(program, U, L)
+    wanting = U.clone().requires_grad_()
+    assert certify(program, wanting, L) == certify(program, U, L)
+
+
+@given(seed=SEEDS)
+def test_any_program_of_one_neuron_and_one_input_is_certified_exactly(seed: int) -> None:
+    """min |u| with ‖xu − y‖ ≤ eps: u solves a quadratic equation, the multipliers are the residual."""
+    x, y = gaussian(seed, 6, 1).abs() + 0.1, gaussian(seed + 1, 6, 1).abs() + 0.1
+    best = float((x * y).sum() / (x * x).sum())
+    eps = 0.5 * (float((x * best - y).norm()) + float(y.norm()))
+    discriminant = float((x * y).sum() ** 2 - (x * x).sum() * ((y * y).sum() - eps**2))
+    assume(discriminant > 0)
+    u = (float((x * y).sum()) - discriminant**0.5) / float((x * x).sum())
+    found = certify(LayerProgram(x, Ball(y, eps)), torch.tensor([[u]], dtype=torch.float64))
+    assert found.gap <= ROUNDING
+    assert found.violation <= ROUNDING

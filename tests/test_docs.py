@@ -1,0 +1,114 @@
+"""Every ```python block of README.md and docs/ runs: a file's blocks in order, in one namespace."""
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from convexprune.solvers import registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists())
+
+
+@dataclass(frozen=True)
+class Block:
+    line: int  # of the fence, from 1
+    source: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The ```python blocks of a page."""
+    found: list[Block] = []
+    opened: tuple[int, str] | None = None
+    body: list[str] = []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if opened is None and line.startswith("```"):
+            opened, body = (number, line[3:].strip()), []
+        elif opened is not None and line.rstrip() == "```":
+            if opened[1] == "python":
+                found.append(Block(opened[0], "\n".join(body) + "\n"))
+            opened = None
+        else:
+            body.append(line)
+    assert opened is None, f"{page}:{opened and opened[0]}: a fence that is never closed"
+    return found
+
+
+def run(page: Path, module: ModuleType) -> None:
+    """Run a page's blocks; a failure's traceback shows the page itself, for the lines are counted as in the page."""
+    for block in blocks(page):
+        code = compile("\n" * block.line + block.source, str(page), "exec")
+        try:
+            exec(code, module.__dict__)  # noqa: S102 - our own documentation
+        except Exception as error:
+            trace = error.__traceback__
+            lines = []
+            while trace is not None:
+                if trace.tb_frame.f_code.co_filename == str(page):
+                    lines.append(trace.tb_lineno)
+                trace = trace.tb_next
+            error.add_note(f"in {page.name}:{lines[0] if lines else block.line}")
+            raise
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """A namespace in a folder of its own; solvers that a page registers are forgotten afterwards."""
+    module = ModuleType("documentation")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_run(page: Path, module: ModuleType) -> None:
+    run(page, module)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_blocks_keep_the_line_length(page: Path) -> None:
+    long = [
+        f"{page.name}:{block.line + i}"
+        for block in blocks(page)
+        for i, line in enumerate(block.source.splitlines(), 1)
+        if len(line) > 120
+    ]
+    assert not long
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_blocks_of_a_page_share_a_namespace_and_other_fences_are_left_alone(module: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\na = 1\n```\n```sh\nexit 1\n```\n```toml\nb = =\n```\n```python\na += 1\n```\n")
+    run(page, module)
+    assert module.__dict__["a"] == 2
+
+
+def test_a_failure_names_the_page_and_the_line(module: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\ndef half(x):\n    return 1 / x\n```\n\n```python\na = 1\nhalf(0)\n```\n")
+    with pytest.raises(ZeroDivisionError) as failure:
+        run(page, module)
+    assert failure.value.__notes__ == ["in page.md:10"]
+    assert [str(entry.path) for entry in failure.traceback][-2:] == [str(page), str(page)]
+    assert [entry.lineno + 1 for entry in failure.traceback][-2:] == [10, 5]
+
+
+def test_an_unclosed_fence_is_an_error(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n```python\na = 1\n")
+    with pytest.raises(AssertionError, match=r"page\.md:2: a fence that is never closed"):
+        blocks(page)

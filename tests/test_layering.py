@@ -1,0 +1,120 @@
+"""The layers, held by reading the source: solvers know nothing of models, and optional packages stay optional."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLVERS = sorted((ROOT / "solvers").rglob("*.py"))
+ADAPTER = sorted((ROOT / "convexprune").rglob("*.py"))
+OPTIONAL = {"cvxpy", "clarabel", "scs", "osqp", "sklearn", "matplotlib", "scipy"}
+
+
+def path_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything imported below ``tree``: ``from a import b`` is a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the layer that they reach"
+            yield from [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def at_import_time(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import: not those inside functions or under TYPE_CHECKING."""
+    waiting: list[ast.stmt] = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting.extend(node.orelse)
+            continue
+        inner = [child for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
+        direct = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+        waiting.extend(direct or inner)
+        yield node
+
+
+def imported_at_import_time(path: Path) -> set[str]:
+    nodes = [
+        node for node in at_import_time(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    return {name for node in nodes for name in imports(node)}
+
+
+@pytest.mark.parametrize("path", SOLVERS, ids=path_name)
+def test_solvers_import_nothing_of_the_adapter_and_no_layers(path: Path) -> None:
+    for name in imports(ast.parse(path.read_text())):
+        assert name.split(".")[0] != "convexprune" or name.startswith("convexprune.solvers"), name
+        assert not name.startswith("torch.nn"), name
+
+
+@pytest.mark.parametrize("path", SOLVERS + ADAPTER, ids=path_name)
+def test_optional_packages_are_imported_only_where_they_are_used(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported_at_import_time(path)} & OPTIONAL
+
+
+@pytest.mark.parametrize("path", SOLVERS + [p for p in ADAPTER if p.name != "cli.py"], ids=path_name)
+def test_libraries_do_not_print(path: Path) -> None:
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {ast.unparse(function) for function in calls}
+    assert not names & {"print", "pprint", "sys.stdout.write", "sys.stderr.write", "breakpoint"}
+
+
+@pytest.mark.parametrize("path", SOLVERS + ADAPTER, ids=path_name)
+def test_public_modules_say_what_is_public(path: Path) -> None:
+    """__all__ is there wherever there is anything, sorted, and holds only what exists."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    if len(tree.body) == 1 or (path.name.startswith("_") and path.name != "__init__.py"):
+        return
+    lists = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__"
+    ]
+    lists += [
+        n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "__all__" and n.value
+    ]
+    assert len(lists) == 1, f"{path_name(path)} has no __all__"
+    names = ast.literal_eval(lists[0])
+    assert len(set(names)) == len(names)
+    assert not [name for name in names if name.startswith("_") and name != "__version__"]
+
+
+def test_every_public_name_exists() -> None:
+    code = """
+import importlib, pkgutil, convexprune, convexprune.solvers
+walks = [pkgutil.walk_packages(p.__path__, p.__name__ + ".") for p in (convexprune, convexprune.solvers)]
+names = [module.name for walk in walks for module in walk]
+for name in names:
+    module = importlib.import_module(name)
+    missing = [n for n in getattr(module, "__all__", []) if not hasattr(module, n)]
+    assert not missing, (name, missing)
+"""
+    run(code)
+
+
+def test_the_solver_layer_loads_no_optional_package() -> None:
+    wanted = sorted(OPTIONAL - {"scipy"})
+    code = f"""
+import sys
+before = set(sys.modules)
+import convexprune.solvers
+loaded = {{name.split(".")[0] for name in set(sys.modules) - before}} & set({wanted!r})
+assert not loaded, loaded
+"""
+    run(code)
+
+
+def run(code: str) -> None:
+    """In a fresh interpreter, warnings as errors."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,94 @@
+"""What pyproject.toml says agrees with the folders, the pins and the installed package."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONSTRAINTS = [
+    line
+    for line in (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+def plain(name: str) -> str:
+    """A distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+PINS = {plain(name): pin for name, _, pin in (line.partition("==") for line in CONSTRAINTS)}
+
+
+def requirements() -> list[str]:
+    """Every dependency and every extra's, without those of the project on itself."""
+    metadata = PROJECT["project"]
+    named = [
+        *metadata["dependencies"],
+        *(line for extra in metadata["optional-dependencies"].values() for line in extra),
+    ]
+    return sorted({line for line in named if plain(Requirement(line).name) != metadata["name"]})
+
+
+def packages_on_disk() -> list[str]:
+    """Import names of all folders with an __init__.py, by the mapping of the top-level folders."""
+    folders = PROJECT["tool"]["setuptools"]["package-dir"]
+    found = set()
+    for name, folder in folders.items():
+        for init in (ROOT / folder).rglob("__init__.py"):
+            found.add(".".join([name, *init.parent.relative_to(ROOT / folder).parts]))
+    return sorted(found)
+
+
+def test_every_package_on_disk_is_listed() -> None:
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == packages_on_disk()
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {path.parent for name in ("convexprune", "solvers") for path in (ROOT / name).rglob("*.py")}
+    assert not [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()]
+
+
+def test_package_data_exists() -> None:
+    folders, data = (PROJECT["tool"]["setuptools"][key] for key in ("package-dir", "package-data"))
+    assert not [
+        f"{name}: {pattern}"
+        for name, patterns in data.items()
+        for pattern in patterns
+        if not list((ROOT / folders[name]).glob(pattern))
+    ]
+
+
+@pytest.mark.parametrize("line", requirements())
+def test_each_requirement_has_a_pin_that_it_allows(line: str) -> None:
+    requirement = Requirement(line)
+    assert plain(requirement.name) in PINS
+    assert requirement.specifier.contains(PINS[plain(requirement.name)])
+
+
+@pytest.mark.parametrize("line", requirements())
+def test_each_requirement_has_a_lowest_version(line: str) -> None:
+    assert any(part.operator == ">=" for part in Requirement(line).specifier)
+
+
+def test_pins_are_exact_sorted_and_named_once() -> None:
+    names = [line.partition("==")[0] for line in CONSTRAINTS]
+    assert names == sorted(names, key=str.lower)
+    assert len(PINS) == len(names)
+    # A local suffix such as +cpu would refuse the other builds of the same version.
+    assert not [line for line in CONSTRAINTS if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    assert plain(PROJECT["project"]["name"]) not in PINS
+
+
+def test_the_installed_version_is_that_of_the_project() -> None:
+    assert version(PROJECT["project"]["name"]) == PROJECT["project"]["version"]
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == PROJECT["project"]["version"]
