@@ -14,6 +14,8 @@ from rich.table import Table
 
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMismatch
 
+__all__ = ["app"]
+
 app = typer.Typer(
     help="Prune trained networks by convex optimisation, with a certificate for every layer.",
     no_args_is_help=True,

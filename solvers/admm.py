@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import norm
+from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, norm
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.interface import IterativeSolver, Start
@@ -92,15 +92,14 @@ class ADMM(IterativeSolver[_State]):
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.relaxation < 2:
+        if not 0 < as_number("relaxation", self.relaxation) < 2:
             raise InvalidTolerance(f"relaxation: expected a number strictly between 0 and 2, found {self.relaxation}")
-        if not self.balance >= 1:
+        if not as_number("balance", self.balance) >= 1:
             raise InvalidTolerance(f"balance: expected a factor ≥ 1, found {self.balance}")
         for name, value in (("rho", self.rho), ("sigma", self.sigma)):
-            if value is not None and not 0 < value < math.inf:
-                raise InvalidTolerance(f"{name}: expected a positive number or None, found {value}")
-        if self.dtype not in (None, torch.float32, torch.float64):
-            raise InvalidTolerance(f"dtype: expected torch.float32, torch.float64 or None, found {self.dtype}")
+            if value is not None:
+                checked_positive(name, value)
+        checked_dtype(self.dtype)
 
     def refuses(self, program: LayerProgram) -> str | None:  # noqa: ARG002
         """None: whatever has a prox can be taken."""
@@ -149,6 +148,8 @@ class ADMM(IterativeSolver[_State]):
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""
+        if state.iteration < 10:  # they are measured every tenth iteration
+            return {}
         return {
             "primal Z": state.Z.primal,
             "dual Z": state.Z.change,
@@ -188,12 +189,14 @@ class ADMM(IterativeSolver[_State]):
         """
         T = before = state.T.value
         support, last = T != 0, math.inf
-        for _ in range(self.restorations):
+        for step in range(self.restorations + 1):
             XT = torch.mm(state.X, T / state.d, out=state.work)
             outside = XT - state.fit.prox(XT, state.Z.weight)
             distance = _norm(outside)
             if distance > 0.5 * last:
                 return before
+            if step == self.restorations:
+                break
             gradient = (state.X.T @ outside).div_(state.d).mul_(support)
             length = _norm(gradient)
             if length <= _TINY:

@@ -1,6 +1,7 @@
 """From whatever the caller holds to checked tensors."""
 
 import math
+from numbers import Real
 from typing import TypeAlias
 
 import numpy as np
@@ -10,7 +11,17 @@ from torch import Tensor
 
 from convexprune.solvers.errors import EmptyInput, InvalidInput, InvalidTolerance, NonFinite, ShapeMismatch
 
-__all__ = ["ArrayLike", "as_matrix", "check_shape", "checked_radius", "norm", "working_dtype"]
+__all__ = [
+    "ArrayLike",
+    "as_matrix",
+    "as_number",
+    "check_shape",
+    "checked_dtype",
+    "checked_positive",
+    "checked_radius",
+    "norm",
+    "working_dtype",
+]
 
 ArrayLike: TypeAlias = Tensor | npt.NDArray[np.generic]
 
@@ -51,19 +62,50 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: s
     return tensor
 
 
-def checked_radius(name: str, value: float) -> float:
+def checked_radius(name: str, value: object) -> float:
     """``value`` as a finite float ≥ 0.
 
     Raises:
         InvalidTolerance: Negative, NaN, infinite or not a number.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise InvalidTolerance(f"{name}: expected a number ≥ 0, found {value!r}") from None
+    number = as_number(name, value, "a number ≥ 0")
     if not (math.isfinite(number) and number >= 0):
         raise InvalidTolerance(f"{name}: expected a finite number ≥ 0, found {number}")
     return number
+
+
+def as_number(name: str, value: object, expected: str = "a number") -> float:
+    """``value``, Python's, numpy's or a tensor of one real entry, as a float.
+
+    Raises:
+        InvalidTolerance: Not a number.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+    if isinstance(value, Real | np.ndarray | Tensor):
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    raise InvalidTolerance(f"{name}: expected {expected}, found {value!r}")
+
+
+def checked_positive(name: str, value: object) -> float:
+    """``value`` as a finite float > 0.
+
+    Raises:
+        InvalidTolerance: Anything else.
+    """
+    number = as_number(name, value, "a positive number")
+    if not 0 < number < math.inf:
+        raise InvalidTolerance(f"{name}: expected a positive number, found {number}")
+    return number
+
+
+def checked_dtype(dtype: object) -> None:
+    """Raise InvalidInput unless iterations can run in ``dtype``: float32, float64, or None for the program's own."""
+    if dtype not in (None, torch.float32, torch.float64):
+        raise InvalidInput(f"dtype: expected torch.float32, torch.float64 or None, found {dtype!r}")
 
 
 def norm(A: Tensor) -> Tensor:

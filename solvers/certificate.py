@@ -26,6 +26,7 @@ __all__ = ["Certificate", "certify"]
 
 _BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
 _ROUNDING = 2**-50  # relative error granted to float64 sums
+_FREE_FLOOR = 1e-8  # the least dual norm, relative to its largest possible value, of a column with free entries
 # Weights that cost this many times more than those proposed are no answer: rounding of the data would swamp the fit.
 _INFEASIBLE = {torch.float32: 1e4, torch.float64: 1e6}
 
@@ -103,8 +104,15 @@ def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Cert
         gap=max(0.0, value - bound) / scale if scale > 0 else 0.0,
         violation=violation,
         scale=scale,
-        infeasible=violation > 0 and bound > _INFEASIBLE[program.dtype] * max(value, unit),
+        infeasible=violation > 0
+        and bound > _INFEASIBLE[program.dtype] * max(value, unit, _typical_cost(program, cost, sums)),
     )
+
+
+def _typical_cost(program: LayerProgram, cost: Tensor, sums: "_Sums") -> float:
+    """What an output as long as Y costs at the median of the entries' prices w_jm/‖x_j‖."""
+    price = (cost / sums.column_squares.sqrt())[(sums.column_squares > 0).expand_as(cost)]
+    return program.fit.size * float(price.median()) if len(price) else 0.0
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ class _Sums:
     A: Tensor  # XᵀΛ [N, M]
     column_squares: Tensor  # ‖x_j‖² [N, 1]
     multiplier_squares: Tensor  # ‖λ_m‖² [1, M]
+    anchor_squares: Tensor  # of what ⟨Λ, ·⟩ in the dual terms is taken with [1, M]
 
 
 def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None = None) -> _Sums:
@@ -152,6 +161,7 @@ def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: T
             block.X.T @ L,
             block.X.square().sum(0)[:, None],
             L.square().sum(0)[None, :],
+            block.fit.anchor.square().sum(0)[None, :],
         ]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
     return _Sums(*totals)
@@ -187,9 +197,16 @@ def _shift(
 
 def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> float:
     # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
-    size = sums.column_squares.sqrt() * sums.multiplier_squares.sqrt()
-    norm = penalty.dual_norm(sums.A) + _ROUNDING * penalty.dual_norm(size)
+    length = sums.multiplier_squares.sqrt()
+    size = sums.column_squares.sqrt() * length
+    largest = penalty.dual_norm(size)
+    norm = penalty.dual_norm(-sums.A) + _ROUNDING * largest  # −A is what g* sees
+    # Where entries are free no weight bounds what rounding leaves of A, so such Λ may be scaled up far less.
+    free = cost == 0
+    norm = torch.where(free.any(0), torch.maximum(norm, _FREE_FLOOR * largest), norm)
     cap = 1 / norm.clamp(min=1e-100)  # a Λ exactly orthogonal to X may grow at will
-    unmet = ((sums.A.abs() > 1e-10 * size) & (cost == 0)).any(0)
-    t = fit.best_scaling(sums.terms, torch.where(unmet, 0.0, cap))
-    return max(0.0, fit.dual_value(sums.terms, t))
+    unmet = ((sums.A.abs() > 64 * _ROUNDING * size) & free).any(0) | free.all(0)
+    # Likewise for the dual terms: where the caps are huge, their rounding would pass for a bound.
+    rounding = _ROUNDING * length * (sums.anchor_squares.sqrt() + fit.scale)
+    terms = torch.cat([sums.terms[:1] - rounding, sums.terms[1:]])
+    return max(0.0, fit.dual_value(terms, fit.best_scaling(terms, torch.where(unmet, 0.0, cap))))

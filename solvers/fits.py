@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import (
     ArrayLike,
     as_matrix,
+    as_number,
     check_finite,
     check_shape,
     checked_radius,
@@ -316,14 +318,16 @@ class NetTrimSet(_ReluFit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ceiling = self.ceiling if isinstance(self.ceiling, Tensor) else torch.as_tensor(self.ceiling)
-        if ceiling.ndim:
-            ceiling = check_shape("ceiling V", as_matrix("ceiling V", ceiling), self.shape, "that of the targets")
-            if ceiling.device != self.Y.device:
-                raise InvalidInput(f"ceiling V: expected the targets' device {self.Y.device}, found {ceiling.device}")
-            object.__setattr__(self, "ceiling", ceiling)
-        else:
-            object.__setattr__(self, "ceiling", float(check_finite("ceiling V", ceiling)))
+        if isinstance(self.ceiling, Real) or getattr(self.ceiling, "ndim", None) == 0:
+            number = as_number("ceiling V", self.ceiling)
+            check_finite("ceiling V", torch.tensor(number))
+            object.__setattr__(self, "ceiling", number)
+            return
+        matrix = as_matrix("ceiling V", self.ceiling)  # type: ignore[arg-type]  # mypy does not see that Real holds float
+        ceiling = check_shape("ceiling V", matrix, self.shape, "that of the targets")
+        if ceiling.device != self.Y.device:
+            raise InvalidInput(f"ceiling V: expected the targets' device {self.Y.device}, found {ceiling.device}")
+        object.__setattr__(self, "ceiling", ceiling)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with ``change`` applied to its targets and its ceiling."""

@@ -37,8 +37,8 @@ class LayerProgram:
     penalty: Penalty = _UNPENALISED
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("fit", self.fit, Fit), ("penalty", self.penalty, Penalty)):
-            if not isinstance(value, kind) or isinstance(value, type):
+        for name, value, kind in (("fit", self.fit, "curb"), ("penalty", self.penalty, "dual_norm")):
+            if isinstance(value, type) or not hasattr(value, kind):
                 raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
         X = as_matrix("inputs X", self.X)
         samples, outputs = self.fit.shape

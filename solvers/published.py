@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.admm import gram_matrix
-from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.arrays import checked_dtype, checked_positive
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
 from convexprune.solvers.interface import IterativeSolver, Start
 from convexprune.solvers.penalties import L1
@@ -56,8 +56,8 @@ class Published(IterativeSolver[_State]):
 
     def __post_init__(self) -> None:
         for name in ("rho", "scaling", "threshold"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidTolerance(f"{name}: expected a positive number, found {getattr(self, name)}")
+            checked_positive(name, getattr(self, name))
+        checked_dtype(self.dtype)
 
     def refuses(self, program: LayerProgram) -> str | None:
         """Why this program cannot be taken, or None."""

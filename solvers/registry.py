@@ -4,10 +4,10 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from convexprune.solvers.errors import InvalidInput, UnknownOption, UnknownSolver
+from convexprune.solvers.errors import InvalidInput, MissingExtra, UnknownOption, UnknownSolver
 from convexprune.solvers.interface import Solver, options_of
 
 __all__ = ["ENTRY_POINTS", "SolverInfo", "available", "make_solver", "register"]
@@ -50,8 +50,7 @@ def register(name: str, *, replace: bool = False) -> Callable[[S], S]:
     def add(solver: S) -> S:
         known = _REGISTRY.get(name)
         # The same class defined again (a notebook cell run twice) is no clash.
-        again = getattr(known, "__qualname__", None) == getattr(solver, "__qualname__", "")
-        if known is not None and not replace and not again:
+        if known is not None and not replace and _address(known) != _address(solver):
             raise InvalidInput(
                 f"a solver named {name!r} is registered already; choose another name or pass replace=True"
             )
@@ -63,7 +62,13 @@ def register(name: str, *, replace: bool = False) -> Callable[[S], S]:
 
 def available() -> dict[str, SolverInfo]:
     """Every registered solver, including those that lack a package, by name."""
-    return {name: _info(name, factory) for name, factory in sorted(_all().items())}
+    found = {name: _info(name, factory) for name, factory in _REGISTRY.items()}
+    for name, point in _installed().items():
+        try:
+            found[name] = _info(name, _loaded(name, point))
+        except MissingExtra as error:
+            found[name] = SolverInfo(name, f"{point.value}, which cannot be imported", {}, str(error))
+    return dict(sorted(found.items()))
 
 
 def make_solver(solver: str | Solver, options: dict[str, Any]) -> tuple[str, Solver]:
@@ -75,11 +80,12 @@ def make_solver(solver: str | Solver, options: dict[str, Any]) -> tuple[str, Sol
         InvalidInput: Neither a name nor a solver.
     """
     if isinstance(solver, str):
-        name, factory = solver, _all().get(solver)
-        if factory is None:
-            close = difflib.get_close_matches(name, _all(), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UnknownSolver(f"no solver named {name!r}{hint} Known: {', '.join(sorted(_all()))}")
+        name, names = solver, {*_REGISTRY, *_installed()}
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise UnknownSolver(f"no solver named {name!r}{hint} Known: {', '.join(sorted(names))}")
+        factory = _REGISTRY.get(name) or _loaded(name, _installed()[name])
         _check_options(name, _options(factory), options)
         return name, factory(**options)
     if isinstance(solver, type) or not isinstance(solver, Solver):
@@ -93,16 +99,25 @@ def _check_options(name: str, known: dict[str, Any], options: dict[str, Any]) ->
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise UnknownOption(f"solver {name!r} has no option {option!r}{hint} It has: {', '.join(known) or 'none'}")
 
 
-def _all() -> dict[str, Callable[..., Solver]]:
-    found = dict(_REGISTRY)
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name not in found:
-            found[point.name] = point.load()
-    return found
+def _address(factory: object) -> tuple[object, object]:
+    return getattr(factory, "__module__", None), getattr(factory, "__qualname__", factory)
+
+
+def _installed() -> dict[str, EntryPoint]:
+    """Solvers of installed packages that no registered one hides, not imported yet."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in _REGISTRY}
+
+
+def _loaded(name: str, point: EntryPoint) -> Callable[..., Solver]:
+    try:
+        factory: Callable[..., Solver] = point.load()
+    except Exception as error:
+        raise MissingExtra(f"solver {name!r} is installed as {point.value} and cannot be imported: {error}") from error
+    return factory
 
 
 def _options(factory: Callable[..., Solver]) -> dict[str, Any]:

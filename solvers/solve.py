@@ -5,11 +5,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from typing import Any
 
 import torch
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_shape, checked_radius
 from convexprune.solvers.certificate import Certificate, certify
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
 from convexprune.solvers.interface import Limits, Proposal, Solver, Start, options_of
@@ -43,7 +44,7 @@ def solve(
         tol: Certified relative gap to reach.
         feas_tol: Violation to reach, relative to eps.
         max_iter: Iterations at most; None: the solver's own default.
-        time_limit: Seconds at most, set-up and judging included.
+        time_limit: Seconds at most, judging included. Checked between iterations: one, or a set-up, is not interrupted.
         start: Weights [N, M], a ``Start`` with multipliers too, or an earlier ``Solution``.
         callback: Called with a ``TracePoint`` each time the solve is judged; a true answer stops it.
         **options: The solver's own, by name.
@@ -148,15 +149,15 @@ def _finite(proposal: Proposal) -> bool:
 
 
 def _checked(limits: Limits) -> Limits:
-    for name in ("tol", "feas_tol"):
-        value = getattr(limits, name)
-        if not (isinstance(value, int | float) and 0 <= value < math.inf):
-            raise InvalidTolerance(f"{name}: expected a finite number ≥ 0, found {value!r}")
-    if limits.max_iter is not None and not (isinstance(limits.max_iter, int) and limits.max_iter >= 1):
-        raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {limits.max_iter!r}")
-    if limits.time_limit is not None and not limits.time_limit > 0:
-        raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {limits.time_limit!r}")
-    return limits
+    tol, feas_tol = checked_radius("tol", limits.tol), checked_radius("feas_tol", limits.feas_tol)
+    max_iter, seconds = limits.max_iter, limits.time_limit
+    if max_iter is not None and not (isinstance(max_iter, Integral) and max_iter >= 1):
+        raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {max_iter!r}")
+    if seconds is not None and not as_number("time_limit", seconds) > 0:
+        raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {seconds!r}")
+    return Limits(
+        tol, feas_tol, None if max_iter is None else int(max_iter), None if seconds is None else float(seconds)
+    )
 
 
 def _as_start(program: LayerProgram, start: Solution | Start | ArrayLike | None) -> Start | None:

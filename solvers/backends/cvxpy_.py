@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from convexprune.solvers.errors import MissingExtra
+from convexprune.solvers.errors import MissingExtra, UnknownOption
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
@@ -75,8 +75,15 @@ class CVXPY:
                 problem.solve(solver=self.backend.upper(), **settings)
         except cp.error.SolverError as error:
             return Proposal(None, None, "failed", 0, setup, str(error), effective)
+        except (AttributeError, TypeError, ValueError) as error:
+            if not self.settings:
+                raise
+            raise UnknownOption(
+                f"settings {dict(self.settings)}: {self.backend} does not take them: {error}"
+            ) from error
         stats = problem.solver_stats
         iterations = int(stats.num_iters or 0) if stats else 0
+        ended = _ended(problem.status, iterations, limits)
         multipliers = problem.constraints[0].dual_value
         if U.value is None:
             return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
@@ -86,7 +93,7 @@ class CVXPY:
             multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64))
         device = program.inputs.device
         multipliers = None if multipliers is None else multipliers.to(device)
-        return Proposal(weights.to(device), multipliers, "own rule", iterations, setup, problem.status, effective)
+        return Proposal(weights.to(device), multipliers, ended, iterations, setup, problem.status, effective)
 
 
 @register("clarabel")
@@ -110,6 +117,15 @@ def _takes_cones(name: str) -> bool:
     from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC
 
     return name in SOLVER_MAP_CONIC and SOC in SOLVER_MAP_CONIC[name].SUPPORTED_CONSTRAINTS
+
+
+def _ended(status: str, iterations: int, limits: Limits) -> str:
+    """Whether a limit stopped the backend; it may call what it has "optimal_inaccurate" all the same."""
+    if status == "optimal":
+        return "own rule"
+    if limits.max_iter is not None and iterations >= limits.max_iter:
+        return "iteration limit"
+    return "time limit" if limits.time_limit is not None else "own rule"
 
 
 def _settings(backend: str, program: LayerProgram, limits: Limits) -> dict[str, Any]:
