@@ -18,7 +18,7 @@ from convexprune.capture import Forward, LayerCapture, as_batches, capture, netw
 from convexprune.errors import NothingToPrune, PruningFailed
 from convexprune.matrices import input_matrices, weight_matrices, write_back_
 from convexprune.plan import choose_layers, layer_eps, layer_fits, looked_up
-from convexprune.report import Report, SkippedModule, SolvedGroup, layer_report
+from convexprune.report import LayerReport, Report, SkippedModule, SolvedGroup, layer_report
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Solution, Status, solve
 from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
 from convexprune.solvers.errors import EmptyInput, Infeasible, InvalidInput
@@ -160,9 +160,7 @@ def prune_(
         PruningFailed: The solver returned nothing usable for a layer.
     """
     began = time.perf_counter()
-    if mode != "parallel":
-        raise InvalidInput(f"mode: expected 'parallel', found {mode!r}")
-    make_solver(solver, options)
+    _check_call(mode, solver, options)
     chosen, skipped = choose_layers(model, layers)
     limits = {"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": time_limit}
     recipe = _Recipe(solver, limits | options, layer_eps(eps, list(chosen)), ceiling, penalise_bias, callback)
@@ -176,17 +174,20 @@ def prune_(
         raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
     follows = {name: looked_up(activations or {}, name) or seen.layers[name].activation for name in called}
     fits = layer_fits(fit, follows, FITS)
-    rows, solved = [], {}
+    rows: list[LayerReport] = []
+    after: dict[nn.Module, list[Tensor]] = {}
+    solutions: dict[str, tuple[Solution, ...]] = {}
     for number, name in enumerate(called):
         tell(name, number, len(called))
         groups = _solve_layer(name, chosen[name], seen.layers.pop(name), fits[name], recipe)
         rows.append(layer_report(name, chosen[name], fits[name], recipe.eps[name], groups))
-        solved[name] = groups
+        after[chosen[name]] = [group.after for group in groups]
+        if keep_solutions:
+            solutions[name] = tuple(group.solution for group in groups)
+        del groups  # one layer's data in memory, not the network's
         _log.info("%s: %s", name, rows[-1])
     tell(called[-1], len(called), len(called))
-    originals = {chosen[name]: before[name] for name in called}
-    after = {chosen[name]: [group.after for group in solved[name]] for name in called}
-    outputs = _write_all_(model, originals, after, batches, forward)
+    outputs = _write_all_(model, {chosen[name]: before[name] for name in called}, after, batches, forward)
     return Report(
         layers=tuple(rows),
         skipped=tuple(skipped),
@@ -194,10 +195,14 @@ def prune_(
         samples=seen.samples,
         seconds=time.perf_counter() - began,
         provenance=_provenance(model, mode, recipe),
-        solutions={name: tuple(g.solution for g in groups) for name, groups in solved.items()}
-        if keep_solutions
-        else {},
+        solutions=solutions,
     )
+
+
+def _check_call(mode: str, solver: str | Solver, options: dict[str, Any]) -> None:
+    if mode != "parallel":
+        raise InvalidInput(f"mode: expected 'parallel', found {mode!r}")
+    make_solver(solver, options)
 
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"

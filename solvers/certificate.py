@@ -26,6 +26,7 @@ __all__ = ["Certificate", "certify"]
 
 _BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
 _ROUNDING = 2**-50  # relative error granted to float64 sums
+_MOST_CHEAP = 64  # inputs that the repair of nearly free entries takes on
 _FREE_FLOOR = 1e-8  # the least dual norm, relative to its largest possible value, of a column with free entries
 # Weights that cost this many times more than those proposed are no answer: rounding of the data would swamp the fit.
 _INFEASIBLE = {torch.float32: 1e4, torch.float64: 1e6}
@@ -170,7 +171,9 @@ def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: T
 def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
     """[N, M]: entries that are free, or far cheaper than others for the same length of output."""
     price = cost / column_squares.sqrt().clamp(min=1e-300)
-    return (price <= 1e-2 * price.median()) & (column_squares > 0)
+    cheap = (price <= 1e-2 * price.median()) & (column_squares > 0)
+    # The repair of F inputs costs M·F² memory; beyond a few, only those that need it to have any bound are repaired.
+    return cheap if int(cheap.any(1).sum()) <= _MOST_CHEAP else (cost == 0) & (column_squares > 0)
 
 
 def _shift(
