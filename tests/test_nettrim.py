@@ -364,5 +364,5 @@ def test_limits_that_run_out_are_reported_not_hidden(caplog: pytest.LogCaptureFi
     model, x = mlp()
     report = prune_(model, x, max_iter=3)
     assert not report.certified
-    assert {row.status for row in report.layers} == {"iteration limit", "solved"}  # the last needs its bias alone
+    assert "iteration limit" in {row.status for row in report.layers}
     assert "raise max_iter" in caplog.text
