@@ -4,8 +4,9 @@
 layer by hand; ``convexprune.solvers`` is the optimisation underneath.
 """
 
+from convexprune.files import save_weights
 from convexprune.matrices import write_back_
 from convexprune.nettrim import layer_program, prune_
 from convexprune.report import Report
 
-__all__ = ["Report", "layer_program", "prune_", "write_back_"]
+__all__ = ["Report", "layer_program", "prune_", "save_weights", "write_back_"]
