@@ -24,7 +24,7 @@ from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Ball", "Fit", "NetTrimSet", "ReluBall"]
 
-_BLOCK_ENTRIES = 2**18  # of an array that a projection handles at a time
+_BLOCK_ENTRIES = 2**20  # of an array that a projection handles at a time
 
 
 @runtime_checkable
@@ -160,12 +160,12 @@ class _BallFit(ABC):
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
         """Projection: h shrinks to length eps, e to 0."""
-        V = torch.empty_like(Z)
-        # By blocks of rows, so that temporaries stay in cache: they, not the arithmetic, would take most of the time.
-        rows = max(1, _BLOCK_ENTRIES // Z.shape[1])
+        # By blocks of rows and without fresh temporaries: those, not the arithmetic, would take most of the time.
+        rows = min(len(Z), max(1, _BLOCK_ENTRIES // Z.shape[1]))
+        V, scratch = torch.empty_like(Z), Z.new_empty(rows, Z.shape[1])
         parts = [slice(first, first + rows) for first in range(0, len(Z), rows)]
         fits = [self.map(lambda array, part=part: array[part]) for part in parts]  # type: ignore[misc]
-        lengths = [norm(V[part].copy_(fit.residual(Z[part]))) for fit, part in zip(fits, parts, strict=True)]
+        lengths = [norm(fit.residual_(Z[part], V[part], scratch)) for fit, part in zip(fits, parts, strict=True)]
         length = torch.linalg.vector_norm(torch.stack(lengths))
         shrink = (1 - self.eps / length.clamp(min=1e-300)).clamp(min=0).to(Z)
         torch.addcmul(Z, V, shrink, value=-1, out=V)
@@ -174,6 +174,10 @@ class _BallFit(ABC):
             if e is not None:
                 V[part] -= e
         return V
+
+    def residual_(self, Z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:  # noqa: ARG002
+        """h(Z), written to ``out``; ``scratch`` has at least as many rows and may be overwritten."""
+        return out.copy_(self.residual(Z))
 
     def squares(self, Z: Tensor) -> Tensor:
         """Columnwise ‖h‖² and ‖e‖²."""
@@ -290,6 +294,12 @@ class ReluBall(_ReluFit):
     def residual(self, Z: Tensor) -> Tensor:
         """h(Z)."""
         return torch.where(self.Y > 0, Z - self.Y, Z.clamp(min=0))
+
+    def residual_(self, Z: Tensor, out: Tensor, scratch: Tensor) -> Tensor:
+        """h = max(Z − Y₊, floor), floor 0 where Y ≤ 0 and very low elsewhere: 6 times as fast as ``where`` on a CPU."""
+        floor = torch.clamp(self.Y, min=0, out=scratch[: len(Z)])
+        torch.sub(Z, floor, out=out)
+        return torch.maximum(out, floor.mul_(-torch.finfo(out.dtype).max), out=out)
 
     @property
     def anchor(self) -> Tensor:
