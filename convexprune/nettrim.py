@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import Forward, LayerCapture, as_batches, capture, network_outputs
+from convexprune.capture import Capture, Forward, LayerCapture, as_batches, capture, network_outputs
 from convexprune.errors import NothingToPrune, PruningFailed
 from convexprune.matrices import input_matrices, weight_matrices, write_back_
 from convexprune.plan import choose_layers, layer_eps, layer_fits, looked_up
@@ -168,10 +168,7 @@ def prune_(
     batches = as_batches(calibration, batch_size)
     tell = progress or silent
     seen = capture(model, batches, chosen, forward=forward, progress=partial(tell, "capture"))
-    called = [name for name in chosen if name in seen.layers]
-    skipped += [SkippedModule(name, type(chosen[name]).__name__, _UNCALLED) for name in chosen if name not in called]
-    if not called:
-        raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
+    called, uncalled = _reached(chosen, seen)
     follows = {name: looked_up(activations or {}, name) or seen.layers[name].activation for name in called}
     fits = layer_fits(fit, follows, FITS)
     rows: list[LayerReport] = []
@@ -190,13 +187,22 @@ def prune_(
     outputs = _write_all_(model, {chosen[name]: before[name] for name in called}, after, batches, forward)
     return Report(
         layers=tuple(rows),
-        skipped=tuple(skipped),
+        skipped=(*skipped, *uncalled),
         output_error=float(norm(outputs - seen.outputs)) / (float(norm(seen.outputs)) or 1.0),
         samples=seen.samples,
         seconds=time.perf_counter() - began,
         provenance=_provenance(model, mode, recipe),
         solutions=solutions,
     )
+
+
+def _reached(chosen: Mapping[str, nn.Module], seen: Capture) -> tuple[list[str], list[SkippedModule]]:
+    """The layers that the calibration data reached, and the others with the reason."""
+    called = [name for name in chosen if name in seen.layers]
+    if not called:
+        raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
+    rest = [name for name in chosen if name not in seen.layers]
+    return called, [SkippedModule(name, type(chosen[name]).__name__, _UNCALLED) for name in rest]
 
 
 def _check_call(mode: str, solver: str | Solver, options: dict[str, Any]) -> None:
