@@ -99,6 +99,8 @@ class ADMM(IterativeSolver[_State]):
         for name, value in (("rho", self.rho), ("sigma", self.sigma)):
             if value is not None:
                 checked_positive(name, value)
+        if not (isinstance(self.restorations, int) and self.restorations >= 0):
+            raise InvalidTolerance(f"restorations: expected a whole number ≥ 0, found {self.restorations!r}")
         checked_dtype(self.dtype)
 
     def refuses(self, program: LayerProgram) -> str | None:  # noqa: ARG002

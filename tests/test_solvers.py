@@ -104,6 +104,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[ConvexPruneError], str]] = {
     "rho 0": ({"rho": 0.0}, InvalidTolerance, "rho: expected a positive number"),
     "sigma inf": ({"sigma": float("inf")}, InvalidTolerance, "sigma"),
     "rho text": ({"rho": "big"}, InvalidTolerance, "rho"),
+    "restorations -1": ({"restorations": -1}, InvalidTolerance, "restorations: expected a whole number"),
+    "restorations 1.5": ({"restorations": 1.5}, InvalidTolerance, "restorations: expected a whole number"),
     "dtype half": ({"dtype": torch.float16}, InvalidInput, "dtype: expected torch.float32, torch.float64 or None"),
     "published dtype": (
         {"solver": "published", "dtype": torch.int32},
