@@ -55,6 +55,18 @@ def test_no_bound_exceeds_a_value(name: str) -> None:
     assert highest <= lowest + FEASIBLE * max(row.scale for row in rows)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_random_multipliers_never_bound_above_the_optimum(name: str) -> None:
+    """Weak duality on every member, for noise of any sign, for the targets with noise, and near the optimum."""
+    program, lowest = build(name), min(checked(name).rows, key=lambda row: row.value)
+    zero, best = torch.zeros(program.shape), solve(program, tol=1e-2, feas_tol=1e-3).multipliers
+    assert best is not None
+    for seed in range(8):
+        noise = gaussian(seed, *program.fit.shape)
+        for L in (noise, noise.abs(), noise - program.fit.Y, best * (1 + 0.1 * noise), best + best.std() * noise):
+            assert certify(program, zero, L).bound <= lowest.value + FEASIBLE * lowest.scale
+
+
 @pytest.mark.parametrize("name", [member.name for member in ZOO if member.optimum is not None])
 def test_known_optima_are_found(name: str) -> None:
     optimum = MEMBERS[name].optimum
