@@ -33,7 +33,8 @@ class LayerReport:
         output_error: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where the fit stands before one.
         iterations: The solver's (the most that a group took).
         seconds: Set-up, solve and certificate.
-        status: How the solve ended ("solved": certified within the tolerances).
+        status: How the solve ended ("solved": certified within the tolerances; "rounded": certified, but no longer
+            after rounding to the module's dtype).
     """
 
     name: str
@@ -172,6 +173,12 @@ class SolvedGroup:
             return self.solution.certificate
         return certify(self.program, self.after, self.solution.multipliers)
 
+    def status(self, certificate: Certificate) -> str:
+        """The solution's status; "rounded" where only the weights before rounding were within the tolerances."""
+        limits = self.solution.provenance["limits"]
+        kept = certificate.meets(limits["tol"], limits["feas_tol"])
+        return "rounded" if self.solution.status is Status.SOLVED and not kept else str(self.solution.status)
+
 
 def layer_report(name: str, layer: nn.Module, fit: str, eps: float, groups: Sequence[SolvedGroup]) -> LayerReport:
     """The row of a layer from its solved groups; ``fit`` is the fit's name, ``eps`` relative."""
@@ -180,7 +187,7 @@ def layer_report(name: str, layer: nn.Module, fit: str, eps: float, groups: Sequ
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
     radii = [group.program.fit.scale for group in groups]
     outside = math.hypot(*(c.violation * radius for c, radius in zip(certificates, radii, strict=True)))
-    unsolved = [group.solution.status for group in groups if group.solution.status is not Status.SOLVED]
+    statuses = [group.status(certificate) for group, certificate in zip(groups, certificates, strict=True)]
     weight = layer.get_parameter("weight")
     return LayerReport(
         name=name,
@@ -197,7 +204,7 @@ def layer_report(name: str, layer: nn.Module, fit: str, eps: float, groups: Sequ
         output_error=_output_error(fit, groups),
         iterations=max(group.solution.iterations for group in groups),
         seconds=sum(group.solution.seconds.total for group in groups),
-        status=str(unsolved[0] if unsolved else Status.SOLVED),
+        status=next((status for status in statuses if status != str(Status.SOLVED)), str(Status.SOLVED)),
     )
 
 

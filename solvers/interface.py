@@ -122,10 +122,12 @@ class IterativeSolver(Generic[State]):
         setup = time.perf_counter() - began
         last = limits.max_iter if limits.max_iter is not None else self.default_max_iter
         ended, k, rhythm = "iteration limit", 0, _Rhythm()
+        latest: list[Proposal] = []  # the last one, so that what was judged is what is returned
 
         def propose() -> Proposal:
-            weights, multipliers = self.finish(state)
-            return Proposal(weights, multipliers, ended, k, setup, effective=self.effective(state))
+            if not latest or latest[0].iterations != k:
+                latest[:] = [Proposal(*self.finish(state), ended, k, setup, effective=self.effective(state))]
+            return latest[0]
 
         while k < last:
             self.step(state)
@@ -144,7 +146,7 @@ class IterativeSolver(Generic[State]):
                 ended = "own rule" if own else "time limit"
                 break
             rhythm.next(k)
-        return propose()
+        return dataclasses.replace(propose(), ended=ended)
 
 
 @dataclass

@@ -4,11 +4,13 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_shape, checked_radius
 from convexprune.solvers.certificate import Certificate, certify
@@ -78,7 +80,7 @@ class _Judge:
         self.began = time.perf_counter()
         self.judging = 0.0
         self.stopped = False
-        self.last: tuple[int, Certificate] | None = None
+        self.last: tuple[_Identity, Certificate] | None = None
 
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> bool:
         certificate = self.judge(iteration, proposal(), residuals)
@@ -95,7 +97,7 @@ class _Judge:
         solving = time.perf_counter() - self.began - self.judging
         before = time.perf_counter()
         certificate = certify(self.program, proposal.weights, proposal.multipliers)
-        self.last = (iteration, certificate)
+        self.last = (_Identity.of(proposal), certificate)
         c = certificate
         point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals))
         self.trace.append(point)
@@ -106,7 +108,8 @@ class _Judge:
     def verdict(self, proposal: Proposal, provenance: dict[str, Any]) -> Solution:
         """The solution, with its status."""
         solving = time.perf_counter() - self.began - self.judging
-        if self.last is not None and self.last[0] == proposal.iterations and _finite(proposal):
+        # What came back may not be what was shown last: only the very same tensors, unchanged, are not judged again.
+        if self.last is not None and self.last[0].same(proposal):
             certificate: Certificate | None = self.last[1]
         else:
             certificate = self.judge(proposal.iterations, proposal, {})
@@ -134,6 +137,29 @@ class _Judge:
         if self.stopped:
             return Status.STOPPED
         return _ENDED.get(proposal.ended, Status.UNCERTIFIED)
+
+
+@dataclass(frozen=True, eq=False)
+class _Identity:
+    """Which tensors were judged, in which state."""
+
+    arrays: tuple[Tensor | None, Tensor | None]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, proposal: Proposal) -> "_Identity":
+        arrays = (proposal.weights, proposal.multipliers)
+        return cls(arrays, tuple(_version(array) for array in arrays if array is not None))
+
+    def same(self, proposal: Proposal) -> bool:
+        other = _Identity.of(proposal)
+        known = -1 not in self.versions and self.versions == other.versions
+        return known and all(a is b for a, b in zip(self.arrays, other.arrays, strict=True))
+
+
+def _version(array: Tensor) -> int:
+    """How often the tensor was changed in place; -1 for inference tensors, which do not count."""
+    return -1 if array.is_inference() else array._version
 
 
 _ENDED = {

@@ -205,6 +205,15 @@ def test_other_precisions_are_judged_after_the_cast(dtype: torch.dtype) -> None:
     assert report.layers[0].violation == pytest.approx(again.violation, rel=1e-6, abs=1e-12)
 
 
+def test_rounding_can_cost_the_certificate_and_the_status_says_so() -> None:
+    model, x = mlp()
+    report = prune_(model.to(torch.bfloat16), x.to(torch.bfloat16), layers="0", tol=1e-5, feas_tol=1e-6)
+    row = report.layers[0]
+    assert row.violation > 1e-6 or row.gap > 1e-5
+    assert row.status == "rounded"
+    assert not report.certified
+
+
 def test_report_is_data() -> None:
     model, x = mlp()
     report = prune_(model, x)

@@ -626,3 +626,29 @@ def test_targets_of_zeros_are_solved_by_zero_weights(fit: Any) -> None:
         solution = solve(LayerProgram(gaussian(0, 20, 4), fit(torch.zeros(20, 3, dtype=torch.float64), eps)))
         assert solution.status is Status.SOLVED
         assert solution.nonzeros == 0
+
+
+def test_what_comes_back_is_judged_not_what_was_shown() -> None:
+    """A solver that shows good weights and returns others, of one iteration, gets the certificate of the others."""
+    program = build(EASY)
+    good = solve(program)
+
+    class Switches:
+        def refuses(self, program: LayerProgram) -> None:
+            return None
+
+        def run(self, program: LayerProgram, limits: Any, start: Any, watch: Any) -> Proposal:
+            watch(5, lambda: Proposal(good.weights, good.multipliers, "watch", 5, 0.0), {})
+            return Proposal(0 * good.weights, good.multipliers, "watch", 5, 0.0)
+
+    solution = solve(program, Switches())
+    assert solution.status is not Status.SOLVED
+    assert solution.certificate == certify(program, 0 * good.weights, good.multipliers)
+
+
+def test_a_solve_may_stand_in_inference_mode() -> None:
+    """Inference tensors keep no version; they are judged again rather than refused."""
+    with torch.inference_mode():
+        program = build("ball plain 20x8x5")
+        fresh = LayerProgram(program.inputs.clone(), program.fit.map(torch.clone))
+        assert solve(fresh).status is Status.SOLVED
