@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, norm
+from convexprune.solvers.arrays import as_number, blocks_of, checked_dtype, checked_positive, norm
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.interface import IterativeSolver, Start
@@ -28,40 +28,58 @@ _TINY = 1e-30
 
 
 @dataclass
-class _Block:
-    """One constraint: its value in the splitting variable, its scaled dual, its penalty, its last residuals."""
+class _Penalty:
+    """The penalty parameter of one constraint, and its residuals: relative, and since when it was last reviewed."""
 
-    value: Tensor
-    dual: Tensor  # multiplier / weight
-    weight: float  # the penalty parameter
+    weight: float
     primal: float = math.inf  # ‖constraint‖ relative to the larger of its two sides
-    change: float = math.inf  # weight·‖change of value‖ relative to the multiplier
+    change: float = math.inf  # weight·‖change of the splitting variable‖ relative to the multiplier
+    imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change)
 
-    imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change), since the penalty was last reviewed
+    def measure(self, sides: tuple[float, float], gap: float, moved: float, dual: float) -> None:
+        """Norms of both sides of the constraint, of their difference, of the change, and of the scaled dual."""
+        self.primal, self.change = gap / max(*sides, _TINY), moved / max(dual, _TINY)
+        self.imbalance.append(0.5 * math.log(max(self.primal, _TINY) / max(self.change, _TINY)))
 
-    def rebalance(self, threshold: float) -> bool:
-        """Change the penalty, keeping the multiplier, if the mean imbalance is beyond the threshold."""
+    def rebalance(self, threshold: float) -> float:
+        """Change the penalty if the mean imbalance is beyond the threshold; the factor, 1 if it stays."""
         mean = sum(self.imbalance) / len(self.imbalance)
         self.imbalance.clear()
         if abs(mean) <= threshold:
-            return False
+            return 1.0
         factor = min(max(math.exp(mean), 0.2), 5.0)
         self.weight *= factor
-        self.dual /= factor
-        return True
+        return factor
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """A block of samples; X and the targets in the caller's own precision."""
+
+    rows: slice
+    X: Tensor
+    fit: Fit
+
+    def inputs(self, like: Tensor) -> Tensor:
+        return self.X.to(like.dtype)
 
 
 @dataclass
 class _State:
-    X: Tensor
-    fit: Fit
+    """Z and its scaled dual are known by their sum: q = Z − dual, Z = prox(q), so r = q − Z is −dual."""
+
+    blocks: list[_Samples]
     penalty: Penalty  # of the scaled variables
     d: Tensor  # column norms of X [N, 1]: U = V/d for the scaled variables V
     gram: Tensor  # of the scaled columns, float64
-    Z: _Block
-    T: _Block
+    q: Tensor  # [P, M]
+    sums: Tensor  # the fit's, of q
+    T: Tensor  # [N, M], sparse
+    dual: Tensor  # of T = V, scaled
+    rho: _Penalty
+    sigma: _Penalty
     inverse: Tensor  # (gram + sigma/rho I)⁻¹
-    work: Tensor  # a [P, M] buffer
+    work: tuple[Tensor, Tensor]  # [P, M] each
     iteration: int = 0
     due: int = 10  # the iteration at which the penalties are reviewed next
 
@@ -103,78 +121,99 @@ class ADMM(IterativeSolver[_State]):
             raise InvalidTolerance(f"restorations: expected a whole number ≥ 0, found {self.restorations!r}")
         checked_dtype(self.dtype)
 
-    def refuses(self, program: LayerProgram) -> str | None:  # noqa: ARG002
-        """None: whatever has a prox can be taken."""
-        return None
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None: whatever is convex and has a prox can be."""
+        if program.penalty.convex:
+            return None
+        return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
-        """Scale, factorise, and find a start and penalties of the right size."""
-        program = program.to(self.dtype or program.dtype)
-        X, fit = program.inputs, program.fit
+        """Factorise, and find a start and penalties of the right size. Nothing of X is copied."""
+        X, dtype = program.inputs, self.dtype or program.dtype
         gram = gram_matrix(X)
         d = gram.diagonal().sqrt()[:, None]
         d = torch.where(d > 0, d, 1.0)
         gram /= d * d.T
-        d = d.to(X)
+        d = d.to(dtype)
         penalty = program.penalty.rescaled(d)
-        V = self._start(X, fit, gram, d, start)
-        Z = X @ (V / d)
-        rho, sigma = self._penalties(V, Z, penalty)
-        multipliers = None if start is None else start.multipliers
-        dual = torch.zeros_like(Z) if multipliers is None else multipliers.to(Z) / -rho
+        blocks = _blocks(program, dtype)
+        V = self._start(blocks, gram, d, start)
+        q = X.new_empty(program.fit.shape, dtype=dtype)
+        for block in blocks:
+            torch.mm(block.inputs(q), V / d, out=q[block.rows])
+        rho, sigma = self._penalties(V, q, penalty)
+        dual = torch.zeros_like(V)
+        if start is not None and start.multipliers is not None:
+            dual = sum(block.inputs(q).T @ start.multipliers[block.rows].to(q) for block in blocks) / d / sigma
+            q.add_(start.multipliers.to(q), alpha=1 / rho)
         state = _State(
-            X, fit, penalty, d, gram, _Block(Z, dual, rho), _Block(V, torch.zeros_like(V), sigma), gram, dual.clone()
+            *(blocks, penalty, d, gram, q, torch.zeros(0), V, dual, _Penalty(rho), _Penalty(sigma), gram),
+            work=(torch.empty_like(q), torch.empty_like(q)),
         )
-        if multipliers is not None:
-            state.T.dual = (X.T @ state.Z.dual) / d * (-rho / sigma)
+        state.sums = _sums(state, q)
         state.inverse = self._inverse(state)
         return state
 
     def step(self, state: _State) -> None:
-        """Least squares for U, then the two proxes; penalties are balanced every tenth iteration."""
-        X, d, Z, T, work, a = state.X, state.d, state.Z, state.T, state.work, self.relaxation
-        torch.add(Z.value, Z.dual, out=work)
-        moment = (X.T @ work).div_(d).add_(T.value + T.dual, alpha=T.weight / Z.weight)
-        V = state.inverse @ moment
-        torch.mm(X, V / d, out=work)
+        """Least squares for V, then both proxes; penalties are reviewed at measured iterations."""
         state.iteration += 1
-        measured = (work.clone(), V, Z.value, T.value) if state.iteration % 10 == 0 else None
-        work.mul_(a).add_(Z.value, alpha=1 - a).sub_(Z.dual)
-        relaxed = a * V + (1 - a) * T.value - T.dual
-        Z.value = state.fit.prox(work, Z.weight)
-        T.value = state.penalty.prox(relaxed, 1 / T.weight)
-        torch.sub(Z.value, work, out=Z.dual)
-        torch.sub(T.value, relaxed, out=T.dual)
-        if measured is not None:
-            self._balance(state, *measured)
+        measured = state.iteration % 10 == 0
+        rho, sigma, a, q = state.rho.weight, state.sigma.weight, self.relaxation, state.q
+        moment = torch.zeros_like(state.T)
+        for block in state.blocks:
+            qb = q[block.rows]
+            r = block.fit.pull(qb, state.sums, rho)
+            if measured:
+                torch.sub(qb, r, out=state.work[0][block.rows])
+            moment.addmm_(block.inputs(q).T, torch.sub(qb, r, alpha=2, out=r))
+        V = state.inverse @ moment.div_(state.d).add_(state.T + state.dual, alpha=sigma / rho)
+        W, sums, before = V / state.d, 0.0, state.sums
+        for block in state.blocks:
+            qb = q[block.rows]
+            r = block.fit.pull(qb, before, rho)
+            XW = torch.mm(block.inputs(q), W, out=state.work[1][block.rows] if measured else None)
+            qb.mul_(1 - a).add_(r, alpha=a).add_(XW, alpha=a)
+            sums = sums + block.fit.sums(qb).to(torch.float64)
+        relaxed = a * V + (1 - a) * state.T - state.dual
+        T, state.sums = state.penalty.prox(relaxed, 1 / sigma), sums
+        if measured:
+            self._measure(state, V, T, T - relaxed)
+        state.T, state.dual = T, T - relaxed
+        if measured and state.iteration >= state.due:
+            self._review(state)
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""
         if state.iteration < 10:  # they are measured every tenth iteration
             return {}
         return {
-            "primal Z": state.Z.primal,
-            "dual Z": state.Z.change,
-            "primal T": state.T.primal,
-            "dual T": state.T.change,
+            "primal Z": state.rho.primal,
+            "dual Z": state.rho.change,
+            "primal T": state.sigma.primal,
+            "dual T": state.sigma.change,
         }
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
         """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU."""
-        return self._restored(state) / state.d, state.Z.dual * -state.Z.weight
+        weights = self._restored(state) / state.d
+        multipliers = torch.empty_like(state.q)
+        for block in state.blocks:
+            r = block.fit.pull(state.q[block.rows], state.sums, state.rho.weight)
+            torch.mul(r, state.rho.weight, out=multipliers[block.rows])
+        return weights, multipliers
 
     def effective(self, state: _State) -> Mapping[str, Any]:
         """The penalties at the end."""
-        return {"rho": state.Z.weight, "sigma": state.T.weight, "iterate dtype": str(state.X.dtype)}
+        return {"rho": state.rho.weight, "sigma": state.sigma.weight, "iterate dtype": str(state.q.dtype)}
 
-    def _start(self, X: Tensor, fit: Fit, gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
+    def _start(self, blocks: list[_Samples], gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
         """Scaled variables [N, M] to start from: the caller's, or a lightly damped least squares fit of the targets."""
         if start is not None:
-            return start.weights.to(X) * d
+            return start.weights.to(d) * d
         ridge = gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        moment = (X.T @ fit.anchor) / d
+        moment = sum(block.inputs(d).T @ block.fit.anchor for block in blocks) / d
         start_weights: Tensor = torch.linalg.solve(ridge, moment.to(gram))
-        return start_weights.to(X)
+        return start_weights.to(d)
 
     def _penalties(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
@@ -189,17 +228,22 @@ class ADMM(IterativeSolver[_State]):
         gradient on the whole support, so to first order every way back along it costs the same. A step that does not
         halve the distance is taken back: there may be no way, or no set.
         """
-        T = before = state.T.value
+        T = before = state.T
         support, last = T != 0, math.inf
         for step in range(self.restorations + 1):
-            XT = torch.mm(state.X, T / state.d, out=state.work)
-            outside = XT - state.fit.prox(XT, state.Z.weight)
-            distance = _norm(outside)
+            XT, W = state.work[0], T / state.d
+            for block in state.blocks:
+                torch.mm(block.inputs(XT), W, out=XT[block.rows])
+            sums = _sums(state, XT)
+            distance = state.blocks[0].fit.distance(sums)
             if distance > 0.5 * last:
                 return before
-            if step == self.restorations:
+            if step == self.restorations or distance <= _TINY:
                 break
-            gradient = (state.X.T @ outside).div_(state.d).mul_(support)
+            gradient = torch.zeros_like(T)
+            for block in state.blocks:
+                gradient.addmm_(block.inputs(XT).T, block.fit.pull(XT[block.rows], sums, math.inf))
+            gradient.div_(state.d).mul_(support)
             length = _norm(gradient)
             if length <= _TINY:
                 break
@@ -209,39 +253,62 @@ class ADMM(IterativeSolver[_State]):
 
     def _inverse(self, state: _State) -> Tensor:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
-        ratio = max(state.T.weight / state.Z.weight, 1e-12)
+        ratio = max(state.sigma.weight / state.rho.weight, 1e-12)
         shifted = state.gram + ratio * torch.eye(len(state.gram), dtype=torch.float64, device=state.gram.device)
-        return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(state.X)
+        return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(state.q)
 
-    def _balance(self, state: _State, XV: Tensor, V: Tensor, Z_before: Tensor, T_before: Tensor) -> None:
-        """Relative residuals of both constraints; when it is time, penalties that are out of balance are changed."""
-        blocks = ((state.Z, XV, Z_before), (state.T, V, T_before))
-        for block, other, before in blocks:
-            block.primal = _distance(other, block.value) / max(_norm(other), _norm(block.value), _TINY)
-            block.change = _distance(block.value, before) / max(_norm(block.dual), _TINY)
-            block.imbalance.append(0.5 * math.log(max(block.primal, _TINY) / max(block.change, _TINY)))
-        if state.iteration < state.due:
-            return
+    def _measure(self, state: _State, V: Tensor, T: Tensor, dual: Tensor) -> None:
+        """Residuals of both constraints, from Z before this iteration and XV, which the work arrays hold."""
+        squares = torch.zeros(5, dtype=torch.float64, device=V.device)
+        before, XV = state.work
+        for block in state.blocks:
+            r = block.fit.pull(state.q[block.rows], state.sums, state.rho.weight)
+            Z = state.q[block.rows] - r
+            parts = (XV[block.rows], Z, XV[block.rows] - Z, Z - before[block.rows], r)
+            squares += torch.stack([norm(part) for part in parts]).square()
+        XV_, Z_, gap, moved, r_ = squares.sqrt().tolist()
+        state.rho.measure((XV_, Z_), gap, moved, r_)
+        sides = (_norm(V), _norm(T))
+        state.sigma.measure(sides, _norm(V - T), _norm(T - state.T), _norm(dual))
+
+    def _review(self, state: _State) -> None:
+        """Change penalties that are out of balance, keeping the multipliers."""
         # Every change of a penalty sets ADMM back, so changes come ever more rarely: else it can cycle for ever.
         state.due = state.iteration + max(10, state.iteration // 4)
-        changed = [block.rebalance(math.log(self.balance)) for block, _, _ in blocks]
-        if any(changed):
+        threshold, rho = math.log(self.balance), state.rho.weight
+        by, dual = state.rho.rebalance(threshold), state.sigma.rebalance(threshold)
+        state.dual = state.dual / dual
+        if by != 1:
+            for block in state.blocks:
+                qb = state.q[block.rows]
+                qb.sub_(block.fit.pull(qb, state.sums, rho), alpha=1 - 1 / by)
+            state.sums = _sums(state, state.q)
+        if by != 1 or dual != 1:
             state.inverse = self._inverse(state)
+
+
+def _blocks(program: LayerProgram, dtype: torch.dtype) -> list[_Samples]:
+    X, fit = program.inputs, program.fit
+    blocks = []
+    for rows in blocks_of(X, program.shape[1]):
+        part = fit.map(lambda array, rows=rows: array[rows].to(dtype))  # type: ignore[misc]
+        blocks.append(_Samples(rows, X[rows], part))
+    return blocks
+
+
+def _sums(state: _State, Z: Tensor) -> Tensor:
+    parts = [block.fit.sums(Z[block.rows]).to(torch.float64) for block in state.blocks]
+    return torch.stack(parts).sum(0)
 
 
 def gram_matrix(X: Tensor) -> Tensor:
     """XᵀX in float64, by blocks of rows so that X is never copied whole."""
     gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
-    rows = max(1, 2**22 // X.shape[1])
-    for first in range(0, len(X), rows):
-        wide = X[first : first + rows].to(torch.float64)
+    for rows in blocks_of(X):
+        wide = X[rows].to(torch.float64)
         gram.addmm_(wide.T, wide)
     return gram
 
 
 def _norm(A: Tensor) -> float:
     return float(norm(A))
-
-
-def _distance(A: Tensor, B: Tensor) -> float:
-    return float(norm(A - B))

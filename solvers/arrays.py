@@ -1,6 +1,7 @@
 """From whatever the caller holds to checked tensors."""
 
 import math
+import warnings
 from numbers import Real
 from typing import TypeAlias
 
@@ -15,6 +16,9 @@ __all__ = [
     "ArrayLike",
     "as_matrix",
     "as_number",
+    "as_radii",
+    "blocks_of",
+    "check_finite",
     "check_shape",
     "checked_dtype",
     "checked_positive",
@@ -22,6 +26,8 @@ __all__ = [
     "norm",
     "working_dtype",
 ]
+
+_BLOCK_ENTRIES = 2**20
 
 ArrayLike: TypeAlias = Tensor | npt.NDArray[np.generic]
 
@@ -49,10 +55,21 @@ def as_matrix(name: str, value: ArrayLike) -> Tensor:
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself, once it is known to hold only finite numbers."""
-    bad = int(tensor.numel() - torch.isfinite(tensor).sum())
+    parts = [tensor[rows] for rows in blocks_of(tensor)] if tensor.ndim == 2 else [tensor]
+    bad = sum(int(part.numel() - torch.isfinite(part).sum()) for part in parts)
     if bad:
         raise NonFinite(f"{name}: {bad} of {tensor.numel()} entries are NaN or infinite; clean the data first")
     return tensor
+
+
+def blocks_of(A: Tensor, columns: int | None = None) -> list[slice]:
+    """Blocks of rows of A [P, ·], of about a million entries each (of ``columns`` columns): what a cache can hold.
+
+    On an accelerator, where starting a computation costs more than missing a cache, they are far larger.
+    """
+    entries = _BLOCK_ENTRIES if A.device.type == "cpu" else 64 * _BLOCK_ENTRIES
+    rows = max(1, entries // max(1, A.shape[1] if columns is None else columns))
+    return [slice(first, min(first + rows, len(A))) for first in range(0, len(A), rows)]
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: str) -> Tensor:
@@ -72,6 +89,24 @@ def checked_radius(name: str, value: object) -> float:
     if not (math.isfinite(number) and number >= 0):
         raise InvalidTolerance(f"{name}: expected a finite number ≥ 0, found {number}")
     return number
+
+
+def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
+    """``value`` as [M] finite numbers ≥ 0 in float64, one for each column of the targets, on their device.
+
+    Raises:
+        ShapeMismatch: Another number of radii. InvalidTolerance: One is negative, NaN or infinite.
+    """
+    radii = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value.detach())
+    if tuple(radii.shape) != (targets.shape[1],):
+        raise ShapeMismatch(
+            f"{name}: expected a number, or one for each of the {targets.shape[1]} neurons, found shape {list(radii.shape)}"
+        )
+    radii = radii.to(targets.device, torch.float64)
+    bad = ~(torch.isfinite(radii) & (radii >= 0))
+    if bool(bad.any()):
+        raise InvalidTolerance(f"{name}: expected finite numbers ≥ 0, found {float(radii[bad][0])}")
+    return radii
 
 
 def as_number(name: str, value: object, expected: str = "a number") -> float:
@@ -135,9 +170,13 @@ def _as_real(name: str, value: ArrayLike) -> Tensor:
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)
-            # torch shares memory with a writable, natively ordered array only.
-            shared = array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0
-            value = torch.from_numpy(array if shared else array.astype(array.dtype.newbyteorder("="), copy=True))
+            # torch shares memory with a natively ordered array that is not reversed.
+            shared = array.dtype.isnative and min(array.strides, default=0) >= 0
+            array = array if shared else array.astype(array.dtype.newbyteorder("="), copy=True)
+            with warnings.catch_warnings():
+                # A read-only one (a memory-mapped file) may be larger than memory; nothing here writes to it.
+                warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+                value = torch.from_numpy(array)
         except (TypeError, ValueError) as error:
             raise InvalidInput(f"{name}: expected a tensor or a numeric array, found {type(value).__name__}") from error
     if value.is_complex():

@@ -11,6 +11,7 @@ For any multipliers Λ [P, M] weak duality gives −f*(Λ) − g*(−XᵀΛ) ≤
 Every step yields a valid lower bound, whoever produced Λ (docs/program.md has the proofs).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "Judgement", "certify", "judge"]
 
 _BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
 _ROUNDING = 2**-50  # relative error granted to float64 sums
@@ -37,8 +39,8 @@ class Certificate:
     """What is proven about weights U.
 
     Attributes:
-        value: g(U) + f(XU) without the indicator part: the penalty the weights cost.
-        bound: A lower bound on the value of every feasible U; −inf where none is known.
+        value: g(U) + f(XU) without the indicator part of f: what the weights cost.
+        bound: A lower bound on the value of every feasible U; −inf where none is claimed (the penalty is not convex).
         gap: (value − bound) / scale.
         scale: max(value, floor); floor is a thousandth of the least penalty with which any one column of X could
             produce an output as long as Y. So the gap is blind to the units of X and Y, and defined where U = 0 is
@@ -63,7 +65,9 @@ class Certificate:
         return asdict(self)
 
 
-def certify(program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None = None) -> Certificate:
+def certify(
+    program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None = None, samples: ArrayLike | None = None
+) -> Certificate:
     """Judge weights, with multipliers if there are any, in float64 and in the caller's units.
 
     Args:
@@ -71,35 +75,72 @@ def certify(program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | 
         weights: U [N, M].
         multipliers: Λ [P, M] of the constraint Z = XU, in the Lagrangian g(U) + f(Z) + ⟨Λ, XU − Z⟩. Without them the
             residual of the weights' own outputs serves: exact at an optimum of ``Ball`` and ``ReluBall``.
+        samples: [S] indices of the samples that the multipliers [S, M] belong to, where only some were solved for;
+            those of the others are 0, which is dual feasible too. So a small program bounds the large one.
 
     Returns:
         The certificate. A bound that no multipliers support is 0, the trivial one.
 
     Raises:
         ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
+        InvalidInput: Samples that are not distinct indices of the program's.
     """
+    return judge(program, *_checked(program, weights, multipliers, samples)).certificate
+
+
+def _checked(
+    program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None, samples: ArrayLike | None = None
+) -> tuple[Tensor, Tensor | None]:
     U = check_shape("weights U", as_matrix("weights U", weights), program.shape, "[N, M] of the program")
     if multipliers is not None:
         multipliers = as_matrix("multipliers", multipliers)
-        check_shape("multipliers", multipliers, program.fit.shape, "[P, M] of the program")
         multipliers = multipliers.to(program.inputs.device)
-    U = U.to(program.inputs.device, torch.float64)
-    return _judge(program, U, multipliers)
+        if samples is not None:
+            multipliers = _padded(program, multipliers, samples)
+        check_shape("multipliers", multipliers, program.fit.shape, "[P, M] of the program")
+    return U.to(program.inputs.device, torch.float64), multipliers
 
 
-def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Certificate:
-    penalty = program.penalty.to(U)
+def _padded(program: LayerProgram, multipliers: Tensor, samples: ArrayLike) -> Tensor:
+    rows = torch.as_tensor(samples).to(multipliers.device)
+    whole = rows.ndim == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
+    inside = whole and len(rows) > 0 and 0 <= int(rows.min()) and int(rows.max()) < program.samples
+    if not inside or len(rows.unique()) != len(rows):
+        raise InvalidInput(f"samples: expected distinct indices below {program.samples}, found {samples!r}")
+    check_shape("multipliers", multipliers, (len(rows), program.shape[1]), "[S, M], one row a sample given")
+    return multipliers.new_zeros(program.fit.shape).index_copy_(0, rows.long(), multipliers)
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """A certificate and the dual feasible point that proves its bound.
+
+    Attributes:
+        certificate: What is proven.
+        A: XᵀΛ [N, M] of that point.
+    """
+
+    certificate: Certificate
+    A: Tensor
+
+
+def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judgement:
+    """As ``certify``, for checked float64 weights, with the dual point."""
+    penalty, fit = program.penalty.to(U), program.fit
+    if not penalty.convex:
+        return _without_bound(program, U)
     cost = penalty.cost(program.shape)
     sums = _sums(program, U, multipliers)
     cheap = _cheap(cost, sums.column_squares)
     if bool(cheap.any()):
         sums = _sums(program, U, multipliers, _shift(program, U, multipliers, cheap, cost, sums))
-    value, bound = float(penalty.value(U)), _bound(program.fit, penalty, cost, sums)
-    violation = program.fit.distance(sums.squares) / program.fit.scale
+    bound, t = _bound(fit, penalty, cost, sums)
+    value = float(penalty.value(U)) + fit.value(sums.fit)
+    violation = fit.distance(sums.fit) / fit.scale
     reach = float(penalty.dual_norm(sums.column_squares.sqrt().expand(program.shape)).max())
-    unit = max(program.fit.size, program.fit.scale) / reach if reach > 0 else 0.0
+    unit = max(fit.size, fit.scale) / reach if reach > 0 else 0.0
     scale = max(value, 1e-3 * unit)
-    return Certificate(
+    certificate = Certificate(
         value=value,
         bound=bound,
         gap=max(0.0, value - bound) / scale if scale > 0 else 0.0,
@@ -108,6 +149,14 @@ def _judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Cert
         infeasible=violation > 0
         and bound > _INFEASIBLE[program.dtype] * max(value, unit, _typical_cost(program, cost, sums)),
     )
+    return Judgement(certificate, sums.A * t)
+
+
+def _without_bound(program: LayerProgram, U: Tensor) -> Judgement:
+    sums, fit = _sums(program, U, None), program.fit
+    value = float(program.penalty.to(U).value(U)) + fit.value(sums.fit)
+    certificate = Certificate(value, -math.inf, math.inf, fit.distance(sums.fit) / fit.scale, abs(value))
+    return Judgement(certificate, torch.zeros_like(U))
 
 
 def _typical_cost(program: LayerProgram, cost: Tensor, sums: "_Sums") -> float:
@@ -142,7 +191,7 @@ def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Ite
 class _Sums:
     """What one pass over the samples adds up."""
 
-    squares: Tensor  # of the fit, [K, M]
+    fit: Tensor  # the fit's sums, [K, M]
     terms: Tensor  # the fit's dual terms, [2, M]
     A: Tensor  # XᵀΛ [N, M]
     column_squares: Tensor  # ‖x_j‖² [N, 1]
@@ -157,7 +206,7 @@ def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: T
         if shift is not None:
             L = L - torch.where(block.fit.unrestricted(), block.X @ shift, 0.0)
         parts = [
-            block.fit.squares(block.Z),
+            block.fit.sums(block.Z),
             block.fit.dual_terms(L),
             block.X.T @ L,
             block.X.square().sum(0)[:, None],
@@ -198,7 +247,8 @@ def _shift(
     return torch.zeros_like(U).index_copy(0, rows, (solution[:, :, 0] * mask).T / length)
 
 
-def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> float:
+def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> tuple[float, Tensor]:
+    """The bound, and the scales t [M] of the columns that it holds for."""
     # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
     length = sums.multiplier_squares.sqrt()
     size = sums.column_squares.sqrt() * length
@@ -212,4 +262,6 @@ def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> float:
     # Likewise for the dual terms: where the caps are huge, their rounding would pass for a bound.
     rounding = _ROUNDING * length * (sums.anchor_squares.sqrt() + fit.scale)
     terms = torch.cat([sums.terms[:1] - rounding, sums.terms[1:]])
-    return max(0.0, fit.dual_value(terms, fit.best_scaling(terms, torch.where(unmet, 0.0, cap))))
+    t = fit.best_scaling(terms, torch.where(unmet, 0.0, cap))
+    bound = fit.dual_value(terms, t)
+    return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))

@@ -1,6 +1,6 @@
 """The layer program: minimise penalty(U) + fit(X U)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, working_dtype
 from convexprune.solvers.errors import InvalidInput, MissingExtra, ShapeMismatch
 from convexprune.solvers.fits import Fit
+from convexprune.solvers.gram import Gram
 from convexprune.solvers.penalties import L1, Penalty
 
 __all__ = ["LayerProgram"]
@@ -22,9 +23,14 @@ class LayerProgram:
 
     Args:
         X: Layer inputs [P, N], samples first; a last column of ones carries the bias. A tensor on any device and of
-            any real dtype (memory is shared), or a numpy array.
-        fit: f, with targets [P, M] on the device of X: ``ReluBall``, ``NetTrimSet``, ``Ball``.
-        penalty: g, by default the ℓ1 norm.
+            any real dtype (memory is shared), a numpy array, or the ``Gram`` that the fit was built on.
+        fit: f, with targets [P, M] on the device of X: a set (``ReluBall``, ``NetTrimSet``, ``Ball``) or a loss
+            (``ReluLoss``, ``NetTrimLoss``, ``SquaredLoss``).
+        penalty: g, by default the ℓ1 norm: ``L1``, ``GroupL2``, or the budgets ``TopK`` and ``NM``.
+
+    Attributes:
+        dtype: The precision solvers work in unless told otherwise: float64 for float64 inputs, else float32; for a
+            ``Gram`` that of its products.
 
     Raises:
         ShapeMismatch: X and the targets differ in samples, or the penalty's weights do not fit [N, M].
@@ -32,15 +38,16 @@ class LayerProgram:
         InvalidInput: X and the targets are on different devices, or fit or penalty is of another kind.
     """
 
-    X: ArrayLike
+    X: ArrayLike | Gram
     fit: Fit
     penalty: Penalty = _UNPENALISED
+    dtype: torch.dtype = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("fit", self.fit, "curb"), ("penalty", self.penalty, "dual_norm")):
+        for name, value, kind in (("fit", self.fit, "curb"), ("penalty", self.penalty, "prox")):
             if isinstance(value, type) or not hasattr(value, kind):
                 raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
-        X = as_matrix("inputs X", self.X)
+        X = as_matrix("inputs X", self.X.inputs if isinstance(self.X, Gram) else self.X)
         samples, outputs = self.fit.shape
         if X.shape[0] != samples:
             raise ShapeMismatch(
@@ -49,6 +56,9 @@ class LayerProgram:
             )
         if X.device != self.fit.Y.device:
             raise InvalidInput(f"inputs X are on {X.device}, the targets elsewhere; move both to one device")
+        if isinstance(self.X, Gram) and self.fit.Y.data_ptr() != self.X.targets.data_ptr():
+            raise InvalidInput("fit: expected targets from the same Gram as the inputs, as in Ball(gram, eps)")
+        object.__setattr__(self, "dtype", self.X.dtype if isinstance(self.X, Gram) else working_dtype(X.dtype))
         object.__setattr__(self, "X", X)
         self.penalty.check(self.shape)
 
@@ -67,11 +77,6 @@ class LayerProgram:
     def shape(self) -> tuple[int, int]:
         """[N, M], the shape of the weights."""
         return (self.inputs.shape[1], self.fit.shape[1])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The precision solvers work in unless told otherwise: float64 for float64 inputs, else float32."""
-        return working_dtype(self.inputs.dtype)
 
     def to(self, dtype: torch.dtype) -> "LayerProgram":
         """The same program in another precision; what already has it is shared, not copied."""

@@ -41,7 +41,7 @@ class Scaling:
         """The program in the new units, in float64; its value is b·c times the old one."""
         wide = program.to(torch.float64)
         penalty = wide.penalty.rescaled(self.d / self.b)
-        return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c), penalty)
+        return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c).times(self.b * self.c), penalty)
 
     def undo_weights(self, V: Tensor) -> Tensor:
         """U = diag(1/d) V / c."""

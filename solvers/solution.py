@@ -16,6 +16,7 @@ class Status(Enum):
     """How a solve ended. Set from the certificate, never from a solver's word; ``advice`` says what to do."""
 
     SOLVED = "solved"
+    NO_BOUND = "no bound"
     ITERATION_LIMIT = "iteration limit"
     TIME_LIMIT = "time limit"
     STOPPED = "stopped"
@@ -35,6 +36,8 @@ class Status(Enum):
 
 _ADVICE = {
     Status.SOLVED: "Certified: gap and violation are within the tolerances asked for. Nothing to do.",
+    Status.NO_BOUND: "The weights keep the budget and the fit's set. Budgets are not convex, so nothing is proven about how "
+    "good they are: compare with another start or solver.",
     Status.ITERATION_LIMIT: "The iterations ran out before the certificate closed. The bound holds; raise max_iter, "
     "loosen tol or feas_tol, or pass this solution as start.",
     Status.TIME_LIMIT: "The time ran out before the certificate closed. The bound holds; raise time_limit, loosen tol "

@@ -28,7 +28,7 @@ Callback = Callable[[TracePoint], bool | None]
 
 def solve(
     program: LayerProgram,
-    solver: str | Solver = "admm",
+    solver: str | Solver | None = None,
     *,
     tol: float = 1e-4,
     feas_tol: float = 1e-5,
@@ -42,7 +42,8 @@ def solve(
 
     Args:
         program: What to solve.
-        solver: A registered name (``available()`` lists them) or an instance.
+        solver: A registered name (``available()`` lists them) or an instance. None: "admm", or "continuation" where the
+            penalty is an exact budget.
         tol: Certified relative gap to reach.
         feas_tol: Violation to reach, relative to eps.
         max_iter: Iterations at most; None: the solver's own default.
@@ -60,6 +61,8 @@ def solve(
         InvalidTolerance: A tolerance or a limit outside its range.
         ShapeMismatch, NonFinite: The start does not fit the program.
     """
+    if solver is None:
+        solver = "admm" if program.penalty.convex else "continuation"
     name, method = make_solver(solver, options)
     limits = _checked(Limits(tol, feas_tol, max_iter, time_limit))
     origin = _as_start(program, start)
@@ -136,7 +139,11 @@ class _Judge:
             return Status.INFEASIBLE
         if self.stopped:
             return Status.STOPPED
-        return _ENDED.get(proposal.ended, Status.UNCERTIFIED)
+        ended = _ENDED.get(proposal.ended, Status.UNCERTIFIED)
+        if not self.program.penalty.convex and certificate.violation <= self.limits.feas_tol and ended is Status.UNCERTIFIED:
+            # A budget that is broken has an infinite value.
+            return Status.NO_BOUND if certificate.value < math.inf else Status.UNCERTIFIED
+        return ended
 
 
 @dataclass(frozen=True, eq=False)

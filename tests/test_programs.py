@@ -13,7 +13,7 @@ from tolerances import EXACT, REFERENCE, ROUNDING
 from torch import Tensor
 from zoo import FITS, SMALL, build, gaussian, tight
 
-from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, certify, fits
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, arrays, certify
 from convexprune.solvers.errors import (
     ConvexPruneError,
     EmptyInput,
@@ -53,7 +53,7 @@ def feasible(fit: Any, seed: int) -> Tensor:
 
 
 def distance(fit: Any, Z: Tensor) -> float:
-    return float(fit.distance(fit.squares(Z)))
+    return float(fit.distance(fit.sums(Z)))
 
 
 def inner(A: Tensor, B: Tensor) -> float:
@@ -86,7 +86,7 @@ def test_prox_is_the_projection(kind: str, seed: int, eps: float, size: float) -
 def test_the_projection_by_blocks_is_the_projection(kind: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, Z = some_fit(kind, 0, 1.0), 3 * gaussian(3, P, M)
     whole = fit.prox(Z, 1.0)
-    monkeypatch.setattr(fits, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(arrays, "_BLOCK_ENTRIES", entries)
     torch.testing.assert_close(fit.prox(Z, 1.0), whole, rtol=EXACT, atol=EXACT)
 
 
@@ -155,9 +155,9 @@ def test_sums_over_samples_add_up_over_slices(kind: str, seed: int, cut: int) ->
     fit, Z, L = some_fit(kind, seed, 1.0), gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
     parts = [slice(0, cut), slice(cut, P)]
     slices = [fit.map(lambda array, part=part: array[part]) for part in parts]
-    squares = sum(one.squares(Z[part]) for one, part in zip(slices, parts, strict=True))
+    squares = sum(one.sums(Z[part]) for one, part in zip(slices, parts, strict=True))
     terms = sum(one.dual_terms(L[part]) for one, part in zip(slices, parts, strict=True))
-    torch.testing.assert_close(squares, fit.squares(Z))
+    torch.testing.assert_close(squares, fit.sums(Z))
     torch.testing.assert_close(terms, fit.dual_terms(L))
 
 

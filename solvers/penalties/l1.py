@@ -1,7 +1,7 @@
-"""Penalties g(U): what "sparse" means."""
+"""The weighted ℓ1 norm."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,39 +9,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_finite
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
-__all__ = ["L1", "Penalty"]
-
-
-@runtime_checkable
-class Penalty(Protocol):
-    """A closed convex g(U) ≥ 0 with g(0) = 0, positively homogeneous, on weights U [N, M].
-
-    Everything that solvers and the certificate ask of it; see docs/program.md for the mathematics.
-    """
-
-    def check(self, shape: tuple[int, int]) -> None:
-        """Raise if the penalty does not fit weights of this shape [N, M]."""
-
-    def to(self, like: Tensor) -> Self:
-        """The same penalty on the device and in the dtype of ``like``."""
-
-    def rescaled(self, d: Tensor) -> Self:
-        """The same penalty of the variables V = diag(d) U, d [N, 1] > 0: U ↦ g(U) written as V ↦ g(diag(1/d) V)."""
-
-    def value(self, U: Tensor) -> Tensor:
-        """g(U), a scalar tensor."""
-
-    def prox(self, V: Tensor, step: float) -> Tensor:
-        """argmin over U of step·g(U) + ½‖U − V‖²."""
-
-    def dual_norm(self, A: Tensor) -> Tensor:
-        """For each column m, the least s_m ≥ 0 with ⟨a_m, u⟩ ≤ s_m·g(u); [M]. Free entries are left out."""
-
-    def cost(self, shape: tuple[int, int]) -> Tensor:
-        """g of each entry alone at 1, [N, M]; where it is 0 the entry is free and a dual point must have A = 0."""
-
-    def to_cvxpy(self, U: Any) -> Any:
-        """g as a cvxpy expression of the variable U."""
+__all__ = ["L1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +25,7 @@ class L1:
     """
 
     weights: ArrayLike | None = None
+    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weights is not None:
@@ -105,6 +74,10 @@ class L1:
         """max_j |a_jm|/w_jm over the entries with w > 0; [M]."""
         w = self.w.to(A)
         return torch.where(w > 0, A.abs() / w, 0.0).amax(0)
+
+    def slack(self, A: Tensor) -> Tensor:
+        """(w − |A|)₊."""
+        return (self.w.to(A) - A.abs()).clamp(min=0)
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
         """w, as a full matrix."""
