@@ -1,4 +1,4 @@
-"""The custom ADMM: graph form, column scaling, two balanced penalties, over-relaxation.
+"""The custom ADMM: graph form, column scaling, two balanced penalties, over-relaxation, a start from a sample.
 
 minimise g(T) + f(Z)  subject to  Z = XU,  T = U
 
@@ -14,36 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, blocks_of, checked_dtype, checked_positive, norm
+from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, norm
+from convexprune.solvers.blocks import Block, Samples, gram_matrix
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.fits import Fit
-from convexprune.solvers.interface import IterativeSolver, Start
+from convexprune.solvers.interface import Excess, IterativeSolver, Start
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
 
-__all__ = ["ADMM", "gram_matrix"]
+__all__ = ["ADMM"]
 
 _TINY = 1e-30
+_UP, _DOWN, _MOST = 1.3, 1.15, 6.0  # how the lead follows what the certificate lacks
 
 
 @dataclass
-class _Penalty:
-    """The penalty parameter of one constraint, and its residuals: relative, and since when it was last reviewed."""
+class _Parameter:
+    """The penalty parameter of one constraint, and its relative residuals since it was last reviewed."""
 
     weight: float
     primal: float = math.inf  # ‖constraint‖ relative to the larger of its two sides
     change: float = math.inf  # weight·‖change of the splitting variable‖ relative to the multiplier
     imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change)
 
-    def measure(self, sides: tuple[float, float], gap: float, moved: float, dual: float) -> None:
-        """Norms of both sides of the constraint, of their difference, of the change, and of the scaled dual."""
-        self.primal, self.change = gap / max(*sides, _TINY), moved / max(dual, _TINY)
+    def measure(self, side: float, apart: float, moved: float, dual: float) -> None:
+        """Norms of the constraint's larger side, of the constraint, of the change, and of the scaled dual."""
+        self.primal, self.change = apart / max(side, _TINY), moved / max(dual, _TINY)
         self.imbalance.append(0.5 * math.log(max(self.primal, _TINY) / max(self.change, _TINY)))
 
-    def rebalance(self, threshold: float) -> float:
-        """Change the penalty if the mean imbalance is beyond the threshold; the factor, 1 if it stays."""
-        mean = sum(self.imbalance) / len(self.imbalance)
+    def rebalance(self, threshold: float, lead: float = 1.0) -> float:
+        """Change the parameter if it is out of balance by more than the threshold; the factor, 1 if it stays."""
+        mean = sum(self.imbalance) / len(self.imbalance) + math.log(lead)
         self.imbalance.clear()
         if abs(mean) <= threshold:
             return 1.0
@@ -52,52 +53,49 @@ class _Penalty:
         return factor
 
 
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """A block of samples; X and the targets in the caller's own precision."""
-
-    rows: slice
-    X: Tensor
-    fit: Fit
-
-    def inputs(self, like: Tensor) -> Tensor:
-        return self.X.to(like.dtype)
-
-
 @dataclass
 class _State:
-    """Z and its scaled dual are known by their sum: q = Z − dual, Z = prox(q), so r = q − Z is −dual."""
+    """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so pull(q) = q − Z = −dual."""
 
-    blocks: list[_Samples]
+    samples: Samples
     penalty: Penalty  # of the scaled variables
-    d: Tensor  # column norms of X [N, 1]: U = V/d for the scaled variables V
-    gram: Tensor  # of the scaled columns, float64
-    q: Tensor  # [P, M]
-    sums: Tensor  # the fit's, of q
+    d: Tensor  # [N, 1]: U = V/d for the scaled variables V
+    gram: Tensor  # of X/d, float64
+    least_lead: float
+    lead: float  # how much smaller than the dual residual of Z = XU the primal one is kept
+    rho: _Parameter
+    sigma: _Parameter
     T: Tensor  # [N, M], sparse
     dual: Tensor  # of T = V, scaled
-    rho: _Penalty
-    sigma: _Penalty
-    inverse: Tensor  # (gram + sigma/rho I)⁻¹
+    q: Tensor  # [P, M]
     work: tuple[Tensor, Tensor]  # [P, M] each
+    sums: Tensor  # the fit's, of q
+    inverse: Tensor  # (gram + sigma/rho I)⁻¹
     iteration: int = 0
-    due: int = 10  # the iteration at which the penalties are reviewed next
+    due: int = 10  # the iteration at which the parameters are reviewed next
+
+    def pull(self, block: Block) -> Tensor:
+        """−dual of Z = XU for a block."""
+        return block.fit.pull(self.q[block.rows], self.sums, self.rho.weight)
 
 
 @register("admm")
 @dataclass(frozen=True)
 class ADMM(IterativeSolver[_State]):
-    """Our ADMM: any fit and penalty with a prox, on the device of the data.
+    """Our ADMM: any convex fit and penalty with a prox, on the device of the data.
 
-    Columns of X are scaled to unit norm implicitly, so X is never copied in its own precision. rho and sigma start from
-    the size of a ridge solution (or of the start) and are then balanced: each is multiplied by the square root of the
-    ratio of its constraint's relative primal and dual residuals whenever that is off by more than ``balance``.
+    X is never copied: columns are scaled implicitly, other precisions are converted block by block. Where there are
+    many samples and no start is given, it first runs a while on a fraction of them. rho and sigma are balanced: each is
+    multiplied by the square root of the ratio of its constraint's relative primal and dual residuals whenever that is
+    off by more than ``balance``.
 
     Args:
         relaxation: Over-relaxation in (0, 2).
         rho: Initial penalty of Z = XU in the caller's units, or None to derive it.
         sigma: Initial penalty of T = U in scaled units, or None to derive it.
         balance: Factor ≥ 1 that residuals may be out of balance; infinite keeps the penalties fixed.
+        scaling: p in d_j = ‖x_j‖^p, what the columns of X are divided by: 1 gives unit length, 0 leaves them.
+        sampled: Iterations on a fraction of the samples to start from; 0: none.
         restorations: Steps that move the sparse iterate along its support back to the fit's set when it is judged.
         dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
     """
@@ -106,6 +104,8 @@ class ADMM(IterativeSolver[_State]):
     rho: float | None = None
     sigma: float | None = None
     balance: float = 1.2
+    scaling: float = 0.6
+    sampled: int = 60
     restorations: int = 2
     dtype: torch.dtype | None = None
 
@@ -114,11 +114,14 @@ class ADMM(IterativeSolver[_State]):
             raise InvalidTolerance(f"relaxation: expected a number strictly between 0 and 2, found {self.relaxation}")
         if not as_number("balance", self.balance) >= 1:
             raise InvalidTolerance(f"balance: expected a factor ≥ 1, found {self.balance}")
+        if not 0 <= as_number("scaling", self.scaling) <= 1:
+            raise InvalidTolerance(f"scaling: expected a power between 0 and 1, found {self.scaling}")
         for name, value in (("rho", self.rho), ("sigma", self.sigma)):
             if value is not None:
                 checked_positive(name, value)
-        if not (isinstance(self.restorations, int) and self.restorations >= 0):
-            raise InvalidTolerance(f"restorations: expected a whole number ≥ 0, found {self.restorations!r}")
+        for name in ("restorations", "sampled"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 0):
+                raise InvalidTolerance(f"{name}: expected a whole number ≥ 0, found {getattr(self, name)!r}")
         checked_dtype(self.dtype)
 
     def refuses(self, program: LayerProgram) -> str | None:
@@ -128,98 +131,150 @@ class ADMM(IterativeSolver[_State]):
         return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
-        """Factorise, and find a start and penalties of the right size. Nothing of X is copied."""
-        X, dtype = program.inputs, self.dtype or program.dtype
-        gram = gram_matrix(X)
-        d = gram.diagonal().sqrt()[:, None]
-        d = torch.where(d > 0, d, 1.0)
+        """Factorise, and find a start and penalties of the right size."""
+        # First of all, so that the arrays for a fraction of the samples are gone when those for all are made.
+        sample = None if start is not None else self._on_sample(program)
+        dtype = self.dtype or program.dtype
+        samples, gram = Samples.of(program, dtype), gram_matrix(program.inputs)
+        square = gram.diagonal()[:, None]
+        d = torch.where(square > 0, square.clamp(min=1e-300) ** (self.scaling / 2), 1.0)
         gram /= d * d.T
         d = d.to(dtype)
         penalty = program.penalty.rescaled(d)
-        blocks = _blocks(program, dtype)
-        V = self._start(blocks, gram, d, start)
-        q = X.new_empty(program.fit.shape, dtype=dtype)
-        for block in blocks:
-            torch.mm(block.inputs(q), V / d, out=q[block.rows])
-        rho, sigma = self._penalties(V, q, penalty)
+        V = self._first(samples, gram, d, start) if sample is None else sample.weights.to(d) * d
+        q, work, other = (V.new_empty(program.fit.shape) for _ in range(3))
+        samples.outputs(V / d, q)
+        rho, sigma = self._parameters(V, q, penalty) if sample is None else (sample.rho, sample.sigma)
+        parameters = _Parameter(self.rho or rho), _Parameter(self.sigma or sigma)
         dual = torch.zeros_like(V)
-        if start is not None and start.multipliers is not None:
-            dual = sum(block.inputs(q).T @ start.multipliers[block.rows].to(q) for block in blocks) / d / sigma
-            q.add_(start.multipliers.to(q), alpha=1 / rho)
-        state = _State(
-            *(blocks, penalty, d, gram, q, torch.zeros(0), V, dual, _Penalty(rho), _Penalty(sigma), gram),
-            work=(torch.empty_like(q), torch.empty_like(q)),
-        )
-        state.sums = _sums(state, q)
-        state.inverse = self._inverse(state)
+        lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
+        nothing = torch.zeros(0)
+        state = _State(samples, penalty, d, gram, lead, lead, *parameters, V, dual, q, (work, other), nothing, nothing)
+        if sample is not None:
+            state.dual = sample.A.to(d) / d / state.sigma.weight
+            for block in samples:
+                qb = q[block.rows]
+                qb.add_(block.fit.residual(qb), alpha=sample.slope / state.rho.weight)
+        elif start is not None and start.multipliers is not None:
+            self._adopt(state, start.multipliers)
+        state.sums, state.inverse = samples.sums(q), self._inverse(state)
+        return state
+
+    def retarget(self, state: _State, program: LayerProgram) -> _State | None:
+        """The state made to go on with another fit of the same samples and penalty: nothing is factorised again."""
+        state.samples = Samples.of(program, state.q.dtype)
+        state.lead = state.least_lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
+        state.sums = state.samples.sums(state.q)
+        state.iteration, state.due = 0, 10
         return state
 
     def step(self, state: _State) -> None:
         """Least squares for V, then both proxes; penalties are reviewed at measured iterations."""
         state.iteration += 1
         measured = state.iteration % 10 == 0
-        rho, sigma, a, q = state.rho.weight, state.sigma.weight, self.relaxation, state.q
-        moment = torch.zeros_like(state.T)
-        for block in state.blocks:
-            qb = q[block.rows]
-            r = block.fit.pull(qb, state.sums, rho)
+        sigma, a, (before, after) = state.sigma.weight, self.relaxation, state.work
+
+        def reflected(block: Block) -> Tensor:
+            """Z + dual = q − 2 pull(q)."""
+            qb, r = state.q[block.rows], state.pull(block)
             if measured:
-                torch.sub(qb, r, out=state.work[0][block.rows])
-            moment.addmm_(block.inputs(q).T, torch.sub(qb, r, alpha=2, out=r))
-        V = state.inverse @ moment.div_(state.d).add_(state.T + state.dual, alpha=sigma / rho)
-        W, sums, before = V / state.d, 0.0, state.sums
-        for block in state.blocks:
-            qb = q[block.rows]
-            r = block.fit.pull(qb, before, rho)
-            XW = torch.mm(block.inputs(q), W, out=state.work[1][block.rows] if measured else None)
-            qb.mul_(1 - a).add_(r, alpha=a).add_(XW, alpha=a)
-            sums = sums + block.fit.sums(qb).to(torch.float64)
+                torch.sub(qb, r, out=before[block.rows])
+            return torch.sub(qb, r, alpha=2, out=r)
+
+        moment = state.samples.adjoint(reflected, state.T).div_(state.d)
+        V = state.inverse @ moment.add_(state.T + state.dual, alpha=sigma / state.rho.weight)
+        U, sums = V / state.d, torch.zeros_like(state.sums)
+        for block in state.samples:
+            # a·XU + (1 − a)·Z − dual, the next q, with Z = q + dual
+            qb, r = state.q[block.rows], state.pull(block)
+            XU = torch.mm(block.inputs(qb), U, out=after[block.rows] if measured else None)
+            qb.mul_(1 - a).add_(r, alpha=a).add_(XU, alpha=a)
+            sums += block.fit.sums(qb)
+        state.sums = sums
         relaxed = a * V + (1 - a) * state.T - state.dual
-        T, state.sums = state.penalty.prox(relaxed, 1 / sigma), sums
+        T = state.penalty.prox(relaxed, 1 / sigma)
+        dual = T - relaxed
         if measured:
-            self._measure(state, V, T, T - relaxed)
-        state.T, state.dual = T, T - relaxed
+            self._measure(state, V, T, dual)
+        state.T, state.dual = T, dual
         if measured and state.iteration >= state.due:
             self._review(state)
 
+    def steer(self, state: _State, excess: Excess) -> None:
+        """Keep the primal residual smaller where violation is what the certificate lacks."""
+        if excess.violation > 3 * excess.gap:
+            state.lead = min(state.lead * _UP, _MOST * state.least_lead)
+        elif excess.gap > 3 * excess.violation:
+            state.lead = max(state.lead / _DOWN, state.least_lead)
+
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""
-        if state.iteration < 10:  # they are measured every tenth iteration
+        if math.isinf(state.rho.primal):  # they are measured every tenth iteration
             return {}
-        return {
-            "primal Z": state.rho.primal,
-            "dual Z": state.rho.change,
-            "primal T": state.sigma.primal,
-            "dual T": state.sigma.change,
-        }
+        rho, sigma = state.rho, state.sigma
+        return {"primal Z": rho.primal, "dual Z": rho.change, "primal T": sigma.primal, "dual T": sigma.change}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
         """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU."""
         weights = self._restored(state) / state.d
         multipliers = torch.empty_like(state.q)
-        for block in state.blocks:
-            r = block.fit.pull(state.q[block.rows], state.sums, state.rho.weight)
-            torch.mul(r, state.rho.weight, out=multipliers[block.rows])
+        for block in state.samples:
+            torch.mul(state.pull(block), state.rho.weight, out=multipliers[block.rows])
         return weights, multipliers
 
     def effective(self, state: _State) -> Mapping[str, Any]:
         """The penalties at the end."""
         return {"rho": state.rho.weight, "sigma": state.sigma.weight, "iterate dtype": str(state.q.dtype)}
 
-    def _start(self, blocks: list[_Samples], gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
+    def _first(self, samples: Samples, gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
         """Scaled variables [N, M] to start from: the caller's, or a lightly damped least squares fit of the targets."""
         if start is not None:
             return start.weights.to(d) * d
-        ridge = gram + 1e-3 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        moment = sum(block.inputs(d).T @ block.fit.anchor for block in blocks) / d
-        start_weights: Tensor = torch.linalg.solve(ridge, moment.to(gram))
-        return start_weights.to(d)
+        damping = 1e-3 * gram.diagonal().clamp(min=_TINY)
+        like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
+        moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
+        solution: Tensor = torch.linalg.solve(gram + torch.diag(damping), moment.to(gram))
+        return solution.to(d)
 
-    def _penalties(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
+    def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
         cost = float(penalty.value(V))
-        rho, sigma = cost / max(_norm(Z) ** 2, _TINY), cost / max(_norm(V) ** 2, _TINY)
-        return self.rho or rho or 1.0, self.sigma or sigma or 1.0
+        return cost / max(_norm(Z) ** 2, _TINY) or 1.0, cost / max(_norm(V) ** 2, _TINY) or 1.0
+
+    def _on_sample(self, program: LayerProgram) -> "_Sampled | None":
+        """Some iterations on every k-th sample, of which there should be twice as many as inputs; None if k < 4."""
+        P, N = program.samples, program.shape[0]
+        every = P // max(2 * N, P // 8, 256)
+        if every < 4 or self.sampled == 0:
+            return None
+        rows = slice(None, None, every)
+        part = LayerProgram(program.inputs[rows], program.fit.sample(rows), program.penalty)
+        state = self.init(part, None)
+        for _ in range(self.sampled):
+            self.step(state)
+        # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
+        # samples become more, so that XᵀΛ stays.
+        share, (Z, _) = len(part.inputs) / P, state.work
+        state.samples.outputs(state.T / state.d, Z)
+        lengths = [(_norm(state.pull(b)), _norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
+        pulls, residuals = (math.hypot(*column) for column in zip(*lengths, strict=True))
+        rho, sigma = state.rho.weight * share, state.sigma.weight
+        # sigma belongs to variables scaled by d, which is larger for all samples than for some.
+        return _Sampled(
+            state.T / state.d,
+            state.dual * state.d * sigma,
+            rho,
+            sigma * share**self.scaling,
+            pulls * rho / max(residuals, _TINY),
+        )
+
+    def _adopt(self, state: _State, multipliers: Tensor) -> None:
+        """Start from multipliers Λ: both duals follow from them."""
+        like = state.T
+        state.dual = state.samples.adjoint(lambda block: multipliers[block.rows].to(like), like)
+        state.dual.div_(state.d).div_(state.sigma.weight)
+        for block in state.samples:
+            state.q[block.rows].add_(multipliers[block.rows].to(like), alpha=1 / state.rho.weight)
 
     def _restored(self, state: _State) -> Tensor:
         """T moved along its own support to the boundary of the fit's set, by Polyak's step on the distance to the set.
@@ -230,20 +285,17 @@ class ADMM(IterativeSolver[_State]):
         """
         T = before = state.T
         support, last = T != 0, math.inf
+        samples, (XT, _) = state.samples, state.work
         for step in range(self.restorations + 1):
-            XT, W = state.work[0], T / state.d
-            for block in state.blocks:
-                torch.mm(block.inputs(XT), W, out=XT[block.rows])
-            sums = _sums(state, XT)
-            distance = state.blocks[0].fit.distance(sums)
+            samples.outputs(T / state.d, XT)
+            sums = samples.sums(XT)
+            distance = samples.blocks[0].fit.distance(sums)
             if distance > 0.5 * last:
                 return before
             if step == self.restorations or distance <= _TINY:
                 break
-            gradient = torch.zeros_like(T)
-            for block in state.blocks:
-                gradient.addmm_(block.inputs(XT).T, block.fit.pull(XT[block.rows], sums, math.inf))
-            gradient.div_(state.d).mul_(support)
+            outside = samples.adjoint(lambda b, sums=sums: b.fit.pull(XT[b.rows], sums, math.inf), T)  # type: ignore[misc]
+            gradient = outside.div_(state.d).mul_(support)
             length = _norm(gradient)
             if length <= _TINY:
                 break
@@ -253,61 +305,46 @@ class ADMM(IterativeSolver[_State]):
 
     def _inverse(self, state: _State) -> Tensor:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
-        ratio = max(state.sigma.weight / state.rho.weight, 1e-12)
+        ratio = max(state.sigma.weight / state.rho.weight, 1e-12 * float(state.gram.diagonal().max()))
         shifted = state.gram + ratio * torch.eye(len(state.gram), dtype=torch.float64, device=state.gram.device)
         return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(state.q)
 
     def _measure(self, state: _State, V: Tensor, T: Tensor, dual: Tensor) -> None:
-        """Residuals of both constraints, from Z before this iteration and XV, which the work arrays hold."""
+        """Residuals of both constraints, from Z before this iteration and XU, which the work arrays hold."""
         squares = torch.zeros(5, dtype=torch.float64, device=V.device)
-        before, XV = state.work
-        for block in state.blocks:
-            r = block.fit.pull(state.q[block.rows], state.sums, state.rho.weight)
+        for block in state.samples:
+            r, before, XU = state.pull(block), *(array[block.rows] for array in state.work)
             Z = state.q[block.rows] - r
-            parts = (XV[block.rows], Z, XV[block.rows] - Z, Z - before[block.rows], r)
-            squares += torch.stack([norm(part) for part in parts]).square()
-        XV_, Z_, gap, moved, r_ = squares.sqrt().tolist()
-        state.rho.measure((XV_, Z_), gap, moved, r_)
-        sides = (_norm(V), _norm(T))
-        state.sigma.measure(sides, _norm(V - T), _norm(T - state.T), _norm(dual))
+            squares += torch.stack([norm(A) for A in (XU, Z, XU - Z, Z - before, r)]).square()
+        XU_, Z_, apart, moved, r_ = squares.sqrt().tolist()
+        state.rho.measure(max(XU_, Z_), apart, moved, r_)
+        state.sigma.measure(max(_norm(V), _norm(T)), _norm(V - T), _norm(T - state.T), _norm(dual))
 
     def _review(self, state: _State) -> None:
         """Change penalties that are out of balance, keeping the multipliers."""
         # Every change of a penalty sets ADMM back, so changes come ever more rarely: else it can cycle for ever.
         state.due = state.iteration + max(10, state.iteration // 4)
         threshold, rho = math.log(self.balance), state.rho.weight
-        by, dual = state.rho.rebalance(threshold), state.sigma.rebalance(threshold)
-        state.dual = state.dual / dual
+        by, for_T = state.rho.rebalance(threshold, state.lead), state.sigma.rebalance(threshold)
+        state.dual = state.dual / for_T
         if by != 1:
-            for block in state.blocks:
+            for block in state.samples:
                 qb = state.q[block.rows]
                 qb.sub_(block.fit.pull(qb, state.sums, rho), alpha=1 - 1 / by)
-            state.sums = _sums(state, state.q)
-        if by != 1 or dual != 1:
+            state.sums = state.samples.sums(state.q)
+        if by != 1 or for_T != 1:
             state.inverse = self._inverse(state)
 
 
-def _blocks(program: LayerProgram, dtype: torch.dtype) -> list[_Samples]:
-    X, fit = program.inputs, program.fit
-    blocks = []
-    for rows in blocks_of(X, program.shape[1]):
-        part = fit.map(lambda array, rows=rows: array[rows].to(dtype))  # type: ignore[misc]
-        blocks.append(_Samples(rows, X[rows], part))
-    return blocks
+@dataclass(frozen=True, eq=False)
+class _Sampled:
+    """What a run on some of the samples says about all of them, in the caller's units."""
 
-
-def _sums(state: _State, Z: Tensor) -> Tensor:
-    parts = [block.fit.sums(Z[block.rows]).to(torch.float64) for block in state.blocks]
-    return torch.stack(parts).sum(0)
-
-
-def gram_matrix(X: Tensor) -> Tensor:
-    """XᵀX in float64, by blocks of rows so that X is never copied whole."""
-    gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
-    for rows in blocks_of(X):
-        wide = X[rows].to(torch.float64)
-        gram.addmm_(wide.T, wide)
-    return gram
+    weights: Tensor  # U [N, M]
+    A: Tensor  # XᵀΛ [N, M]
+    rho: float
+    sigma: float
+    slope: float  # Λ over the residual
 
 
 def _norm(A: Tensor) -> float:

@@ -17,6 +17,7 @@ __all__ = [
     "as_matrix",
     "as_number",
     "as_radii",
+    "as_real",
     "blocks_of",
     "check_finite",
     "check_shape",
@@ -43,7 +44,7 @@ def as_matrix(name: str, value: ArrayLike) -> Tensor:
         NonFinite: NaN or infinity inside.
         InvalidInput: Complex numbers, or nothing that converts to a tensor.
     """
-    tensor = _as_real(name, value)
+    tensor = as_real(name, value)
     if tensor.ndim != 2:
         raise ShapeMismatch(
             f"{name}: expected a matrix, found shape {list(tensor.shape)}; reshape it to two dimensions"
@@ -96,12 +97,12 @@ def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
 
     Raises:
         ShapeMismatch: Another number of radii. InvalidTolerance: One is negative, NaN or infinite.
+        InvalidInput: Complex numbers, or nothing that converts to a tensor.
     """
-    radii = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value.detach())
+    radii = as_real(name, value)
     if tuple(radii.shape) != (targets.shape[1],):
-        raise ShapeMismatch(
-            f"{name}: expected a number, or one for each of the {targets.shape[1]} neurons, found shape {list(radii.shape)}"
-        )
+        neurons, found = targets.shape[1], list(radii.shape)
+        raise ShapeMismatch(f"{name}: expected a number, or one for each of the {neurons} neurons, found shape {found}")
     radii = radii.to(targets.device, torch.float64)
     bad = ~(torch.isfinite(radii) & (radii >= 0))
     if bool(bad.any()):
@@ -166,7 +167,12 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _as_real(name: str, value: ArrayLike) -> Tensor:
+def as_real(name: str, value: ArrayLike) -> Tensor:
+    """``value`` as a real tensor of any shape; integers and booleans as in ``as_matrix``.
+
+    Raises:
+        InvalidInput: Complex numbers, or nothing that converts to a tensor.
+    """
     if not isinstance(value, Tensor):
         try:
             array = np.asarray(value)

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
-from convexprune.solvers.errors import EmptyInput, InvalidInput, ShapeMismatch
+from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 __all__ = ["Gram"]
+
+_ROUNDING = 16  # units of the products' precision that an eigenvalue, or a squared length, may owe to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,9 @@ class Gram:
         YY: ‖y_m‖² [M].
         samples: P.
         dtype: What products of a batch were computed in; they are added up in float64.
+
+    Raises:
+        ShapeMismatch: Products of different N or M. NonFinite: Overflow in the products.
     """
 
     XX: Tensor = field(repr=False)
@@ -40,54 +45,70 @@ class Gram:
     samples: int
     dtype: torch.dtype = torch.float64
 
+    def __post_init__(self) -> None:
+        N, M = self.XY.shape if self.XY.ndim == 2 else (0, 0)
+        found = [list(array.shape) for array in (self.XX, self.XY, self.YY)]
+        if found != [[N, N], [N, M], [M]]:
+            raise ShapeMismatch(f"Gram: expected products [N, N], [N, M] and [M], found {found}")
+        for name in ("XX", "XY", "YY"):
+            product = getattr(self, name)
+            if not bool(torch.isfinite(product).all()):
+                raise NonFinite(f"Gram {name}: products overflow {self.dtype}; use float64, or rescale the samples")
+            object.__setattr__(self, name, product.detach().to(torch.float64))
+
     @classmethod
     def of(cls, batches: Iterable[tuple[ArrayLike, ArrayLike]], dtype: torch.dtype = torch.float32) -> Self:
         """Accumulate batches (X [P_b, N], Y [P_b, M]); each is let go before the next is asked for.
 
         Args:
-            batches: Any number of samples each, the same N and M, on one device.
-            dtype: torch.float32 or torch.float64, for the products of each batch. float32 products round to about
-                1e-7 of the entries' size, so a relative eps below 1e-3 asks for float64.
+            batches: Any number of samples each, the same N and M.
+            dtype: torch.float32 or torch.float64, for the products of each batch. Squared distances from the targets
+                round to about 1e-6 of ‖Y‖² in float32, 1e-14 in float64, so a relative eps below 1e-2 asks for float64.
 
         Raises:
             EmptyInput: No batch at all. ShapeMismatch, NonFinite: A batch does not fit, or holds NaN or infinity.
-            InvalidInput: Another dtype.
+            InvalidInput: Another dtype, or a batch that is no pair.
         """
         if dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"dtype: expected torch.float32 or torch.float64, found {dtype!r}")
         total: Self | None = None
-        for number, (X, Y) in enumerate(batches):
-            batch = cls._products(as_matrix(f"inputs X of batch {number}", X), Y, number, dtype)
-            total = batch if total is None else total._absorb(batch)
+        number = 0  # counted by hand: enumerate would keep the last batch
+        for pair in batches:
+            batch = cls._products(pair, number, dtype)
+            del pair  # else it would live while the next one is made
+            if total is not None and batch.XY.shape != total.XY.shape:
+                found, expected = list(batch.XY.shape), list(total.XY.shape)
+                raise ShapeMismatch(f"batch {number}: expected {expected} inputs and outputs as before, found {found}")
+            total = batch if total is None else total + batch
+            number += 1  # noqa: SIM113
         if total is None:
             raise EmptyInput("batches: expected at least one pair (X, Y), found none")
         return total
 
     @classmethod
-    def _products(cls, X: Tensor, Y: ArrayLike, number: int, dtype: torch.dtype) -> Self:
-        targets = as_matrix(f"targets Y of batch {number}", Y)
-        check_shape(f"targets Y of batch {number}", targets, (X.shape[0], targets.shape[1]), "the samples of X")
-        X, T = X.to(dtype), targets.to(X.device, dtype)
-        products = (X.T @ X, X.T @ T, T.square().sum(0, dtype=torch.float64))
-        return cls(*(product.to(torch.float64) for product in products), len(X), dtype)
+    def _products(cls, pair: tuple[ArrayLike, ArrayLike], number: int, dtype: torch.dtype) -> Self:
+        try:
+            inputs, targets = pair
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"batch {number}: expected a pair (X, Y), found {type(pair).__name__}") from error
+        X, Y = as_matrix(f"inputs X of batch {number}", inputs), as_matrix(f"targets Y of batch {number}", targets)
+        check_shape(f"targets Y of batch {number}", Y, (X.shape[0], Y.shape[1]), "the samples of X")
+        X, Y = X.to(dtype), Y.to(X.device, dtype)
+        return cls(X.T @ X, X.T @ Y, Y.square().sum(0, dtype=torch.float64), len(X), dtype)
 
     def __add__(self, other: "Gram") -> Self:
         """Those of both sets of samples together, whatever machines they came from: exact up to rounding."""
         if not isinstance(other, Gram):
             return NotImplemented
-        copies = (self.XX.clone(), self.XY.clone(), self.YY.clone())
-        return type(self)(*copies, self.samples, self.dtype)._absorb(other)
-
-    def _absorb(self, other: "Gram") -> Self:
         if self.XY.shape != other.XY.shape:
             raise ShapeMismatch(
                 f"Grams of {list(self.XY.shape)} and of {list(other.XY.shape)} inputs and outputs cannot be added; "
                 "expected the same [N, M]"
             )
-        for mine, theirs in ((self.XX, other.XX), (self.XY, other.XY), (self.YY, other.YY)):
-            mine.add_(theirs.to(mine.device))
+        pairs = ((self.XX, other.XX), (self.XY, other.XY), (self.YY, other.YY))
+        XX, XY, YY = (mine + theirs.to(mine.device) for mine, theirs in pairs)
         coarser = torch.float32 if torch.float32 in (self.dtype, other.dtype) else torch.float64
-        return type(self)(self.XX, self.XY, self.YY, self.samples + other.samples, coarser)
+        return type(self)(XX, XY, YY, self.samples + other.samples, coarser)
 
     @property
     def size(self) -> float:
@@ -106,21 +127,32 @@ class Gram:
 
     @cached_property
     def _root(self) -> tuple[Tensor, Tensor]:
-        d = self.XX.diagonal().clamp(min=0).sqrt()
-        d = torch.where(d > 0, d, 1.0)
-        scaled = self.XX / d / d[:, None]
+        """(X̃, Ỹ). Inputs are scaled to unit length first, so that one floor for rounding serves them all."""
+        d = self.XX.diagonal().sqrt()
+        unit = torch.where(d > 0, d, 1.0)
+        scaled = self.XX / unit / unit[:, None]
         scaled = (scaled + scaled.T) / 2
-        factor, failed = torch.linalg.cholesky_ex(scaled)
-        if not bool(failed):
-            root, targets = factor.T, torch.linalg.solve_triangular(factor, self.XY / d[:, None], upper=False)
-        else:  # only semidefinite, up to the rounding of the products
-            values, vectors = torch.linalg.eigh(scaled)
-            kept = values > len(values) * torch.finfo(self.dtype).eps * values[-1].clamp(min=1e-300)
-            half = torch.where(kept, values.clamp(min=0).sqrt(), 0.0)[:, None]
-            root = half * vectors.T
-            targets = torch.where(kept[:, None], vectors.T @ (self.XY / d[:, None]) / half.clamp(min=1e-300), 0.0)
-        rest = (self.YY - targets.square().sum(0)).clamp(min=0).sqrt()
-        return torch.cat([root * d, root.new_zeros(1, len(d))]), torch.cat([targets, rest[None]])
+        scaled.diagonal().masked_fill_(d == 0, 1.0)  # any row will do for a dead input: its column is multiplied by 0
+        R, T = self._factored(scaled, self.XY / unit[:, None])
+        # Where only rounding says that X does not reach y_m, it does.
+        rest = self.YY - T.square().sum(0)
+        rest = torch.where(rest > _ROUNDING * torch.finfo(self.dtype).eps * self.YY, rest, 0.0).sqrt()
+        return torch.cat([R * d, R.new_zeros(1, len(d))]), torch.cat([T, rest[None]])
+
+    def _factored(self, G: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """R with RᵀR = G, and T with RᵀT = B: Cholesky's, or where G is as good as singular the symmetric root.
+
+        Along an eigenvector whose eigenvalue is all rounding, B divided by its root would be rounding magnified: such
+        directions are left out, and only such, for the outputs lose what is left out.
+        """
+        own, double = torch.finfo(self.dtype).eps, torch.finfo(torch.float64).eps
+        factor, failed = torch.linalg.cholesky_ex(G)
+        if not bool(failed) and float(factor.diagonal().min()) ** 2 > _ROUNDING * (own + double * len(G)):
+            return factor.T, torch.linalg.solve_triangular(factor, B, upper=False)
+        values, vectors = torch.linalg.eigh(G)
+        kept = values > _ROUNDING * (own + double * values[-1])
+        root = torch.where(kept, values, 1.0).sqrt()[:, None]
+        return torch.where(kept[:, None], root * vectors.T, 0.0), torch.where(kept[:, None], vectors.T @ B / root, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Shapes and provenance as plain data, without the arrays."""

@@ -5,14 +5,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.program import LayerProgram
 
-__all__ = ["IterativeSolver", "Limits", "Proposal", "Solver", "Start", "Watch"]
+__all__ = ["Excess", "IterativeSolver", "Limits", "Proposal", "Solver", "Start", "Watch"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,14 @@ class Limits:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where to start: weights [N, M] and, where known, multipliers [P, M]."""
+    """Where to start: weights [N, M] and, where known, multipliers [P, M].
+
+    ``state`` is what the same solver left behind on a program that differs in its fit alone; it may go on from there.
+    """
 
     weights: Tensor
     multipliers: Tensor | None = None
+    state: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,7 @@ class Proposal:
         setup: Seconds before the first iteration.
         message: The solver's own word, kept in the provenance.
         effective: Options that the solver derived itself (its own tolerances, penalties), for the provenance.
+        state: What it could go on from, or None.
     """
 
     weights: Tensor | None
@@ -54,13 +59,21 @@ class Proposal:
     setup: float
     message: str = ""
     effective: Mapping[str, Any] = field(default_factory=dict)
+    state: Any = None
+
+
+class Excess(NamedTuple):
+    """How many times larger than asked for a certificate's gap and violation are; ``max(excess) <= 1`` is enough."""
+
+    gap: float
+    violation: float
 
 
 class Watch(Protocol):
-    """Judges an iterate while a solver runs; True asks it to stop."""
+    """Judges an iterate while a solver runs."""
 
-    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> bool:
-        """Judge ``proposal()`` at ``iteration``."""
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
+        """Judge ``proposal()``; ``max(…) <= 1`` asks to stop."""
 
 
 @runtime_checkable
@@ -107,6 +120,13 @@ class IterativeSolver(Generic[State]):
         """Weights [N, M] and multipliers [P, M] in the caller's units."""
         raise NotImplementedError
 
+    def retarget(self, state: State, program: LayerProgram) -> State | None:  # noqa: ARG002
+        """A state that goes on from another fit of the same samples and penalty, or None: start anew."""
+        return None
+
+    def steer(self, state: State, excess: Excess) -> None:  # noqa: B027 - most methods have nothing to change
+        """Told what the certificate still lacks, each time it is not enough."""
+
     def done(self, state: State) -> bool:  # noqa: ARG002 - most methods leave stopping to the certificate
         """The method's own stopping rule."""
         return False
@@ -118,7 +138,9 @@ class IterativeSolver(Generic[State]):
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Iterate until the watch, the method's own rule or a limit says stop."""
         began = time.perf_counter()
-        state = self.init(program, start)
+        left = None if start is None else start.state
+        state = None if left is None else self.retarget(left, program)
+        state = self.init(program, start) if state is None else state
         setup = time.perf_counter() - began
         last = limits.max_iter if limits.max_iter is not None else self.default_max_iter
         ended, k, rhythm = "iteration limit", 0, _Rhythm()
@@ -126,7 +148,8 @@ class IterativeSolver(Generic[State]):
 
         def propose() -> Proposal:
             if not latest or latest[0].iterations != k:
-                latest[:] = [Proposal(*self.finish(state), ended, k, setup, effective=self.effective(state))]
+                made = self.finish(state)
+                latest[:] = [Proposal(*made, ended, k, setup, effective=self.effective(state), state=state)]
             return latest[0]
 
         while k < last:
@@ -139,24 +162,35 @@ class IterativeSolver(Generic[State]):
             if any(map(math.isnan, residuals.values())):
                 ended = "diverged"
                 break
-            if watch(k, propose, residuals):
+            excess = watch(k, propose, residuals)
+            if max(excess) <= 1:
                 ended = "watch"
                 break
             if own or late:
                 ended = "own rule" if own else "time limit"
                 break
-            rhythm.next(k)
+            self.steer(state, excess)
+            rhythm.next(k, max(excess))
         return dataclasses.replace(propose(), ended=ended)
 
 
 @dataclass
 class _Rhythm:
-    """Judging costs a few iterations, so it comes every 10th at first and then every tenth of those done so far."""
+    """Judging costs a few iterations, so it comes when the excess, falling as it fell, is about to be gone.
+
+    That is 4/5 of the way there, at least 5 iterations on, and at most half of those done so far (10 at first).
+    """
 
     due: int = 10
+    last: tuple[int, float] | None = None
 
-    def next(self, k: int) -> None:
-        self.due = k + max(10, k // 10)
+    def next(self, k: int, excess: float) -> None:
+        """Iteration k had this excess."""
+        ahead, most = max(10, k // 10), max(10, k // 2)
+        if self.last and 1 < excess < self.last[1] < math.inf:
+            rate = math.log(self.last[1] / excess) / (k - self.last[0])
+            ahead = round(min(max(0.8 * math.log(excess) / rate, 5), most))
+        self.due, self.last = k + ahead, (k, excess)
 
 
 def _past(began: float, time_limit: float | None) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexprune.solvers.admm import gram_matrix
+from convexprune.solvers.blocks import gram_matrix
 from convexprune.solvers.arrays import checked_dtype, checked_positive
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
 from convexprune.solvers.interface import IterativeSolver, Start

@@ -15,12 +15,12 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_shape, checked_radius
 from convexprune.solvers.certificate import Certificate, certify
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
-from convexprune.solvers.interface import Limits, Proposal, Solver, Start, options_of
+from convexprune.solvers.interface import Excess, Limits, Proposal, Solver, Start, options_of
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Seconds, Solution, Status, TracePoint
 
-__all__ = ["Callback", "solve"]
+__all__ = ["Callback", "attempt", "solve", "versions"]
 
 Callback = Callable[[TracePoint], bool | None]
 """Called each time a solve is judged; a true answer stops it."""
@@ -64,14 +64,21 @@ def solve(
     if solver is None:
         solver = "admm" if program.penalty.convex else "continuation"
     name, method = make_solver(solver, options)
-    limits = _checked(Limits(tol, feas_tol, max_iter, time_limit))
-    origin = _as_start(program, start)
+    limits = Limits(tol, feas_tol, max_iter, time_limit)
+    return attempt(program, name, method, limits, _as_start(program, start), callback)[0]
+
+
+def attempt(
+    program: LayerProgram, name: str, method: Solver, limits: Limits, start: Start | None, callback: Callback | None
+) -> tuple[Solution, Any]:
+    """As ``solve``, for a solver already made; the solution, and the state that the solver may go on from."""
+    limits = _checked(limits)
     reason = method.refuses(program)
     if reason:
         raise SolverRefused(f"solver {name!r} cannot take this program: {reason}. Choose another solver")
     judge = _Judge(program, limits, callback)
-    proposal = method.run(program, limits, origin, judge)
-    return judge.verdict(proposal, _provenance(name, method, program, limits, proposal))
+    proposal = method.run(program, limits, start, judge)
+    return judge.verdict(proposal, _provenance(name, method, program, limits, proposal)), proposal.state
 
 
 class _Judge:
@@ -85,12 +92,12 @@ class _Judge:
         self.stopped = False
         self.last: tuple[_Identity, Certificate] | None = None
 
-    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> bool:
-        certificate = self.judge(iteration, proposal(), residuals)
-        if certificate is None:
-            return True
-        limits = self.limits
-        return self.stopped or certificate.infeasible or certificate.meets(limits.tol, limits.feas_tol)
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
+        c, limits = self.judge(iteration, proposal(), residuals), self.limits
+        if c is None or self.stopped or c.infeasible or c.meets(limits.tol, limits.feas_tol):
+            return Excess(0.0, 0.0)
+        gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
+        return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)
 
     def judge(self, iteration: int, proposal: Proposal, residuals: Mapping[str, float]) -> Certificate | None:
         """The certificate of a proposal, traced; None where there is nothing finite to certify."""
@@ -144,6 +151,10 @@ class _Judge:
             # A budget that is broken has an infinite value.
             return Status.NO_BOUND if certificate.value < math.inf else Status.UNCERTIFIED
         return ended
+
+
+def _ratio(value: float, tolerance: float) -> float:
+    return value / tolerance if tolerance > 0 else math.inf if value > 0 else 0.0
 
 
 @dataclass(frozen=True, eq=False)

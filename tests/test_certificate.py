@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -11,14 +11,35 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerances import EXACT, KKT, OPTIMUM, REFERENCE, ROUNDING, SINGLE, TIGHT
 from torch import Tensor
-from zoo import CLOSING, FITS, SMALL, build, gaussian, multipliers, tight
+from zoo import CLOSING, FITS, SMALL, build, gaussian, layer, multipliers, tight
 
-from convexprune.solvers import L1, Ball, Certificate, LayerProgram, NetTrimSet, ReluBall, certificate, certify, solve
+from convexprune.solvers import (
+    L1,
+    NM,
+    Ball,
+    Certificate,
+    GroupL2,
+    LayerProgram,
+    NetTrimLoss,
+    NetTrimSet,
+    Proposal,
+    ReluBall,
+    ReluLoss,
+    Solution,
+    SquaredLoss,
+    Start,
+    Status,
+    TopK,
+    certificate,
+    certify,
+    solve,
+)
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+from convexprune.solvers.interface import Limits, Watch
 
 BOUNDED = [*SMALL, "net-trim raised ceiling", "relu-ball wide", "ball badly_scaled", "relu-ball badly_scaled"]
 BOUNDED += ["net-trim dead_inputs", "relu-ball exact", "net-trim exact", "relu-ball all inactive, U = 0"]
@@ -258,6 +279,223 @@ def test_weights_alone_never_bound_above_the_optimum(name: str, seed: int, size:
     program = build(name)
     found = certify(program, tight(name).weights + size * gaussian(seed, *program.shape))
     assert 0 <= found.bound <= reference(name)[0]
+
+
+# Losses, balls a neuron, groups
+
+SHAPE = (60, 8, 5)
+ALL_FITS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "ball": lambda Z, Y: Ball(Z, 0.1 * Z.norm()),
+    "a ball a neuron": lambda Z, Y: Ball(Z, 0.1 * Z.norm(dim=0)),
+    "a relu ball a neuron": lambda Z, Y: ReluBall(Y, 0.1 * Y.norm(dim=0) + 0.01),
+    "a net-trim set a neuron": lambda Z, Y: NetTrimSet(Y, 0.1 * Y.norm(dim=0) + 0.01),
+    "squared loss": lambda Z, Y: SquaredLoss(Z, 2.0),
+    "relu loss": lambda Z, Y: ReluLoss(Y, 2.0),
+    "net-trim loss": lambda Z, Y: NetTrimLoss(Y, 2.0),
+}
+ALL_PENALTIES: dict[str, Any] = {
+    "L1": L1(),
+    "free bias": L1.free_bias(SHAPE[1]),
+    "rows": GroupL2("rows"),
+    "rows, free bias": GroupL2("rows", [1.0] * (SHAPE[1] - 1) + [0.0]),  # type: ignore[arg-type]
+    "columns": GroupL2("columns", torch.arange(1, SHAPE[2] + 1)),
+    "labels": GroupL2(torch.arange(SHAPE[1] * SHAPE[2]).view(SHAPE[1:]) // 3),
+}
+PAIRS = [(fit, penalty) for fit in ALL_FITS for penalty in ALL_PENALTIES]
+
+
+@cache
+def posed(fit: str, penalty: str) -> LayerProgram:
+    X, W = layer(5, *SHAPE)
+    noise = 0.05 * gaussian(6, SHAPE[0], SHAPE[2])
+    Z = X @ W + (noise if "loss" in fit else 0)
+    return LayerProgram(X, ALL_FITS[fit](Z, Z.clamp(min=0)), ALL_PENALTIES[penalty])
+
+
+@cache
+def closed(fit: str, penalty: str) -> Solution:
+    """The program's solution, to a gap of 1e-6."""
+    return solve(posed(fit, penalty), tol=REFERENCE, feas_tol=OPTIMUM, max_iter=20_000)
+
+
+@pytest.mark.parametrize(("fit", "penalty"), PAIRS)
+@settings(max_examples=12)
+@given(seed=SEEDS)
+def test_value_violation_and_scale_by_their_definitions(fit: str, penalty: str, seed: int) -> None:
+    """value = g(U) + f(XU); the distance is that to the prox, for a loss only where it is infinite."""
+    program = posed(fit, penalty)
+    U = gaussian(seed, *program.shape)
+    found, Z, g = certify(program, U), program.inputs @ U, float(program.penalty.value(U))
+    f, h = program.fit, program.fit.residual(Z)
+    loss = "loss" in fit
+    assert found.value == pytest.approx(g + (0.5 * 2.0 * float(h.square().sum()) if loss else 0), rel=ROUNDING)
+    domain = f.prox(Z, 1e-30 if loss else 1.0)  # a loss that weighs next to nothing leaves the projection on its domain
+    outside = torch.where(f.unrestricted(), 0.0, Z - domain) if fit == "net-trim loss" else (Z - domain) * (not loss)
+    assert found.violation == pytest.approx(float(outside.norm()) / f.scale, rel=ROUNDING, abs=ROUNDING)
+    assert found.scale >= found.value
+
+
+@pytest.mark.parametrize(("fit", "penalty"), PAIRS)
+def test_strong_duality_of_every_fit_and_penalty(fit: str, penalty: str) -> None:
+    solution = closed(fit, penalty)
+    found = solution.certificate
+    assert solution.status is Status.SOLVED
+    assert found.bound == pytest.approx(found.value, abs=2 * REFERENCE * found.scale)
+    assert found.bound > 0.1 * found.scale
+
+
+@pytest.mark.parametrize(("fit", "penalty"), PAIRS)
+@settings(max_examples=12)
+@given(kind=st.sampled_from(sorted(PROPOSALS)), seed=SEEDS, power=st.integers(-200, 200))
+def test_no_multipliers_bound_above_the_optimum_of_any_fit_and_penalty(
+    fit: str, penalty: str, kind: str, seed: int, power: int
+) -> None:
+    """Weak duality after repair; the dual point behind the bound is feasible for the penalty."""
+    program, solution = posed(fit, penalty), closed(fit, penalty)
+    best = solution.certificate
+    L = PROPOSALS[kind](program, multipliers(solution), gaussian(seed, *program.fit.shape)) * 10.0**power
+    judged = certificate.judge(program, torch.zeros(program.shape, dtype=torch.float64), L)
+    assert 0 <= judged.certificate.bound <= best.value + 2 * OPTIMUM * best.scale
+    if judged.certificate.bound:
+        assert float(program.penalty.to(judged.A).dual_norm(-judged.A).max()) <= 1 + ROUNDING
+
+
+SPANNING = ("rows", "rows, free bias", "labels")  # groups with entries in several columns
+
+
+@pytest.mark.parametrize(("fit", "penalty"), [pair for pair in PAIRS if "net-trim" not in pair[0]])
+def test_weights_alone_certify_themselves_at_any_optimum(fit: str, penalty: str) -> None:
+    """Λ is weight·h for a loss, a multiple of h for one ball, and with a ball a neuron one for each column.
+
+    Those of different columns are found one by one, unless groups span the columns: the bound is then only a bound.
+    """
+    alone, best = certify(posed(fit, penalty), closed(fit, penalty).weights), closed(fit, penalty).certificate
+    if "neuron" in fit and penalty in SPANNING:
+        assert 0 < alone.bound <= best.value + 2 * OPTIMUM * best.scale
+    else:
+        assert alone.gap <= 5 * KKT
+
+
+@pytest.mark.parametrize(("fit", "penalty"), [pair for pair in PAIRS if "free" not in pair[1]])
+def test_one_common_scale_bounds_no_better(fit: str, penalty: str) -> None:
+    """D(Λ/s) with the largest dual norm s is one choice of scales; the best ones are at least as good."""
+    program, solution = posed(fit, penalty), closed(fit, penalty)
+    L = multipliers(solution)
+    L = program.fit.curb(L + 0.05 * L.std() * gaussian(1, *L.shape))
+    L = L / program.penalty.dual_norm(-program.inputs.T @ L).max().clamp(min=1)
+    terms = program.fit.dual_terms(L)
+    common = program.fit.dual_value(terms, torch.ones(SHAPE[2], dtype=torch.float64))
+    assert 0 < common <= certify(program, solution.weights, L).bound * (1 + ROUNDING)
+
+
+@pytest.mark.parametrize("penalty", ["L1", "rows", "columns", "labels"])
+@pytest.mark.parametrize("fit", ALL_FITS)
+@settings(max_examples=12)
+@given(seed=SEEDS)
+def test_the_unit_of_each_input_is_irrelevant_to_any_fit(fit: str, penalty: str, seed: int) -> None:
+    """x_j → d_j x_j, u_j → u_j/d_j, the penalty rescaled by 1/d, describe the same layer."""
+    program, solution = posed(fit, penalty), closed(fit, penalty)
+    d = gaussian(seed, SHAPE[1], 1).exp()
+    U = solution.weights + 0.05 * gaussian(seed + 1, *program.shape)
+    L = multipliers(solution) + 0.02 * gaussian(seed + 2, *program.fit.shape)
+    changed = LayerProgram(program.inputs * d.T, program.fit, program.penalty.rescaled(1 / d))
+    assert_alike(certify(program, U, L), certify(changed, U / d, L))
+
+
+@pytest.mark.parametrize("entries", [1, 200])
+@pytest.mark.parametrize("fit", ALL_FITS)
+def test_blocks_of_samples_add_up_for_any_fit(fit: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, solution = posed(fit, "L1"), closed(fit, "L1")
+    whole = certify(program, 1.1 * solution.weights, multipliers(solution))
+    monkeypatch.setattr(certificate, "_BLOCK_ENTRIES", entries)
+    assert_alike(whole, certify(program, 1.1 * solution.weights, multipliers(solution)))
+
+
+# Budgets
+
+
+@dataclass(frozen=True)
+class Proposes:
+    """A solver that has one answer."""
+
+    weights: Any
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        return None
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
+        return Proposal(self.weights, None, "own rule", 1, 0.0)
+
+
+@pytest.mark.parametrize("fit", ALL_FITS)
+@pytest.mark.parametrize("budget", [TopK(12), TopK(3, "neuron"), NM(2, 4), TopK(2, rows=7)], ids=str)
+def test_a_budget_is_certified_to_be_kept_and_nothing_more(fit: str, budget: Any) -> None:
+    """No bound, no gap; the value is the loss alone, and infinite where the budget is broken."""
+    program = LayerProgram(posed(fit, "L1").inputs, posed(fit, "L1").fit, budget)
+    W = layer(5, *SHAPE)[1]
+    kept = budget.prox(W, 1.0)
+    for U in (kept, W):
+        found = certify(program, U, torch.ones(program.fit.shape))
+        convex = certify(posed(fit, "L1"), U)
+        loss = convex.value - float(U.abs().sum())
+        assert (found.bound, found.gap, found.infeasible) == (-math.inf, math.inf, False)
+        assert found.violation == pytest.approx(convex.violation, rel=ROUNDING)
+        assert found.value == pytest.approx(loss if U is kept else math.inf, rel=ROUNDING, abs=ROUNDING)
+        assert not found.meets(1e300, 1e300)
+    program = LayerProgram(program.inputs, program.fit.as_loss(1.0), budget)  # type: ignore[attr-defined]
+    if "net-trim" not in fit:
+        assert solve(program, Proposes(kept)).status is Status.NO_BOUND
+    assert solve(program, Proposes(W)).status is Status.UNCERTIFIED
+
+
+# Multipliers of some samples
+
+SUBSETS = ["ball", "a ball a neuron", "a relu ball a neuron", "a net-trim set a neuron", "relu loss", "squared loss"]
+
+
+@pytest.mark.parametrize("penalty", ["L1", "free bias", "rows"])
+@pytest.mark.parametrize("fit", SUBSETS)
+@given(seed=SEEDS, count=st.integers(1, 60))
+def test_a_subset_bounds_the_whole(fit: str, penalty: str, seed: int, count: int) -> None:
+    """Λ = 0 elsewhere is dual feasible: the bound is that of padding by hand, and never above the full optimum."""
+    program, best = posed(fit, penalty), closed(fit, penalty).certificate
+    rows = torch.randperm(SHAPE[0], generator=torch.Generator().manual_seed(seed))[:count]
+    L = gaussian(seed, count, SHAPE[2]) if seed % 2 else -program.fit.residual(0 * program.fit.Y)[rows]
+    padded = torch.zeros(program.fit.shape, dtype=torch.float64)
+    padded[rows] = L
+    found = certify(program, torch.zeros(program.shape), L, samples=rows)
+    assert found == certify(program, torch.zeros(program.shape), padded)
+    assert 0 <= found.bound <= best.value + 2 * OPTIMUM * best.scale
+
+
+@pytest.mark.parametrize("fit", SUBSETS)
+def test_a_solved_subset_bounds_the_whole_as_well_as_itself(fit: str) -> None:
+    """The same Λ has the same XᵀΛ and f*(Λ) in both programs, for the ball and the weight are the same."""
+    program, rows = posed(fit, "L1"), torch.arange(0, SHAPE[0], 2)
+    part = LayerProgram(program.inputs[rows], program.fit.map(lambda array: array[rows]), program.penalty)
+    found = solve(part, tol=REFERENCE, feas_tol=OPTIMUM)
+    judged = certify(program, found.weights, multipliers(found), samples=rows.numpy())
+    assert judged.bound == pytest.approx(found.certificate.bound, rel=ROUNDING)
+    assert 0.1 * judged.bound < judged.bound <= closed(fit, "L1").certificate.value * (1 + REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rows", "error", "message"),
+    [
+        ([0, 1, 1], 3, InvalidInput, "samples: expected distinct indices below 20"),
+        ([0, 20], 2, InvalidInput, "samples: expected distinct indices below 20"),
+        ([-1, 0], 2, InvalidInput, "samples: expected distinct indices"),
+        ([], 1, InvalidInput, "samples: expected distinct indices"),
+        ([[0, 1]], 2, InvalidInput, "samples: expected distinct indices"),
+        ([0.0, 1.0], 2, InvalidInput, "samples: expected distinct indices"),
+        ([True, False], 2, InvalidInput, "samples: expected distinct indices"),
+        ([0, 1, 2], 2, ShapeMismatch, r"multipliers: expected shape \[3, 5\] .*one row a sample given"),
+        ([0, 1], 20, ShapeMismatch, r"multipliers: expected shape \[2, 5\]"),
+    ],
+)
+def test_samples_that_do_not_fit(samples: Any, rows: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        certify(build("relu-ball plain 20x8x5"), torch.zeros(8, 5), torch.ones(rows, 5), samples=samples)
 
 
 # Feasible and infeasible points

@@ -1,4 +1,4 @@
-"""Fits, penalties and the program: projections, conjugates, proxes, and everything that is refused."""
+"""Fits and the program: proxes, conjugates, what is additive, the reference formulation, and everything refused."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import EXACT, REFERENCE, ROUNDING
+from tolerances import EXACT, REFERENCE, ROUNDING, TIGHT
 from torch import Tensor
 from zoo import FITS, SMALL, build, gaussian, tight
 
-from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, arrays, certify
+from convexprune.solvers import (
+    L1,
+    Ball,
+    LayerProgram,
+    NetTrimLoss,
+    NetTrimSet,
+    ReluBall,
+    ReluLoss,
+    SquaredLoss,
+    arrays,
+    certify,
+    solve,
+)
 from convexprune.solvers.errors import (
     ConvexPruneError,
     EmptyInput,
@@ -26,127 +38,156 @@ from convexprune.solvers.fits import Fit
 from convexprune.solvers.penalties import Penalty
 
 SEEDS = st.integers(0, 10_000)
-RADII = st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0])
-KINDS = ["ball", "relu-ball", "net-trim", "net-trim with ceilings"]
+SIZES = st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0])
+RHO = st.sampled_from([1e-3, 0.7, 1.0, 40.0])
+GEOMETRIES = ["linear", "relu", "net-trim", "net-trim with ceilings"]
+SETS = [f"{geometry}, {ball}" for geometry in GEOMETRIES for ball in ("one ball", "a ball a neuron")]
+LOSSES = [f"{geometry}, loss" for geometry in GEOMETRIES]
+KINDS = SETS + LOSSES
 P, N, M = 7, 4, 3
 
 
-def some_fit(kind: str, seed: int, eps: float) -> Any:
-    """Targets of which about half are inactive in front of a ReLU."""
+def some_fit(kind: str, seed: int, size: float) -> Any:
+    """Targets of which about half are inactive in front of a ReLU; ``size`` is eps, or the weight of a loss."""
+    geometry, measure = kind.split(", ")
     Y = gaussian(seed, P, M)
-    if kind == "ball":
-        return Ball(Y, eps)
-    if kind == "relu-ball":
-        return ReluBall(Y.clamp(min=0), eps)
-    return NetTrimSet(Y.clamp(min=0), eps, gaussian(seed + 1, P, M) if "ceilings" in kind else 0.0)
+    Y = Y if geometry == "linear" else Y.clamp(min=0)
+    arguments = [gaussian(seed + 1, P, M)] if "ceilings" in kind else []
+    if measure == "loss":
+        losses: dict[str, Any] = {"linear": SquaredLoss, "relu": ReluLoss}
+        return losses.get(geometry, NetTrimLoss)(Y, size or 0.01, *arguments)
+    sets: dict[str, Any] = {"linear": Ball, "relu": ReluBall}
+    eps = size if measure == "one ball" else size * gaussian(seed + 5, M).clamp(min=0)  # about half of them 0
+    return sets.get(geometry, NetTrimSet)(Y, eps, *arguments)
 
 
-def feasible(fit: Any, seed: int) -> Tensor:
-    """A random member, by the set's definition: within eps on Ω, below the ceiling (or 0) elsewhere."""
-    step = gaussian(seed + 2, P, M)
-    ball = fit.eps * float(torch.rand(1, generator=torch.Generator().manual_seed(seed))) * step / step.norm()
-    if isinstance(fit, Ball):
-        return fit.Y + ball
-    if isinstance(fit, ReluBall):
-        return torch.where(fit.Y > 0, fit.Y + ball, ball - (step > 0) * step.abs())
-    return torch.where(fit.Y > 0, fit.Y + ball, fit.V - step.abs())
+def geometry(kind: str, fit: Any, Z: Tensor) -> tuple[Tensor, Tensor]:
+    """(h, e) of the outputs, as docs/program.md defines them."""
+    on, zero = fit.Y > 0, torch.zeros_like(Z)
+    if "linear" in kind:
+        return Z - fit.Y, zero
+    if "relu" in kind:
+        return torch.where(on, Z - fit.Y, Z.clamp(min=0)), zero
+    return torch.where(on, Z - fit.Y, 0.0), torch.where(on, zero, (Z - fit.V).clamp(min=0))
+
+
+def step(kind: str, fit: Any, direction: Tensor) -> Tensor:
+    """The vector that maximises ⟨direction, h⟩ − m(h) over h: as far as the measure lets one go."""
+    if "loss" in kind:
+        return direction / fit.weight
+    length = direction.norm() if "one ball" in kind else direction.norm(dim=0)
+    return fit.eps * direction / length.clamp(min=1e-300)
+
+
+def member(kind: str, fit: Any, seed: int) -> Tensor:
+    """A random point of the domain, by its definition: h no longer than allowed, anything below one-sided entries."""
+    draw = gaussian(seed + 2, P, M)
+    h = float(torch.rand(1, generator=torch.Generator().manual_seed(seed))) * step(kind, fit, draw)
+    on = torch.ones_like(draw, dtype=torch.bool) if "linear" in kind else fit.Y > 0
+    below = fit.anchor - (draw > 0) * draw.abs()
+    if "net-trim" in kind:
+        return torch.where(on, fit.Y + h, below)
+    return torch.where(on, fit.Y + h, below + h)
 
 
 def distance(fit: Any, Z: Tensor) -> float:
     return float(fit.distance(fit.sums(Z)))
 
 
+def value(fit: Any, Z: Tensor) -> float:
+    return float(fit.value(fit.sums(Z)))
+
+
 def inner(A: Tensor, B: Tensor) -> float:
     return float((A * B).sum())
 
 
-def support(fit: Any, L: Tensor) -> float:
+def conjugate(fit: Any, L: Tensor) -> float:
     """f*(Λ)."""
     return -float(fit.dual_value(fit.dual_terms(L), torch.ones(M, dtype=torch.float64)))
 
 
-# Fits
+# Values and proxes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS, eps=RADII, size=st.sampled_from([0.1, 1.0, 10.0]))
-def test_prox_is_the_projection(kind: str, seed: int, eps: float, size: float) -> None:
-    """ΠZ is in the set, and ⟨Z − ΠZ, V − ΠZ⟩ ≤ 0 for every V in the set: the variational inequality defines Π."""
-    fit, Z = some_fit(kind, seed, eps), size * gaussian(seed + 3, P, M)
-    projected = fit.prox(Z, 1.7)
-    assert distance(fit, projected) <= EXACT * size * P * M
-    assert distance(fit, Z) == pytest.approx(float((Z - projected).norm()), rel=ROUNDING, abs=EXACT * size)
-    for k in range(5):
-        assert inner(Z - projected, feasible(fit, k) - projected) <= ROUNDING * size**2 * P * M
-    torch.testing.assert_close(fit.prox(projected, 1.0), projected, rtol=EXACT, atol=EXACT * size)
+@given(seed=SEEDS, size=SIZES, far=st.sampled_from([0.1, 1.0, 10.0]))
+def test_value_and_distance_by_their_definitions(kind: str, seed: int, size: float, far: float) -> None:
+    fit, Z = some_fit(kind, seed, size), far * gaussian(seed + 3, P, M)
+    h, e = geometry(kind, fit, Z)
+    lengths, outside = h.norm(dim=0), torch.zeros(())
+    if "one ball" in kind:
+        outside = (h.norm() - fit.eps).clamp(min=0)
+    elif "neuron" in kind:
+        outside = (lengths - fit.eps).clamp(min=0).norm()
+    else:
+        assert value(fit, Z) == pytest.approx(0.5 * fit.weight * float((h**2).sum()), rel=ROUNDING)
+    assert distance(fit, Z) == pytest.approx(math.hypot(float(outside), float(e.norm())), rel=ROUNDING, abs=EXACT)
+    assert "loss" in kind or value(fit, Z) == 0
+    assert distance(fit, member(kind, fit, seed)) <= EXACT * P * M * max(1.0, size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("entries", [1, 2 * M, 2 * M + 1])
-def test_the_projection_by_blocks_is_the_projection(kind: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit, Z = some_fit(kind, 0, 1.0), 3 * gaussian(3, P, M)
-    whole = fit.prox(Z, 1.0)
-    monkeypatch.setattr(arrays, "_BLOCK_ENTRIES", entries)
-    torch.testing.assert_close(fit.prox(Z, 1.0), whole, rtol=EXACT, atol=EXACT)
+@given(seed=SEEDS, size=SIZES, far=st.sampled_from([0.1, 1.0, 10.0]), rho=RHO)
+def test_prox_is_optimal(kind: str, seed: int, size: float, far: float, rho: float) -> None:
+    """φ(V) = f(V) + ½rho‖V − Z‖² is strongly convex: V is its minimum iff φ(A) ≥ φ(V) + ½rho‖A − V‖² on the domain."""
+    fit, Z = some_fit(kind, seed, size), far * gaussian(seed + 3, P, M)
+    V = fit.prox(Z, rho)
+    assert distance(fit, V) <= EXACT * P * M * max(far, 1.0)
+    least = value(fit, V) + 0.5 * rho * inner(V - Z, V - Z)
+    for k in range(4):
+        other = member(kind, fit, k)
+        for point in (other, V + 0.01 * (other - V)):
+            found = value(fit, point) + 0.5 * rho * inner(point - Z, point - Z)
+            grown = least + 0.5 * rho * inner(point - V, point - V)
+            assert found >= grown - ROUNDING * (found + rho * (far + size) ** 2 * P * M)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@given(seed=SEEDS, size=SIZES)
+def test_the_distance_is_that_of_the_projection(kind: str, seed: int, size: float) -> None:
+    fit, Z = some_fit(kind, seed, size), 3 * gaussian(seed + 3, P, M)
+    V = fit.prox(Z, 1.7)
+    assert distance(fit, Z) == pytest.approx(float((Z - V).norm()), rel=ROUNDING, abs=EXACT)
+    torch.testing.assert_close(fit.prox(V, 1.0), V, rtol=EXACT, atol=EXACT * P * M)
+    before = V.clone()
+    fit.prox(V, 1.0)
+    assert torch.equal(V, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS, eps=RADII)
-def test_prox_is_firmly_nonexpansive(kind: str, seed: int, eps: float) -> None:
-    """‖ΠA − ΠB‖² ≤ ⟨A − B, ΠA − ΠB⟩, which ADMM's convergence rests on."""
-    fit, A, B = some_fit(kind, seed, eps), 3 * gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
-    moved = fit.prox(A, 1.0) - fit.prox(B, 1.0)
+@given(seed=SEEDS, size=SIZES, rho=RHO)
+def test_moreaus_decomposition(kind: str, seed: int, size: float, rho: float) -> None:
+    """rho(Z − prox) is a subgradient of f at the prox: f + f* = ⟨·,·⟩ there, and the conjugate is finite at it."""
+    fit, Z = some_fit(kind, seed, size), 3 * gaussian(seed + 3, P, M)
+    V = fit.prox(Z, rho)
+    L = rho * (Z - V)
+    torch.testing.assert_close(fit.curb(L), L, rtol=0, atol=0 if "linear" in kind else rho * EXACT)
+    scale = rho * (1 + size) * P * M + size * P * M
+    assert value(fit, V) + conjugate(fit, fit.curb(L)) == pytest.approx(inner(L, V), abs=ROUNDING * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES, rho=RHO)
+def test_prox_is_firmly_nonexpansive(kind: str, seed: int, size: float, rho: float) -> None:
+    """‖prox A − prox B‖² ≤ ⟨A − B, prox A − prox B⟩, which ADMM's convergence rests on."""
+    fit, A, B = some_fit(kind, seed, size), 3 * gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
+    moved = fit.prox(A, rho) - fit.prox(B, rho)
     assert inner(moved, moved) <= inner(A - B, moved) + ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS, eps=RADII)
-def test_members_are_left_alone(kind: str, seed: int, eps: float) -> None:
-    fit = some_fit(kind, seed, eps)
-    Z = feasible(fit, seed)
-    assert distance(fit, Z) <= EXACT * P * M
-    torch.testing.assert_close(fit.prox(Z, 1.0), Z, rtol=0, atol=EXACT * P * M)
-    before = Z.clone()
-    fit.prox(Z, 1.0)
-    assert torch.equal(Z, before)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS, eps=RADII)
-def test_fenchel_young(kind: str, seed: int, eps: float) -> None:
-    """⟨Λ, Z⟩ ≤ f*(Λ) for every Z in the set, with equality at anchor + eps·Λ/‖Λ‖ (Λ on the ball's entries)."""
-    fit, L = some_fit(kind, seed, eps), gaussian(seed + 3, P, M)
-    L = fit.curb(L)
-    for k in range(5):
-        assert inner(L, feasible(fit, k)) <= support(fit, L) + ROUNDING
-    ball = torch.where(fit.Y > 0, L, 0.0) if isinstance(fit, NetTrimSet) else L
-    best = fit.anchor + eps * ball / max(float(ball.norm()), 1e-300)
-    assert distance(fit, best) <= ROUNDING
-    assert inner(L, best) == pytest.approx(support(fit, L), abs=ROUNDING)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS)
-def test_curb_is_the_projection_onto_the_conjugates_domain(kind: str, seed: int) -> None:
-    """Idempotent, nothing but signs off Ω; beyond it f* is infinite: Z may go down without end where Λ < 0."""
-    fit, L = some_fit(kind, seed, 1.0), gaussian(seed + 3, P, M)
-    curbed, free = fit.curb(L), fit.unrestricted()
-    assert torch.equal(fit.curb(curbed), curbed)
-    assert torch.equal(curbed, torch.where(free, L, L.clamp(min=0)))
-    assert torch.equal(free, torch.ones_like(free) if kind == "ball" else fit.Y > 0)
-    far = fit.anchor - 1e6 * (~free).double()
-    assert distance(fit, far) == 0
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@given(seed=SEEDS, eps=RADII, c=st.sampled_from([1e-6, 0.5, 3.0, 1e6]))
-def test_rescaled_is_the_same_set_in_another_unit(kind: str, seed: int, eps: float, c: float) -> None:
-    fit, Z = some_fit(kind, seed, eps), 2 * gaussian(seed + 3, P, M)
-    scaled = fit.rescaled(c)
-    torch.testing.assert_close(scaled.prox(c * Z, 1.0), c * fit.prox(Z, 1.0), rtol=ROUNDING, atol=c * EXACT)
-    assert distance(scaled, c * Z) == pytest.approx(c * distance(fit, Z), rel=ROUNDING)
-    assert scaled.scale == pytest.approx(c * fit.scale)
-    assert scaled.size == pytest.approx(c * fit.size)
+@pytest.mark.parametrize("entries", [1, 2 * M, 2 * M + 1])
+def test_prox_and_pull_by_blocks(kind: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pull = Z − prox, and rows of both depend on the other rows through the sums alone."""
+    fit, Z = some_fit(kind, 0, 1.0), 3 * gaussian(3, P, M)
+    whole, sums = fit.prox(Z, 0.6), fit.sums(Z)
+    torch.testing.assert_close(Z - fit.pull(Z, sums, 0.6), whole, rtol=EXACT, atol=EXACT)
+    for row in range(P):
+        part = fit.map(lambda array, row=row: array[row : row + 1])
+        torch.testing.assert_close(Z[row : row + 1] - part.pull(Z[row : row + 1], sums, 0.6), whole[row : row + 1])
+    monkeypatch.setattr(arrays, "_BLOCK_ENTRIES", entries)
+    torch.testing.assert_close(fit.prox(Z, 0.6), whole, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,16 +202,142 @@ def test_sums_over_samples_add_up_over_slices(kind: str, seed: int, cut: int) ->
     torch.testing.assert_close(terms, fit.dual_terms(L))
 
 
-@given(seed=SEEDS, eps=RADII, size=st.sampled_from([0.1, 1.0, 10.0]))
-def test_the_net_trim_set_lies_inside_the_relu_ball(seed: int, eps: float, size: float) -> None:
+# Conjugates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES)
+def test_fenchel_young(kind: str, seed: int, size: float) -> None:
+    """⟨Λ, Z⟩ ≤ f(Z) + f*(Λ) on the domain, with equality at the anchor and as far along Λ as the measure lets one."""
+    fit, L = some_fit(kind, seed, size), gaussian(seed + 3, P, M)
+    L = fit.curb(L)
+    for k in range(5):
+        Z = member(kind, fit, k)
+        assert inner(L, Z) <= value(fit, Z) + conjugate(fit, L) + ROUNDING * (1 + inner(Z, Z))
+    seen = torch.where(fit.Y > 0, L, 0.0) if "net-trim" in kind else L
+    best = fit.anchor + step(kind, fit, seen)
+    assert distance(fit, best) <= ROUNDING
+    assert inner(L, best) == pytest.approx(value(fit, best) + conjugate(fit, L), abs=ROUNDING * (1 + inner(best, best)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES)
+def test_the_dual_value_of_scaled_columns_is_that_of_the_scaled_multipliers(kind: str, seed: int, size: float) -> None:
+    fit, L, t = some_fit(kind, seed, size), gaussian(seed + 3, P, M), gaussian(seed + 4, M).abs()
+    found = fit.dual_value(fit.dual_terms(L), t)
+    assert found == pytest.approx(-conjugate(fit, t * L), rel=ROUNDING, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES)
+def test_best_scaling_is_best(kind: str, seed: int, size: float) -> None:
+    """No coordinate, no common factor and no other point of the box does better."""
+    fit, L, cap = some_fit(kind, seed, size), gaussian(seed + 3, P, M), gaussian(seed + 4, M).exp()
+    terms = fit.dual_terms(fit.curb(L - fit.anchor))  # a leaning towards −Y makes some scales positive
+    t = fit.best_scaling(terms, cap)
+    assert bool(((t >= 0) & (t <= cap)).all())
+    trials = [cap * torch.rand(M, generator=torch.Generator().manual_seed(k)).double() for k in range(20)]
+    trials += [torch.where(torch.arange(M) == m, x * cap, t) for m in range(M) for x in (0.0, 0.5, 1.0)]
+    trials += [(t * x).minimum(cap) for x in (0.9, 0.999, 1.001, 1.1)]
+    best = fit.dual_value(terms, t)
+    assert best >= max(fit.dual_value(terms, trial) for trial in trials) - ROUNDING * float(
+        (terms[0].abs() * cap).sum()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS)
+def test_curb_is_the_projection_onto_the_conjugates_domain(kind: str, seed: int) -> None:
+    """Idempotent, nothing but signs off Ω; beyond it f* is infinite: Z may go down without end where Λ < 0."""
+    fit, L = some_fit(kind, seed, 1.0), gaussian(seed + 3, P, M)
+    curbed, free = fit.curb(L), fit.unrestricted()
+    assert torch.equal(fit.curb(curbed), curbed)
+    assert torch.equal(curbed, torch.where(free, L, L.clamp(min=0)))
+    assert torch.equal(free, torch.ones_like(free) if "linear" in kind else fit.Y > 0)
+    far = fit.anchor - 1e6 * (~free).double()
+    assert distance(fit, far) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES)
+def test_the_residual_is_a_subgradient_direction(kind: str, seed: int, size: float) -> None:
+    """h of a boundary point is normal to the set; for a loss weight·h is a subgradient."""
+    fit = some_fit(kind, seed, size)
+    Z = fit.prox(100 * gaussian(seed + 3, P, M), 1e-3)
+    h = fit.residual(Z)
+    torch.testing.assert_close(h, geometry(kind, fit, Z)[0], rtol=EXACT, atol=EXACT)
+    for k in range(5):
+        other = member(kind, fit, k)
+        climb = (fit.weight if "loss" in kind else 1.0) * inner(h, other - Z)
+        room = ROUNDING * (1 + inner(Z, Z) + inner(other, other)) * max(1.0, size)
+        assert value(fit, other) >= value(fit, Z) + climb - room
+
+
+# Changes of unit and of measure
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES, c=st.sampled_from([1e-6, 0.5, 3.0, 1e6]), rho=RHO)
+def test_rescaled_is_the_same_fit_in_another_unit(kind: str, seed: int, size: float, c: float, rho: float) -> None:
+    fit, Z, L = some_fit(kind, seed, size), 2 * gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
+    scaled = fit.rescaled(c)
+    torch.testing.assert_close(scaled.prox(c * Z, rho / c**2), c * fit.prox(Z, rho), rtol=ROUNDING, atol=c * EXACT)
+    assert distance(scaled, c * Z) == pytest.approx(c * distance(fit, Z), rel=ROUNDING)
+    assert value(scaled, c * Z) == pytest.approx(value(fit, Z), rel=ROUNDING)
+    assert conjugate(scaled, fit.curb(L) / c) == pytest.approx(conjugate(fit, fit.curb(L)), rel=ROUNDING, abs=ROUNDING)
+    assert scaled.scale == pytest.approx(c * fit.scale)
+    assert scaled.size == pytest.approx(c * fit.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES, k=st.sampled_from([1e-6, 0.5, 1e6]), rho=RHO)
+def test_a_multiple_of_a_fit(kind: str, seed: int, size: float, k: float, rho: float) -> None:
+    """prox of k·f with penalty k·rho is that of f with rho; (k·f)*(kΛ) = k·f*(Λ)."""
+    fit, Z, L = some_fit(kind, seed, size), 2 * gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
+    more, L = fit.times(k), fit.curb(L)
+    torch.testing.assert_close(more.prox(Z, k * rho), fit.prox(Z, rho), rtol=ROUNDING, atol=EXACT)
+    assert value(more, Z) == pytest.approx(k * value(fit, Z), rel=ROUNDING)
+    assert conjugate(more, k * L) == pytest.approx(k * conjugate(fit, L), rel=ROUNDING, abs=k * ROUNDING)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, weight=st.sampled_from([0.01, 1.0, 30.0]))
+def test_as_loss_keeps_the_geometry(kind: str, seed: int, weight: float) -> None:
+    fit, Z = some_fit(kind, seed, 1.0), 2 * gaussian(seed + 3, P, M)
+    loss = fit.as_loss(weight)
+    h, e = geometry(kind, fit, Z)
+    assert value(loss, Z) == pytest.approx(0.5 * weight * float((h**2).sum()), rel=ROUNDING)
+    assert distance(loss, Z) == pytest.approx(float(e.norm()), rel=ROUNDING, abs=EXACT)
+    assert torch.equal(loss.anchor, fit.anchor)
+    assert torch.equal(loss.unrestricted(), fit.unrestricted())
+
+
+@pytest.mark.parametrize("ball", ["one ball", "a ball a neuron"])
+@given(seed=SEEDS, size=SIZES, far=st.sampled_from([0.1, 1.0, 10.0]))
+def test_the_net_trim_set_lies_inside_the_relu_ball(ball: str, seed: int, size: float, far: float) -> None:
     """Same targets and eps, ceiling 0; and every point of the ReLU ball keeps the promised output error."""
-    narrow, wide = some_fit("net-trim", seed, eps), some_fit("relu-ball", seed, eps)
-    Z = size * gaussian(seed + 3, P, M)
-    assert distance(wide, narrow.prox(Z, 1.0)) <= EXACT * size * P * M
-    for inside in (wide.prox(Z, 1.0), feasible(wide, seed)):
-        assert float((inside.clamp(min=0) - wide.Y).norm()) <= eps + EXACT * size * P * M
+    narrow, wide = some_fit(f"net-trim, {ball}", seed, size), some_fit(f"relu, {ball}", seed, size)
+    Z = far * gaussian(seed + 3, P, M)
+    assert distance(wide, narrow.prox(Z, 1.0)) <= EXACT * far * P * M
+    for inside in (wide.prox(Z, 1.0), member(f"relu, {ball}", wide, seed)):
+        error = inside.clamp(min=0) - wide.Y
+        length = error.norm() if ball == "one ball" else error.norm(dim=0)
+        assert bool((length <= torch.as_tensor(wide.eps, dtype=torch.float64) + EXACT * far * P * M).all())
     lower = torch.where(wide.Y > 0, Z, -Z.abs())
-    assert distance(narrow, lower) == pytest.approx(distance(wide, lower), rel=ROUNDING)
+    assert distance(narrow, lower) == pytest.approx(distance(wide, lower), rel=ROUNDING, abs=EXACT * far * P)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@given(seed=SEEDS, size=SIZES)
+def test_balls_a_neuron_are_balls_of_layers_of_one_neuron(geometry: str, seed: int, size: float) -> None:
+    fit, Z = some_fit(f"{geometry}, a ball a neuron", seed, size), 3 * gaussian(seed + 3, P, M)
+    V = fit.prox(Z, 1.0)
+    apart = []
+    for m in range(M):
+        alone = fit.map(lambda array, m=m: array[:, m : m + 1]).with_eps(float(fit.eps[m]))
+        torch.testing.assert_close(alone.prox(Z[:, m : m + 1], 1.0), V[:, m : m + 1], rtol=ROUNDING, atol=EXACT)
+        apart.append(distance(alone, Z[:, m : m + 1]))
+    assert distance(fit, Z) == pytest.approx(float(np.linalg.norm(apart)), rel=ROUNDING, abs=EXACT)
 
 
 def test_the_relu_ball_is_wider() -> None:
@@ -178,16 +345,6 @@ def test_the_relu_ball_is_wider() -> None:
     Y, Z = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.5]])
     assert distance(ReluBall(Y, 0.5), Z) == 0
     assert distance(NetTrimSet(Y, 0.5), Z) == 0.5
-
-
-@pytest.mark.parametrize("kind", ["ball", "relu-ball"])
-@given(seed=SEEDS)
-def test_the_residual_of_a_boundary_point_is_normal_to_the_set(kind: str, seed: int) -> None:
-    fit = some_fit(kind, seed, 0.5)
-    Z = fit.prox(10 * gaussian(seed + 3, P, M), 1.0)
-    h = fit.residual(Z)
-    assert float(h.norm()) == pytest.approx(0.5)
-    assert all(inner(h, feasible(fit, k) - Z) <= ROUNDING for k in range(5))
 
 
 def test_outputs_below_zero_mean_inactive() -> None:
@@ -207,78 +364,124 @@ def test_fits_and_penalties_satisfy_their_protocols(kind: str) -> None:
 @pytest.mark.parametrize(("eps", "Y", "scale"), [(0.5, 3.0, 0.5), (0.0, 3.0, 3.0), (0.0, 0.0, 1.0)])
 def test_the_unit_of_distances(eps: float, Y: float, scale: float) -> None:
     assert Ball(torch.tensor([[Y]]), eps).scale == scale
+    assert Ball(torch.tensor([[Y]]), torch.tensor([eps])).scale == pytest.approx(scale)
+    assert SquaredLoss(torch.tensor([[Y]])).scale == (Y or 1.0)
 
 
-# The penalty
+# Precision and range
 
 
-def weights(seed: int) -> Tensor:
-    """Random weights ≥ 0, about a third of them 0."""
-    return gaussian(seed, N, M).add(0.4).clamp(min=0)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_targets_and_outputs_of_different_precision(kind: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    fit = some_fit(kind, 0, 1.0).map(lambda array: array.to(torch.float32).double())
+    Z = (3 * gaussian(3, P, M)).float().double()
+    mixed, seen = fit.map(lambda array: array.to(dtypes[0])), Z.to(dtypes[1])
+    torch.testing.assert_close(mixed.sums(seen), fit.sums(Z), rtol=1e-6, atol=1e-6)
+    V = mixed.prox(seen, 0.6)
+    assert V.dtype == dtypes[1]
+    torch.testing.assert_close(V.double(), fit.prox(Z, 0.6), rtol=1e-5, atol=1e-5)
 
 
-@given(seed=SEEDS, step=st.sampled_from([0.01, 1.0, 10.0]))
-def test_the_soft_threshold_is_optimal(seed: int, step: float) -> None:
-    """V − T ∈ step·∂g(T): at most step·w, exactly step·w·sign(t) where t ≠ 0, so zeros are exact zeros."""
-    w, V = weights(seed), 2 * gaussian(seed + 1, N, M)
-    T = L1(w).prox(V, step)
-    gap, bound = V - T, step * w
-    assert bool((gap.abs() <= bound * (1 + EXACT)).all())
-    torch.testing.assert_close(gap[T != 0], (bound * T.sign())[T != 0], rtol=ROUNDING, atol=EXACT)
-    assert not T[V.abs() <= bound].any()
-    torch.testing.assert_close(T[w == 0], V[w == 0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_does_not_overflow(kind: str) -> None:
+    """300² is infinite in float16."""
+    fit, Z = some_fit(kind, 0, 1.0), torch.full((P, M), 300.0).half()
+    half = fit.map(lambda array: array.half())
+    assert distance(half, Z) == pytest.approx(distance(fit, Z.double()), rel=1e-3)
+    assert bool(torch.isfinite(half.dual_terms(fit.curb(Z))).all())
+    torch.testing.assert_close(half.prox(Z, 0.6).double(), fit.prox(Z.double(), 0.6), rtol=0, atol=0.5)
 
 
-@given(seed=SEEDS)
-def test_moreaus_decomposition(seed: int) -> None:
-    """V = prox_g(V) + projection onto {|a| ≤ w}, and g(prox) = ⟨prox, that projection⟩."""
-    w, V = weights(seed), 2 * gaussian(seed + 1, N, M)
-    T = L1(w).prox(V, 1.0)
-    torch.testing.assert_close(V - T, V.clamp(-w, w), rtol=ROUNDING, atol=EXACT)
-    assert inner(T, V - T) == pytest.approx(float(L1(w).value(T)), abs=ROUNDING)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", SETS)
+def test_eps_0_and_outputs_that_are_exact(kind: str, dtype: torch.dtype) -> None:
+    """0/0 must not become NaN."""
+    fit = some_fit(kind, 0, 0.0).map(lambda array: array.to(dtype))
+    Z = fit.anchor.to(dtype)
+    assert float(fit.pull(Z, fit.sums(Z), 1.0).abs().max()) == 0
+    assert distance(fit, Z) == 0
+    assert torch.equal(fit.prox(Z, 1.0), Z)
 
 
-@given(seed=SEEDS)
-def test_the_dual_norm_is_the_polar(seed: int) -> None:
-    """⟨a, u⟩ ≤ s(a)·g(u) for every u that is 0 on free entries, with equality for one of them."""
-    w, A, U = weights(seed) + 0.01, gaussian(seed + 1, N, M), gaussian(seed + 2, N, M)
-    w[0] = 0
-    U[0] = 0
-    s, g = L1(w).dual_norm(A), (w * U.abs()).sum(0)
-    assert bool(((A * U).sum(0) <= s * g + ROUNDING).all())
-    best = (A.abs() / w).masked_fill(w == 0, -1).argmax(0)
-    torch.testing.assert_close(s, A.abs()[best, range(M)] / w[best, range(M)])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "ceilings" not in kind])
+@given(seed=SEEDS, power=st.sampled_from([-140, -30, 30, 140]))
+def test_the_unit_may_be_tiny_or_huge(kind: str, seed: int, power: int) -> None:
+    fit, Z, unit = some_fit(kind, seed, 1.0), 3 * gaussian(seed + 3, P, M), 10.0**power
+    changed = fit.map(lambda array: unit * array)
+    if "loss" not in kind:
+        changed = changed.with_eps(unit * fit.eps)
+    torch.testing.assert_close(changed.prox(unit * Z, 1.0) / unit, fit.prox(Z, 1.0), rtol=ROUNDING, atol=EXACT)
+    assert distance(changed, unit * Z) / unit == pytest.approx(distance(fit, Z), rel=ROUNDING)
 
 
-@given(seed=SEEDS)
-def test_rescaled_penalties_charge_the_same(seed: int) -> None:
-    """g of U is the rescaled penalty of V = diag(d) U, and both have the same dual norm."""
-    g, d = L1(weights(seed)), gaussian(seed + 1, N, 1).exp()
-    U, A = gaussian(seed + 2, N, M), gaussian(seed + 3, N, M)
-    assert float(g.rescaled(d).value(d * U)) == pytest.approx(float(g.value(U)))
-    torch.testing.assert_close(g.rescaled(d).dual_norm(A / d), g.dual_norm(A))
-    torch.testing.assert_close(g.rescaled(d).cost((N, M)) * d, g.cost((N, M)))
+@given(seed=SEEDS, power=st.integers(-150, 150))
+def test_extreme_weights_of_a_loss(seed: int, power: int) -> None:
+    """The prox lies between Z and the anchor, and no bound is NaN."""
+    fit, Z = SquaredLoss(gaussian(seed, P, M), 10.0**power), gaussian(seed + 1, P, M)
+    part = fit.weight / (1 + fit.weight)
+    torch.testing.assert_close(fit.prox(Z, 1.0), Z - part * (Z - fit.Y), rtol=ROUNDING, atol=EXACT)
+    terms, cap = fit.dual_terms(-fit.Y), torch.ones(M, dtype=torch.float64)
+    t = fit.best_scaling(terms, cap)
+    assert bool(((t >= 0) & (t <= 1)).all())
+    assert fit.dual_value(terms, t) >= 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (N, 1), (1, M), (N, M)])
-def test_weights_broadcast(shape: tuple[int, int]) -> None:
-    g, U = L1(gaussian(0, *shape).abs()), gaussian(1, N, M)
-    full = L1(g.w.expand(N, M).clone())
-    g.check((N, M))
-    assert float(g.value(U)) == pytest.approx(float(full.value(U)))
-    assert torch.equal(g.prox(U, 0.3), full.prox(U, 0.3))
-    assert torch.equal(g.dual_norm(U), full.dual_norm(U))
-    assert torch.equal(g.cost((N, M)), full.w)
+def test_an_infinite_penalty_parameter_leaves_a_loss_alone() -> None:
+    fit, Z = some_fit("relu, loss", 0, 1.0), gaussian(3, P, M)
+    assert not fit.pull(Z, fit.sums(Z), math.inf).any()
 
 
-def test_a_free_bias_costs_nothing() -> None:
-    g, U = L1.free_bias(N), gaussian(0, N, M)
-    assert float(g.value(U)) == pytest.approx(float(U[:-1].abs().sum()))
-    torch.testing.assert_close(g.prox(U, 100.0)[-1], U[-1])
-    assert g.cost((N, M))[-1].count_nonzero() == 0
+def test_radii_follow_the_targets_to_another_device() -> None:
+    fit: Any = some_fit("relu, a ball a neuron", 0, 1.0).map(lambda array: array.to("meta"))
+    assert fit.measure.eps.device == fit.Y.device
+
+
+def test_another_radius() -> None:
+    fit = some_fit("net-trim with ceilings, one ball", 0, 1.0)
+    other = fit.with_eps(0.25)
+    assert (other.eps, fit.eps) == (0.25, 1.0)
+    assert other.ceiling is fit.ceiling
+    assert torch.equal(fit.with_eps([1, 2, 3]).eps, torch.tensor([1.0, 2, 3], dtype=torch.float64))
+    with pytest.raises(InvalidTolerance, match="eps"):
+        fit.with_eps(-1)
+    with pytest.raises(ShapeMismatch, match="3 neurons"):
+        fit.with_eps(torch.ones(2))
 
 
 # The reference formulation
+
+
+def small_program(kind: str, seed: int) -> LayerProgram:
+    """Reachable targets; the last neuron is inactive everywhere (for one geometry: has small outputs)."""
+    X, W = gaussian(seed, 12, 3), gaussian(seed + 1, 3, M)
+    X[:, -1], W[:, -1] = 1, torch.tensor([0.0, 0.0, -1.0])
+    Z = X @ W
+    name, measure = kind.split(", ")
+    Y = Z if name == "linear" else Z.clamp(min=0)
+    arguments = [torch.where(Y > 0, 0.0, Z + 0.1)] if "ceilings" in kind else []
+    if measure == "loss":
+        losses: dict[str, Any] = {"linear": SquaredLoss, "relu": ReluLoss}
+        return LayerProgram(X, losses.get(name, NetTrimLoss)(Y, 0.7, *arguments))
+    sets: dict[str, Any] = {"linear": Ball, "relu": ReluBall}
+    eps = 0.2 * Y.norm() if measure == "one ball" else 0.2 * Y.norm(dim=0) + 0.1
+    return LayerProgram(X, sets.get(name, NetTrimSet)(Y, eps, *arguments))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reference_formulation_of_every_fit_has_our_optimum(kind: str, seed: int) -> None:
+    """Its value is ours, its multipliers certify its weights, and their opposites do not."""
+    program = small_program(kind, seed)
+    problem, U = program.to_cvxpy()
+    reference = problem.solve(solver="CLARABEL", tol_gap_abs=TIGHT, tol_gap_rel=TIGHT, tol_feas=TIGHT)
+    ours = solve(program, tol=REFERENCE / 10, feas_tol=REFERENCE / 10, max_iter=20_000)
+    assert reference == pytest.approx(ours.certificate.value, rel=REFERENCE, abs=REFERENCE)
+    L = -torch.as_tensor(problem.constraints[0].dual_value)
+    found = certify(program, U.value, L)
+    assert found.gap <= 10 * REFERENCE
+    assert found.violation <= 10 * REFERENCE
+    assert certify(program, U.value, -L).bound < found.bound / 2
 
 
 @pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling", "relu-ball all_active", "ball eps 1.5, U = 0"])
@@ -343,7 +546,20 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ConvexPruneError], str]] = {
     "eps inf": (lambda: Ball(Y, math.inf), InvalidTolerance, "eps.*inf"),
     "eps text": (lambda: Ball(Y, "small"), InvalidTolerance, "eps: expected a number ≥ 0, found 'small'"),  # type: ignore[arg-type]
     "eps nothing": (lambda: Ball(Y, None), InvalidTolerance, "found None"),  # type: ignore[arg-type]
-    "eps a vector": (lambda: Ball(Y, torch.ones(2)), InvalidTolerance, "eps"),  # type: ignore[arg-type]
+    "eps of other neurons": (lambda: Ball(Y, torch.ones(3)), ShapeMismatch, r"eps: expected.*2 neurons.*\[3\]"),
+    "eps a matrix": (lambda: Ball(Y, torch.ones(1, 2)), ShapeMismatch, r"eps: expected.*\[1, 2\]"),
+    "eps < 0 somewhere": (lambda: Ball(Y, torch.tensor([1.0, -2.0])), InvalidTolerance, "eps.*found -2"),
+    "eps NaN somewhere": (lambda: ReluBall(Y, np.array([1.0, math.nan])), InvalidTolerance, "eps.*found nan"),
+    "eps inf somewhere": (lambda: NetTrimSet(Y, [1.0, math.inf]), InvalidTolerance, "eps.*found inf"),  # type: ignore[arg-type]
+    "eps complex numbers": (lambda: Ball(Y, torch.ones(2) * 1j), InvalidInput, "eps: expected real numbers"),
+    "eps words": (lambda: Ball(Y, np.array(["a", "b"])), InvalidInput, "eps: expected a tensor or a numeric array"),
+    "loss weight 0": (lambda: SquaredLoss(Y, 0), InvalidTolerance, "weight: expected a positive number, found 0"),
+    "loss weight < 0": (lambda: ReluLoss(Y, -1), InvalidTolerance, "weight.*found -1"),
+    "loss weight inf": (lambda: NetTrimLoss(Y, math.inf), InvalidTolerance, "weight.*found inf"),
+    "loss weight text": (lambda: SquaredLoss(Y, "one"), InvalidTolerance, "weight.*found 'one'"),  # type: ignore[arg-type]
+    "loss weight too large": (lambda: SquaredLoss(Y).rescaled(1e-200), InvalidTolerance, "weight.*found inf"),
+    "loss weight too small": (lambda: SquaredLoss(Y).rescaled(1e200), InvalidTolerance, "weight.*found 0"),
+    "ceiling of a loss": (lambda: NetTrimLoss(Y, 1.0, torch.ones(2, 4)), ShapeMismatch, "ceiling V"),
     "eps complex": (lambda: Ball(Y, torch.tensor(1j)), InvalidTolerance, "eps"),  # type: ignore[arg-type]
     "weight < 0": (
         lambda: L1(torch.tensor([[1.0], [-2.0]])),

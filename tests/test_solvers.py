@@ -267,7 +267,7 @@ def test_options_of_an_instance_can_be_overridden() -> None:
 
 
 def test_every_status_has_advice() -> None:
-    assert len({status.advice for status in Status}) == len(Status) == 8
+    assert len({status.advice for status in Status}) == len(Status) == 9
     assert all(len(status.advice) > 30 and str(status) == status.value for status in Status)
 
 

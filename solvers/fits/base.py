@@ -1,10 +1,11 @@
-"""What a fit is, and the family that all of ours belong to: a geometry h of the outputs, and a measure of h."""
+"""The family that all of our fits belong to: a geometry h of the outputs, and a measure of h."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,81 +25,7 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, Measure, NeuronBalls
 from convexprune.solvers.gram import Gram
 
-__all__ = ["Fit", "LossFit", "SetFit", "TargetFit"]
-
-
-@runtime_checkable
-class Fit(Protocol):
-    """A closed convex f on outputs Z [P, M], as solvers and the certificate see it.
-
-    ``sums`` and ``dual_terms`` are sums over samples, and given them everything else is one row at a time: so solvers
-    and the certificate can walk through the samples in blocks.
-    """
-
-    @property
-    def Y(self) -> Tensor:
-        """The targets [P, M]."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """[P, M]."""
-
-    @property
-    def scale(self) -> float:
-        """The unit that distances are reported in: eps, or ‖Y‖_F where there is none."""
-
-    @property
-    def size(self) -> float:
-        """‖Y‖_F."""
-
-    @property
-    def anchor(self) -> Tensor:
-        """Outputs [P, M] that the fit is about: a point to start from."""
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same fit with each of its [P, M] arrays replaced by ``change`` of it: a row slice, a dtype, a device."""
-
-    def rescaled(self, c: float) -> Self:
-        """The same fit of c·Z, c > 0."""
-
-    def times(self, k: float) -> Self:
-        """k·f, k > 0."""
-
-    def sums(self, Z: Tensor) -> Tensor:
-        """[K, M] sums over samples from which ``value``, ``distance`` and ``pull`` follow."""
-
-    def value(self, sums: Tensor) -> float:
-        """f(Z) without its indicator part."""
-
-    def distance(self, sums: Tensor) -> float:
-        """The Frobenius distance of Z from the domain of f, in the units of Y."""
-
-    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        """Z − prox: what the prox takes away from rows Z of outputs whose sums, over all samples, are these."""
-
-    def prox(self, Z: Tensor, rho: float) -> Tensor:
-        """argmin over V of f(V) + ½rho‖V − Z‖²; for a set, the projection."""
-
-    def residual(self, Z: Tensor) -> Tensor:
-        """A multiple of a subgradient of f at Z: the multipliers that Z itself suggests."""
-
-    def curb(self, L: Tensor) -> Tensor:
-        """The nearest multipliers at which the conjugate f* is finite."""
-
-    def unrestricted(self) -> Tensor:
-        """[P, M]: where a multiplier may take either sign."""
-
-    def dual_terms(self, L: Tensor) -> Tensor:
-        """[2, M] sums over samples, a and b², from which −f*(t∘Λ) is computed for any t [M] ≥ 0."""
-
-    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
-        """t [M] in [0, cap] maximising −f*(t∘Λ)."""
-
-    def dual_value(self, terms: Tensor, t: Tensor) -> float:
-        """−f*(t∘Λ)."""
-
-    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
-        """(objective term, constraints) of f as cvxpy expressions of Z."""
+__all__ = ["LossFit", "SetFit", "TargetFit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +91,10 @@ class TargetFit(ABC):
             object.__setattr__(new, name, value)
         return new
 
+    def _scaled(self, c: float) -> Self:
+        """The geometry of c·Z."""
+        return self.map(lambda array: array * c)
+
     @abstractmethod
     def rescaled(self, c: float) -> Self:
         """The same fit of c·Z."""
@@ -191,13 +122,12 @@ class TargetFit(ABC):
 
     def sums(self, Z: Tensor) -> Tensor:
         """Columnwise ‖h‖² and ‖e‖²."""
-        p, seen = self.offset(Z), self.seen()
-        squares = p.square()
+        squares, seen = _single(self.offset(Z)).square_(), self.seen()
         if seen is None:
             s = squares.sum(0)
-            return torch.stack([s, torch.zeros_like(s)])
+            return torch.stack([s, torch.zeros_like(s)]).to(torch.float64)
         h = squares * seen
-        return torch.stack([h.sum(0), squares.sub_(h).sum(0)])
+        return torch.stack([h.sum(0), squares.sub_(h).sum(0)]).to(torch.float64)
 
     def value(self, sums: Tensor) -> float:
         """m(h)."""
@@ -205,7 +135,7 @@ class TargetFit(ABC):
 
     def distance(self, sums: Tensor) -> float:
         """√(dist(h, domain of m)² + ‖e‖²)."""
-        return float((self.measure.distance(sums[0]) ** 2 + sums[1].sum()).sqrt())
+        return math.hypot(self.measure.distance(sums[0]), float(sums[1].sum().sqrt()))
 
     def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         """The measure's fraction of h, and all of e."""
@@ -216,7 +146,7 @@ class TargetFit(ABC):
         """Z − pull, by blocks of rows."""
         # Without temporaries of the size of Z: those, not the arithmetic, would take most of the time.
         parts = [(self.map(lambda a, rows=rows: a[rows]), Z[rows]) for rows in blocks_of(Z)]  # type: ignore[misc]
-        sums = torch.stack([fit.sums(z).to(torch.float64) for fit, z in parts]).sum(0)
+        sums = torch.stack([fit.sums(z) for fit, z in parts]).sum(0)
         V = torch.empty_like(Z)
         for (fit, z), rows in zip(parts, blocks_of(Z), strict=True):
             torch.sub(z, fit.pull(z, sums, rho), out=V[rows])
@@ -233,8 +163,9 @@ class TargetFit(ABC):
 
     def dual_terms(self, L: Tensor) -> Tensor:
         """a = −⟨λ_m, anchor_m⟩ and b² = ‖λ_m on what the measure sees‖²."""
-        seen, squares = self.seen(), L.square()
-        return torch.stack([-(L * self.anchor).sum(0), (squares if seen is None else squares.mul_(seen)).sum(0)])
+        L, seen = _single(L), self.seen()
+        squares = L.square() if seen is None else L.square().mul_(seen)
+        return torch.stack([-(L * self.anchor).sum(0), squares.sum(0)]).to(torch.float64)
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
         """The measure's."""
@@ -245,7 +176,7 @@ class TargetFit(ABC):
         return self.measure.dual_value(terms[0], terms[1], t)
 
     def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
-        """f as cvxpy sees it: the measure of each neuron's entries, slacks for one-sided ones, bounds for unseen ones."""
+        """f as cvxpy sees it: the measure of each neuron's entries, slacks for one-sided, bounds for unseen ones."""
         import cvxpy as cp
 
         anchor, free = self.anchor.double().expand(self.shape).cpu().numpy(), self.unrestricted().cpu().numpy()
@@ -282,13 +213,13 @@ class SetFit(TargetFit, ABC):
         object.__setattr__(self, "eps", self._checked(self.eps))
 
     def _checked(self, eps: float | ArrayLike) -> float | Tensor:
-        one = not isinstance(eps, Tensor | np.ndarray) or eps.ndim == 0
-        return checked_radius("eps", eps) if one else as_radii("eps", eps, self.Y)  # type: ignore[arg-type]
+        return as_radii("eps", eps, self.Y) if np.ndim(eps) else checked_radius("eps", eps)  # type: ignore[arg-type]
 
     @property
     def measure(self) -> Measure:
         """The ball, or balls."""
-        return NeuronBalls(self.eps) if isinstance(self.eps, Tensor) else LayerBall(self.eps)  # type: ignore[arg-type]
+        # ``map`` may have moved the targets to another device.
+        return NeuronBalls(self.eps.to(self.Y.device)) if isinstance(self.eps, Tensor) else LayerBall(self.eps)  # type: ignore[arg-type]
 
     def with_eps(self, eps: float | ArrayLike) -> Self:
         """The same set with another radius, or other radii [M]."""
@@ -296,11 +227,16 @@ class SetFit(TargetFit, ABC):
 
     def rescaled(self, c: float) -> Self:
         """Targets and eps multiplied by c."""
-        return self.map(lambda array: array * c)._with(eps=self.eps * c)  # type: ignore[operator]
+        return self._scaled(c)._with(eps=self.eps * c)  # type: ignore[operator]
 
     def times(self, k: float) -> Self:  # noqa: ARG002 - an indicator has no scale
         """Itself."""
         return self
+
+    def sample(self, rows: slice) -> Self:
+        """The same root mean square over fewer samples."""
+        part = self.map(lambda array: array[rows])
+        return part._with(eps=self.eps * (part.shape[0] / self.shape[0]) ** 0.5)  # type: ignore[operator]
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,8 +261,18 @@ class LossFit(TargetFit, ABC):
 
     def rescaled(self, c: float) -> Self:
         """Targets multiplied by c, the weight divided by c²."""
-        return self.map(lambda array: array * c).times(1 / c**2)
+        return self._scaled(c).times(1 / c / c)
+
+    def sample(self, rows: slice) -> Self:
+        """The same mean over fewer samples: the weight grows as they become fewer."""
+        part = self.map(lambda array: array[rows])
+        return part.times(self.shape[0] / part.shape[0])
 
     def times(self, k: float) -> Self:
         """The weight multiplied by k."""
-        return self._with(weight=self.weight * k)
+        return self._with(weight=checked_positive("weight", self.weight * k))
+
+
+def _single(A: Tensor) -> Tensor:
+    """A, in float32 if its own precision is lower: squares of numbers above 256 are infinite in float16."""
+    return A.to(working_dtype(A.dtype))

@@ -41,5 +41,3 @@ class SquaredLoss(_Linear, LossFit):
         targets: Y [P, M], or the ``Gram`` that holds them.
         weight: What a unit of squared distance costs beside the penalty, > 0.
     """
-
-

@@ -14,7 +14,7 @@ __all__ = ["HalfSquare", "LayerBall", "Measure", "NeuronBalls"]
 
 
 class Measure(Protocol):
-    """m(h), seen through s [M], the squares ‖h_m‖² of its columns."""
+    """m(h), seen through s [M], the squares ‖h_m‖² of its columns in float64."""
 
     @property
     def unit(self) -> float:
@@ -36,7 +36,7 @@ class Measure(Protocol):
         """Σ a_m t_m − m*(t∘Λ), b2_m = ‖λ_m‖²."""
 
     def to_cvxpy(self, columns: list[Any]) -> tuple[Any, list[Any]]:
-        """(objective, constraints) of m for each neuron's entries of h, a list of cvxpy vectors."""
+        """(objective, constraints) of m for each neuron's entries of h: cvxpy vectors, or None where it sees none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,8 @@ class LayerBall:
         """One second-order cone."""
         import cvxpy as cp
 
-        return 0.0, [cp.norm(cp.hstack(columns), 2) <= self.eps] if columns else []
+        h = [column for column in columns if column is not None]
+        return 0.0, [cp.norm(cp.hstack(h), 2) <= self.eps] if h else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +173,9 @@ class HalfSquare:
         """A sum of squares."""
         import cvxpy as cp
 
-        return 0.5 * self.weight * cp.sum_squares(cp.hstack(columns)) if columns else 0.0, []
+        h = [column for column in columns if column is not None]
+        return 0.5 * self.weight * cp.sum_squares(cp.hstack(h)) if h else 0.0, []
 
 
 def _beyond(s: Tensor, eps: Tensor | float) -> Tensor:
-    return (1 - eps / s.sqrt().clamp(min=1e-300)).clamp(min=0)
+    return (1 - eps / s.to(torch.float64).sqrt().clamp(min=1e-300)).clamp(min=0)

@@ -38,9 +38,8 @@ class _Ceiling(OneSided):
         ceiling = change(self.ceiling) if isinstance(self.ceiling, Tensor) else self.ceiling
         return self._with(targets=change(self.Y), ceiling=ceiling)
 
-    def rescaled(self, c: float) -> Self:
-        """As the measure says, and the ceiling multiplied by c."""
-        scaled = super().rescaled(c)
+    def _scaled(self, c: float) -> Self:
+        scaled = super()._scaled(c)
         return scaled if isinstance(self.ceiling, Tensor) else scaled._with(ceiling=float(self.ceiling) * c)
 
     @property

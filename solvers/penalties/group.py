@@ -1,18 +1,19 @@
 """Groups of weights that vanish together."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, check_finite
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, check_finite
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 __all__ = ["GroupL2"]
 
-_NEWTON = 50  # steps at most; it ends when rounding does
-_TINY = 1e-300
+_NEWTON = 50  # steps at most; 9 are needed where lengths in a group differ by 12 orders of magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class GroupL2:
             the group unpenalised.
 
     Raises:
-        InvalidInput: Labels that are not whole numbers ≥ 0, another word, or a negative weight.
+        InvalidInput: Labels that are not whole numbers from 0, another word, or a negative weight.
         ShapeMismatch: Another number of weights than of groups (``check`` sees it once N and M are known).
     """
 
@@ -42,8 +43,7 @@ class GroupL2:
         else:
             object.__setattr__(self, "groups", _labels(self.groups))
         if self.weights is not None:
-            weights = torch.as_tensor(self.weights).detach()
-            weights = as_matrix("GroupL2 weights", weights.reshape(1, -1))[0]
+            weights = as_matrix("GroupL2 weights", as_real("GroupL2 weights", self.weights).reshape(1, -1))[0]
             if bool((weights < 0).any()):
                 raise InvalidInput(f"GroupL2 weights: expected numbers ≥ 0, found {float(weights.min()):g}")
             object.__setattr__(self, "weights", weights)
@@ -60,7 +60,7 @@ class GroupL2:
         """The same penalty on the device and in the dtype of ``like``."""
         groups = self.groups.to(like.device) if isinstance(self.groups, Tensor) else self.groups
         weights = self.weights.to(like) if isinstance(self.weights, Tensor) else None
-        return type(self)(groups, weights, None if self.lengths is None else self.lengths.to(like))
+        return type(self)(groups, weights, self._a(like))
 
     def rescaled(self, d: Tensor) -> Self:
         """‖a∘U_g‖ = ‖(a/d)∘(d∘U)_g‖."""
@@ -72,26 +72,28 @@ class GroupL2:
         return (self._sums((self._a(U) * U).square()).sqrt() * self._w(U)).sum()
 
     def prox(self, V: Tensor, step: float) -> Tensor:
-        """Groups with ‖V_g/a‖ ≤ step·w_g vanish; the others are v/(1 + step·w_g a²/τ) with τ = ‖a∘u‖.
+        """Groups with ‖V_g/a‖ ≤ t = step·w_g vanish; the others are v·r/(r + a²) with r = ‖a∘u‖/t.
 
-        τ solves Σ (a v/(τ + step·w_g a²))² = 1, and Newton's method on the reciprocal root of the left side climbs to it
-        from 0; where a is the same in all of a group its first step is exact (the block soft threshold).
+        r solves Σ (z a²/(r + a²))² = 1, z = v/(a t). Newton's method on the reciprocal root of the left side, which is
+        concave, climbs to it from any smaller r, such as the largest root of a single term; where a is the same in all
+        of a group its first step is exact: the block soft threshold.
         """
-        a, t = self._a(V), step * self._spread(self._w(V), V.shape)
-        shift, av = t * a.square(), a * V
-        alive = self._spread(self._sums((V / a).square()).sqrt(), V.shape) > t
-        tau = torch.zeros_like(V)
-        for _ in range(_NEWTON):
-            parts = torch.where(alive, (av / (tau + shift).clamp(min=_tiny(V))).square(), 0.0)
+        info, a = torch.finfo(V.dtype), self._a(V)
+        top = a.max()
+        a2, t = (a / top).square(), top * step * self._spread(self._w(V), V.shape)
+        z = V * top / a / torch.where(t > 0, t, 1.0)
+        alive = (self._spread(self._sums(z.square()), V.shape) > 1) & (t > 0)
+        z = torch.where(alive, z.clamp(-(info.max**0.5), info.max**0.5), 0.0)
+        r = self._spread(self._most(a2 * (z.abs() - 1).clamp(min=0)), V.shape)
+        for _ in range(1 if self._even else _NEWTON):
+            reach = (r + a2).clamp(min=info.tiny)
+            parts = (z * (a2 / reach)).square()  # at most 1 each, so nothing overflows
             size = self._sums(parts)
-            slope = self._sums(parts / (tau + shift).clamp(min=_tiny(V)))
-            move = size * (size.sqrt() - 1) / slope.clamp(min=_tiny(V))
-            new = (tau + self._spread(move, V.shape)).clamp(min=0) * alive
-            settled = bool(((new - tau).abs() <= 4 * torch.finfo(V.dtype).eps * new).all())
-            tau = new
-            if settled:
+            move = size * (size.sqrt() - 1) / self._sums(parts / reach).clamp(min=info.tiny)
+            before, r = r, r + self._spread(move.clamp(min=0), V.shape)
+            if not self._even and bool((r <= before * (1 + 4 * info.eps)).all()):
                 break
-        return torch.where(alive, V * (tau / (tau + shift).clamp(min=_tiny(V))), 0.0)
+        return torch.where(t > 0, V * (r / (r + a2).clamp(min=info.tiny)), V)
 
     def dual_norm(self, A: Tensor) -> Tensor:
         """The largest ‖A_g/a‖/w_g of the groups that have entries in column m; [M].
@@ -99,7 +101,7 @@ class GroupL2:
         A group that spans columns keeps within its bound when each of them is scaled by at most its inverse.
         """
         size, w = self._sums((A / self._a(A)).square()).sqrt(), self._w(A)
-        ratio = torch.where(w > 0, size / w.clamp(min=_tiny(A)), 0.0)
+        ratio = torch.where(w > 0, size / torch.where(w > 0, w, 1.0), 0.0)
         return self._spread(ratio, A.shape).amax(0)
 
     def slack(self, A: Tensor) -> Tensor:
@@ -109,9 +111,9 @@ class GroupL2:
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
         """w_g a_ij."""
-        like = self.weights if isinstance(self.weights, Tensor) else self.lengths
-        like = torch.ones(1) if like is None else like
-        like = like if like.is_floating_point() else like.to(torch.get_default_dtype())
+        known = [array for array in (self.lengths, self.weights) if isinstance(array, Tensor)]
+        device = self.groups.device if isinstance(self.groups, Tensor) else None
+        like = known[0] if known else torch.ones(1, device=device)
         return (self._spread(self._w(like, shape), shape) * self._a(like)).expand(shape)
 
     def to_cvxpy(self, U: Any) -> Any:
@@ -129,8 +131,17 @@ class GroupL2:
 
     def _count(self, shape: tuple[int, int]) -> int:
         if isinstance(self.groups, Tensor):
-            return int(self.groups.max()) + 1
+            return self._labels
         return shape[0] if self.groups == "rows" else shape[1]
+
+    @cached_property
+    def _labels(self) -> int:
+        return int(self.groups.max()) + 1  # type: ignore[union-attr]
+
+    @property
+    def _even(self) -> bool:
+        """Whether lengths are the same within each group."""
+        return self.groups == "rows" or self.lengths is None or self.lengths.numel() == 1
 
     def _a(self, like: Tensor) -> Tensor:
         return like.new_ones(1, 1) if self.lengths is None else self.lengths.to(like)
@@ -147,20 +158,31 @@ class GroupL2:
             return A.new_zeros(self._count(A.shape)).index_add(0, self.groups.reshape(-1), A.reshape(-1))  # type: ignore[arg-type]
         return A.sum(1, keepdim=True) if self.groups == "rows" else A.sum(0)
 
+    def _most(self, A: Tensor) -> Tensor:
+        """The largest of each group, of numbers ≥ 0."""
+        if isinstance(self.groups, Tensor):
+            most = A.new_zeros(self._count(A.shape))  # type: ignore[arg-type]
+            return most.scatter_reduce(0, self.groups.reshape(-1), A.reshape(-1), "amax")
+        return A.amax(1, keepdim=True) if self.groups == "rows" else A.amax(0)
+
     def _spread(self, sums: Tensor, shape: Any) -> Tensor:
         """Each group's number at each of its entries."""
         return sums[self.groups] if isinstance(self.groups, Tensor) else sums.expand(shape)
 
 
 def _labels(groups: ArrayLike) -> Tensor:
-    labels = torch.as_tensor(groups)
+    try:
+        labels = groups if isinstance(groups, Tensor) else torch.as_tensor(np.ascontiguousarray(groups))
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"groups: expected labels [N, M], whole numbers, found {type(groups).__name__}") from error
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InvalidInput(f"groups: expected whole numbers as labels, found {labels.dtype}")
     labels = labels.to(torch.int64)
     if labels.ndim != 2 or labels.numel() == 0 or int(labels.min()) < 0:
         raise InvalidInput(f"groups: expected labels ≥ 0 for each entry of [N, M], found shape {list(labels.shape)}")
+    if int(labels.max()) >= labels.numel():
+        raise InvalidInput(
+            f"groups: expected labels below {labels.numel()}, the number of entries, found {int(labels.max())}; "
+            "count the groups from 0"
+        )
     return labels
-
-
-def _tiny(like: Tensor) -> float:
-    return torch.finfo(like.dtype).tiny

@@ -1,0 +1,76 @@
+"""A program's samples in blocks that a cache can hold: products with X, and what a fit says of them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import blocks_of
+from convexprune.solvers.fits import Fit
+from convexprune.solvers.program import LayerProgram
+
+__all__ = ["Block", "Samples", "gram_matrix"]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a program.
+
+    Attributes:
+        rows: Which.
+        X: Their inputs in the caller's own precision, shared.
+        fit: Their fit in the precision that is worked in.
+    """
+
+    rows: slice
+    X: Tensor
+    fit: Fit
+
+    def inputs(self, like: Tensor) -> Tensor:
+        """X in the dtype of ``like``; a copy of the block only where that is not its own."""
+        return self.X.to(like.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All blocks of a program. Whole passes over [P, M] arrays cost as much as the memory traffic; these are fewer."""
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, program: LayerProgram, dtype: torch.dtype) -> Self:
+        """X is not copied; targets are where they have another dtype."""
+        X, fit = program.inputs, program.fit
+        parts = ((rows, fit.map(lambda a, rows=rows: a[rows].to(dtype))) for rows in blocks_of(X, program.shape[1]))  # type: ignore[misc]
+        return cls(tuple(Block(rows, X[rows], part) for rows, part in parts))
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    def outputs(self, U: Tensor, out: Tensor) -> Tensor:
+        """XU, written to ``out`` [P, M]."""
+        for block in self:
+            torch.mm(block.inputs(out), U, out=out[block.rows])
+        return out
+
+    def adjoint(self, rows_of: Callable[[Block], Tensor], like: Tensor) -> Tensor:
+        """XᵀA [N, M] for an A that ``rows_of`` gives block by block, in the shape and dtype of ``like``."""
+        total = torch.zeros_like(like)
+        for block in self:
+            total.addmm_(block.inputs(like).T, rows_of(block))
+        return total
+
+    def sums(self, Z: Tensor) -> Tensor:
+        """The fit's sums of Z [P, M], in float64."""
+        return torch.stack([block.fit.sums(Z[block.rows]).to(torch.float64) for block in self]).sum(0)
+
+
+def gram_matrix(X: Tensor) -> Tensor:
+    """XᵀX in float64, by blocks of rows so that X is never copied whole."""
+    gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
+    for rows in blocks_of(X):
+        wide = X[rows].to(torch.float64)
+        gram.addmm_(wide.T, wide)
+    return gram

@@ -1,0 +1,205 @@
+"""Exact budgets by ADMM whose penalty rises: supports settle while they may still move, then refit, then exchanges.
+
+minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget      (columns of X scaled to unit norm, δ a damping)
+
+by ADMM on (V, T) with the penalty σ raised geometrically from where T hardly matters to where it decides. For the
+squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser: with
+Z = XU_k, ½‖h(XU)‖² ≤ ½‖XU − (Z − h(Z))‖² with equality at U_k, so that the target Z − h(Z) takes the place of Y. It is
+renewed for one block of samples at each iteration, the others keeping theirs (incremental majorisation, Mairal 2015).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive
+from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.fits.base import TargetFit
+from convexprune.solvers.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.penalties import NM, TopK
+from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.refit import OneSided, Quadratic, descend, model_of, unfit
+from convexprune.solvers.registry import register
+from convexprune.solvers.swaps import improve
+
+__all__ = ["Continuation"]
+
+
+@register("continuation")
+@dataclass(frozen=True)
+class Continuation:
+    """Exact budgets: ``TopK`` and ``NM`` with ``SquaredLoss`` or ``ReluLoss``, no bound claimed.
+
+    ADMM with a rising penalty finds a support, Newton steps the best weights on it, exchanges a better support. What
+    comes back is a local optimum; deterministic on one machine. The watch is not asked: there is no gap to close.
+
+    Args:
+        steps: Iterations of the continuation, unless max_iter is lower.
+        penalty: First and last σ, relative to a curvature of 1.
+        damping: δ, relative to the same: towards the dense solution while a support is sought; it is not part of what
+            is minimised in the end.
+        batches: Blocks of samples of the ReLU loss; each iteration sees one.
+        rounds: Rounds of exchanges at most; 0 for none.
+        pool: Inputs of each neuron that take part in a round of exchanges.
+        dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
+    """
+
+    steps: int = 300
+    penalty: tuple[float, float] = (0.01, 2.0)
+    damping: float = 0.001
+    ridge: float = 1e-4
+    batches: int = 16
+    rounds: int = 6
+    pool: int = 64
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batches", 1), ("rounds", 0), ("pool", 2)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidTolerance(f"{name}: expected a whole number ≥ {least}, found {value!r}")
+        first, last = (checked_positive("penalty", value) for value in self.penalty)
+        if first > last:
+            raise InvalidTolerance(f"penalty: expected a first number no larger than the last, found {self.penalty}")
+        if not as_number("damping", self.damping) >= 0:
+            raise InvalidTolerance(f"damping: expected a number ≥ 0, found {self.damping}")
+        checked_dtype(self.dtype)
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Everything but budgets with a loss whose h sees all outputs."""
+        if not isinstance(program.penalty, TopK | NM):
+            return f"it is for the budgets TopK and NM, found {type(program.penalty).__name__}; admm takes penalties"
+        if not hasattr(program.fit, "weight"):
+            return f"it is for SquaredLoss and ReluLoss, found {type(program.fit).__name__}; admm takes sets"
+        return unfit(program)
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
+        """Continuation, refit, exchanges."""
+        began = time.perf_counter()
+        budget = program.penalty
+        assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
+        program = program.to(self.dtype or program.dtype)
+        quadratic, loss = Quadratic(program), model_of(program)
+        unit = float(quadratic.gram.diagonal().mean())
+        dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
+        descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
+        setup = time.perf_counter() - began
+        end = None if limits.time_limit is None else began + limits.time_limit
+        steps = min(self.steps, limits.max_iter or self.steps)
+        done = descent.run(steps, self.penalty, budget, end)
+        support = budget.support(descent.weights)
+        support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
+        model = (quadratic if isinstance(loss, Quadratic) else loss).damped(self.ridge * unit, dense)
+        at = descend(model, model.at(descent.weights * support), support, settled=1e-6)
+        if done == steps:
+            at, support = improve(model, at, support, budget, self.rounds, self.pool)
+        ended = "time limit" if done < steps else "iteration limit" if steps < self.steps else "own rule"
+        found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
+        return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
+
+
+@dataclass
+class _Descent:
+    """The iteration, in the variables V = diag(d) U."""
+
+    vectors: Tensor  # of the scaled XᵀX + δI
+    values: Tensor  # [N, 1]
+    d: Tensor  # [N, 1]
+    targets: "_Moment"
+    dense: Tensor  # V₀
+    weights: Tensor  # U
+
+    @classmethod
+    def of(
+        cls, damped: Quadratic, loss: "Quadratic | OneSided", dense: Tensor, batches: int, dtype: torch.dtype
+    ) -> "_Descent":
+        d = damped.gram.diagonal().clamp(min=0).sqrt()[:, None]
+        d = torch.where(d > 0, d, 1.0)
+        values, vectors = torch.linalg.eigh(damped.gram / d / d.T)
+        V = (dense * d).to(dtype)
+        scale, targets = d.to(dtype), _Fixed((damped.moment / d).to(dtype))
+        if isinstance(loss, OneSided):
+            targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
+        return cls(vectors.to(dtype), values.clamp(min=0)[:, None].to(dtype), scale, targets, V, dense.to(dtype))
+
+    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, end: float | None) -> int:
+        """Iterate; returns how often."""
+        first, last = penalty
+        growth = (last / first) ** (1 / max(1, steps - 1))
+        V = T = self.dense
+        S, sigma, done = torch.zeros_like(V), first, 0
+        while done < steps and (end is None or time.perf_counter() < end):
+            right = torch.add(self.targets.renewed(V, done), T + S, alpha=sigma)
+            V = self.vectors @ ((self.vectors.T @ right) / (self.values + sigma))
+            R = V - S
+            T = torch.where(_kept(budget, R), R, 0.0)
+            S = (T - R) / growth  # the multiplier σS stays what it is when σ grows
+            sigma *= growth
+            done += 1
+        self.weights = T / self.d
+        return done
+
+
+def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
+    """``budget.support`` by a threshold: the same but for equals, of which it may keep too many, and faster."""
+    if isinstance(budget, NM):
+        return budget.support(V)
+    rows = budget.budgeted(len(V))
+    size = V[:rows].abs()
+    flat = size.reshape(-1, 1) if budget.per == "layer" else size
+    least = flat.kthvalue(len(flat) - budget.k + 1, dim=0).values
+    kept = torch.ones_like(V, dtype=torch.bool)
+    kept[:rows] = size >= least
+    return kept
+
+
+class _Moment(Protocol):
+    """XᵀY in the scaled variables, [N, M], or what takes its place."""
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:
+        """The moment to use at this step, at V."""
+
+
+@dataclass
+class _Fixed:
+    moment: Tensor
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:  # noqa: ARG002 - it depends on neither
+        """XᵀY."""
+        return self.moment
+
+
+@dataclass
+class _Majorised:
+    """Xᵀ(Z − h(Z)), block by block."""
+
+    blocks: list[tuple[Tensor, TargetFit]]
+    d: Tensor
+    parts: list[Tensor]
+    total: Tensor
+
+    @classmethod
+    def at(cls, loss: OneSided, d: Tensor, V: Tensor, pull: Tensor, batches: int) -> "_Majorised":
+        rows = -(-len(loss.inputs) // batches)
+        cuts = [slice(first, first + rows) for first in range(0, len(loss.inputs), rows)]
+        blocks = [(loss.inputs[cut], loss.fit.map(lambda a, cut=cut: a[cut])) for cut in cuts]  # type: ignore[misc]
+        new = cls(blocks, d, [], torch.zeros_like(V))
+        new.parts = [new._part(b, V) for b in range(len(blocks))]
+        new.total = pull + torch.stack(new.parts).sum(0)
+        return new
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:
+        """One block's targets moved to V."""
+        b = step % len(self.blocks)
+        part = self._part(b, V)
+        self.total += part - self.parts[b]
+        self.parts[b] = part
+        return self.total
+
+    def _part(self, b: int, V: Tensor) -> Tensor:
+        X, fit = self.blocks[b]
+        Z = X @ (V / self.d)
+        return (X.T @ Z.sub_(fit.residual(Z))) / self.d

@@ -1,0 +1,14 @@
+"""A conformance kit for solvers, and the problem zoo that it runs on.
+
+>>> from convexprune.solvers import testing
+>>> report = testing.check("admm", testing.zoo.representative())  # doctest: +SKIP
+>>> report.raise_if_failed()  # doctest: +SKIP
+"""
+
+from convexprune.solvers.testing import zoo
+from convexprune.solvers.testing.candidate import Candidate
+from convexprune.solvers.testing.kit import Check, check, checks
+from convexprune.solvers.testing.member import Member
+from convexprune.solvers.testing.report import NotConforming, Report, Result
+
+__all__ = ["Candidate", "Check", "Member", "NotConforming", "Report", "Result", "check", "checks", "zoo"]
