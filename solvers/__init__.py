@@ -6,12 +6,17 @@
 
 from convexprune.solvers import admm as _admm
 from convexprune.solvers import published as _published
+from convexprune.solvers import quadratic as _quadratic
+from convexprune.solvers.backends import clarabel_ as _clarabel
 from convexprune.solvers.backends import cvxpy_ as _cvxpy
+from convexprune.solvers.backends import osqp_ as _osqp
+from convexprune.solvers.backends import scs_ as _scs
 from convexprune.solvers.certificate import Certificate, certify
 from convexprune.solvers.crosscheck import crosscheck
 from convexprune.solvers.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
 from convexprune.solvers.gram import Gram
 from convexprune.solvers.interface import IterativeSolver, Proposal, Start
+from convexprune.solvers.path import EpsPath, PathPoint, smallest_eps, solve_path
 from convexprune.solvers.penalties import L1, NM, GroupL2, TopK
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import available, register
@@ -23,12 +28,14 @@ __all__ = [
     "NM",
     "Ball",
     "Certificate",
+    "EpsPath",
     "Gram",
     "GroupL2",
     "IterativeSolver",
     "LayerProgram",
     "NetTrimLoss",
     "NetTrimSet",
+    "PathPoint",
     "Proposal",
     "ReluBall",
     "ReluLoss",
@@ -41,7 +48,9 @@ __all__ = [
     "certify",
     "crosscheck",
     "register",
+    "smallest_eps",
     "solve",
+    "solve_path",
 ]
 
-del _admm, _cvxpy, _published  # imported to register their solvers
+del _admm, _clarabel, _cvxpy, _osqp, _published, _quadratic, _scs  # imported to register their solvers

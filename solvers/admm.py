@@ -25,7 +25,7 @@ from convexprune.solvers.registry import register
 __all__ = ["ADMM"]
 
 _TINY = 1e-30
-_UP, _DOWN, _MOST = 1.3, 1.15, 6.0  # how the lead follows what the certificate lacks
+_STEER, _MOST = 1.3, 6.0  # how fast and how far the lead follows what the certificate lacks
 
 
 @dataclass
@@ -61,18 +61,22 @@ class _State:
     penalty: Penalty  # of the scaled variables
     d: Tensor  # [N, 1]: U = V/d for the scaled variables V
     gram: Tensor  # of X/d, float64
-    least_lead: float
+    first_lead: float
     lead: float  # how much smaller than the dual residual of Z = XU the primal one is kept
     rho: _Parameter
     sigma: _Parameter
     T: Tensor  # [N, M], sparse
     dual: Tensor  # of T = V, scaled
     q: Tensor  # [P, M]
-    work: tuple[Tensor, Tensor]  # [P, M] each
+    V: Tensor  # [N, M]
+    XU: Tensor  # [P, M], U = V/d
+    work: Tensor  # [P, M]
     sums: Tensor  # the fit's, of q
     inverse: Tensor  # (gram + sigma/rho I)⁻¹
     iteration: int = 0
     due: int = 10  # the iteration at which the parameters are reviewed next
+    scale: float = 0.0  # logarithm of the fit's
+    last: "_Snapshot | None" = None  # where it came to with the fit before
 
     def pull(self, block: Block) -> Tensor:
         """−dual of Z = XU for a block."""
@@ -94,7 +98,8 @@ class ADMM(IterativeSolver[_State]):
         rho: Initial penalty of Z = XU in the caller's units, or None to derive it.
         sigma: Initial penalty of T = U in scaled units, or None to derive it.
         balance: Factor ≥ 1 that residuals may be out of balance; infinite keeps the penalties fixed.
-        scaling: p in d_j = ‖x_j‖^p, what the columns of X are divided by: 1 gives unit length, 0 leaves them.
+        evening: p in [0, 1]: the columns of X are divided by ‖x_j‖·(price of x_j)^p, so that prices w_j/‖x_j‖ become
+            more even; 0 gives columns of unit length.
         sampled: Iterations on a fraction of the samples to start from; 0: none.
         restorations: Steps that move the sparse iterate along its support back to the fit's set when it is judged.
         dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
@@ -104,7 +109,7 @@ class ADMM(IterativeSolver[_State]):
     rho: float | None = None
     sigma: float | None = None
     balance: float = 1.2
-    scaling: float = 0.6
+    evening: float = 0.4
     sampled: int = 60
     restorations: int = 2
     dtype: torch.dtype | None = None
@@ -114,8 +119,8 @@ class ADMM(IterativeSolver[_State]):
             raise InvalidTolerance(f"relaxation: expected a number strictly between 0 and 2, found {self.relaxation}")
         if not as_number("balance", self.balance) >= 1:
             raise InvalidTolerance(f"balance: expected a factor ≥ 1, found {self.balance}")
-        if not 0 <= as_number("scaling", self.scaling) <= 1:
-            raise InvalidTolerance(f"scaling: expected a power between 0 and 1, found {self.scaling}")
+        if not 0 <= as_number("evening", self.evening) <= 1:
+            raise InvalidTolerance(f"evening: expected a power between 0 and 1, found {self.evening}")
         for name, value in (("rho", self.rho), ("sigma", self.sigma)):
             if value is not None:
                 checked_positive(name, value)
@@ -136,20 +141,19 @@ class ADMM(IterativeSolver[_State]):
         sample = None if start is not None else self._on_sample(program)
         dtype = self.dtype or program.dtype
         samples, gram = Samples.of(program, dtype), gram_matrix(program.inputs)
-        square = gram.diagonal()[:, None]
-        d = torch.where(square > 0, square.clamp(min=1e-300) ** (self.scaling / 2), 1.0)
+        d = self._lengths(program, gram)
         gram /= d * d.T
         d = d.to(dtype)
         penalty = program.penalty.rescaled(d)
         V = self._first(samples, gram, d, start) if sample is None else sample.weights.to(d) * d
-        q, work, other = (V.new_empty(program.fit.shape) for _ in range(3))
-        samples.outputs(V / d, q)
-        rho, sigma = self._parameters(V, q, penalty) if sample is None else (sample.rho, sample.sigma)
+        XU = samples.outputs(V / d, V.new_empty(program.fit.shape))
+        q, work = XU.clone(), torch.empty_like(XU)
+        rho, sigma = self._parameters(V, XU, penalty) if sample is None else (sample.rho, sample.sigma)
         parameters = _Parameter(self.rho or rho), _Parameter(self.sigma or sigma)
         dual = torch.zeros_like(V)
         lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
         nothing = torch.zeros(0)
-        state = _State(samples, penalty, d, gram, lead, lead, *parameters, V, dual, q, (work, other), nothing, nothing)
+        state = _State(samples, penalty, d, gram, lead, lead, *parameters, V, dual, q, V, XU, work, nothing, nothing)
         if sample is not None:
             state.dual = sample.A.to(d) / d / state.sigma.weight
             for block in samples:
@@ -158,12 +162,21 @@ class ADMM(IterativeSolver[_State]):
         elif start is not None and start.multipliers is not None:
             self._adopt(state, start.multipliers)
         state.sums, state.inverse = samples.sums(q), self._inverse(state)
+        state.scale = math.log(program.fit.scale)
         return state
 
     def retarget(self, state: _State, program: LayerProgram) -> _State | None:
-        """The state made to go on with another fit of the same samples and penalty: nothing is factorised again."""
+        """The state made to go on with another fit of the same samples and penalty: nothing is factorised again.
+
+        From the third fit on, everything is first moved on along the line through the last two, in the logarithm of the
+        fit's scale.
+        """
+        last, state.last = state.last, _Snapshot.of(state)
         state.samples = Samples.of(program, state.q.dtype)
-        state.lead = state.least_lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
+        state.lead = state.first_lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
+        if last is not None:
+            state.last.extrapolate(state, last, math.log(program.fit.scale))
+        state.scale = math.log(program.fit.scale)
         state.sums = state.samples.sums(state.q)
         state.iteration, state.due = 0, 10
         return state
@@ -172,22 +185,24 @@ class ADMM(IterativeSolver[_State]):
         """Least squares for V, then both proxes; penalties are reviewed at measured iterations."""
         state.iteration += 1
         measured = state.iteration % 10 == 0
-        sigma, a, (before, after) = state.sigma.weight, self.relaxation, state.work
+        sigma, a = state.sigma.weight, self.relaxation
 
         def reflected(block: Block) -> Tensor:
-            """Z + dual = q − 2 pull(q)."""
+            """Z + dual − XU = q − 2 pull(q) − XU."""
             qb, r = state.q[block.rows], state.pull(block)
             if measured:
-                torch.sub(qb, r, out=before[block.rows])
-            return torch.sub(qb, r, alpha=2, out=r)
+                torch.sub(qb, r, out=state.work[block.rows])
+            return torch.sub(qb, r, alpha=2, out=r).sub_(state.XU[block.rows])
 
-        moment = state.samples.adjoint(reflected, state.T).div_(state.d)
-        V = state.inverse @ moment.add_(state.T + state.dual, alpha=sigma / state.rho.weight)
+        # V moves by what its optimality lacks: rounding of the inverse then shrinks with the steps.
+        lacking = state.samples.adjoint(reflected, state.T).div_(state.d)
+        lacking.add_(state.T + state.dual - state.V, alpha=sigma / state.rho.weight)
+        state.V = V = state.V + state.inverse @ lacking
         U, sums = V / state.d, torch.zeros_like(state.sums)
         for block in state.samples:
             # a·XU + (1 − a)·Z − dual, the next q, with Z = q + dual
             qb, r = state.q[block.rows], state.pull(block)
-            XU = torch.mm(block.inputs(qb), U, out=after[block.rows] if measured else None)
+            XU = torch.mm(block.inputs(qb), U, out=state.XU[block.rows])
             qb.mul_(1 - a).add_(r, alpha=a).add_(XU, alpha=a)
             sums += block.fit.sums(qb)
         state.sums = sums
@@ -195,7 +210,7 @@ class ADMM(IterativeSolver[_State]):
         T = state.penalty.prox(relaxed, 1 / sigma)
         dual = T - relaxed
         if measured:
-            self._measure(state, V, T, dual)
+            self._measure(state, T, dual)
         state.T, state.dual = T, dual
         if measured and state.iteration >= state.due:
             self._review(state)
@@ -203,9 +218,9 @@ class ADMM(IterativeSolver[_State]):
     def steer(self, state: _State, excess: Excess) -> None:
         """Keep the primal residual smaller where violation is what the certificate lacks."""
         if excess.violation > 3 * excess.gap:
-            state.lead = min(state.lead * _UP, _MOST * state.least_lead)
+            state.lead = min(state.lead * _STEER, _MOST * state.first_lead)
         elif excess.gap > 3 * excess.violation:
-            state.lead = max(state.lead / _DOWN, state.least_lead)
+            state.lead = max(state.lead / _STEER, 1.0)
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""
@@ -225,6 +240,18 @@ class ADMM(IterativeSolver[_State]):
     def effective(self, state: _State) -> Mapping[str, Any]:
         """The penalties at the end."""
         return {"rho": state.rho.weight, "sigma": state.sigma.weight, "iterate dtype": str(state.q.dtype)}
+
+    def _lengths(self, program: LayerProgram, gram: Tensor) -> Tensor:
+        """d [N, 1], what the columns of X are divided by: their lengths, somewhat more for those of a low price.
+
+        The price of input j is what an output of unit length costs through it, in units of the median input's.
+        """
+        length = gram.diagonal().clamp(min=0).sqrt()[:, None]
+        length = torch.where(length > 0, length, 1.0)
+        price = program.penalty.to(gram).cost(program.shape).to(gram).mean(1, keepdim=True) / length
+        paid = price > 0
+        relative = torch.where(paid, price / price[paid].median(), 1.0) if bool(paid.any()) else torch.ones_like(price)
+        return length * relative**self.evening
 
     def _first(self, samples: Samples, gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
         """Scaled variables [N, M] to start from: the caller's, or a lightly damped least squares fit of the targets."""
@@ -254,17 +281,15 @@ class ADMM(IterativeSolver[_State]):
             self.step(state)
         # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
         # samples become more, so that XᵀΛ stays.
-        share, (Z, _) = len(part.inputs) / P, state.work
-        state.samples.outputs(state.T / state.d, Z)
+        share, Z = len(part.inputs) / P, state.samples.outputs(state.T / state.d, state.work)
         lengths = [(_norm(state.pull(b)), _norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
         pulls, residuals = (math.hypot(*column) for column in zip(*lengths, strict=True))
         rho, sigma = state.rho.weight * share, state.sigma.weight
-        # sigma belongs to variables scaled by d, which is larger for all samples than for some.
         return _Sampled(
             state.T / state.d,
             state.dual * state.d * sigma,
             rho,
-            sigma * share**self.scaling,
+            sigma * share,
             pulls * rho / max(residuals, _TINY),
         )
 
@@ -285,7 +310,7 @@ class ADMM(IterativeSolver[_State]):
         """
         T = before = state.T
         support, last = T != 0, math.inf
-        samples, (XT, _) = state.samples, state.work
+        samples, XT = state.samples, state.work
         for step in range(self.restorations + 1):
             samples.outputs(T / state.d, XT)
             sums = samples.sums(XT)
@@ -309,11 +334,11 @@ class ADMM(IterativeSolver[_State]):
         shifted = state.gram + ratio * torch.eye(len(state.gram), dtype=torch.float64, device=state.gram.device)
         return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(state.q)
 
-    def _measure(self, state: _State, V: Tensor, T: Tensor, dual: Tensor) -> None:
-        """Residuals of both constraints, from Z before this iteration and XU, which the work arrays hold."""
-        squares = torch.zeros(5, dtype=torch.float64, device=V.device)
+    def _measure(self, state: _State, T: Tensor, dual: Tensor) -> None:
+        """Residuals of both constraints; the work array holds Z before this iteration."""
+        squares, V = torch.zeros(5, dtype=torch.float64, device=T.device), state.V
         for block in state.samples:
-            r, before, XU = state.pull(block), *(array[block.rows] for array in state.work)
+            r, before, XU = state.pull(block), state.work[block.rows], state.XU[block.rows]
             Z = state.q[block.rows] - r
             squares += torch.stack([norm(A) for A in (XU, Z, XU - Z, Z - before, r)]).square()
         XU_, Z_, apart, moved, r_ = squares.sqrt().tolist()
@@ -334,6 +359,33 @@ class ADMM(IterativeSolver[_State]):
             state.sums = state.samples.sums(state.q)
         if by != 1 or for_T != 1:
             state.inverse = self._inverse(state)
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapshot:
+    """Where a state has come to, in units that do not depend on its parameters."""
+
+    scale: float
+    primal: tuple[Tensor, Tensor, Tensor, Tensor]  # V, T, XU, Z
+    dual: tuple[Tensor, Tensor]  # of T = V and of Z = XU
+
+    @classmethod
+    def of(cls, state: _State) -> "_Snapshot":
+        r = torch.empty_like(state.q)
+        for block in state.samples:
+            r[block.rows] = state.pull(block)
+        primal = (state.V, state.T, state.XU.clone(), state.q - r)
+        return cls(state.scale, primal, (state.dual * state.sigma.weight, r.mul_(state.rho.weight)))
+
+    def extrapolate(self, state: _State, last: "_Snapshot", scale: float) -> None:
+        """Set the state to this + step·(this − last) at the new scale."""
+        step = (scale - self.scale) / (self.scale - last.scale) if self.scale != last.scale else 0.0
+        step = min(max(step, 0.0), 1.5)
+        moved = [torch.lerp(b, a, 1 + step) for a, b in zip(self.primal, last.primal, strict=True)]
+        M, L = (torch.lerp(b, a, 1 + step) for a, b in zip(self.dual, last.dual, strict=True))
+        state.V, state.T, state.XU, Z = moved
+        state.dual = M / state.sigma.weight
+        state.q = Z.add_(L, alpha=1 / state.rho.weight)
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,10 +118,12 @@ class Judgement:
     Attributes:
         certificate: What is proven.
         A: XᵀΛ [N, M] of that point.
+        rounding: [N, M], what rounding may have moved each entry of A by.
     """
 
     certificate: Certificate
     A: Tensor
+    rounding: Tensor
 
 
 def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judgement:
@@ -149,14 +151,14 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         infeasible=violation > 0
         and bound > _INFEASIBLE[program.dtype] * max(value, unit, _typical_cost(program, cost, sums)),
     )
-    return Judgement(certificate, sums.A * t)
+    return Judgement(certificate, sums.A * t, _ROUNDING * sums.reach * t)
 
 
 def _without_bound(program: LayerProgram, U: Tensor) -> Judgement:
     sums, fit = _sums(program, U, None), program.fit
     value = float(program.penalty.to(U).value(U)) + fit.value(sums.fit)
     certificate = Certificate(value, -math.inf, math.inf, fit.distance(sums.fit) / fit.scale, abs(value))
-    return Judgement(certificate, torch.zeros_like(U))
+    return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
 
 
 def _typical_cost(program: LayerProgram, cost: Tensor, sums: "_Sums") -> float:
@@ -197,6 +199,11 @@ class _Sums:
     column_squares: Tensor  # ‖x_j‖² [N, 1]
     multiplier_squares: Tensor  # ‖λ_m‖² [1, M]
     anchor_squares: Tensor  # of what ⟨Λ, ·⟩ in the dual terms is taken with [1, M]
+
+    @property
+    def reach(self) -> Tensor:
+        """‖x_j‖·‖λ_m‖ ≥ Σ_p |x_pj λ_pm|, [N, M]: rounding of A is relative to it."""
+        return self.column_squares.sqrt() * self.multiplier_squares.sqrt()
 
 
 def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None = None) -> _Sums:
@@ -249,9 +256,8 @@ def _shift(
 
 def _bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: _Sums) -> tuple[float, Tensor]:
     """The bound, and the scales t [M] of the columns that it holds for."""
-    # Σ_p |x_pj λ_pm| ≤ ‖x_j‖·‖λ_m‖: rounding of A below this is no evidence that Λ is orthogonal to a column.
-    length = sums.multiplier_squares.sqrt()
-    size = sums.column_squares.sqrt() * length
+    # Rounding of A is no evidence that Λ is orthogonal to a column.
+    length, size = sums.multiplier_squares.sqrt(), sums.reach
     largest = penalty.dual_norm(size)
     norm = penalty.dual_norm(-sums.A) + _ROUNDING * largest  # −A is what g* sees
     # Where entries are free no weight bounds what rounding leaves of A, so such Λ may be scaled up far less.

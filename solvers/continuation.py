@@ -21,7 +21,7 @@ from convexprune.solvers.fits.base import TargetFit
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import OneSided, Quadratic, descend, model_of, unfit
+from convexprune.solvers.refit import OneSided, Quadratic, conjugate, descend, model_of, unfit
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -50,10 +50,10 @@ class Continuation:
     steps: int = 300
     penalty: tuple[float, float] = (0.01, 2.0)
     damping: float = 0.001
-    ridge: float = 1e-4
+    ridge: float = 0.0
     batches: int = 16
-    rounds: int = 6
-    pool: int = 64
+    rounds: int = 3
+    pool: int = 32
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Continuation:
         budget = program.penalty
         assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
         program = program.to(self.dtype or program.dtype)
-        quadratic, loss = Quadratic(program), model_of(program)
+        quadratic, loss = Quadratic(program, program.dtype), model_of(program)
         unit = float(quadratic.gram.diagonal().mean())
         dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
@@ -93,9 +93,15 @@ class Continuation:
         support = budget.support(descent.weights)
         support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
         model = (quadratic if isinstance(loss, Quadratic) else loss).damped(self.ridge * unit, dense)
-        at = descend(model, model.at(descent.weights * support), support, settled=1e-6)
-        if done == steps:
+        single = program.dtype == torch.float32
+        if single and isinstance(model, Quadratic):
+            at = conjugate(model, model.at(descent.weights), support)
+        else:
+            at = descend(model, model.at(descent.weights), support, settled=1e-4)
+        if done == steps and self.rounds:
             at, support = improve(model, at, support, budget, self.rounds, self.pool)
+        if not (single and isinstance(model, Quadratic)):
+            at = descend(model, at, support, settled=1e-5 if single else 1e-15)
         ended = "time limit" if done < steps else "iteration limit" if steps < self.steps else "own rule"
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)

@@ -29,12 +29,14 @@ class Limits:
 class Start:
     """Where to start: weights [N, M] and, where known, multipliers [P, M].
 
-    ``state`` is what the same solver left behind on a program that differs in its fit alone; it may go on from there.
+    ``state`` is what the same solver left behind on a program that differs in its fit alone; it may go on from there,
+    and is first judged after ``expected`` iterations.
     """
 
     weights: Tensor
     multipliers: Tensor | None = None
     state: Any = None
+    expected: int = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +145,7 @@ class IterativeSolver(Generic[State]):
         state = self.init(program, start) if state is None else state
         setup = time.perf_counter() - began
         last = limits.max_iter if limits.max_iter is not None else self.default_max_iter
-        ended, k, rhythm = "iteration limit", 0, _Rhythm()
+        ended, k, rhythm = "iteration limit", 0, _Rhythm(10 if start is None else start.expected)
         latest: list[Proposal] = []  # the last one, so that what was judged is what is returned
 
         def propose() -> Proposal:

@@ -19,11 +19,12 @@ from convexprune.solvers.fits import SquaredLoss
 from convexprune.solvers.fits.base import LossFit, TargetFit
 from convexprune.solvers.program import LayerProgram
 
-__all__ = ["Model", "Packed", "Point", "descend", "model_of", "packed", "refit"]
+__all__ = ["Model", "Packed", "Point", "conjugate", "descend", "factored", "model_of", "packed", "refit"]
 
 _ENTRIES = 2**22  # of the matrices that are factorised together
 _RANK = 1e-7  # of the largest eigenvalue; smaller ones are taken for rounding
-_STEPS = 50
+_STEPS = 100
+_TRUST = 0.4  # of a step's promise (twice the fall of a quadratic loss), what it must keep for the next to use the same curvature
 _SETTLED = 1e-15  # relative decrease that a further step promises
 
 
@@ -83,13 +84,13 @@ class Point:
 class Model(Protocol):
     """A loss on weights, neuron by neuron, with its local quadratic model."""
 
-    jitter: float
+    factors: torch.dtype  # what curvatures are computed and factorised in; gradients decide what is right
 
     def at(self, U: Tensor) -> Point:
         """Value and gradient at U."""
 
     def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:
-        """[c, s, s] in float64, H of each of c neurons restricted to its inputs ``rows`` [c, s]."""
+        """[c, s, s], H of each of c neurons restricted to its inputs ``rows`` [c, s]."""
 
     def diagonal(self, at: Point) -> Tensor:
         """[N, M], the diagonals of H."""
@@ -101,10 +102,10 @@ class Model(Protocol):
 class Quadratic:
     """½‖XU − Y‖² through XᵀX, XᵀY and ‖y_m‖² in float64."""
 
-    jitter = 1e-12
     ridge = 0.0
 
-    def __init__(self, program: LayerProgram) -> None:
+    def __init__(self, program: LayerProgram, factors: torch.dtype = torch.float64) -> None:
+        self.factors = factors
         fit = program.fit
         assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
         X, Y = program.inputs, fit.anchor
@@ -146,7 +147,8 @@ class Quadratic:
 
     def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002 - the same everywhere
         """Blocks of XᵀX."""
-        return self.gram[rows[:, :, None], rows[:, None, :]]
+        gram = self.gram.to(self.factors)
+        return gram[rows[:, :, None], rows[:, None, :]]
 
     def diagonal(self, at: Point) -> Tensor:
         """That of XᵀX."""
@@ -165,9 +167,10 @@ class OneSided:
         assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
         program = program.to(program.dtype)
         self.inputs, self.fit = program.inputs, program.fit
+        self.columns = self.inputs.T.contiguous()  # so that a few of them are found together in memory
         self.free = fit.unrestricted()
         self.ridge, self.centre = 0.0, program.inputs.new_zeros(())
-        self.jitter = 1e-6 if program.dtype == torch.float32 else 1e-12
+        self.factors = program.dtype
 
     def damped(self, ridge: float, centre: Tensor) -> "OneSided":
         """The same with a ridge."""
@@ -181,7 +184,7 @@ class OneSided:
 
     def _point(self, U: Tensor, Z: Tensor) -> Point:
         h = self.fit.residual(Z)
-        gradient = self.inputs.T @ h + self.ridge * (U - self.centre)
+        gradient = self.columns @ h + self.ridge * (U - self.centre)
         return Point(U, self._value(U, h), gradient, Z, self.free | (h > 0))
 
     def _value(self, U: Tensor, h: Tensor) -> Tensor:
@@ -193,8 +196,8 @@ class OneSided:
         assert at.active is not None  # noqa: S101 - every Point made here has it
         grams = []
         for m, inputs in zip(neurons.tolist(), rows, strict=True):
-            x = self.inputs[at.active[:, m].nonzero(), inputs]
-            grams.append((x.T @ x).to(torch.float64))
+            x = self.columns[inputs].index_select(1, at.active[:, m].nonzero()[:, 0])
+            grams.append(x @ x.T)
         H = torch.stack(grams)
         H.diagonal(dim1=1, dim2=2).add_(self.ridge)
         return H
@@ -202,7 +205,7 @@ class OneSided:
     def diagonal(self, at: Point) -> Tensor:
         """Columnwise sums of squares over the samples that respond."""
         assert at.active is not None  # noqa: S101
-        return self.inputs.square().T @ at.active.to(self.inputs.dtype) + self.ridge
+        return self.columns.square() @ at.active.to(self.inputs.dtype) + self.ridge
 
     def move(self, at: Point, step: Tensor) -> Point:
         """Halve each neuron's step until its loss falls by a part of what the slope promises; stay where it does not."""
@@ -225,7 +228,7 @@ def model_of(program: LayerProgram) -> "Quadratic | OneSided":
     fit = program.fit
     assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
     loss: LossFit = fit.as_loss()
-    return Quadratic(program) if isinstance(loss, SquaredLoss) else OneSided(program)
+    return Quadratic(program, program.dtype) if isinstance(loss, SquaredLoss) else OneSided(program)
 
 
 def descend(
@@ -243,38 +246,76 @@ def descend(
     if bool((at.weights * ~support).count_nonzero()):
         at = model.at(at.weights * support)
     todo = torch.ones_like(at.value, dtype=torch.bool) if neurons is None else neurons
+    newton, fresh = _Newton.of(model, at, support & todo), True
     for _ in range(_STEPS):
-        step = _newton(model, at, support & todo)
+        step = newton.step(at) * todo
         promised = -(at.gradient * step).sum(0, dtype=torch.float64)
         before, at = at, model.move(at, step)
         todo = todo & (promised > settled * (before.value + before.value.mean()))
-        if not bool(todo.any()) or torch.equal(before.weights, at.weights):
+        if not bool(todo.any()):
             break
+        fell = float(before.value.sum() - at.value.sum())
+        if fell < _TRUST * float(promised.sum()):  # who responds has changed too much
+            if fresh and fell <= 0:
+                break
+            newton, fresh = _Newton.of(model, at, support & todo), True
+        else:
+            fresh = False
     return at
 
 
-def _newton(model: Model, at: Point, support: Tensor) -> Tensor:
-    step = torch.zeros_like(at.gradient, dtype=torch.float64)
-    for part in packed(support):
-        A = part.fill(model.curvature(at, part.neurons, part.rows))
-        g = part.take(at.gradient)
-        factor, d = _factor(A, model.jitter)
-        solved = torch.cholesky_solve((g / d)[:, :, None], factor)[:, :, 0] / d
-        part.put(step, -solved)
-    return step.to(at.gradient)
+def conjugate(model: Quadratic, at: Point, support: Tensor, steps: int = 20) -> Point:
+    """Conjugate gradients on the support in place of factorisations: cheaper where supports are large, less exact."""
+    H = model.gram.to(model.factors)
+    d = H.diagonal().clamp(min=0).sqrt()[:, None]
+    d = torch.where(d > 0, d, 1.0)
+    at = model.at(at.weights * support)
+    r = (-at.gradient.to(H) / d) * support
+    V, p, size = torch.zeros_like(r), r, r.square().sum(0)
+    for _ in range(steps):
+        Hp = ((H @ (p / d)) / d) * support
+        t = size / (p * Hp).sum(0).clamp(min=torch.finfo(H.dtype).tiny)
+        V, r = V + t * p, r - t * Hp
+        before, size = size, r.square().sum(0)
+        p = r + size / before.clamp(min=torch.finfo(H.dtype).tiny) * p
+    new = model.at(at.weights + (V / d).to(at.weights))
+    return model.at(torch.where(new.value < at.value, new.weights, at.weights))
 
 
-def _factor(A: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
-    """Cholesky factors of A [c, s, s] scaled to a unit diagonal, and the scales [c, s]."""
+@dataclass(frozen=True, eq=False)
+class _Newton:
+    """The curvature of neurons on their supports, factorised, for as many steps as it serves."""
+
+    parts: list[tuple["Packed", Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, model: Model, at: Point, support: Tensor) -> "_Newton":
+        parts = packed(support)
+        return cls(
+            [(part, *factored(part.fill(model.curvature(at, part.neurons, part.rows)))) for part in parts]
+        )
+
+    def step(self, at: Point) -> Tensor:
+        """−H_SS⁻¹ g_S."""
+        step = torch.zeros_like(at.gradient)
+        for part, factor, d in self.parts:
+            g = part.take(at.gradient).to(d) / d
+            part.put(step, (-torch.cholesky_solve(g[:, :, None], factor)[:, :, 0] / d).to(step))
+        return step
+
+
+def factored(A: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of A [c, s, s] scaled to a unit diagonal and slightly damped, and the scales [c, s]."""
     d = A.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     d = torch.where(d > 0, d, 1.0)
     A = A / d[:, :, None] / d[:, None, :]
+    damping = 1e-6 if A.dtype == torch.float32 else 1e-12
     while True:
-        A.diagonal(dim1=1, dim2=2).add_(jitter)
+        A.diagonal(dim1=1, dim2=2).add_(damping)
         factor, failed = torch.linalg.cholesky_ex(A)
         if not bool(failed.any()):
             return factor, d
-        jitter *= 100
+        damping *= 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,7 +328,8 @@ class Packed:
 
     def fill(self, A: Tensor) -> Tensor:
         """A [c, s, s] with the identity where there is only padding."""
-        A = A * (self.valid[:, :, None] & self.valid[:, None, :])
+        if not bool(self.valid.all()):
+            A = A * (self.valid[:, :, None] & self.valid[:, None, :])
         A.diagonal(dim1=1, dim2=2).add_(~self.valid)
         return A
 

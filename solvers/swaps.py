@@ -1,12 +1,13 @@
 """Exchanges that improve a support: a weight leaves, another of the same budget comes, if the loss falls.
 
-On a neuron's quadratic model with support S, the sweep operator's tableau tells each exchange's worth exactly. Swept by
-S, the matrix [[H, c], [cᵀ, ·]] holds −H_SS⁻¹, the coefficients H_SS⁻¹H_SR, the Schur complements of the rest R, the weights
-u_S and the residuals c_R − H_RS u_S. To drop i costs u_i²/(2K_ii), K = H_SS⁻¹; to add j gains r_j²/(2T_jj); to do both gains
-(r_j + B_ij u_i/K_ii)²/(2(T_jj + B_ij²/K_ii)) less the cost; and doing it is two rank-one updates. Only a pool of inputs is
-kept of each tableau: those of the support that are cheapest to drop, and the others that promise most.
+On a neuron's quadratic model ½uᵀHu − cᵀu with support S, the sweep operator's tableau tells what each exchange is worth.
+Swept by S, the matrix [[H, c], [cᵀ, ·]] becomes T: −K = −H_SS⁻¹, the coefficients B = K H_SR of the rest R, its Schur
+complements, the weights u_S and the residuals r_R = c_R − H_RS u_S. To drop i costs u_i²/(2K_ii), to add j gains
+r_j²/(2T_jj), to do both gains (r_j + B_ij u_i/K_ii)²/(2(T_jj + B_ij²/K_ii)) less that cost; doing it is two rank-one
+updates. Only a pool of inputs is kept of each tableau: those of the support that are cheapest to drop, and the others
+that promise most.
 
-Source: Beale, Kendall & Mann, "The discarding of variables in multivariate analysis" (Biometrika 54, 1967), for the sweep.
+Source: the sweep operator of Beaton (1964), as in Goodnight, "A tutorial on the SWEEP operator" (1979).
 """
 
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.penalties import NM, TopK
-from convexprune.solvers.refit import Model, Packed, Point, _factor, descend, packed
+from convexprune.solvers.refit import Model, Packed, Point, descend, factored, packed
 
 __all__ = ["improve"]
 
-_SETTLED = 1e-6
+_SETTLED = 1e-4
 _WORTH = 1e-9  # of the loss, the least that an exchange must gain
 
 
-def improve(model: Model, at: Point, support: Tensor, budget: TopK | NM, rounds: int, pool: int) -> tuple[Point, Tensor]:
+def improve(
+    model: Model, at: Point, support: Tensor, budget: TopK | NM, rounds: int, pool: int
+) -> tuple[Point, Tensor]:
     """Exchange, refit, keep what lowered the loss; the budget stays spent as it was.
 
     Args:
@@ -38,7 +41,7 @@ def improve(model: Model, at: Point, support: Tensor, budget: TopK | NM, rounds:
         Where it ends, and its support.
     """
     coupled = isinstance(budget, TopK) and budget.per == "layer"
-    limit = 4 * pool
+    limit = max(1, pool // 2)
     for _ in range(rounds):
         trial = _Tableau.build(model, at, support, budget, pool).exchanged(support, coupled, limit)
         if torch.equal(trial, support):
@@ -48,7 +51,7 @@ def improve(model: Model, at: Point, support: Tensor, budget: TopK | NM, rounds:
         if coupled:
             better = (new.value.sum() < at.value.sum()).expand_as(better)
         if not bool(better.any()):
-            limit //= 8  # the model was trusted too far: fewer at a time
+            limit //= 4  # the model was trusted too far: fewer at a time
             if limit == 0:
                 break
             continue
@@ -83,10 +86,10 @@ class _Tableau:
         outside = ~support & (group >= 0)[:, None]
         gains = torch.where(outside & (model.diagonal(at) > 0), gains, -torch.inf)
         for part in packed(support, extra=q):
-            best, strong = _strongest(gains[:, part.neurons].T, group, q)
-            t, weak, cheap = _swept(model, at, part, strong, best, group, gains)
+            best, strong = gains[:, part.neurons].T.topk(q, dim=1)
+            t, weak, cheap = _swept(model, at, part, strong, best, group)
             where = part.neurons
-            table[where], chosen[where] = t, torch.cat([weak, strong], 1)
+            table[where], chosen[where] = t.to(table), torch.cat([weak, strong], 1)
             movable[where] = torch.cat([cheap, best > -torch.inf], 1)
         return cls(table, chosen, movable, group[chosen], _WORTH * float(at.value.sum()) / max(1, M))
 
@@ -178,29 +181,25 @@ def _pivot(T: Tensor, inside: Tensor, neurons: Tensor, k: Tensor) -> None:
     inside[neurons, k] = ~inside[neurons, k]
 
 
-def _strongest(gains: Tensor, group: Tensor, q: int) -> tuple[Tensor, Tensor]:
-    return gains.topk(q, dim=1)
-
-
 def _swept(
-    model: Model, at: Point, part: Packed, strong: Tensor, best: Tensor, group: Tensor, gains: Tensor
+    model: Model, at: Point, part: Packed, strong: Tensor, best: Tensor, group: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tableaus [c, 2q+1, 2q+1] of a part, its weak inputs [c, q], and which of those may move."""
     q, s = strong.shape[1], part.rows.shape[1]
     H = model.curvature(at, part.neurons, torch.cat([part.rows, strong], 1))
-    factor, d = _factor(part.fill(H[:, :s, :s].clone()), model.jitter)
+    factor, d = factored(part.fill(H[:, :s, :s].clone()))
     K = torch.cholesky_inverse(factor) / d[:, :, None] / d[:, None, :]
-    u, g = part.take(at.weights), at.gradient[strong, part.neurons[:, None]].to(torch.float64)
+    u, g = part.take(at.weights).to(K), at.gradient[strong, part.neurons[:, None]].to(K)
     score = u.square() / (2 * K.diagonal(dim1=1, dim2=2))
     label = group[part.rows]
     if bool((group > 0).any()):  # in small groups only those whose group has something to offer matter
-        offer = torch.full((len(u), int(group.max()) + 1), -torch.inf, dtype=torch.float64, device=u.device)
-        offer.scatter_reduce_(1, group[strong].clamp(min=0), best, "amax")
+        offer = torch.full((len(u), int(group.max()) + 1), -torch.inf, dtype=u.dtype, device=u.device)
+        offer.scatter_reduce_(1, group[strong].clamp(min=0), best.to(offer), "amax")
         score = score - offer.gather(1, label.clamp(min=0))
     score = torch.where(part.valid & (label >= 0), score, torch.inf)
     score, local = score.topk(min(q, s), dim=1, largest=False)
     n = local.shape[1]
-    T = torch.eye(2 * q + 1, dtype=torch.float64, device=u.device).repeat(len(u), 1, 1)
+    T = torch.eye(2 * q + 1, dtype=u.dtype, device=u.device).repeat(len(u), 1, 1)
     B = K @ (H[:, :s, s:] * part.valid[:, :, None])
     schur = H[:, s:, s:] - (H[:, s:, :s] * part.valid[:, None, :]) @ B
     cross = B.gather(1, local[:, :, None].expand(-1, -1, q))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, KKT, OPTIMUM, REFERENCE, ROUNDING, SINGLE, TIGHT
+from tolerances import EXACT, FEASIBLE, KKT, OPTIMUM, REFERENCE, ROUNDING, SINGLE, TIGHT
 from torch import Tensor
 from zoo import CLOSING, FITS, SMALL, build, gaussian, layer, multipliers, tight
 
@@ -284,11 +284,12 @@ def test_weights_alone_never_bound_above_the_optimum(name: str, seed: int, size:
 # Losses, balls a neuron, groups
 
 SHAPE = (60, 8, 5)
+UNEVEN = torch.tensor([0.03, 0.04, 0.05, 0.06, 0.07], dtype=torch.float64)
 ALL_FITS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "ball": lambda Z, Y: Ball(Z, 0.1 * Z.norm()),
     "a ball a neuron": lambda Z, Y: Ball(Z, 0.1 * Z.norm(dim=0)),
-    "a relu ball a neuron": lambda Z, Y: ReluBall(Y, 0.1 * Y.norm(dim=0) + 0.01),
-    "a net-trim set a neuron": lambda Z, Y: NetTrimSet(Y, 0.1 * Y.norm(dim=0) + 0.01),
+    "a relu ball a neuron": lambda Z, Y: ReluBall(Y, UNEVEN * Y.norm()),
+    "a net-trim set a neuron": lambda Z, Y: NetTrimSet(Y, UNEVEN * Y.norm()),
     "squared loss": lambda Z, Y: SquaredLoss(Z, 2.0),
     "relu loss": lambda Z, Y: ReluLoss(Y, 2.0),
     "net-trim loss": lambda Z, Y: NetTrimLoss(Y, 2.0),
@@ -314,8 +315,8 @@ def posed(fit: str, penalty: str) -> LayerProgram:
 
 @cache
 def closed(fit: str, penalty: str) -> Solution:
-    """The program's solution, to a gap of 1e-6."""
-    return solve(posed(fit, penalty), tol=REFERENCE, feas_tol=OPTIMUM, max_iter=20_000)
+    """The program's solution, to a gap of 1e-5."""
+    return solve(posed(fit, penalty), tol=FEASIBLE, feas_tol=OPTIMUM, max_iter=20_000)
 
 
 @pytest.mark.parametrize(("fit", "penalty"), PAIRS)
@@ -340,7 +341,7 @@ def test_strong_duality_of_every_fit_and_penalty(fit: str, penalty: str) -> None
     solution = closed(fit, penalty)
     found = solution.certificate
     assert solution.status is Status.SOLVED
-    assert found.bound == pytest.approx(found.value, abs=2 * REFERENCE * found.scale)
+    assert found.bound == pytest.approx(found.value, abs=2 * FEASIBLE * found.scale)
     assert found.bound > 0.1 * found.scale
 
 
@@ -373,7 +374,7 @@ def test_weights_alone_certify_themselves_at_any_optimum(fit: str, penalty: str)
     if "neuron" in fit and penalty in SPANNING:
         assert 0 < alone.bound <= best.value + 2 * OPTIMUM * best.scale
     else:
-        assert alone.gap <= 5 * KKT
+        assert alone.gap <= 20 * KKT  # first order in an error of √1e-5
 
 
 @pytest.mark.parametrize(("fit", "penalty"), [pair for pair in PAIRS if "free" not in pair[1]])
@@ -455,6 +456,7 @@ SUBSETS = ["ball", "a ball a neuron", "a relu ball a neuron", "a net-trim set a 
 
 @pytest.mark.parametrize("penalty", ["L1", "free bias", "rows"])
 @pytest.mark.parametrize("fit", SUBSETS)
+@settings(max_examples=12)
 @given(seed=SEEDS, count=st.integers(1, 60))
 def test_a_subset_bounds_the_whole(fit: str, penalty: str, seed: int, count: int) -> None:
     """Λ = 0 elsewhere is dual feasible: the bound is that of padding by hand, and never above the full optimum."""

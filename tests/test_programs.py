@@ -312,6 +312,21 @@ def test_as_loss_keeps_the_geometry(kind: str, seed: int, weight: float) -> None
     assert torch.equal(loss.unrestricted(), fit.unrestricted())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=SEEDS, size=SIZES)
+def test_a_sample_keeps_the_root_mean_square(kind: str, seed: int, size: float) -> None:
+    """Of samples that are copies of the first two, these two pose the same program: distances per sample."""
+    two = some_fit(kind, seed, size).map(lambda array: array[:2])
+    many = two.map(lambda array: array.repeat(4, 1))
+    if "loss" not in kind:
+        many = many.with_eps(2 * two.eps)  # of 4 times as many samples
+    part, Z = many.sample(slice(0, 2)), gaussian(seed + 3, 2, M)
+    assert part.shape == (2, M)
+    assert 2 * distance(part, Z) == pytest.approx(distance(many, Z.repeat(4, 1)), rel=ROUNDING, abs=EXACT)
+    assert 4 * value(part.as_loss(1.0), Z) == pytest.approx(value(many.as_loss(1.0), Z.repeat(4, 1)), rel=ROUNDING)
+    assert value(part, Z) == pytest.approx(value(many, Z.repeat(4, 1)), rel=ROUNDING)
+
+
 @pytest.mark.parametrize("ball", ["one ball", "a ball a neuron"])
 @given(seed=SEEDS, size=SIZES, far=st.sampled_from([0.1, 1.0, 10.0]))
 def test_the_net_trim_set_lies_inside_the_relu_ball(ball: str, seed: int, size: float, far: float) -> None:

@@ -49,7 +49,7 @@ from convexprune.solvers.scaling import Scaling
 from convexprune.solvers.solution import TracePoint
 
 EASY = "relu-ball plain 20x8x5"
-BUILT_IN = ("admm", "clarabel", "cvxpy", "published", "scs")
+BUILT_IN = ("admm", "clarabel", "cvxpy", "osqp", "published", "scs")
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ def test_limits_may_be_numpys_numbers(limits: dict[str, Any]) -> None:
 # Missing packages
 
 
-@pytest.mark.parametrize("solver", ["clarabel", "scs", "cvxpy"])
+@pytest.mark.parametrize("solver", ["clarabel", "scs", "osqp", "cvxpy"])
 def test_a_missing_package_is_named_with_its_command(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cvxpy", None)
-    with pytest.raises(MissingExtra, match=r'cvxpy, which is not installed: pip install "convexprune\[reference\]"'):
+    monkeypatch.setitem(sys.modules, solver, None)
+    with pytest.raises(MissingExtra, match=rf'{solver}, which is not installed: pip install "convexprune\[reference\]"'):
         solve(build(EASY), solver)
     assert available()[solver].missing == 'pip install "convexprune[reference]"'
     assert available()["admm"].missing is None
@@ -185,7 +185,7 @@ def test_available_lists_every_solver_with_its_options() -> None:
         "restorations": 2,
         "dtype": None,
     }
-    assert set(listed["clarabel"].options) == {"backend", "settings"}
+    assert set(listed["clarabel"].options) == {"settings"}
     for name, info in listed.items():
         assert info.name == name
         assert len(info.summary) > 20
@@ -363,7 +363,7 @@ def test_an_impossible_program_is_called_so() -> None:
 def test_a_backend_that_finds_nothing_has_failed(solver: str) -> None:
     solution = solve(infeasible_ceiling(), solver)
     assert solution.status is Status.FAILED
-    assert solution.provenance["message"] == "infeasible"
+    assert "infeasible" in solution.provenance["message"].lower()
     assert bool(solution.weights.isnan().all())
 
 
@@ -394,7 +394,7 @@ def test_the_trace_and_the_provenance(name: str, solver: str) -> None:
     assert told["threads"] == torch.get_num_threads()
     assert told["limits"] == {"tol": 1e-4, "feas_tol": 1e-5, "max_iter": None, "time_limit": None}
     assert told["options"].keys() == available()[solver].options.keys()
-    wanted = {"python", "convexprune", "torch"} | ({"cvxpy"} if solver in ("clarabel", "scs", "cvxpy") else set())
+    wanted = {"python", "convexprune", "torch"} | ({solver} if solver in ("clarabel", "scs", "cvxpy") else set())
     assert wanted <= told["versions"].keys()
     assert json.loads(json.dumps(solution.to_dict(), allow_nan=False))["status"] == "solved"
 
@@ -405,7 +405,7 @@ def test_options_of_every_type_can_be_written_to_a_file() -> None:
     assert json.dumps(solve(build(EASY), "clarabel", settings=settings).to_dict()["provenance"]["options"])
 
 
-@pytest.mark.parametrize(("name", "solver"), [(n, s) for n in SMALL[::2] for s in BUILT_IN if s != "published"])
+@pytest.mark.parametrize(("name", "solver"), [(n, s) for n in SMALL[::2] for s in BUILT_IN if s not in ("osqp", "published")])
 def test_nothing_of_the_callers_is_changed(name: str, solver: str) -> None:
     X, Y = build(name).inputs.clone(), build(name).fit.Y.clone()
     start = Start(0.5 * tight(name).weights, multipliers(tight(name)).clone())

@@ -29,17 +29,12 @@ from convexprune.solvers.testing import zoo
 
 CONIC = ("clarabel", "scs")
 PAIRS = [name.removeprefix("relu-ball ") for name in NAMES if f"net-trim {name.removeprefix('relu-ball ')}" in MEMBERS]
-COMPARED = [name for name in NAMES if not name.endswith(("500x20x10", "tall", "60x30x40", "200x40x12"))]
-"""All but those that take a general conic solver a second."""
-HARD = [f"{fit} badly_scaled" for fit in FITS.keys() | {"relu-loss", "net-trim-loss", "squared-loss"}]
-"""Inputs whose units differ by 10¹²: conic solvers may stop early, they may not be called solved then."""
 
 
 @cache
 def checked(name: str) -> Crosscheck:
-    """ADMM's answer first, then those of a conic solver: Clarabel, for every third member SCS."""
-    conic = CONIC[NAMES.index(name) % 3 == 0 :][:1] if name in COMPARED else ()
-    return crosscheck(build(name), ("admm", *conic))
+    """ADMM's answer first, then that of a conic solver: Clarabel, for every third member SCS."""
+    return crosscheck(build(name), ("admm", CONIC[NAMES.index(name) % 3 == 0]))
 
 
 def test_names_are_unique_and_every_member_has_a_reference() -> None:
@@ -62,12 +57,10 @@ def test_what_the_zoo_does_not_have_is_refused(call: Callable[[], object]) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_all_solvers_are_certified_and_agree_with_the_reference(name: str) -> None:
     """The reference is a closed form, or was computed once by another method."""
-    ours, *conic = checked(name).rows
     reference = MEMBERS[name].reference
     assert reference is not None
-    assert ours.status == "solved", str(checked(name))
-    assert name in HARD or all(row.status == "solved" for row in conic), str(checked(name))
-    for row in (row for row in (ours, *conic) if row.status == "solved"):
+    for row in checked(name).rows:
+        assert row.status == "solved", str(checked(name))
         assert row.value == pytest.approx(reference, abs=2 * AGREEMENT * row.scale)
         assert row.bound <= reference + FEASIBLE * row.scale
 
@@ -106,7 +99,7 @@ def test_the_relu_ball_never_costs_more_than_net_trim(name: str) -> None:
     assert wide.bound <= narrow.value + FEASIBLE * narrow.scale
 
 
-@pytest.mark.parametrize("name", CLOSING)
+@pytest.mark.parametrize("name", CLOSING[::2])
 def test_admm_leaves_exact_zeros(name: str) -> None:
     """Complementary slackness: no weight where the dual constraint is slack, here to the last bit."""
     solution, program = tight(name), build(name)
@@ -144,12 +137,11 @@ def test_feasible_programs_are_never_called_infeasible(
         assert not certify(program.to(dtype), weights, solution.multipliers).infeasible
 
 
-@pytest.mark.parametrize("fit", ["relu-ball", "net-trim"])
-def test_no_slack_at_all(fit: str) -> None:
+def test_no_slack_at_all() -> None:
     """eps = 0 with few active samples, a degenerate linear program: ADMM may take longer, it may not claim too much."""
-    ours, *conic = crosscheck(no_slack(fit), ("admm", *CONIC)).rows
+    program = no_slack("relu-ball")
+    ours, conic = solve(program, max_iter=3000).certificate, crosscheck(program, CONIC).rows
     assert [row.status for row in conic] == ["solved"] * len(conic)
-    assert ours.status in ("solved", "iteration limit")
     assert ours.bound <= conic[0].value * (1 + AGREEMENT)
     assert ours.value == pytest.approx(conic[0].value, rel=1e-2)
 

@@ -15,7 +15,7 @@ from convexprune.solvers.registry import register
 __all__ = ["Clarabel"]
 
 
-@register("clarabel", replace=True)
+@register("clarabel")
 @dataclass(frozen=True)
 class Clarabel(Direct):
     """Clarabel, an interior point method for small programs and many digits: convex penalties, all fits of ours.
@@ -56,7 +56,7 @@ class Clarabel(Direct):
                 setattr(options, name, value)
             P = sparse.csc_matrix(sparse.triu(form.P))
             solver = clarabel.DefaultSolver(P, form.q, form.A, form.b, cones, options)
-        except Exception as error:  # noqa: BLE001 - Clarabel raises nothing more specific for a bad value
+        except Exception as error:  # Clarabel raises nothing more specific for a bad value
             raise InvalidInput(f"settings {dict(settings)}: clarabel does not take them: {error}") from error
         setup = time.perf_counter() - began
         found = solver.solve()

@@ -4,13 +4,13 @@
 
 x = (u, t, v): the weights, neuron after neuron; a bound t for each priced group (in the ℓ1 norm, each priced weight); a
 slack v for each one-sided output with room. Z is eliminated: the multipliers Λ of Z = XU are those of the rows that
-hold X. With a the fit's anchor, g = XᵀΛ, and ℓ the lengths in g(U) = Σ ‖ℓ∘u_g‖, the parts of s and y are
+hold X. With a the fit's anchor, g = XᵀΛ and penalty Σ w_g‖ℓ∘u_g‖, the parts of s and y are
 
     equal    zero       a_pm − x_pᵀu_m   (an output without room)      Λ_pm
-    up       R₊         t_i − ℓ_i u_i    (a group of one)              (1 − g_i/ℓ_i)/2
-    down     R₊         t_i + ℓ_i u_i                                  (1 + g_i/ℓ_i)/2
+    up       R₊         t_i − ℓ_i u_i    (a group of one)              (w_i − g_i/ℓ_i)/2
+    down     R₊         t_i + ℓ_i u_i                                  (w_i + g_i/ℓ_i)/2
     below    R₊         a_pm + v_pm − x_pᵀu_m   (v only with room)     Λ_pm ≥ 0
-    groups   cone       (t_g; ℓ_i u_i)                                 (1; g_i/ℓ_i)
+    groups   cone       (t_g; ℓ_i u_i)                                 (w_g; g_i/ℓ_i)
     balls    cone       (ε; x_pᵀu_m − a_pm; v_pm)                      (‖Λ‖; −Λ_pm; −Λ_pm)
 
 A loss has no balls: it puts weight·XᵀX on u and weight on v into P, and Λ is weight·(XU − a) on two-sided outputs.
@@ -54,14 +54,15 @@ class ConicForm:
     def weights(self, x: Array) -> Array:
         """U [N, M]."""
         N, M = self.outputs.X.shape[1], self.outputs.anchor.shape[1]
-        return x[: N * M].reshape(M, N).T
+        U: Array = x[: N * M].reshape(M, N).T
+        return U
 
     def multipliers(self, x: Array, y: Array) -> Array:
         """Λ [P, M] of Z = XU."""
         o, rows = self.outputs, np.empty_like(y)
         rows[self.order] = y
         equal, _, _, below, _, _, _, two_sided, _ = np.split(rows, self.ends)
-        L = o.weight * o.two_sided * (o.X @ self.weights(x) - o.anchor)
+        L: Array = o.weight * o.two_sided * (o.X @ self.weights(x) - o.anchor)
         L.T[o.equal.T], L.T[o.below.T] = equal, below
         if not o.weight:
             L.T[o.two_sided.T] = -two_sided
@@ -77,11 +78,11 @@ class ConicForm:
 
     def _duals(self, L: Array) -> Array:
         o, p = self.outputs, self.prices
-        one, heads = p.single[p.group], np.ones(int((~p.single).sum()))
+        one, w = p.single[p.group], p.weights[p.group]
         pull = (o.X.T @ L).T.reshape(-1)[p.at] / p.lengths
         balls = [L.T[mask.T] for mask in _in_balls(o)]
         size = np.sqrt(np.bincount(_owner(o), np.concatenate(balls) ** 2, len(o.radii)))
-        flat = [(1 - pull[one]) / 2, (1 + pull[one]) / 2, L.T[o.below.T], heads, pull[~one]]
+        flat = [(w - pull)[one] / 2, (w + pull)[one] / 2, L.T[o.below.T], p.weights[~p.single], pull[~one]]
         return np.concatenate([L.T[o.equal.T], *flat, size, *(-ball for ball in balls)])[self.order]
 
 
@@ -100,7 +101,7 @@ def conic_forms(program: LayerProgram) -> list[tuple[slice, ConicForm]]:
 def _form(o: Outputs, p: Prices) -> ConicForm:
     from scipy import sparse
 
-    widths = (o.X.shape[1] * o.anchor.shape[1], len(p.single), int(o.slack.sum()))
+    widths = (o.X.shape[1] * o.anchor.shape[1], len(p.weights), int(o.slack.sum()))
     parts = [*_flat_parts(o, p, widths), *_cone_parts(o, p, widths)]
     sizes = [len(b) for _, b in parts]
     groups = int((~p.single).sum())
@@ -113,7 +114,7 @@ def _form(o: Outputs, p: Prices) -> ConicForm:
     P = sparse.block_diag([P, sparse.csr_array((widths[1],) * 2), o.weight * sparse.eye_array(widths[2])])
     return ConicForm(
         P=sparse.csc_matrix(P),
-        q=np.concatenate([q, np.ones(widths[1]), np.zeros(widths[2])]),
+        q=np.concatenate([q, p.weights, np.zeros(widths[2])]),
         A=sparse.csc_matrix(A[order]),
         b=np.concatenate([b for _, b in parts])[order],
         zero=sizes[0],

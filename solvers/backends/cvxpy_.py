@@ -9,21 +9,22 @@ from typing import Any, ClassVar
 
 import torch
 
+from convexprune.solvers.backends.direct import PIP, wanted_accuracy
 from convexprune.solvers.errors import MissingExtra, UnknownOption
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
 from convexprune.solvers.scaling import Scaling
 
-__all__ = ["CVXPY", "SCS", "Clarabel"]
-
-_PIP = 'pip install "convexprune[reference]"'
+__all__ = ["CVXPY"]
 
 
 @register("cvxpy")
 @dataclass(frozen=True)
 class CVXPY:
     """The reference formulation (``program.to_cvxpy()``) solved by any conic solver that cvxpy has installed.
+
+    "clarabel", "scs" and "osqp" solve conic forms of our own instead, without the time that cvxpy takes to build its.
 
     The columns of X and the targets are scaled to unit root mean square first and the answer is scaled back; that is
     the only change to the reference. The solver's tolerances follow from the call's, and can be set by its own names.
@@ -40,7 +41,7 @@ class CVXPY:
     @staticmethod
     def missing() -> str | None:
         """What to install before this solver can run, or None."""
-        return None if find_spec("cvxpy") else _PIP
+        return None if find_spec("cvxpy") else PIP
 
     def refuses(self, program: LayerProgram) -> str | None:
         """Why this program cannot be taken, or None.
@@ -49,7 +50,7 @@ class CVXPY:
             MissingExtra: cvxpy is not installed.
         """
         if self.missing():
-            raise MissingExtra(f"solver {self.backend!r} needs cvxpy, which is not installed: {_PIP}")
+            raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
         import cvxpy as cp
 
         installed = [name for name in cp.installed_solvers() if _takes_cones(name)]
@@ -96,22 +97,6 @@ class CVXPY:
         return Proposal(weights.to(device), multipliers, ended, iterations, setup, problem.status, effective)
 
 
-@register("clarabel")
-@dataclass(frozen=True)
-class Clarabel(CVXPY):
-    """The reference formulation by Clarabel, an interior point method, through cvxpy."""
-
-    backend: str = "CLARABEL"
-
-
-@register("scs")
-@dataclass(frozen=True)
-class SCS(CVXPY):
-    """The reference formulation by SCS, a first-order conic splitting method, through cvxpy."""
-
-    backend: str = "SCS"
-
-
 def _takes_cones(name: str) -> bool:
     from cvxpy.constraints import SOC
     from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC
@@ -130,9 +115,7 @@ def _ended(status: str, iterations: int, limits: Limits) -> str:
 
 def _settings(backend: str, program: LayerProgram, limits: Limits) -> dict[str, Any]:
     """The backend's own options that make its answer worth judging at these limits."""
-    # A violation relative to a small eps is a small one relative to the outputs, which is what solvers look at.
-    radius = min(1.0, 10 * program.fit.scale / max(program.fit.size, program.fit.scale))
-    wanted = min(limits.tol, limits.feas_tol * radius)
+    wanted = wanted_accuracy(program, limits)
     if backend == "CLARABEL":
         # An interior point method gains digits cheaply at the end, and needs them where prices differ by 1e12.
         names: dict[str, Any] = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}

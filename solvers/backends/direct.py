@@ -8,12 +8,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from convexprune.solvers.backends.conic import ConicForm, conic_forms
 from convexprune.solvers.backends.parts import Array, refusal
 from convexprune.solvers.backends.root import Root
 from convexprune.solvers.errors import MissingExtra, UnknownOption
+from convexprune.solvers.fits import ReluLoss, SquaredLoss
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.penalties import L1
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.scaling import Scaling
 
@@ -136,6 +139,7 @@ class _Task:
     """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
 
     program: LayerProgram
+    left: Tensor | None  # the weights that may be in the optimum, where some cannot
     scaling: Scaling
     root: Root | None
     forms: list[tuple[slice, ConicForm]]
@@ -145,11 +149,13 @@ class _Task:
 
     @classmethod
     def of(cls, program: LayerProgram, start: Start | None) -> "_Task":
-        began, scaling = time.perf_counter(), Scaling.of(program)
-        scaled = scaling.apply(program)
+        began = time.perf_counter()
+        program = program.to(torch.float64)
+        affordable, left = _affordable(program)
+        scaling, scaled = _scaled(affordable)
         root = Root.of(scaled)
         forms = conic_forms(scaled if root is None else root.program)
-        task = cls(program, scaling, root, forms, [], began, 0.0)
+        task = cls(program, left, scaling, root, forms, [], began, 0.0)
         task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in task._points(start)]
         task.built = time.perf_counter() - began
         return task
@@ -180,7 +186,35 @@ class _Task:
         weights, multipliers = (torch.as_tensor(array, device=device) for array in (U, L))
         multipliers = multipliers if self.root is None else self.root.undo_multipliers(multipliers)
         weights, multipliers = self.scaling.undo_weights(weights), self.scaling.undo_multipliers(multipliers)
+        weights = weights if self.left is None else torch.where(self.left, weights, 0.0)
         return Proposal(weights, multipliers, ended, iterations, setup, message, effective)
+
+
+def _affordable(program: LayerProgram) -> tuple[LayerProgram, Tensor | None]:
+    """The same program with lower prices on weights that are too expensive to be in its optimum, and what is left.
+
+    At the optimum of a loss that sees all outputs, ‖Λ‖² = 2·weight·f(XU) and f(XU) ≤ f(0), so |(XᵀΛ)_i| is at most
+    b_i = ‖x_i‖·√(2·weight·f(0)). A weight that costs more than b_i is 0 there: at a price of 2b_i as at any other.
+    """
+    fit, penalty = program.fit, program.penalty
+    if not isinstance(fit, SquaredLoss | ReluLoss) or not isinstance(penalty, L1):
+        return program, None
+    length = torch.linalg.vector_norm(program.inputs, dim=0)[:, None]
+    most = 2 * length * (2 * fit.weight * fit.value(fit.sums(torch.zeros_like(fit.Y)))) ** 0.5
+    prices = penalty.to(length).cost(program.shape)
+    left = (prices <= most) | (most == 0)
+    return LayerProgram(program.inputs, fit, L1(torch.where(left, prices, most))), left
+
+
+def _scaled(program: LayerProgram) -> tuple[Scaling, LayerProgram]:
+    """The program in units of its own; a loss costs 1 a neuron at U = 0, or more, however cheap the best weights."""
+    scaling = Scaling.of(program)
+    scaled = scaling.apply(program)
+    worst = scaled.fit.value(scaled.fit.sums(torch.zeros_like(scaled.fit.Y)))
+    if 0 < worst < program.shape[1]:
+        scaling = replace(scaling, b=scaling.b * program.shape[1] / worst)
+        scaled = scaling.apply(program)
+    return scaling, scaled
 
 
 def wanted_accuracy(program: LayerProgram, limits: Limits) -> float:

@@ -140,32 +140,36 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What a penalty Σ_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron.
+    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron.
 
     Attributes:
         at: Which entries of u are priced.
         group: The group of each of those, from 0.
-        lengths: ℓ of each of those, the group's weight included: so all groups cost alike, whatever they weigh.
-        single: For each group, whether it is one entry, whose length is |ℓu|.
+        lengths: ℓ of each of those.
+        weights: w of each group.
+        single: Whether a group is one entry, whose length is |ℓu|.
     """
 
     at: Array
     group: Array
     lengths: Array
+    weights: Array
     single: Array
 
     @classmethod
     def of(cls, program: LayerProgram, columns: slice) -> "Prices":
-        """Those of a program that is not refused."""
+        """Those of a program that is not refused; a price is shared evenly between w and ℓ, whoever named it."""
         labels, lengths, weights = _groups(program)
-        flat, lengths = (array[:, columns].T.reshape(-1) for array in (labels, lengths * weights[labels]))
-        at = np.flatnonzero(lengths > 0)
+        flat, prices = (array[:, columns].T.reshape(-1) for array in (labels, lengths * weights[labels]))
+        at = np.flatnonzero(prices > 0)
         _, group, count = np.unique(flat[at], return_inverse=True, return_counts=True)
-        return cls(at, group, lengths[at], count == 1)
+        # Prices that differ by 1e12 leave half of the digits to either, where solvers measure their residuals.
+        shares = np.exp(np.bincount(group, np.log(prices[at]), len(count)) / (2 * count))
+        return cls(at, group, prices[at] / shares[group], shares, count == 1)
 
     def bounds(self, u: Array) -> Array:
         """‖ℓ∘u_g‖ of each group."""
-        return np.sqrt(np.bincount(self.group, (self.lengths * u[self.at]) ** 2, len(self.single)))
+        return np.sqrt(np.bincount(self.group, (self.lengths * u[self.at]) ** 2, len(self.weights)))
 
 
 def _groups(program: LayerProgram) -> tuple[Array, Array, Array]:

@@ -34,7 +34,7 @@ class Root:
     @classmethod
     def of(cls, program: LayerProgram) -> Self | None:
         """That of a ``Ball`` or ``SquaredLoss`` with more samples than it would have; None for other programs."""
-        (N, M), fit = program.shape, program.fit
+        N, fit = program.shape[0], program.fit
         if type(fit) not in (Ball, SquaredLoss) or program.samples <= N + 1:
             return None
         Q, R = torch.linalg.qr(program.inputs)

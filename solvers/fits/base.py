@@ -236,7 +236,7 @@ class SetFit(TargetFit, ABC):
     def sample(self, rows: slice) -> Self:
         """The same root mean square over fewer samples."""
         part = self.map(lambda array: array[rows])
-        return part._with(eps=self.eps * (part.shape[0] / self.shape[0]) ** 0.5)  # type: ignore[operator]
+        return part._with(eps=self.eps * (part.shape[0] / self.shape[0]) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,230 @@
+"""The Pareto curve of a set program: what each output error costs, by warm starts along eps."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from convexprune.solvers.arrays import blocks_of, checked_positive
+from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, MissingExtra
+from convexprune.solvers.fits.base import SetFit
+from convexprune.solvers.interface import Limits, Solver, Start
+from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.registry import make_solver
+from convexprune.solvers.solution import Solution
+from convexprune.solvers.solve import attempt
+
+__all__ = ["EpsPath", "PathPoint", "smallest_eps", "solve_path"]
+
+
+@dataclass(frozen=True, eq=False)
+class PathPoint:
+    """The answer at one eps.
+
+    Attributes:
+        eps: The radius, in the units of Y.
+        error: ‖h(XU)‖_F, the output error that the weights really have, in the units of Y.
+        solution: The certified answer, without multipliers.
+    """
+
+    eps: float
+    error: float
+    solution: Solution
+
+    @property
+    def nonzeros(self) -> int:
+        """How many weights are not zero."""
+        return self.solution.nonzeros
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain data."""
+        return {"eps": self.eps, "error": self.error} | self.solution.to_dict()
+
+
+@dataclass(frozen=True, eq=False)
+class EpsPath:
+    """Points of the Pareto curve, in the order of the eps asked for.
+
+    Attributes:
+        points: One for each eps.
+        size: ‖Y‖_F, what relative errors are relative to.
+    """
+
+    points: tuple[PathPoint, ...]
+    size: float
+
+    def __iter__(self) -> Iterator[PathPoint]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> PathPoint:
+        return self.points[index]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"size": self.size, "points": [point.to_dict() for point in self.points]}
+
+    def plot(self, axes: Any = None) -> Any:
+        """Nonzeros and value, with the range between bound and value, against the relative output error.
+
+        Args:
+            axes: matplotlib axes for the nonzeros; None: new ones. The values get a second scale on the right.
+
+        Raises:
+            MissingExtra: matplotlib is not installed.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise MissingExtra('plots need matplotlib, which is not installed: pip install "convexprune[demo]"') from error
+        axes = plt.subplots()[1] if axes is None else axes
+        points = sorted(self.points, key=lambda point: point.error)
+        error = [point.error / (self.size or 1.0) for point in points]
+        certificates = [point.solution.certificate for point in points]
+        axes.plot(error, [point.nonzeros for point in points], "o-", color="tab:blue")
+        axes.set(xlabel="output error relative to ‖Y‖", xscale="log")
+        axes.set_ylabel("nonzeros", color="tab:blue")
+        right = axes.twinx()
+        right.plot(error, [c.value for c in certificates], color="tab:orange")
+        right.fill_between(error, [c.bound for c in certificates], [c.value for c in certificates], alpha=0.3, color="tab:orange")
+        right.set_ylabel("value and bound", color="tab:orange")
+        return axes
+
+
+def solve_path(
+    program: LayerProgram,
+    eps: Sequence[float],
+    solver: str | Solver | None = None,
+    *,
+    order: Literal["tighten", "loosen"] = "loosen",
+    tol: float = 1e-4,
+    feas_tol: float = 1e-5,
+    max_iter: int | None = None,
+    time_limit: float | None = None,
+    callback: Callable[[PathPoint], bool | None] | None = None,
+    **options: Any,
+) -> EpsPath:
+    """Solve a set program for several eps, each from the answer to the one before.
+
+    A solver that can (``admm``) goes on from its own state: XᵀX is formed once, and factorised again only where its
+    penalties change. Others start from the weights and multipliers.
+
+    Args:
+        program: Any of the set programs with one ball; its own eps is not used.
+        eps: The radii, in the units of Y, in any order.
+        solver: As in ``solve``.
+        order: From tight to loose ("loosen") or back ("tighten").
+        tol, feas_tol, max_iter, time_limit: Of each point, as in ``solve``.
+        callback: Called with each point; a true answer ends the path there.
+        **options: The solver's own, by name.
+
+    Returns:
+        The points that were solved, in the order of ``eps``.
+
+    Raises:
+        InvalidInput: No eps, or a program whose fit has no single radius.
+        UnknownSolver, UnknownOption, SolverRefused, InvalidTolerance: As in ``solve``.
+    """
+    if order not in ("tighten", "loosen"):
+        raise InvalidInput(f'order: expected "tighten" or "loosen", found {order!r}')
+    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, time_limit))
+    radii = [float(radius) for radius in eps]
+    if not radii:
+        raise InvalidInput("eps: expected at least one radius, found none")
+    points: dict[int, PathPoint] = {}
+    for index in sorted(range(len(radii)), key=radii.__getitem__, reverse=order == "tighten"):
+        points[index] = walk.to(radii[index])
+        if callback is not None and callback(points[index]):
+            break
+    return EpsPath(tuple(points[index] for index in sorted(points)), program.fit.size)
+
+
+def smallest_eps(
+    program: LayerProgram,
+    nonzeros: int,
+    solver: str | Solver | None = None,
+    *,
+    rtol: float = 1e-2,
+    tol: float = 1e-3,
+    feas_tol: float = 1e-4,
+    max_iter: int | None = None,
+    **options: Any,
+) -> PathPoint:
+    """The smallest eps at which the layer has at most so many nonzeros, by a search along the path.
+
+    The search narrows an interval of log eps; the number of nonzeros need not fall everywhere as eps grows, so the
+    answer is the end of an interval below which a point with more nonzeros was found.
+
+    Args:
+        program: As in ``solve_path``; its own eps, if positive, is where the search starts.
+        nonzeros: The most that the answer may have, ≥ 0.
+        solver: As in ``solve``.
+        rtol: Width of the interval of eps, relative, at which the search ends.
+        tol, feas_tol, max_iter: Of each point, as in ``solve``.
+        **options: The solver's own, by name.
+
+    Returns:
+        A point with at most so many nonzeros.
+
+    Raises:
+        InvalidInput: As in ``solve_path``, or a number of nonzeros that is not a whole number ≥ 0.
+        Infeasible: Not even eps = ‖Y‖ allows so few: the fit's ceiling needs more.
+    """
+    if isinstance(nonzeros, bool) or not isinstance(nonzeros, int) or nonzeros < 0:
+        raise InvalidInput(f"nonzeros: expected a whole number ≥ 0, found {nonzeros!r}")
+    checked_positive("rtol", rtol)
+    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None))
+    size = program.fit.size or 1.0
+    start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
+    best = walk.to(min(start, size))
+    low, factor = 0.0, 2.0
+    while best.nonzeros > nonzeros:
+        if best.eps >= size:
+            raise Infeasible(f"nonzeros: expected a number that eps = ‖Y‖ = {size:g} allows, found {nonzeros}")
+        low, best = best.eps, walk.to(min(best.eps * factor, size))
+    while low == 0.0:
+        if best.eps < 1e-6 * size:
+            return best
+        point = walk.to(best.eps / factor)
+        low, best = (point.eps, best) if point.nonzeros > nonzeros else (low, point)
+    while best.eps > low * (1 + rtol):
+        point = walk.to(math.sqrt(low * best.eps))
+        low, best = (point.eps, best) if point.nonzeros > nonzeros else (low, point)
+    return best
+
+
+class _Walk:
+    """Goes from eps to eps with one solver, keeping what it left behind."""
+
+    def __init__(
+        self, program: LayerProgram, solver: str | Solver | None, options: dict[str, Any], limits: Limits
+    ) -> None:
+        if not isinstance(program.fit, SetFit) or isinstance(program.fit.eps, torch.Tensor):
+            raise InvalidInput(f"fit: expected a set with one eps for the layer, found {type(program.fit).__name__}")
+        self.program, self.fit, self.limits = program, program.fit, limits
+        self.name, self.method = make_solver("admm" if solver is None else solver, options)
+        self.start: Start | None = None
+
+    def to(self, eps: float) -> PathPoint:
+        if not (math.isfinite(eps) and eps >= 0):
+            raise InvalidTolerance(f"eps: expected finite numbers ≥ 0, found {eps}")
+        program = replace(self.program, fit=self.fit.with_eps(eps))
+        solution, state = attempt(program, self.name, self.method, self.limits, self.start, None)
+        if bool(torch.isfinite(solution.weights).all()):
+            expected = max(5, round(0.5 * solution.iterations)) if self.start and self.start.state is not None else 10
+            self.start = Start(solution.weights, solution.multipliers, state, expected)
+        return PathPoint(eps, _error(program, solution), replace(solution, multipliers=None))
+
+
+def _error(program: LayerProgram, solution: Solution) -> float:
+    """‖h(XU)‖, by blocks of rows."""
+    U = solution.weights.to(program.dtype)
+    total = 0.0
+    for rows in blocks_of(program.inputs, program.shape[1]):
+        fit = program.fit.map(lambda array, rows=rows: array[rows].to(program.dtype))  # type: ignore[misc]
+        total += float(fit.sums(program.inputs[rows].to(U) @ U)[0].sum())
+    return math.sqrt(total)
