@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from profiles import Answer
 
-from convexprune.solvers import LayerProgram, Proposal, Solution, Start, certify, solve
+from convexprune.solvers import IterativeSolver, LayerProgram, Proposal, Solution, Start, certify, solve
 from convexprune.solvers.interface import Excess, Limits, Solver, Watch
 
 __all__ = ["attempt", "fastest"]
@@ -28,7 +28,7 @@ class _Overheard:
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         def hear(iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
             excess = watch(iteration, proposal, residuals)
-            if proposal().ended == "own rule":
+            if self._claims(proposal()):
                 self.claims.append(max(excess) <= 1)
             return excess
 
@@ -36,6 +36,11 @@ class _Overheard:
         if final.ended == "own rule":
             self.claims.append(True)  # what is returned is judged later
         return final
+
+    def _claims(self, shown: Proposal) -> bool:
+        # The loop of iterative methods asks the watch first and names their own rule afterwards.
+        own = isinstance(self.solver, IterativeSolver) and shown.state is not None and self.solver.done(shown.state)
+        return own or shown.ended == "own rule"
 
 
 def fastest(build: Build, solver: Solver, tol: float, limit: float, repeats: int) -> Answer:

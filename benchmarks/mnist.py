@@ -57,7 +57,9 @@ def main() -> None:
     added = (resident() - before) / (Y.numel() * Y.element_size())
     c, s = solution.certificate, solution.seconds
     print(f"{solution.status}: {solution.iterations} iterations, gap {c.gap:.1e}, violation {c.violation:.1e}")
-    print(f"value {c.value:.1f}, {solution.nonzeros:,} nonzeros; seconds {s.setup:.1f} + {s.solve:.1f} + {s.certify:.1f}")
+    print(
+        f"value {c.value:.1f}, {solution.nonzeros:,} nonzeros; seconds {s.setup:.1f} + {s.solve:.1f} + {s.certify:.1f}"
+    )
     print(f"peak memory: X plus {added + 1:.1f} arrays of {list(Y.shape)}, Y among them")
     step, products = iteration_ratio(program, arguments.rounds)
     print(f"an iteration {step:.3f} s, its two products with X {products:.3f} s: {step / products:.2f} times")

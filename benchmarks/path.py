@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--range", type=float, nargs=2, default=(0.02, 0.4), help="smallest and largest relative eps")
     parser.add_argument("--points", type=int, default=20)
-    parser.add_argument("--order", choices=("tighten", "loosen"), default="tighten")
+    parser.add_argument("--order", choices=("tighten", "loosen"), default="loosen")
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     X, W = layer_data(arguments.data, arguments.layer, arguments.samples)

@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=262_144)
     parser.add_argument("--shape", type=int, nargs=2, default=(1536, 384), metavar=("N", "M"))
+    parser.add_argument("--solver", default="quadratic")
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     source = Source(arguments.samples, *arguments.shape)
@@ -52,13 +53,18 @@ def main() -> None:
     gram = Gram.of(source)
     forming = time.perf_counter() - began - source.seconds
     if arguments.memory:
-        print(f"{gram.samples:,} samples: {(resident() - before) / 2**20:.0f} MiB beside the first batch of {size / 2**20:.0f} MiB")
+        print(
+            f"{gram.samples:,} samples: {(resident() - before) / 2**20:.0f} MiB beside the first batch of {size / 2**20:.0f} MiB"
+        )
         return
     began = time.perf_counter()
-    solution = solve(LayerProgram(gram, Ball(gram, 0.1 * gram.size)), tol=1e-3, feas_tol=1e-4)
+    program = LayerProgram(gram, Ball(gram, 0.1 * gram.size))
+    solution = solve(program, arguments.solver, tol=1e-3, feas_tol=1e-4)
     solving = time.perf_counter() - began
     c = solution.certificate
-    print(f"{gram.samples:,} samples: forming the Gram {forming:.1f} s, solving {solving:.1f} s: {solving / forming:.2f} times")
+    print(
+        f"{gram.samples:,} samples: forming the Gram {forming:.1f} s, solving {solving:.1f} s: {solving / forming:.2f} times"
+    )
     print(f"{solution.status}: {solution.iterations} iterations, gap {c.gap:.1e}, violation {c.violation:.1e}, "
           f"{solution.nonzeros:,} of {solution.weights.numel():,} weights")  # fmt: skip
 

@@ -5,6 +5,7 @@
 """
 
 from convexprune.solvers import admm as _admm
+from convexprune.solvers import continuation as _continuation
 from convexprune.solvers import published as _published
 from convexprune.solvers import quadratic as _quadratic
 from convexprune.solvers.backends import clarabel_ as _clarabel
@@ -13,12 +14,16 @@ from convexprune.solvers.backends import osqp_ as _osqp
 from convexprune.solvers.backends import scs_ as _scs
 from convexprune.solvers.certificate import Certificate, certify
 from convexprune.solvers.crosscheck import crosscheck
+from convexprune.solvers.epsilon import feasible_eps
+from convexprune.solvers.feasible import make_feasible
 from convexprune.solvers.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
 from convexprune.solvers.gram import Gram
+from convexprune.solvers.guarantees import proven_zeros, support_bounds
 from convexprune.solvers.interface import IterativeSolver, Proposal, Start
 from convexprune.solvers.path import EpsPath, PathPoint, smallest_eps, solve_path
 from convexprune.solvers.penalties import L1, NM, GroupL2, TopK
 from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.refit import refit
 from convexprune.solvers.registry import available, register
 from convexprune.solvers.solution import Solution, Status
 from convexprune.solvers.solve import solve
@@ -47,10 +52,15 @@ __all__ = [
     "available",
     "certify",
     "crosscheck",
+    "feasible_eps",
+    "make_feasible",
+    "proven_zeros",
+    "refit",
     "register",
     "smallest_eps",
     "solve",
     "solve_path",
+    "support_bounds",
 ]
 
-del _admm, _clarabel, _cvxpy, _osqp, _published, _quadratic, _scs  # imported to register their solvers
+del _admm, _clarabel, _continuation, _cvxpy, _osqp, _published, _quadratic, _scs  # imported to register their solvers

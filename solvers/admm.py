@@ -70,7 +70,7 @@ class _State:
     q: Tensor  # [P, M]
     V: Tensor  # [N, M]
     XU: Tensor  # [P, M], U = V/d
-    work: Tensor  # [P, M]
+    work: Tensor  # [P, M]; the multipliers, from ``finish`` to the next step
     sums: Tensor  # the fit's, of q
     inverse: Tensor  # (gram + sigma/rho I)⁻¹
     iteration: int = 0
@@ -230,12 +230,14 @@ class ADMM(IterativeSolver[_State]):
         return {"primal Z": rho.primal, "dual Z": rho.change, "primal T": sigma.primal, "dual T": sigma.change}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU."""
+        """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU.
+
+        The multipliers are the state's own memory, and hold until the next step.
+        """
         weights = self._restored(state) / state.d
-        multipliers = torch.empty_like(state.q)
         for block in state.samples:
-            torch.mul(state.pull(block), state.rho.weight, out=multipliers[block.rows])
-        return weights, multipliers
+            torch.mul(state.pull(block), state.rho.weight, out=state.work[block.rows])
+        return weights, state.work
 
     def effective(self, state: _State) -> Mapping[str, Any]:
         """The penalties at the end."""

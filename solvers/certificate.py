@@ -26,7 +26,7 @@ from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Certificate", "Judgement", "certify", "judge"]
 
-_BLOCK_ENTRIES = 2**22  # float64 entries a block of rows may hold at once
+_BLOCK_ENTRIES = 2**20  # float64 entries a block of rows may hold at once
 _ROUNDING = 2**-50  # relative error granted to float64 sums
 _MOST_CHEAP = 64  # inputs that the repair of nearly free entries takes on
 _FREE_FLOOR = 1e-8  # the least dual norm, relative to its largest possible value, of a column with free entries
@@ -105,7 +105,7 @@ def _padded(program: LayerProgram, multipliers: Tensor, samples: ArrayLike) -> T
     rows = torch.as_tensor(samples).to(multipliers.device)
     whole = rows.ndim == 1 and not rows.is_floating_point() and rows.dtype != torch.bool
     inside = whole and len(rows) > 0 and 0 <= int(rows.min()) and int(rows.max()) < program.samples
-    if not inside or len(rows.unique()) != len(rows):
+    if not inside or len(torch.unique(rows)) != len(rows):
         raise InvalidInput(f"samples: expected distinct indices below {program.samples}, found {samples!r}")
     check_shape("multipliers", multipliers, (len(rows), program.shape[1]), "[S, M], one row a sample given")
     return multipliers.new_zeros(program.fit.shape).index_copy_(0, rows.long(), multipliers)

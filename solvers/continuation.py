@@ -1,11 +1,14 @@
-"""Exact budgets by ADMM whose penalty rises: supports settle while they may still move, then refit, then exchanges.
+"""Exact budgets by ADMM whose penalty rises until the support has settled, then a refit, then exchanges.
 
 minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget      (columns of X scaled to unit norm, δ a damping)
 
 by ADMM on (V, T) with the penalty σ raised geometrically from where T hardly matters to where it decides. For the
-squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser: with
-Z = XU_k, ½‖h(XU)‖² ≤ ½‖XU − (Z − h(Z))‖² with equality at U_k, so that the target Z − h(Z) takes the place of Y. It is
-renewed for one block of samples at each iteration, the others keeping theirs (incremental majorisation, Mairal 2015).
+squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser:
+with Z = XU_k, ½‖h(XU)‖² ≤ ½‖XU − (Z − h(Z))‖² with equality at U_k, so that the target Z − h(Z) takes the place of Y.
+It is renewed for one block of samples at each iteration; the others keep theirs.
+
+Sources: Boža, "Fast and effective weight update for pruned large language models" (2024) and Meng et al., "ALPS" (2024)
+for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimization" (2015) for the blocks.
 """
 
 import time
@@ -15,13 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive
+from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits.base import TargetFit
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import OneSided, Quadratic, conjugate, descend, model_of, unfit
+from convexprune.solvers.refit import OneSided, Point, Quadratic, conjugate, descend, model_of, unfit
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -38,9 +41,10 @@ class Continuation:
 
     Args:
         steps: Iterations of the continuation, unless max_iter is lower.
-        penalty: First and last σ, relative to a curvature of 1.
-        damping: δ, relative to the same: towards the dense solution while a support is sought; it is not part of what
-            is minimised in the end.
+        penalty: First and last σ, relative to a curvature of 1 in each weight.
+        damping: δ, relative to the mean diagonal of XᵀX: a pull towards the start (or least squares) while a support
+            is sought. It is not part of what is minimised in the end.
+        ridge: The same pull on what is minimised in the end, against few samples; 0 leaves the program's own loss.
         batches: Blocks of samples of the ReLU loss; each iteration sees one.
         rounds: Rounds of exchanges at most; 0 for none.
         pool: Inputs of each neuron that take part in a round of exchanges.
@@ -49,7 +53,7 @@ class Continuation:
 
     steps: int = 300
     penalty: tuple[float, float] = (0.01, 2.0)
-    damping: float = 0.001
+    damping: float = 0.01
     ridge: float = 0.0
     batches: int = 16
     rounds: int = 3
@@ -64,8 +68,8 @@ class Continuation:
         first, last = (checked_positive("penalty", value) for value in self.penalty)
         if first > last:
             raise InvalidTolerance(f"penalty: expected a first number no larger than the last, found {self.penalty}")
-        if not as_number("damping", self.damping) >= 0:
-            raise InvalidTolerance(f"damping: expected a number ≥ 0, found {self.damping}")
+        for name in ("damping", "ridge"):
+            checked_radius(name, getattr(self, name))
         checked_dtype(self.dtype)
 
     def refuses(self, program: LayerProgram) -> str | None:
@@ -90,21 +94,25 @@ class Continuation:
         end = None if limits.time_limit is None else began + limits.time_limit
         steps = min(self.steps, limits.max_iter or self.steps)
         done = descent.run(steps, self.penalty, budget, end)
-        support = budget.support(descent.weights)
-        support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
         model = (quadratic if isinstance(loss, Quadratic) else loss).damped(self.ridge * unit, dense)
-        single = program.dtype == torch.float32
-        if single and isinstance(model, Quadratic):
-            at = conjugate(model, model.at(descent.weights), support)
-        else:
-            at = descend(model, model.at(descent.weights), support, settled=1e-4)
-        if done == steps and self.rounds:
-            at, support = improve(model, at, support, budget, self.rounds, self.pool)
-        if not (single and isinstance(model, Quadratic)):
-            at = descend(model, at, support, settled=1e-5 if single else 1e-15)
+        at = self._improved(model, descent.weights, budget, exchange=done == steps)
         ended = "time limit" if done < steps else "iteration limit" if steps < self.steps else "own rule"
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
+
+    def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, exchange: bool) -> Point:
+        support = budget.support(U)
+        support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
+        single = U.dtype == torch.float32
+        if single and isinstance(model, Quadratic):
+            at = conjugate(model, model.at(U), support)
+        else:
+            at = descend(model, model.at(U), support, settled=1e-4)
+        if exchange:
+            at, support = improve(model, at, support, budget, self.rounds, self.pool)
+        if single and isinstance(model, Quadratic):
+            return at
+        return descend(model, at, support, settled=1e-5) if single else descend(model, at, support)
 
 
 @dataclass

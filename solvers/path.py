@@ -14,7 +14,7 @@ from convexprune.solvers.interface import Limits, Solver, Start
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Solution
-from convexprune.solvers.solve import attempt
+from convexprune.solvers.solve import attempt, default_solver
 
 __all__ = ["EpsPath", "PathPoint", "smallest_eps", "solve_path"]
 
@@ -80,17 +80,19 @@ class EpsPath:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise MissingExtra('plots need matplotlib, which is not installed: pip install "convexprune[demo]"') from error
+            raise MissingExtra(
+                'plots need matplotlib, which is not installed: pip install "convexprune[demo]"'
+            ) from error
         axes = plt.subplots()[1] if axes is None else axes
         points = sorted(self.points, key=lambda point: point.error)
-        error = [point.error / (self.size or 1.0) for point in points]
-        certificates = [point.solution.certificate for point in points]
-        axes.plot(error, [point.nonzeros for point in points], "o-", color="tab:blue")
+        errors = [point.error / (self.size or 1.0) for point in points]
+        bounds, values = zip(*((p.solution.certificate.bound, p.solution.certificate.value) for p in points), strict=True)
+        axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
         axes.set(xlabel="output error relative to ‖Y‖", xscale="log")
         axes.set_ylabel("nonzeros", color="tab:blue")
         right = axes.twinx()
-        right.plot(error, [c.value for c in certificates], color="tab:orange")
-        right.fill_between(error, [c.bound for c in certificates], [c.value for c in certificates], alpha=0.3, color="tab:orange")
+        right.plot(errors, values, color="tab:orange")
+        right.fill_between(errors, bounds, values, alpha=0.3, color="tab:orange")
         right.set_ylabel("value and bound", color="tab:orange")
         return axes
 
@@ -206,7 +208,7 @@ class _Walk:
         if not isinstance(program.fit, SetFit) or isinstance(program.fit.eps, torch.Tensor):
             raise InvalidInput(f"fit: expected a set with one eps for the layer, found {type(program.fit).__name__}")
         self.program, self.fit, self.limits = program, program.fit, limits
-        self.name, self.method = make_solver("admm" if solver is None else solver, options)
+        self.name, self.method = make_solver(default_solver(program) if solver is None else solver, options)
         self.start: Start | None = None
 
     def to(self, eps: float) -> PathPoint:

@@ -98,7 +98,7 @@ class QuadraticADMM(IterativeSolver[_State]):
             state.price = state.price + float(penalty.value(T)) / slope
         self._begin(state)
         if start is not None:
-            # −μ·gradient is the multiplier of T = V there, a subgradient of g; whatever the start is, it cannot exceed one.
+            # −μ·gradient is the multiplier of T = V there, and a subgradient of g: no larger, whatever the start is.
             multiplier = state.price * -gradient
             state.dual = multiplier / penalty.dual_norm(multiplier).clamp(min=1.0) / state.sigma
         return state

@@ -1,4 +1,4 @@
-"""The best weights on a given support: for all neurons at once, exactly for the squared loss, by Newton for the ReLU loss.
+"""The best weights on a given support, for all neurons at once: one solve for the squared loss, Newton for the ReLU loss.
 
 Given which weights may be nonzero, neurons are independent convex problems. Each step solves, for neuron m with support
 S, the normal equations H_SS δ = −g_S of its local quadratic model: g = Xᵀh(XU) and H = XᵀX over the samples whose h_m
@@ -8,7 +8,7 @@ responds to a change (all of them for the squared loss, so that one step is the 
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,19 +23,19 @@ __all__ = ["Model", "Packed", "Point", "conjugate", "descend", "factored", "mode
 
 _ENTRIES = 2**22  # of the matrices that are factorised together
 _RANK = 1e-7  # of the largest eigenvalue; smaller ones are taken for rounding
-_STEPS = 100
-_TRUST = 0.4  # of a step's promise (twice the fall of a quadratic loss), what it must keep for the next to use the same curvature
-_SETTLED = 1e-15  # relative decrease that a further step promises
+_CURVATURES = 50  # at most
+_SLOW = 0.2  # the part of the last promise that the next may still make
+_SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
 
 
 def refit(program: LayerProgram, support: Tensor) -> Tensor:
     """Minimise ½‖h(XU)‖² over U that vanishes off the support: h = Z − Y, or the one-sided h of the ReLU fits.
 
-    Where inputs depend on each other the minimiser is not unique and a relative damping of 1e-12 of the curvature
-    (1e-6 for the steps of a float32 ReLU loss, which does not move the answer) chooses one of small norm.
+    Where inputs depend on each other the minimiser is not unique: steps then use a curvature damped by 1e-12 of its
+    diagonal (1e-6 in float32), which leaves the loss as small and chooses weights that are not large.
 
     Args:
-        program: Its loss; for a set (``Ball``, ``ReluBall``) the loss of the same geometry. Its penalty does not matter.
+        program: Its loss counts; of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
         support: Boolean [N, M], the weights that may be nonzero.
 
     Returns:
@@ -80,11 +80,26 @@ class Point:
     outputs: Tensor | None = None  # XU
     active: Tensor | None = None  # [P, M]: where h changes with XU
 
+    def only(self, neurons: Tensor) -> "Point":
+        """That of some neurons."""
+        return Point(*(None if a is None else a[..., neurons] for a in self._fields()))  # type: ignore[arg-type]
+
+    def put(self, neurons: Tensor, other: "Point") -> "Point":
+        """This one with some neurons from another."""
+        pairs = zip(self._fields(), other._fields(), strict=True)
+        return Point(*(None if a is None else a.index_copy(a.ndim - 1, neurons, b) for a, b in pairs))  # type: ignore[arg-type]
+
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return self.weights, self.value, self.gradient, self.outputs, self.active
+
 
 class Model(Protocol):
     """A loss on weights, neuron by neuron, with its local quadratic model."""
 
     factors: torch.dtype  # what curvatures are computed and factorised in; gradients decide what is right
+
+    def only(self, neurons: Tensor) -> Self:
+        """The loss of some neurons."""
 
     def at(self, U: Tensor) -> Point:
         """Value and gradient at U."""
@@ -124,6 +139,12 @@ class Quadratic:
         new.ridge = self.ridge + ridge
         new.gram = self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
         new.moment, new.square = self.moment + ridge * centre, self.square + ridge * centre.square().sum(0)
+        return new
+
+    def only(self, neurons: Tensor) -> "Quadratic":
+        """That of some neurons."""
+        new = copy(self)
+        new.moment, new.square = self.moment[:, neurons], self.square[neurons]
         return new
 
     def solution(self) -> Tensor:
@@ -178,6 +199,15 @@ class OneSided:
         new.ridge, new.centre = ridge, centre.to(self.inputs)
         return new
 
+    def only(self, neurons: Tensor) -> "OneSided":
+        """That of some neurons."""
+        if len(neurons) == self.fit.shape[1]:
+            return self
+        new = copy(self)
+        new.fit, new.free = self.fit.map(lambda a: a[:, neurons]), self.free[:, neurons]
+        new.centre = self.centre if self.centre.ndim == 0 else self.centre[:, neurons]
+        return new
+
     def at(self, U: Tensor) -> Point:
         """½‖h‖² and Xᵀh, and what the ridge adds to them."""
         return self._point(U, self.inputs @ U)
@@ -208,7 +238,7 @@ class OneSided:
         return self.columns.square() @ at.active.to(self.inputs.dtype) + self.ridge
 
     def move(self, at: Point, step: Tensor) -> Point:
-        """Halve each neuron's step until its loss falls by a part of what the slope promises; stay where it does not."""
+        """Halve each neuron's step until its loss falls by a part of what the slope promises; else stay."""
         assert at.outputs is not None  # noqa: S101
         step = step.to(at.weights)
         change, slope = self.inputs @ step, (at.gradient * step).sum(0, dtype=torch.float64)
@@ -245,23 +275,31 @@ def descend(
     """
     if bool((at.weights * ~support).count_nonzero()):
         at = model.at(at.weights * support)
-    todo = torch.ones_like(at.value, dtype=torch.bool) if neurons is None else neurons
-    newton, fresh = _Newton.of(model, at, support & todo), True
-    for _ in range(_STEPS):
-        step = newton.step(at) * todo
-        promised = -(at.gradient * step).sum(0, dtype=torch.float64)
-        before, at = at, model.move(at, step)
-        todo = todo & (promised > settled * (before.value + before.value.mean()))
-        if not bool(todo.any()):
+    every = torch.ones_like(at.value, dtype=torch.bool) if neurons is None else neurons
+    todo, floor = every.nonzero()[:, 0], settled * at.value.mean()
+    for _ in range(_CURVATURES):
+        if not len(todo):
             break
-        fell = float(before.value.sum() - at.value.sum())
-        if fell < _TRUST * float(promised.sum()):  # who responds has changed too much
-            if fresh and fell <= 0:
-                break
-            newton, fresh = _Newton.of(model, at, support & todo), True
-        else:
-            fresh = False
+        few = model.only(todo)
+        before = at.only(todo)
+        after, promised = _chords(few, before, support[:, todo], settled, floor)
+        at = after if len(todo) == len(at.value) else at.put(todo, after)
+        # What no longer falls although a step promises it to is down to rounding.
+        todo = todo[(promised > settled * after.value + floor) & (after.value < before.value)]
     return at
+
+
+def _chords(model: Model, at: Point, support: Tensor, settled: float, floor: Tensor) -> tuple[Point, Tensor]:
+    """Steps with one curvature for as long as each promises far less than the one before; the last promises [M]."""
+    newton, last = _Newton.of(model, at, support), float("inf")
+    while True:
+        step = newton.step(at)
+        promised = -(at.gradient * step).sum(0, dtype=torch.float64)
+        at = model.move(at, step)
+        total = float(promised.sum())
+        if bool((promised <= settled * at.value + floor).all()) or not total < _SLOW * last:
+            return at, promised
+        last = total
 
 
 def conjugate(model: Quadratic, at: Point, support: Tensor, steps: int = 20) -> Point:
@@ -291,9 +329,7 @@ class _Newton:
     @classmethod
     def of(cls, model: Model, at: Point, support: Tensor) -> "_Newton":
         parts = packed(support)
-        return cls(
-            [(part, *factored(part.fill(model.curvature(at, part.neurons, part.rows)))) for part in parts]
-        )
+        return cls([(part, *factored(part.fill(model.curvature(at, part.neurons, part.rows)))) for part in parts])
 
     def step(self, at: Point) -> Tensor:
         """−H_SS⁻¹ g_S."""

@@ -20,7 +20,7 @@ from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Seconds, Solution, Status, TracePoint
 
-__all__ = ["Callback", "attempt", "solve", "versions"]
+__all__ = ["Callback", "attempt", "default_solver", "solve", "versions"]
 
 Callback = Callable[[TracePoint], bool | None]
 """Called each time a solve is judged; a true answer stops it."""
@@ -43,7 +43,7 @@ def solve(
     Args:
         program: What to solve.
         solver: A registered name (``available()`` lists them) or an instance. None: "admm", or "continuation" where the
-            penalty is an exact budget.
+            penalty is an exact budget. For a ``Ball`` or ``SquaredLoss``, "quadratic" is the faster one.
         tol: Certified relative gap to reach.
         feas_tol: Violation to reach, relative to eps.
         max_iter: Iterations at most; None: the solver's own default.
@@ -62,10 +62,15 @@ def solve(
         ShapeMismatch, NonFinite: The start does not fit the program.
     """
     if solver is None:
-        solver = "admm" if program.penalty.convex else "continuation"
+        solver = default_solver(program)
     name, method = make_solver(solver, options)
     limits = Limits(tol, feas_tol, max_iter, time_limit)
     return attempt(program, name, method, limits, _as_start(program, start), callback)[0]
+
+
+def default_solver(program: LayerProgram) -> str:
+    """The name of the solver of ours that takes any such program."""
+    return "admm" if program.penalty.convex else "continuation"
 
 
 def attempt(
@@ -147,7 +152,11 @@ class _Judge:
         if self.stopped:
             return Status.STOPPED
         ended = _ENDED.get(proposal.ended, Status.UNCERTIFIED)
-        if not self.program.penalty.convex and certificate.violation <= self.limits.feas_tol and ended is Status.UNCERTIFIED:
+        if (
+            not self.program.penalty.convex
+            and certificate.violation <= self.limits.feas_tol
+            and ended is Status.UNCERTIFIED
+        ):
             # A budget that is broken has an infinite value.
             return Status.NO_BOUND if certificate.value < math.inf else Status.UNCERTIFIED
         return ended

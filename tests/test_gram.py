@@ -349,7 +349,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ConvexPruneError], str]] = {
     "the fit of another Gram": (
         lambda: LayerProgram(Gram.of([ONE]), Ball(Gram.of([ONE]), 1.0)),
         InvalidInput,
-        r"the same Gram as the inputs, as in Ball\(gram, eps\)",
+        r"the same Gram as the inputs, as in LayerProgram\(gram, Ball\(gram, eps\)\)",
     ),
     "samples and a Gram": (
         lambda: LayerProgram(ONE[0][:2], Ball(Gram.of([ONE]), 1.0)),

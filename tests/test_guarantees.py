@@ -151,7 +151,7 @@ def test_free_weights_have_no_bound(name: str) -> None:
 
 
 def test_a_bound_that_is_attained() -> None:
-    """min |u| + |v| with |u + v/2 − 2| ≤ 1 has the optimum 1; of all that cost at most 3/2, (1/2, 1) has the largest v."""
+    """min |u| + |v| with |u + v/2 − 2| ≤ 1: the optimum is 1; of all that cost ≤ 3/2, (1/2, 1) has the largest v."""
     X = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
     program = LayerProgram(X, Ball(torch.full((1, 1), 2.0, dtype=torch.float64), 1.0))
     found = support_bounds(program, torch.tensor([[1.5], [0.0]]), torch.tensor([[-1.0]]))
@@ -161,7 +161,7 @@ def test_a_bound_that_is_attained() -> None:
 
 @pytest.mark.parametrize(("u", "proven"), [(0.0413, True), (0.0415, False)])
 def test_the_sphere_reaches_as_far_as_the_gap(u: float, proven: bool) -> None:
-    """min |u| + ½(u − 0.9)²: A* = −0.9; u costs u/10 + u²/2 more than 0, so r = √(u/5 + u²) < 1 − 0.9 for u < 0.0414."""
+    """min |u| + ½(u − 0.9)²: A* = −0.9; u costs u/10 + u²/2 more than 0, r = √(u/5 + u²) < 1 − 0.9 for u < 0.0414."""
     one = torch.ones(1, 1, dtype=torch.float64)
     program = LayerProgram(one, SquaredLoss(0.9 * one))
     assert bool(proven_zeros(program, u * one, -0.9 * one, size=0.0)) is proven

@@ -361,7 +361,7 @@ def test_cvxpy_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convexprune.solvers.backends.cvxpy_.find_spec", lambda name: None)
     model, x = mlp()
     with pytest.raises(MissingExtra, match=r'pip install "convexprune\[reference\]"'):
-        prune_(model, x, solver="scs")
+        prune_(model, x, solver="cvxpy")
 
 
 def test_a_model_without_layers_is_refused() -> None:

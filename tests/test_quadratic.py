@@ -84,7 +84,7 @@ def test_optimality_conditions(name: str) -> None:
     # The gap is a sum of w|u| + A·u and more: weights that cost a fair part of the value have A near −w·sign(u).
     large = w * U.abs() > 1e-4 * solution.certificate.value
     assert bool(((A + w * U.sign()).abs() <= KKT * w)[large].all())
-    assert bool((A.abs() <= w + KKT * (w + 1e-3 * size)).all())
+    assert bool((A.abs() <= w + KKT * (w + 1e-2 * size)).all())
     h = X @ U - program.fit.Y
     weight = solution.provenance["effective"]["weight"]
     assert float((L - weight * h).norm()) <= KKT * float(L.norm())

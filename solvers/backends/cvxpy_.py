@@ -51,6 +51,8 @@ class CVXPY:
         """
         if self.missing():
             raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
+        if not program.penalty.convex:
+            return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
         import cvxpy as cp
 
         installed = [name for name in cp.installed_solvers() if _takes_cones(name)]

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -37,11 +37,13 @@ class TargetFit(ABC):
     """
 
     targets: ArrayLike | Gram
+    streamed: bool = field(init=False, repr=False)  # whether the targets are those of a Gram
 
     def __post_init__(self) -> None:
         targets = self.targets
         if isinstance(targets, Gram):
             targets = self._gram_targets(targets)
+        object.__setattr__(self, "streamed", isinstance(self.targets, Gram))
         object.__setattr__(self, "targets", as_matrix("targets Y", targets))
 
     def _gram_targets(self, gram: Gram) -> Tensor:
@@ -82,7 +84,7 @@ class TargetFit(ABC):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with ``change`` applied to its targets."""
-        return self._with(targets=change(self.Y))
+        return self._with(targets=change(self.Y), streamed=False)
 
     def _with(self, **changes: object) -> Self:
         """A copy with some fields changed, not checked again: solvers make one for each block of rows."""
@@ -181,7 +183,7 @@ class TargetFit(ABC):
 
         anchor, free = self.anchor.double().expand(self.shape).cpu().numpy(), self.unrestricted().cpu().numpy()
         mask = self.seen()
-        seen = (torch.ones_like(self.Y) if mask is None else mask.expand(self.shape)).cpu().numpy() > 0
+        seen = ((torch.ones_like(self.Y) if mask is None else mask.expand(self.shape)) > 0).cpu().numpy()
         columns, constraints = [], []
         for m in range(self.shape[1]):
             two, one, bound = free[:, m] & seen[:, m], ~free[:, m] & seen[:, m], ~free[:, m] & ~seen[:, m]
