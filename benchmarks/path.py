@@ -42,10 +42,13 @@ def main() -> None:
         solution = solve(replace(program, fit=ReluBall(Y, radius)), **limits)
         alone.append(time.perf_counter() - began)
         c = point.solution.certificate
-        print(f"eps {radius / size:.4f}  {point.nonzeros:7,} nonzeros  value {c.value:9.1f}  gap {c.gap:.0e}  "
-              f"{point.solution.status}, {point.solution.iterations} iterations, alone {solution.iterations}", flush=True)  # fmt: skip
-    print(f"the path {together:.1f} s, its hardest point alone {max(alone):.1f} s: {together / max(alone):.2f} times; "
-          f"all points alone {sum(alone):.1f} s")  # fmt: skip
+        judged = f"value {c.value:9.1f}  gap {c.gap:.0e}  {point.solution.status}"
+        iterations = f"{point.solution.iterations} iterations, alone {solution.iterations}"
+        print(f"eps {radius / size:.4f}  {point.nonzeros:7,} nonzeros  {judged}, {iterations}", flush=True)
+    ratio = f"{together / max(alone):.2f} times"
+    print(
+        f"the path {together:.1f} s, its hardest point alone {max(alone):.1f} s: {ratio}; all alone {sum(alone):.1f} s"
+    )
     if arguments.plot:
         path.plot().figure.savefig(arguments.plot, dpi=120)
 

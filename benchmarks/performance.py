@@ -64,7 +64,7 @@ def table(answers: Sequence[Answer], limit: float, shift: float) -> Table:
     found = Table(title=title, caption=CAPTION)
     for heading in HEADINGS:
         found.add_column(heading, justify="left" if heading == "solver" else "right")
-    for s in standings(answers, limit, shift):
+    for s in (s for s in standings(answers, limit, shift) if s.taken):
         counts = (str(s.taken), f"{s.solved} ({100 * s.solved / problems:.0f} %)", str(s.fastest))
         spent = (f"{s.mean:.3f}", f"{s.ratio:.1f}", f"{100 * s.setup:.0f} %", f"{100 * s.certify:.0f} %")
         told = f"{100 * s.true / s.claims:.1f} %" if s.claims else "–"
@@ -132,15 +132,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(table(by_tol[tol], a.time_limit, a.shift))
         for line in list(failures(by_tol[tol]))[: a.failures]:
             console.print(line, style="dim", highlight=False, markup=False, overflow="ellipsis", no_wrap=True)
-    for name, reason in lacking.items():
-        console.print(f"{name} left out: {reason}", markup=False)
     answers = [answer for found in by_tol.values() for answer in found]
+    takers = {answer.solver for answer in answers if answer.taken}
+    left_out = lacking | {name: "it refuses all of these problems" for name in solvers if name not in takers}
+    for name, reason in left_out.items():
+        console.print(f"{name} left out: {reason}", markup=False)
     if a.parquet:
         save_parquet(answers, a.parquet)
     if a.json:
         save_json({"environment": environment(a), "answers": [asdict(answer) for answer in answers]}, a.json)
     if a.plot:
-        plot_profile({tol: times(found) for tol, found in by_tol.items()}, a.plot)
+        plot_profile({tol: times(a for a in found if a.solver in takers) for tol, found in by_tol.items()}, a.plot)
 
 
 if __name__ == "__main__":

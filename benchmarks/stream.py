@@ -53,20 +53,18 @@ def main() -> None:
     gram = Gram.of(source)
     forming = time.perf_counter() - began - source.seconds
     if arguments.memory:
-        print(
-            f"{gram.samples:,} samples: {(resident() - before) / 2**20:.0f} MiB beside the first batch of {size / 2**20:.0f} MiB"
-        )
+        added = (resident() - before) / 2**20
+        print(f"{gram.samples:,} samples: {added:.0f} MiB beside the first batch of {size / 2**20:.0f} MiB")
         return
     began = time.perf_counter()
     program = LayerProgram(gram, Ball(gram, 0.1 * gram.size))
     solution = solve(program, arguments.solver, tol=1e-3, feas_tol=1e-4)
     solving = time.perf_counter() - began
     c = solution.certificate
-    print(
-        f"{gram.samples:,} samples: forming the Gram {forming:.1f} s, solving {solving:.1f} s: {solving / forming:.2f} times"
-    )
-    print(f"{solution.status}: {solution.iterations} iterations, gap {c.gap:.1e}, violation {c.violation:.1e}, "
-          f"{solution.nonzeros:,} of {solution.weights.numel():,} weights")  # fmt: skip
+    ratio = f"{solving / forming:.2f} times"
+    print(f"{gram.samples:,} samples: forming the Gram {forming:.1f} s, solving {solving:.1f} s: {ratio}")
+    judged = f"gap {c.gap:.1e}, violation {c.violation:.1e}"
+    print(f"{solution.status}: {solution.iterations} iterations, {judged}, {solution.nonzeros:,} weights kept")
 
 
 if __name__ == "__main__":

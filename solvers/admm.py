@@ -25,7 +25,8 @@ from convexprune.solvers.registry import register
 __all__ = ["ADMM"]
 
 _TINY = 1e-30
-_STEER, _MOST = 1.3, 6.0  # how fast and how far the lead follows what the certificate lacks
+_STEER, _MOST = 1.5, 3.0  # how fast and how far the lead follows what the certificate lacks
+_TRANSIENT = 25  # iterations before that says anything
 
 
 @dataclass
@@ -216,11 +217,11 @@ class ADMM(IterativeSolver[_State]):
             self._review(state)
 
     def steer(self, state: _State, excess: Excess) -> None:
-        """Keep the primal residual smaller where violation is what the certificate lacks."""
-        if excess.violation > 3 * excess.gap:
-            state.lead = min(state.lead * _STEER, _MOST * state.first_lead)
-        elif excess.gap > 3 * excess.violation:
-            state.lead = max(state.lead / _STEER, 1.0)
+        """Keep the primal residual of Z = XU smaller the more violation is what the certificate lacks."""
+        if state.iteration < _TRANSIENT or not (0 < excess.gap < math.inf and excess.violation < math.inf):
+            return
+        factor = min(max(math.sqrt(excess.violation / excess.gap), 1 / _STEER), _STEER)
+        state.lead = min(max(state.lead * factor, 1.0), _MOST * state.first_lead)
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""

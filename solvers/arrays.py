@@ -24,6 +24,7 @@ __all__ = [
     "checked_dtype",
     "checked_positive",
     "checked_radius",
+    "count_nonfinite",
     "norm",
     "working_dtype",
 ]
@@ -54,10 +55,15 @@ def as_matrix(name: str, value: ArrayLike) -> Tensor:
     return check_finite(name, tensor)
 
 
+def count_nonfinite(tensor: Tensor) -> int:
+    """How many entries are NaN or infinite, without temporaries of the tensor's size."""
+    parts = [tensor[rows] for rows in blocks_of(tensor)] if tensor.ndim == 2 else [tensor]
+    return sum(int(part.numel() - torch.isfinite(part).sum()) for part in parts)
+
+
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself, once it is known to hold only finite numbers."""
-    parts = [tensor[rows] for rows in blocks_of(tensor)] if tensor.ndim == 2 else [tensor]
-    bad = sum(int(part.numel() - torch.isfinite(part).sum()) for part in parts)
+    bad = count_nonfinite(tensor)
     if bad:
         raise NonFinite(f"{name}: {bad} of {tensor.numel()} entries are NaN or infinite; clean the data first")
     return tensor

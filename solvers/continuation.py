@@ -1,6 +1,6 @@
 """Exact budgets by ADMM whose penalty rises until the support has settled, then a refit, then exchanges.
 
-minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget      (columns of X scaled to unit norm, δ a damping)
+minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget  (columns of X scaled to unit norm)
 
 by ADMM on (V, T) with the penalty σ raised geometrically from where T hardly matters to where it decides. For the
 squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser:
@@ -13,14 +13,14 @@ for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimiza
 
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.fits.base import TargetFit
+from convexprune.solvers.fits import Fit
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
@@ -53,7 +53,7 @@ class Continuation:
 
     steps: int = 300
     penalty: tuple[float, float] = (0.01, 2.0)
-    damping: float = 0.01
+    damping: float = 0.001
     ridge: float = 0.0
     batches: int = 16
     rounds: int = 3
@@ -106,12 +106,11 @@ class Continuation:
         single = U.dtype == torch.float32
         if single and isinstance(model, Quadratic):
             at = conjugate(model, model.at(U), support)
-        else:
-            at = descend(model, model.at(U), support, settled=1e-4)
-        if exchange:
+            return improve(model, at, support, budget, self.rounds, self.pool)[0] if exchange else at
+        at = model.at(U)
+        if exchange and self.rounds:
+            at = descend(model, at, support, settled=1e-3)
             at, support = improve(model, at, support, budget, self.rounds, self.pool)
-        if single and isinstance(model, Quadratic):
-            return at
         return descend(model, at, support, settled=1e-5) if single else descend(model, at, support)
 
 
@@ -134,7 +133,7 @@ class _Descent:
         d = torch.where(d > 0, d, 1.0)
         values, vectors = torch.linalg.eigh(damped.gram / d / d.T)
         V = (dense * d).to(dtype)
-        scale, targets = d.to(dtype), _Fixed((damped.moment / d).to(dtype))
+        scale, targets = d.to(dtype), cast(_Moment, _Fixed((damped.moment / d).to(dtype)))
         if isinstance(loss, OneSided):
             targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
         return cls(vectors.to(dtype), values.clamp(min=0)[:, None].to(dtype), scale, targets, V, dense.to(dtype))
@@ -190,7 +189,7 @@ class _Fixed:
 class _Majorised:
     """Xᵀ(Z − h(Z)), block by block."""
 
-    blocks: list[tuple[Tensor, TargetFit]]
+    blocks: list[tuple[Tensor, Fit]]
     d: Tensor
     parts: list[Tensor]
     total: Tensor

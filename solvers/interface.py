@@ -126,7 +126,7 @@ class IterativeSolver(Generic[State]):
         """A state that goes on from another fit of the same samples and penalty, or None: start anew."""
         return None
 
-    def steer(self, state: State, excess: Excess) -> None:  # noqa: B027 - most methods have nothing to change
+    def steer(self, state: State, excess: Excess) -> None:
         """Told what the certificate still lacks, each time it is not enough."""
 
     def done(self, state: State) -> bool:  # noqa: ARG002 - most methods leave stopping to the certificate

@@ -86,7 +86,9 @@ class EpsPath:
         axes = plt.subplots()[1] if axes is None else axes
         points = sorted(self.points, key=lambda point: point.error)
         errors = [point.error / (self.size or 1.0) for point in points]
-        bounds, values = zip(*((p.solution.certificate.bound, p.solution.certificate.value) for p in points), strict=True)
+        bounds, values = zip(
+            *((p.solution.certificate.bound, p.solution.certificate.value) for p in points), strict=True
+        )
         axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
         axes.set(xlabel="output error relative to ‖Y‖", xscale="log")
         axes.set_ylabel("nonzeros", color="tab:blue")
@@ -120,7 +122,10 @@ def solve_path(
         eps: The radii, in the units of Y, in any order.
         solver: As in ``solve``.
         order: From tight to loose ("loosen") or back ("tighten").
-        tol, feas_tol, max_iter, time_limit: Of each point, as in ``solve``.
+        tol: Of each point, as in ``solve``, like the next three.
+        feas_tol: Likewise.
+        max_iter: Likewise.
+        time_limit: Likewise.
         callback: Called with each point; a true answer ends the path there.
         **options: The solver's own, by name.
 
@@ -166,7 +171,9 @@ def smallest_eps(
         nonzeros: The most that the answer may have, ≥ 0.
         solver: As in ``solve``.
         rtol: Width of the interval of eps, relative, at which the search ends.
-        tol, feas_tol, max_iter: Of each point, as in ``solve``.
+        tol: Of each point, as in ``solve``, like the next two.
+        feas_tol: Likewise.
+        max_iter: Likewise.
         **options: The solver's own, by name.
 
     Returns:

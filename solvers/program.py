@@ -56,12 +56,15 @@ class LayerProgram:
             )
         if X.device != self.fit.Y.device:
             raise InvalidInput(f"inputs X are on {X.device}, the targets elsewhere; move both to one device")
-        streamed, own = isinstance(self.X, Gram), getattr(self.fit, "streamed", False)
-        if streamed != own or (streamed and self.fit.Y.data_ptr() != self.X.targets.data_ptr()):  # type: ignore[union-attr]
+        gram = self.X if isinstance(self.X, Gram) else None
+        source = getattr(self.fit, "gram", None)
+        if (gram is not None and source is not gram) or (
+            source is not None and X.data_ptr() != source.inputs.data_ptr()
+        ):
             raise InvalidInput(
                 "fit: expected targets from the same Gram as the inputs, as in LayerProgram(gram, Ball(gram, eps))"
             )
-        object.__setattr__(self, "dtype", self.X.dtype if isinstance(self.X, Gram) else working_dtype(X.dtype))
+        object.__setattr__(self, "dtype", working_dtype(X.dtype) if source is None else source.dtype)
         object.__setattr__(self, "X", X)
         self.penalty.check(self.shape)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexprune.solvers.blocks import gram_matrix
 from convexprune.solvers.arrays import checked_dtype, checked_positive
+from convexprune.solvers.blocks import gram_matrix
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
 from convexprune.solvers.interface import IterativeSolver, Start
 from convexprune.solvers.penalties import L1

@@ -1,4 +1,4 @@
-"""The best weights on a given support, for all neurons at once: one solve for the squared loss, Newton for the ReLU loss.
+"""The best weights on a given support, for all neurons at once: one solve for the squared loss, Newton for ReLU's.
 
 Given which weights may be nonzero, neurons are independent convex problems. Each step solves, for neuron m with support
 S, the normal equations H_SS δ = −g_S of its local quadratic model: g = Xᵀh(XU) and H = XᵀX over the samples whose h_m
@@ -153,7 +153,8 @@ class Quadratic:
         d = torch.where(d > 0, d, 1.0)
         values, vectors = torch.linalg.eigh(self.gram / d / d.T)
         inverse = torch.where(values > _RANK * values[-1], 1 / values.clamp(min=1e-300), 0.0)
-        return (vectors * inverse) @ (vectors.T @ (self.moment / d)) / d
+        solution: Tensor = (vectors * inverse) @ (vectors.T @ (self.moment / d)) / d
+        return solution
 
     def zeros(self) -> Tensor:
         """U = 0."""

@@ -36,7 +36,7 @@ class Status(Enum):
 
 _ADVICE = {
     Status.SOLVED: "Certified: gap and violation are within the tolerances asked for. Nothing to do.",
-    Status.NO_BOUND: "The weights keep the budget and the fit's set. Budgets are not convex, so nothing is proven about "
+    Status.NO_BOUND: "The weights keep the budget and the fit's set. Budgets are not convex, so nothing is proven of "
     "how good they are: compare with another start or solver.",
     Status.ITERATION_LIMIT: "The iterations ran out before the certificate closed. The bound holds; raise max_iter, "
     "loosen tol or feas_tol, or pass this solution as start.",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_shape, checked_radius
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_shape, checked_radius, count_nonfinite
 from convexprune.solvers.certificate import Certificate, certify
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
 from convexprune.solvers.interface import Excess, Limits, Proposal, Solver, Start, options_of
@@ -198,7 +198,7 @@ _ENDED = {
 
 def _finite(proposal: Proposal) -> bool:
     arrays = (proposal.weights, proposal.multipliers)
-    return proposal.weights is not None and all(a is None or bool(torch.isfinite(a).all()) for a in arrays)
+    return proposal.weights is not None and all(a is None or count_nonfinite(a) == 0 for a in arrays)
 
 
 def _checked(limits: Limits) -> Limits:

@@ -1,6 +1,6 @@
 """Exchanges that improve a support: a weight leaves, another of the same budget comes, if the loss falls.
 
-On a neuron's quadratic model ½uᵀHu − cᵀu with support S, the sweep operator's tableau tells what each exchange is worth.
+On a neuron's quadratic model ½uᵀHu − cᵀu with support S, the tableau of the sweep operator tells what exchanges gain.
 Swept by S, the matrix [[H, c], [cᵀ, ·]] becomes T: −K = −H_SS⁻¹, the coefficients B = K H_SR of the rest R, its Schur
 complements, the weights u_S and the residuals r_R = c_R − H_RS u_S. To drop i costs u_i²/(2K_ii), to add j gains
 r_j²/(2T_jj), to do both gains (r_j + B_ij u_i/K_ii)²/(2(T_jj + B_ij²/K_ii)) less that cost; doing it is two rank-one
@@ -21,6 +21,7 @@ from convexprune.solvers.refit import Model, Packed, Point, descend, factored, p
 __all__ = ["improve"]
 
 _SETTLED = 1e-4
+_AT_ONCE = 8  # exchanges of each neuron between two refits, at first
 _WORTH = 1e-9  # of the loss, the least that an exchange must gain
 
 
@@ -41,7 +42,7 @@ def improve(
         Where it ends, and its support.
     """
     coupled = isinstance(budget, TopK) and budget.per == "layer"
-    limit = max(1, pool // 2)
+    limit = _AT_ONCE
     for _ in range(rounds):
         trial = _Tableau.build(model, at, support, budget, pool).exchanged(support, coupled, limit)
         if torch.equal(trial, support):

@@ -37,13 +37,13 @@ class TargetFit(ABC):
     """
 
     targets: ArrayLike | Gram
-    streamed: bool = field(init=False, repr=False)  # whether the targets are those of a Gram
+    gram: Gram | None = field(init=False, repr=False)  # what the targets were taken from
 
     def __post_init__(self) -> None:
         targets = self.targets
         if isinstance(targets, Gram):
             targets = self._gram_targets(targets)
-        object.__setattr__(self, "streamed", isinstance(self.targets, Gram))
+        object.__setattr__(self, "gram", self.targets if isinstance(self.targets, Gram) else None)
         object.__setattr__(self, "targets", as_matrix("targets Y", targets))
 
     def _gram_targets(self, gram: Gram) -> Tensor:
@@ -84,7 +84,7 @@ class TargetFit(ABC):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with ``change`` applied to its targets."""
-        return self._with(targets=change(self.Y), streamed=False)
+        return self._with(targets=change(self.Y), gram=None)
 
     def _with(self, **changes: object) -> Self:
         """A copy with some fields changed, not checked again: solvers make one for each block of rows."""

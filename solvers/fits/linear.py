@@ -20,7 +20,7 @@ class _Linear(TargetFit):
 
     def as_loss(self, weight: float = 1.0) -> "SquaredLoss":
         """½·weight·‖Z − Y‖²."""
-        return SquaredLoss(self.Y, weight)._with(streamed=self.streamed)
+        return SquaredLoss(self.Y, weight)._with(gram=self.gram)
 
 
 @dataclass(frozen=True, eq=False)
