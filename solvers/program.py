@@ -56,11 +56,9 @@ class LayerProgram:
             )
         if X.device != self.fit.Y.device:
             raise InvalidInput(f"inputs X are on {X.device}, the targets elsewhere; move both to one device")
-        gram = self.X if isinstance(self.X, Gram) else None
-        source = getattr(self.fit, "gram", None)
-        if (gram is not None and source is not gram) or (
-            source is not None and X.data_ptr() != source.inputs.data_ptr()
-        ):
+        gram, source = self.X if isinstance(self.X, Gram) else None, getattr(self.fit, "gram", None)
+        foreign = source is not None and X.data_ptr() != source.inputs.data_ptr()
+        if foreign or (gram is not None and source is not gram):
             raise InvalidInput(
                 "fit: expected targets from the same Gram as the inputs, as in LayerProgram(gram, Ball(gram, eps))"
             )
