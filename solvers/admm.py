@@ -111,7 +111,7 @@ class ADMM(IterativeSolver[_State]):
     sigma: float | None = None
     balance: float = 1.2
     evening: float = 0.4
-    sampled: int = 60
+    sampled: int = 30
     restorations: int = 2
     dtype: torch.dtype | None = None
 

@@ -185,7 +185,7 @@ def test_available_lists_every_solver_with_its_options() -> None:
         "sigma": None,
         "balance": 1.2,
         "evening": 0.4,
-        "sampled": 60,
+        "sampled": 30,
         "restorations": 2,
         "dtype": None,
     }
