@@ -8,13 +8,14 @@ penalty parameter for each constraint: rho for Z = XU and sigma for T = U.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, norm
+from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.blocks import Block, Samples, gram_matrix
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.interface import Excess, IterativeSolver, Start
@@ -30,31 +31,6 @@ _TRANSIENT = 25  # iterations before that says anything
 
 
 @dataclass
-class _Parameter:
-    """The penalty parameter of one constraint, and its relative residuals since it was last reviewed."""
-
-    weight: float
-    primal: float = math.inf  # ‖constraint‖ relative to the larger of its two sides
-    change: float = math.inf  # weight·‖change of the splitting variable‖ relative to the multiplier
-    imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change)
-
-    def measure(self, side: float, apart: float, moved: float, dual: float) -> None:
-        """Norms of the constraint's larger side, of the constraint, of the change, and of the scaled dual."""
-        self.primal, self.change = apart / max(side, _TINY), moved / max(dual, _TINY)
-        self.imbalance.append(0.5 * math.log(max(self.primal, _TINY) / max(self.change, _TINY)))
-
-    def rebalance(self, threshold: float, lead: float = 1.0) -> float:
-        """Change the parameter if it is out of balance by more than the threshold; the factor, 1 if it stays."""
-        mean = sum(self.imbalance) / len(self.imbalance) + math.log(lead)
-        self.imbalance.clear()
-        if abs(mean) <= threshold:
-            return 1.0
-        factor = min(max(math.exp(mean), 0.2), 5.0)
-        self.weight *= factor
-        return factor
-
-
-@dataclass
 class _State:
     """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so pull(q) = q − Z = −dual."""
 
@@ -64,8 +40,8 @@ class _State:
     gram: Tensor  # of X/d, float64
     first_lead: float
     lead: float  # how much smaller than the dual residual of Z = XU the primal one is kept
-    rho: _Parameter
-    sigma: _Parameter
+    rho: PenaltyParameter
+    sigma: PenaltyParameter
     T: Tensor  # [N, M], sparse
     dual: Tensor  # of T = V, scaled
     q: Tensor  # [P, M]
@@ -150,7 +126,7 @@ class ADMM(IterativeSolver[_State]):
         XU = samples.outputs(V / d, V.new_empty(program.fit.shape))
         q, work = XU.clone(), torch.empty_like(XU)
         rho, sigma = self._parameters(V, XU, penalty) if sample is None else (sample.rho, sample.sigma)
-        parameters = _Parameter(self.rho or rho), _Parameter(self.sigma or sigma)
+        parameters = PenaltyParameter(self.rho or rho), PenaltyParameter(self.sigma or sigma)
         dual = torch.zeros_like(V)
         lead = max(1.0, program.fit.size / program.fit.scale) ** 0.25
         nothing = torch.zeros(0)

@@ -90,7 +90,7 @@ class EpsPath:
             *((p.solution.certificate.bound, p.solution.certificate.value) for p in points), strict=True
         )
         axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
-        axes.set(xlabel="output error relative to ‖Y‖", xscale="log")
+        axes.set(xlabel="output error relative to ‖Y‖")
         axes.set_ylabel("nonzeros", color="tab:blue")
         right = axes.twinx()
         right.plot(errors, values, color="tab:orange")

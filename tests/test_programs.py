@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -679,6 +680,17 @@ def test_memory_is_shared_where_it_can_be() -> None:
     assert np.shares_memory(taken.fit.Y.numpy(), array)
     assert taken.to(torch.float64).inputs.data_ptr() == X64.data_ptr()
     assert taken.to(torch.float32).inputs.dtype == torch.float32
+
+
+def test_a_read_only_file_is_mapped_not_copied(tmp_path: Path) -> None:
+    """X may be larger than memory: solvers walk through the map, and nothing writes to it."""
+    array = np.random.default_rng(0).random((50, 4), dtype=np.float32)
+    np.save(tmp_path / "X.npy", array)
+    X = np.load(tmp_path / "X.npy", mmap_mode="r")
+    program = LayerProgram(X, Ball(array[:, :2], 0.1))
+    assert np.shares_memory(program.inputs.numpy(), X)
+    assert str(solve(program).status) == "solved"
+    np.testing.assert_array_equal(X, array)
 
 
 def test_inputs_that_require_gradients_are_detached() -> None:
