@@ -32,6 +32,14 @@ class Block:
         """X in the dtype of ``like``; a copy of the block only where that is not its own."""
         return self.X.to(like.dtype)
 
+    def outputs(self, U: Tensor, precision: torch.dtype) -> Tensor:
+        """XU in the dtype of U, the product in ``precision``."""
+        return torch.mm(self.X.to(precision), U.to(precision)).to(U.dtype)
+
+    def adjoint(self, R: Tensor, precision: torch.dtype) -> Tensor:
+        """XᵀR in the dtype of R, the product in ``precision``."""
+        return torch.mm(self.X.to(precision).T, R.to(precision)).to(R.dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:

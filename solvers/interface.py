@@ -180,7 +180,7 @@ class IterativeSolver(Generic[State]):
 class _Rhythm:
     """Judging costs a few iterations, so it comes when the excess, falling as it fell, is about to be gone.
 
-    That is 4/5 of the way there, at least 3 iterations on, and at most half of those done so far (10 at first).
+    It is at least 3 iterations on, and at most half of those done so far and 10.
     """
 
     due: int = 10
@@ -188,10 +188,10 @@ class _Rhythm:
 
     def next(self, k: int, excess: float) -> None:
         """Iteration k had this excess."""
-        ahead, most = max(min(10, self.due), k // 10), max(10, k // 2)
+        ahead = max(min(10, self.due), k // 10)
         if self.last and 1 < excess < self.last[1] < math.inf:
             rate = math.log(self.last[1] / excess) / (k - self.last[0])
-            ahead = round(min(max(0.8 * math.log(excess) / rate, 3), most))
+            ahead = round(min(max(math.log(excess) / rate, 3), k // 2 + 10))
         self.due, self.last = k + ahead, (k, excess)
 
 

@@ -190,11 +190,11 @@ def smallest_eps(
     size = program.fit.size or 1.0
     start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
     best = walk.to(min(start, size))
-    low, factor = 0.0, 2.0
+    low, factor, largest = 0.0, 2.0, size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
     while best.nonzeros > nonzeros:
-        if best.eps >= size:
+        if best.eps >= largest:
             raise Infeasible(f"nonzeros: expected a number that eps = ‖Y‖ = {size:g} allows, found {nonzeros}")
-        low, best = best.eps, walk.to(min(best.eps * factor, size))
+        low, best = best.eps, walk.to(min(best.eps * factor, largest))
     while low == 0.0:
         if best.eps < 1e-6 * size:
             return best
@@ -224,7 +224,9 @@ class _Walk:
         program = replace(self.program, fit=self.fit.with_eps(eps))
         solution, state = attempt(program, self.name, self.method, self.limits, self.start, None)
         if bool(torch.isfinite(solution.weights).all()):
-            expected = max(5, round(0.5 * solution.iterations)) if self.start and self.start.state is not None else 10
+            expected = 10
+            if self.start is not None and self.start.state is not None:
+                expected = min(100, max(5, round(0.7 * solution.iterations)))  # the next point takes about as many
             self.start = Start(solution.weights, solution.multipliers, state, expected)
         return PathPoint(eps, _error(program, solution), replace(solution, multipliers=None))
 

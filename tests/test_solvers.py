@@ -188,6 +188,7 @@ def test_available_lists_every_solver_with_its_options() -> None:
         "sampled": 30,
         "restorations": 2,
         "dtype": None,
+        "products": "auto",
     }
     assert set(listed["clarabel"].options) == {"settings"}
     for name, info in listed.items():
@@ -656,3 +657,28 @@ def test_a_solve_may_stand_in_inference_mode() -> None:
         program = build("ball plain 20x8x5")
         fresh = LayerProgram(program.inputs.clone(), program.fit.map(torch.clone))
         assert solve(fresh).status is Status.SOLVED
+
+
+@pytest.mark.parametrize("fit", ["relu-ball", "net-trim", "ball"])
+@pytest.mark.parametrize(
+    ("dtype", "products"),
+    [(torch.float32, torch.bfloat16), (torch.float64, torch.float32), (torch.float64, torch.bfloat16)],
+)
+def test_coarse_products_of_changes_lead_to_the_same_certified_answer(
+    fit: str, dtype: torch.dtype, products: torch.dtype
+) -> None:
+    """Their errors are relative to changes, which vanish: the gap asked for is far below the coarse precision."""
+    program = build(f"{fit} plain 200x40x12").to(dtype)
+    tol = 1e-4 if dtype == torch.float32 else 1e-7
+    exact = solve(program, tol=tol, feas_tol=tol, products=None)
+    coarse = solve(program, tol=tol, feas_tol=tol, products=products)
+    assert exact.status is coarse.status is Status.SOLVED
+    assert coarse.certificate.value == pytest.approx(exact.certificate.value, rel=3 * tol)
+    assert coarse.iterations <= 1.5 * exact.iterations + 10
+    assert coarse.provenance["effective"]["products dtype"] == str(products)
+
+
+def test_products_are_coarse_by_themselves_only_in_single_precision() -> None:
+    assert solve(build(EASY)).provenance["effective"]["products dtype"] == "torch.float64"
+    with pytest.raises(InvalidInput, match=r"products: expected a floating torch\.dtype"):
+        solve(build(EASY), products=torch.int8)
