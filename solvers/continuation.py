@@ -5,7 +5,8 @@ minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget 
 by ADMM on (V, T) with the penalty σ raised geometrically from where T hardly matters to where it decides. For the
 squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser:
 with Z = XU_k, ½‖h(XU)‖² ≤ ½‖XU − (Z − h(Z))‖² with equality at U_k, so that the target Z − h(Z) takes the place of Y.
-It is renewed for one block of samples at each iteration; the others keep theirs.
+It is renewed for one block of samples at each iteration; the others keep theirs. The error after the ReLU itself
+(``exact``) is bounded likewise, up to a constant, with (Z − Y)·[Z > 0] in the place of h.
 
 Sources: Boža, "Fast and effective weight update for pruned large language models" (2024) and Meng et al., "ALPS" (2024)
 for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimization" (2015) for the blocks.
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
+from convexprune.solvers.curvature import OneSided, Point, Quadratic, model_of
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.fits import Fit
 from convexprune.solvers.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import OneSided, Point, Quadratic, conjugate, descend, model_of, unfit
+from convexprune.solvers.refit import conjugate, descend, unfit
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -45,6 +46,7 @@ class Continuation:
         damping: δ, relative to the mean diagonal of XᵀX: a pull towards the start (or least squares) while a support
             is sought. It is not part of what is minimised in the end.
         ridge: The same pull on what is minimised in the end, against few samples; 0 leaves the program's own loss.
+        exact: In place of a ReLU loss minimise what it bounds, ½‖ReLU(XU) − Y‖²: not convex, even on a support.
         batches: Blocks of samples of the ReLU loss; each iteration sees one.
         rounds: Rounds of exchanges at most; 0 for none.
         pool: Inputs of each neuron that take part in a round of exchanges.
@@ -52,12 +54,13 @@ class Continuation:
     """
 
     steps: int = 300
-    penalty: tuple[float, float] = (0.01, 2.0)
-    damping: float = 0.001
+    penalty: tuple[float, float] = (0.02, 1.0)
+    damping: float = 0.01
     ridge: float = 0.0
+    exact: bool = False
     batches: int = 16
     rounds: int = 3
-    pool: int = 32
+    pool: int = 64
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -86,7 +89,7 @@ class Continuation:
         budget = program.penalty
         assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
         program = program.to(self.dtype or program.dtype)
-        quadratic, loss = Quadratic(program, program.dtype), model_of(program)
+        quadratic, loss = Quadratic(program, program.dtype), model_of(program, self.exact)
         unit = float(quadratic.gram.diagonal().mean())
         dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
@@ -189,7 +192,7 @@ class _Fixed:
 class _Majorised:
     """Xᵀ(Z − h(Z)), block by block."""
 
-    blocks: list[tuple[Tensor, Fit]]
+    blocks: list[OneSided]
     d: Tensor
     parts: list[Tensor]
     total: Tensor
@@ -198,9 +201,8 @@ class _Majorised:
     def at(cls, loss: OneSided, d: Tensor, V: Tensor, pull: Tensor, batches: int) -> "_Majorised":
         rows = -(-len(loss.inputs) // batches)
         cuts = [slice(first, first + rows) for first in range(0, len(loss.inputs), rows)]
-        blocks = [(loss.inputs[cut], loss.fit.map(lambda a, cut=cut: a[cut])) for cut in cuts]  # type: ignore[misc]
-        new = cls(blocks, d, [], torch.zeros_like(V))
-        new.parts = [new._part(b, V) for b in range(len(blocks))]
+        new = cls([loss.block(cut) for cut in cuts], d, [], torch.zeros_like(V))
+        new.parts = [new._part(b, V) for b in range(len(cuts))]
         new.total = pull + torch.stack(new.parts).sum(0)
         return new
 
@@ -213,6 +215,4 @@ class _Majorised:
         return self.total
 
     def _part(self, b: int, V: Tensor) -> Tensor:
-        X, fit = self.blocks[b]
-        Z = X @ (V / self.d)
-        return (X.T @ Z.sub_(fit.residual(Z))) / self.d
+        return self.blocks[b].majorised(V / self.d) / self.d

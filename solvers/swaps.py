@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convexprune.solvers.curvature import Model, Point
 from convexprune.solvers.penalties import NM, TopK
-from convexprune.solvers.refit import Model, Packed, Point, descend, factored, packed
+from convexprune.solvers.refit import Packed, descend, factored, packed
 
 __all__ = ["improve"]
 
@@ -47,10 +48,12 @@ def improve(
         trial = _Tableau.build(model, at, support, budget, pool).exchanged(support, coupled, limit)
         if torch.equal(trial, support):
             break
-        new = descend(model, at, trial, _SETTLED, (trial != support).any(0))
-        better = new.value < at.value
-        if coupled:
-            better = (new.value.sum() < at.value.sum()).expand_as(better)
+        changed = (trial != support).any(0)
+        new = descend(model, at, trial, _SETTLED, changed)
+        better = changed & (new.value < at.value)
+        if coupled:  # neurons that gave weights to others are judged together with those that took them
+            moved = trial.sum(0) != support.sum(0)
+            better = torch.where(moved, new.value[moved].sum() < at.value[moved].sum(), better)
         if not bool(better.any()):
             limit //= 4  # the model was trusted too far: fewer at a time
             if limit == 0:

@@ -25,8 +25,9 @@ from convexprune.solvers import (
     solve,
 )
 from convexprune.solvers.continuation import Continuation
+from convexprune.solvers.curvature import OneSided, model_of
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
-from convexprune.solvers.refit import descend, model_of, refit
+from convexprune.solvers.refit import descend, refit
 from convexprune.solvers.swaps import improve
 
 LOSSES = [SquaredLoss, ReluLoss]
@@ -130,6 +131,40 @@ def test_refit_refuses_what_it_cannot_do() -> None:
         refit(LayerProgram(X, NetTrimLoss((X @ W).relu())), torch.ones(program.shape, dtype=torch.bool))
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), exact=st.booleans())
+def test_the_majoriser_touches_the_relu_loss_and_is_never_below_it(seed: int, exact: bool) -> None:
+    X, W = layer(seed)
+    model = model_of(LayerProgram(X, ReluLoss((X @ W).relu())), exact)
+    assert isinstance(model, OneSided)
+    g = torch.Generator().manual_seed(seed)
+    U, step = (torch.randn(W.shape, generator=g, dtype=torch.float64) for _ in range(2))
+    at = model.at(U)
+    torch.testing.assert_close(model.majorised(U), X.T @ X @ U - at.gradient, rtol=ROUNDING, atol=ROUNDING)
+    bound = at.value + (at.gradient * step).sum(0) + (X @ step).square().sum(0) / 2
+    assert (model.at(U + step).value <= bound * (1 + EXACT)).all()
+
+
+def test_exact_weights_are_stationary_and_no_worse_after_the_relu_than_where_they_began() -> None:
+    X, W = layer(15)
+    program = LayerProgram(X, ReluLoss((X @ W).relu()), TopK(17))
+
+    def error(U: Tensor) -> Tensor:
+        return ((X @ U).relu() - program.fit.Y).square().sum(0) / 2  # type: ignore[attr-defined]
+
+    support = some_support(program, 16)
+    U, model = refit(program, support), model_of(program, exact=True)
+    at = descend(model, model.at(U), support)
+    torch.testing.assert_close(at.value, error(at.weights), rtol=ROUNDING, atol=ROUNDING)
+    assert (at.value <= error(U) * (1 + EXACT)).all()
+    assert at.value.sum() < error(U).sum()
+
+    V = solve(program, "continuation", exact=True).weights
+    g = X.T @ (((X @ V) - program.fit.Y) * (X @ V > 0))
+    assert V.count_nonzero() == 17
+    assert g[V != 0].abs().max() <= OPTIMUM * (X.T @ program.fit.Y).abs().max()
+
+
 BUDGETS = [TopK(17), TopK(4, per="neuron"), NM(2, 4), TopK(13, rows=8), NM(1, 4, rows=8)]
 
 
@@ -186,13 +221,15 @@ def test_the_best_of_all_supports_is_never_beaten_and_often_reached(kind: Any, s
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), kind=st.sampled_from(LOSSES), budget=st.sampled_from(BUDGETS))
-def test_exchanges_never_raise_the_loss_and_keep_the_budget(seed: int, kind: Any, budget: TopK | NM) -> None:
+@given(seed=st.integers(0, 10_000), kind=st.sampled_from(LOSSES), budget=st.sampled_from(BUDGETS), exact=st.booleans())
+def test_exchanges_never_raise_the_loss_and_keep_the_budget(
+    seed: int, kind: Any, budget: TopK | NM, exact: bool
+) -> None:
     X, W = layer(seed)
     program = LayerProgram(X, target(kind, X, W), budget)
     support = budget.support(torch.rand(program.shape, generator=torch.Generator().manual_seed(seed)) + 1)
-    model = model_of(program)
-    at = descend(model, model.at(torch.zeros_like(W)), support)
+    model = model_of(program, exact)
+    at = descend(model, model.at(W), support)
     new, exchanged = improve(model, at, support, budget, rounds=3, pool=8)
     assert new.value.sum() <= at.value.sum() * (1 + EXACT)
     assert not new.weights[~exchanged].any()
