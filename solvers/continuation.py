@@ -89,7 +89,8 @@ class Continuation:
         budget = program.penalty
         assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
         program = program.to(self.dtype or program.dtype)
-        quadratic, loss = Quadratic(program, program.dtype), model_of(program, self.exact)
+        quadratic = Quadratic(program, program.dtype)
+        loss = model_of(program, self.exact, quadratic)
         unit = float(quadratic.gram.diagonal().mean())
         dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
@@ -97,7 +98,7 @@ class Continuation:
         end = None if limits.time_limit is None else began + limits.time_limit
         steps = min(self.steps, limits.max_iter or self.steps)
         done = descent.run(steps, self.penalty, budget, end)
-        model = (quadratic if isinstance(loss, Quadratic) else loss).damped(self.ridge * unit, dense)
+        model = loss.damped(self.ridge * unit, dense)
         at = self._improved(model, descent.weights, budget, exchange=done == steps)
         ended = "time limit" if done < steps else "iteration limit" if steps < self.steps else "own rule"
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
@@ -167,9 +168,8 @@ def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
     size = V[:rows].abs()
     flat = size.reshape(-1, 1) if budget.per == "layer" else size
     least = flat.kthvalue(len(flat) - budget.k + 1, dim=0).values
-    kept = torch.ones_like(V, dtype=torch.bool)
-    kept[:rows] = size >= least
-    return kept
+    kept = size >= least
+    return kept if rows == len(V) else torch.cat([kept, kept.new_ones(len(V) - rows, V.shape[1])])
 
 
 class _Moment(Protocol):

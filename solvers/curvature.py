@@ -4,6 +4,7 @@ A neuron's quadratic model has g = Xᵀh(XU) and H = XᵀX over the samples whos
 the squared loss, which therefore needs XᵀX, XᵀY and ‖y_m‖² alone.
 """
 
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -177,27 +178,39 @@ class OneSided:
         """½‖h‖² and Xᵀh, and what the ridge adds to them."""
         return self._point(U, self.inputs @ U)
 
+    def _parts(self) -> Iterator[tuple[slice, "OneSided"]]:
+        """Blocks of samples that a cache holds."""
+        return ((rows, self.block(rows)) for rows in blocks_of(self.inputs, self.fit.shape[1]))
+
     def _point(self, U: Tensor, Z: Tensor) -> Point:
-        h = self._residual(Z)
-        active = Z > 0 if self.exact else self.free | (h > 0)
-        gradient = self.columns @ (h * active) + self.ridge * (U - self.centre)
-        return Point(U, self._value(U, h), gradient, Z, active)
+        value, gradient = self._pulled(U), self.ridge * (U - self.centre)
+        active = torch.empty_like(self.free)
+        for rows, part in self._parts():
+            h = part._residual(Z[rows])
+            active[rows] = Z[rows] > 0 if self.exact else part.free | (h > 0)
+            gradient.addmm_(part.columns, h * active[rows])
+            value += h.square_().sum(0).to(torch.float64) / 2
+        return Point(U, value, gradient, Z, active)
 
     def _residual(self, Z: Tensor) -> Tensor:
         return Z.clamp(min=0).sub_(self.fit.anchor) if self.exact else self.fit.residual(Z)
 
-    def _value(self, U: Tensor, h: Tensor) -> Tensor:
-        value = h.square().sum(0, dtype=torch.float64) / 2
-        return value + self.ridge / 2 * (U - self.centre).square().sum(0, dtype=torch.float64)
+    def _pulled(self, U: Tensor) -> Tensor:
+        """What the ridge adds to the value."""
+        return self.ridge / 2 * (U - self.centre).square().sum(0, dtype=torch.float64)
 
     def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:
         """XᵀX of the samples that respond."""
         assert at.active is not None  # noqa: S101 - every Point made here has it
-        grams = []
-        for m, inputs in zip(neurons.tolist(), rows, strict=True):
-            x = self.columns[inputs].index_select(1, at.active[:, m].nonzero()[:, 0])
-            grams.append(x @ x.T)
-        H = torch.stack(grams)
+        s, P = rows.shape[1], len(self.inputs)
+        H = self.columns.new_empty(len(rows), s, s)
+        # The same memory for every neuron: fresh pages would take as long as the products.
+        gathered, kept = self.columns.new_empty(s, P), self.columns.new_empty(s * P)
+        for product, inputs, responds in zip(H, rows, at.active.T[neurons], strict=True):
+            samples = responds.nonzero()[:, 0]
+            x = kept[: s * len(samples)].view(s, len(samples))
+            torch.index_select(torch.index_select(self.columns, 0, inputs, out=gathered), 1, samples, out=x)
+            torch.mm(x, x.T, out=product)
         H.diagonal(dim1=1, dim2=2).add_(self.ridge)
         return H
 
@@ -213,18 +226,26 @@ class OneSided:
         change, slope = self.inputs @ step, (at.gradient * step).sum(0, dtype=torch.float64)
         t = torch.ones_like(slope)
         for _ in range(20):
-            h = self._residual(at.outputs + change * t.to(change))
-            rises = self._value(at.weights + step * t.to(step), h) > at.value + 1e-4 * t * slope
+            value = self._pulled(at.weights + step * t.to(step))
+            for rows, part in self._parts():
+                h = part._residual(torch.addcmul(at.outputs[rows], change[rows], t.to(change)))
+                value += h.square_().sum(0).to(torch.float64) / 2
+            rises = value > at.value + 1e-4 * t * slope
             if not bool(rises.any()):
                 break
             t = torch.where(rises, t / 2, t)
         t = torch.where(rises, 0.0, t).to(change)
-        return self._point(at.weights + step * t, at.outputs + change * t)
+        return self._point(at.weights + step * t, torch.addcmul(at.outputs, change, t, out=change))
 
 
-def model_of(program: LayerProgram, exact: bool = False) -> "Quadratic | OneSided":
-    """The loss of the program's geometry; exact: the ReLU's own error in place of its convex bound."""
+def model_of(program: LayerProgram, exact: bool = False, quadratic: Quadratic | None = None) -> "Quadratic | OneSided":
+    """The loss of the program's geometry; exact: the ReLU's own error in place of its convex bound.
+
+    A quadratic model of the program that is there already is not made again.
+    """
     fit = program.fit
     assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
     loss: LossFit = fit.as_loss()
-    return Quadratic(program, program.dtype) if isinstance(loss, SquaredLoss) else OneSided(program, exact)
+    if isinstance(loss, SquaredLoss):
+        return quadratic or Quadratic(program, program.dtype)
+    return OneSided(program, exact)

@@ -63,7 +63,7 @@ def refit(program: LayerProgram, support: Tensor) -> Tensor:
     support = support.to(program.inputs.device)
     linear = Quadratic(program)
     U = descend(linear, linear.at(linear.zeros()), support).weights
-    model = model_of(program)
+    model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
         U = descend(model, model.at(U.to(program.dtype)), support).weights
     return U.to(program.dtype)

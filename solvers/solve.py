@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from numbers import Integral
 from typing import Any
@@ -244,10 +245,13 @@ def _provenance(name: str, method: Solver, program: LayerProgram, limits: Limits
 
 def versions(*packages: str) -> dict[str, str]:
     """Python's version and those of installed packages."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version()} | {package: _installed(package) for package in packages}
+
+
+@cache
+def _installed(package: str) -> str:
+    """Read once: its files take as long to find as a small program to solve."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

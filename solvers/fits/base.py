@@ -115,7 +115,7 @@ class TargetFit(ABC):
         """p(Z), a new tensor."""
 
     def seen(self) -> Tensor | None:
-        """Of p what the measure sees: 1 or 0 for each entry in the dtype of the targets, None for all."""
+        """Of p what the measure sees: 1 or 0 for each entry in the dtype of the targets, a new tensor; None for all."""
         return None
 
     def unrestricted(self) -> Tensor:
@@ -142,7 +142,7 @@ class TargetFit(ABC):
     def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         """The measure's fraction of h, and all of e."""
         p, part, seen = self.offset(Z), self.measure.pull(sums[0], rho).to(Z), self.seen()
-        return p.mul_(part) if seen is None else p.mul_(1 - seen * (1 - part))
+        return p.mul_(part) if seen is None else p.mul_(torch.mul(seen, part - 1, out=seen).add_(1))
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
         """Z − pull, by blocks of rows."""

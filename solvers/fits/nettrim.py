@@ -51,7 +51,7 @@ class _Ceiling(OneSided):
     def anchor(self) -> Tensor:
         """Y on Ω, V elsewhere."""
         if not isinstance(self.ceiling, Tensor) and self.ceiling == 0:
-            return self.Y.clamp(min=0)
+            return self.Y
         return torch.where(self.Y > 0, self.Y, self.V)
 
     def seen(self) -> Tensor:

@@ -13,6 +13,12 @@ __all__ = ["OneSided", "ReluBall", "ReluLoss"]
 class OneSided(TargetFit):
     """A geometry in which entries off Ω may be as low as they like, so multipliers there are ≥ 0."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Once, for it would be a pass over [P, M] at each use; and no copy is made where targets are a ReLU's outputs.
+        if bool((self.Y < 0).any()):
+            object.__setattr__(self, "targets", self.Y.clamp(min=0))
+
     def offset(self, Z: Tensor) -> Tensor:
         """Z − anchor on Ω, (Z − anchor)₊ elsewhere."""
         # max(Z − anchor, floor) with floor 0 off Ω and very low on it: 6 times as fast as ``where`` on a CPU.
@@ -22,8 +28,7 @@ class OneSided(TargetFit):
 
     def omega(self) -> Tensor:
         """1 on Ω, 0 elsewhere, in the dtype of the targets, a new tensor."""
-        active = self.Y.clamp(min=0)
-        return torch.sign(active, out=active)
+        return torch.sign(self.Y)
 
     def curb(self, L: Tensor) -> Tensor:
         """Λ clipped to ≥ 0 on Ωᶜ."""
@@ -37,8 +42,8 @@ class OneSided(TargetFit):
 class _Relu(OneSided):
     @property
     def anchor(self) -> Tensor:
-        """Y on Ω, 0 elsewhere."""
-        return self.Y.clamp(min=0)
+        """Y, which is 0 off Ω."""
+        return self.Y
 
     def as_loss(self, weight: float = 1.0) -> "ReluLoss":
         """½·weight·‖h(Z)‖²."""
