@@ -14,11 +14,12 @@ Every step yields a valid lower bound, whoever produced Λ (docs/program.md has 
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.arrays import ArrayLike, as_matrix, blocks_of, check_shape
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.penalties import Penalty
@@ -132,10 +133,10 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
     if not penalty.convex:
         return _without_bound(program, U)
     cost = penalty.cost(program.shape)
-    sums = _sums(program, U, multipliers)
-    cheap = _cheap(cost, sums.column_squares)
-    if bool(cheap.any()):
-        sums = _sums(program, U, multipliers, _shift(program, U, multipliers, cheap, cost, sums))
+    squares = _column_squares(program)
+    cheap = _cheap(cost, squares)
+    shift = _shift(program, U, multipliers, cheap, cost, squares) if bool(cheap.any()) else None
+    sums = _sums(program, U, multipliers, squares, shift)
     bound, t = _bound(fit, penalty, cost, sums)
     value = float(penalty.value(U)) + fit.value(sums.fit)
     violation = fit.distance(sums.fit) / fit.scale
@@ -155,9 +156,10 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
 
 
 def _without_bound(program: LayerProgram, U: Tensor) -> Judgement:
-    sums, fit = _sums(program, U, None), program.fit
-    value = float(program.penalty.to(U).value(U)) + fit.value(sums.fit)
-    certificate = Certificate(value, -math.inf, math.inf, fit.distance(sums.fit) / fit.scale, abs(value))
+    fit = program.fit
+    sums = torch.stack([block.fit.sums(block.Z) for block in _blocks(program, U)]).sum(0)
+    value = float(program.penalty.to(U).value(U)) + fit.value(sums)
+    certificate = Certificate(value, -math.inf, math.inf, fit.distance(sums) / fit.scale, abs(value))
     return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
 
 
@@ -173,20 +175,35 @@ class _Block:
 
     X: Tensor
     fit: Fit
-    Z: Tensor
-    L: Tensor
+    U: Tensor
+    proposed: Tensor | None
+
+    @cached_property
+    def Z(self) -> Tensor:
+        """XU."""
+        return self.X @ self.U
+
+    @property
+    def L(self) -> Tensor:
+        """Λ, of the signs that the fit asks for."""
+        return self.fit.curb(self.fit.residual(self.Z) if self.proposed is None else self.proposed)
 
 
-def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Iterator[_Block]:
+def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None = None) -> Iterator[_Block]:
     X, (N, M) = program.inputs, program.shape
     rows = max(1, _BLOCK_ENTRIES // (N + 4 * M))
     for start in range(0, program.samples, rows):
         part = slice(start, start + rows)
-        Xb = X[part].to(torch.float64)
         fit = program.fit.map(lambda array, part=part: array[part].to(torch.float64))  # type: ignore[misc]
-        Z = Xb @ U
-        L = fit.residual(Z) if multipliers is None else multipliers[part].to(torch.float64)
-        yield _Block(Xb, fit, Z, fit.curb(L))
+        proposed = None if multipliers is None else multipliers[part].to(torch.float64)
+        yield _Block(X[part].to(torch.float64), fit, U, proposed)
+
+
+def _column_squares(program: LayerProgram) -> Tensor:
+    """‖x_j‖² [N, 1]."""
+    X = program.inputs
+    parts = (X[rows].to(torch.float64).square().sum(0) for rows in blocks_of(X))
+    return torch.stack(list(parts)).sum(0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -196,9 +213,9 @@ class _Sums:
     fit: Tensor  # the fit's sums, [K, M]
     terms: Tensor  # the fit's dual terms, [2, M]
     A: Tensor  # XᵀΛ [N, M]
-    column_squares: Tensor  # ‖x_j‖² [N, 1]
     multiplier_squares: Tensor  # ‖λ_m‖² [1, M]
     anchor_squares: Tensor  # of what ⟨Λ, ·⟩ in the dual terms is taken with [1, M]
+    column_squares: Tensor  # ‖x_j‖² [N, 1]
 
     @property
     def reach(self) -> Tensor:
@@ -206,7 +223,9 @@ class _Sums:
         return self.column_squares.sqrt() * self.multiplier_squares.sqrt()
 
 
-def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: Tensor | None = None) -> _Sums:
+def _sums(
+    program: LayerProgram, U: Tensor, multipliers: Tensor | None, column_squares: Tensor, shift: Tensor | None
+) -> _Sums:
     totals: list[Tensor] = []
     for block in _blocks(program, U, multipliers):
         L = block.L
@@ -216,12 +235,11 @@ def _sums(program: LayerProgram, U: Tensor, multipliers: Tensor | None, shift: T
             block.fit.sums(block.Z),
             block.fit.dual_terms(L),
             block.X.T @ L,
-            block.X.square().sum(0)[:, None],
             L.square().sum(0)[None, :],
             block.fit.anchor.square().sum(0)[None, :],
         ]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
-    return _Sums(*totals)
+    return _Sums(*totals, column_squares)
 
 
 def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
@@ -233,23 +251,29 @@ def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
 
 
 def _shift(
-    program: LayerProgram, U: Tensor, multipliers: Tensor | None, cheap: Tensor, cost: Tensor, sums: _Sums
+    program: LayerProgram,
+    U: Tensor,
+    multipliers: Tensor | None,
+    cheap: Tensor,
+    cost: Tensor,
+    column_squares: Tensor,
 ) -> Tensor:
     """C [N, M] such that Λ − unrestricted∘(XC) in the place of Λ meets |XᵀΛ| ≤ cost on every cheap entry.
 
     A least squares problem a column over the cheap inputs F: (X_Fᵀ D X_F) c = r_F with D the unrestricted samples and r
-    what A exceeds the cost by. Columns of X_F are scaled to unit length first.
+    what X_FᵀΛ exceeds the cost by. Columns of X_F are scaled to unit length first.
     """
     rows = cheap.any(1).nonzero()[:, 0]
     mask = cheap[rows].T.to(torch.float64)  # [M, F]
-    length = sums.column_squares[rows].sqrt().clamp(min=1e-300)  # [F, 1]
-    gram = U.new_zeros(*mask.shape, len(rows))
+    length = column_squares[rows].sqrt().clamp(min=1e-300)  # [F, 1]
+    gram, A = U.new_zeros(*mask.shape, len(rows)), U.new_zeros(len(rows), len(mask))
     for block in _blocks(program, U, multipliers):
         XF = block.X[:, rows] / length.T
         gram += torch.einsum("pf,pm,pg->mfg", XF, block.fit.unrestricted().to(torch.float64), XF)
+        A += XF.T @ block.L
     gram *= mask[:, :, None] * mask[:, None, :]
-    A, limit = sums.A[rows], cost[rows]
-    excess = ((A - A.clamp(-limit, limit)) / length).T * mask
+    limit = cost[rows] / length
+    excess = (A - A.clamp(-limit, limit)).T * mask
     solution = torch.linalg.pinv(gram, hermitian=True) @ excess[:, :, None]
     return torch.zeros_like(U).index_copy(0, rows, (solution[:, :, 0] * mask).T / length)
 

@@ -113,7 +113,7 @@ class Continuation:
             return improve(model, at, support, budget, self.rounds, self.pool)[0] if exchange else at
         at = model.at(U)
         if exchange and self.rounds:
-            at = descend(model, at, support, settled=1e-3)
+            at = descend(model, at, support, settled=1e-2)
             at, support = improve(model, at, support, budget, self.rounds, self.pool)
         return descend(model, at, support, settled=1e-5) if single else descend(model, at, support)
 
