@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, blocks_of, check_shape
+from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.penalties import Penalty
@@ -201,8 +201,8 @@ def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None = None)
 
 def _column_squares(program: LayerProgram) -> Tensor:
     """‖x_j‖² [N, 1]."""
-    X = program.inputs
-    parts = (X[rows].to(torch.float64).square().sum(0) for rows in blocks_of(X))
+    rows = max(1, _BLOCK_ENTRIES // 8 // program.shape[0])
+    parts = (part.to(torch.float64).square().sum(0) for part in program.inputs.split(rows))
     return torch.stack(list(parts)).sum(0)[:, None]
 
 
