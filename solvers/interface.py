@@ -91,6 +91,8 @@ class Solver(Protocol):
 
 State = TypeVar("State")
 
+_USUAL = 0.16  # by how much the logarithm of an excess falls an iteration near the end, until it is known
+
 
 @dataclass(frozen=True)
 class IterativeSolver(Generic[State]):
@@ -189,10 +191,12 @@ class _Rhythm:
     def next(self, k: int, excess: float) -> None:
         """Iteration k had this excess."""
         ahead = max(min(10, self.due), k // 10)
-        if self.last and 1 < excess < self.last[1] < math.inf:
-            rate = math.log(self.last[1] / excess) / (k - self.last[0])
-            ahead = round(min(max(math.log(excess) / rate, 3), k // 2 + 10))
-        self.due, self.last = k + ahead, (k, excess)
+        if self.last is None and 1 < excess < math.inf:
+            ahead = min(ahead, math.ceil(math.log(excess) / _USUAL))
+        elif self.last and 1 < excess < self.last[1] < math.inf:
+            ahead = round(math.log(excess) * (k - self.last[0]) / math.log(self.last[1] / excess))
+            ahead = min(ahead, k // 2 + 10)
+        self.due, self.last = k + max(3, ahead), (k, excess)
 
 
 def _past(began: float, time_limit: float | None) -> bool:
