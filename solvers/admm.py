@@ -177,10 +177,11 @@ class ADMM(IterativeSolver[Iterate]):
 
     def _move(self, state: Iterate, change: Tensor, exact: bool) -> Tensor:
         """XU for U + change, and q + relaxation·(XU − Z); the fit's sums of that."""
-        a, U, sums = self.relaxation, state.V / state.d, torch.zeros_like(state.sums)
+        a, sums = self.relaxation, torch.zeros_like(state.sums)
+        U = state.V / state.d if exact else None
         for block in state.samples:
             q, XU, work = state.q[block.rows], state.XU[block.rows], state.work[block.rows]
-            if exact:
+            if U is not None:
                 torch.mm(block.inputs(q), U, out=XU)
                 q.add_(XU, alpha=a).sub_(work, alpha=a)
             else:
@@ -239,8 +240,8 @@ class ADMM(IterativeSolver[Iterate]):
         damping = 1e-3 * gram.diagonal().clamp(min=_TINY)
         like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
-        solution: Tensor = torch.linalg.solve(gram + torch.diag(damping), moment.to(gram))
-        return solution.to(d)
+        factor = torch.linalg.cholesky(gram + torch.diag(damping))
+        return torch.cholesky_solve(moment.to(gram), factor).to(d)
 
     def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
@@ -255,7 +256,9 @@ class ADMM(IterativeSolver[Iterate]):
         if every < 4 or self.sampled == 0:
             return None
         rows = slice(None, None, every)
-        part = LayerProgram(program.inputs[rows], program.fit.sample(rows), program.penalty)
+        # Copied, for strided rows would slow every pass.
+        fit = program.fit.sample(rows).map(Tensor.contiguous)
+        part = LayerProgram(program.inputs[rows].contiguous(), fit, program.penalty)
         share = part.samples / P
         given = {name: value / share for name in ("rho", "sigma") if (value := getattr(self, name)) is not None}
         method = replace(self, **given)
