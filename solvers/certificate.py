@@ -202,7 +202,7 @@ def _blocks(program: LayerProgram, U: Tensor, multipliers: Tensor | None = None)
 def _column_squares(program: LayerProgram) -> Tensor:
     """‖x_j‖² [N, 1]."""
     rows = max(1, _BLOCK_ENTRIES // 8 // program.shape[0])
-    parts = (part.to(torch.float64).square().sum(0) for part in program.inputs.split(rows))
+    parts = (part.to(torch.float64).square().sum(0) for part in torch.split(program.inputs, rows))
     return torch.stack(list(parts)).sum(0)[:, None]
 
 
@@ -239,7 +239,7 @@ def _sums(
             block.fit.anchor.square().sum(0)[None, :],
         ]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
-    return _Sums(*totals, column_squares)
+    return _Sums(*totals, column_squares=column_squares)
 
 
 def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
