@@ -239,7 +239,8 @@ def _sums(
             block.fit.anchor.square().sum(0)[None, :],
         ]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
-    return _Sums(*totals, column_squares=column_squares)
+    fit, terms, A, multiplier_squares, anchor_squares = totals
+    return _Sums(fit, terms, A, multiplier_squares, anchor_squares, column_squares)
 
 
 def _cheap(cost: Tensor, column_squares: Tensor) -> Tensor:
