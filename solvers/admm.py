@@ -187,7 +187,7 @@ class ADMM(IterativeSolver[Iterate]):
             else:
                 # Z is the mean of q and XU + R.
                 moved = block.outputs(change, state.products)
-                q.mul_(1 - a / 2).add_(XU, alpha=a / 2).sub_(work, alpha=a / 2).add_(moved, alpha=a)
+                q.lerp_(XU - work, a / 2).add_(moved, alpha=a)
                 XU.add_(moved)
             sums += block.fit.sums(q)
         return sums

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import blocks_of
+from convexprune.solvers.arrays import add_gram, blocks_of
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.program import LayerProgram
 
@@ -79,6 +79,5 @@ def gram_matrix(X: Tensor) -> Tensor:
     """XᵀX in float64, by blocks of rows so that X is never copied whole."""
     gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
     for rows in blocks_of(X):
-        wide = X[rows].to(torch.float64)
-        gram.addmm_(wide.T, wide)
+        add_gram(gram, X[rows].to(torch.float64))
     return gram

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import blocks_of
+from convexprune.solvers.arrays import add_gram, blocks_of
 from convexprune.solvers.fits import SquaredLoss
 from convexprune.solvers.fits.base import LossFit, TargetFit
 from convexprune.solvers.program import LayerProgram
@@ -81,7 +81,7 @@ class Quadratic:
         self.square = X.new_zeros(M, dtype=torch.float64)
         for rows in blocks_of(X):
             x, y = X[rows].to(torch.float64), Y[rows].to(torch.float64)
-            self.gram.addmm_(x.T, x)
+            add_gram(self.gram, x)
             self.moment.addmm_(x.T, y)
             self.square += y.square().sum(0)
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
+from convexprune.solvers.arrays import ArrayLike, add_gram, as_matrix, check_shape
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 __all__ = ["Gram"]
@@ -94,7 +94,8 @@ class Gram:
         X, Y = as_matrix(f"inputs X of batch {number}", inputs), as_matrix(f"targets Y of batch {number}", targets)
         check_shape(f"targets Y of batch {number}", Y, (X.shape[0], Y.shape[1]), "the samples of X")
         X, Y = X.to(dtype), Y.to(X.device, dtype)
-        return cls(X.T @ X, X.T @ Y, Y.square().sum(0, dtype=torch.float64), len(X), dtype)
+        XX = add_gram(X.new_zeros(X.shape[1], X.shape[1]), X)
+        return cls(XX, X.T @ Y, Y.square().sum(0, dtype=torch.float64), len(X), dtype)
 
     def __add__(self, other: "Gram") -> Self:
         """Those of both sets of samples together, whatever machines they came from: exact up to rounding."""

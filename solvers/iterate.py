@@ -51,7 +51,8 @@ class Iterate:
     def refactor(self) -> None:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
         ratio = max(self.sigma.weight / self.rho.weight, 1e-12 * float(self.gram.diagonal().max()))
-        shifted = self.gram + ratio * torch.eye(len(self.gram), dtype=torch.float64, device=self.gram.device)
+        shifted = self.gram.clone()
+        shifted.diagonal().add_(ratio)
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(self.q)
 
     def adopt(self, multipliers: Tensor) -> None:
@@ -79,11 +80,13 @@ class Iterate:
         self.adjoint = None
         T = before = self.T
         support, last, change = T != 0, math.inf, (T - self.V) / self.d
-        XT = self.work.copy_(self.XU)
+        XT, last_XT = self.work, self.XU
         for step in range(steps + 1):
+            sums = torch.zeros_like(self.sums)
             for block in self.samples:
-                XT[block.rows].add_(block.outputs(change, self.products))
-            sums = self.samples.sums(XT)
+                moved = block.outputs(change, self.products)
+                sums += block.fit.sums(torch.add(last_XT[block.rows], moved, out=XT[block.rows]))
+            last_XT = XT
             distance = self.samples.blocks[0].fit.distance(sums)
             if distance > 0.5 * last:
                 return before
