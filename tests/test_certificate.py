@@ -189,6 +189,17 @@ def rebuilt(program: LayerProgram, X: Tensor, change: Callable[[Tensor], Tensor]
     return LayerProgram(X, program.fit.map(change), L1(w))
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_the_judge_writes_on_nothing(name: str) -> None:
+    program = build(name)
+    U, L = gaussian(0, *program.shape), gaussian(1, *program.fit.shape)
+    arrays = [program.inputs, program.fit.Y, U, L]
+    before = [array.clone() for array in arrays]
+    certify(program, U, L)
+    certify(program, U)
+    assert all(map(torch.equal, arrays, before))
+
+
 @pytest.mark.parametrize("name", [*SMALL, "net-trim raised ceiling"])
 def test_the_order_of_samples_neurons_and_inputs_is_irrelevant(name: str) -> None:
     program, U, L = rough(name)

@@ -30,6 +30,7 @@ from convexprune.solvers import (
     certify,
     solve,
 )
+from convexprune.solvers.arrays import add_gram
 from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 SEEDS = st.integers(0, 10_000)
@@ -377,3 +378,14 @@ def test_fits_of_the_same_gram_with_another_radius_or_measure_are_its_own() -> N
     fit = Ball(gram, 1.0)
     for other in (fit.with_eps(2.0), fit.as_loss(3.0), SquaredLoss(gram)):
         assert LayerProgram(gram, other).samples == 4
+
+
+@given(st.integers(1, 300), st.integers(1, 20), st.integers(0, 9))
+def test_products_of_inputs_are_summed_by_halves(N: int, P: int, seed: int) -> None:
+    A, total = gaussian(seed, P, N), gaussian(seed + 1, N, N)
+    total = total + total.T
+    expected = total + A.T @ A
+    found = add_gram(total, A)
+    assert found is total
+    size = float(expected.abs().max())
+    assert torch.allclose(found, expected, rtol=EXACT, atol=EXACT * size)
