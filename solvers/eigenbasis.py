@@ -6,9 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from convexprune.solvers.curvature import Quadratic
 from convexprune.solvers.fits.measures import LayerBall, NeuronBalls
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import Quadratic
 
 __all__ = ["Eigenbasis"]
 

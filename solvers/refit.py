@@ -17,15 +17,10 @@ from convexprune.solvers.fits.base import TargetFit
 from convexprune.solvers.program import LayerProgram
 
 __all__ = [
-    "Model",
-    "OneSided",
     "Packed",
-    "Point",
-    "Quadratic",
     "conjugate",
     "descend",
     "factored",
-    "model_of",
     "packed",
     "refit",
     "unfit",
