@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,9 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
+_NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others
+_net_trim = partial(typer.Option, rich_help_panel=_NET_TRIM)
+_coreset = partial(typer.Option, rich_help_panel=_CORESET)
 _UNCERTIFIED = 3  # exit status: the model was written, but not every layer has what was promised for it
 
 
@@ -78,6 +82,7 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
 
 @app.command()
 def prune(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="lenet-300-100, lenet-5, or your own as package.module:factory.")],
     weights: Annotated[Path, typer.Option(help="The trained weights: .safetensors, or .pt without pickled code.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; nothing in it is overwritten.")],
@@ -86,25 +91,23 @@ def prune(
     key: Annotated[str | None, typer.Option(help="The array in the .npz, such as x_train.")] = None,
     samples: Annotated[int | None, typer.Option(help="Use only the first samples.", min=1)] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Name pattern of layers to prune; repeatable.")] = None,
-    eps: Annotated[list[str] | None, typer.Option(help="0.1, or PATTERN=0.1 for some layers; repeatable.")] = None,
-    fit: Annotated[str | None, typer.Option(help="Net-Trim: relu-ball, net-trim or ball for every layer.")] = None,
-    solver: Annotated[str, typer.Option(help="Net-Trim: see `convexprune solvers`.")] = "admm",
-    tol: Annotated[float, typer.Option(help="Net-Trim: certified relative gap to reach.")] = 1e-3,
-    feas_tol: Annotated[float, typer.Option(help="Net-Trim: violation to reach, relative to eps.")] = 1e-4,
-    max_iter: Annotated[int | None, typer.Option(help="Net-Trim: iterations a layer at most.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Net-Trim: seconds a layer at most.")] = None,
-    multipliers: Annotated[bool, typer.Option(help="Net-Trim: also write the multipliers.")] = False,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Coreset: ratio (0.1) or count (30) to keep, or PATTERN=…; repeatable.")
-    ] = None,
-    delta: Annotated[float | None, typer.Option(help="Coreset: with --eps, a guarantee instead of --keep.")] = None,
-    scope: Annotated[str, typer.Option(help="Coreset: the size is each layer's, or the network's.")] = "layer",
-    order: Annotated[str, typer.Option(help="Coreset: bottom-up or top-down.")] = "bottom-up",
-    remove: Annotated[bool, typer.Option(help="Coreset: really remove neurons, or leave zeros.")] = True,
-    baseline: Annotated[bool, typer.Option(help="Coreset: report uniform sampling at the same size, too.")] = False,
-    seed: Annotated[int, typer.Option(help="Coreset: of the sampling.", min=0)] = 0,
-    labels_key: Annotated[str | None, typer.Option(help="corenet: the calibration labels, for its bound.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Coreset: the method's own NAME=VALUE; repeatable.")] = None,
+    eps: Annotated[list[str] | None, typer.Option(help="Error allowed: 0.1, or PATTERN=0.1; repeatable.")] = None,
+    fit: Annotated[str | None, _net_trim(help="relu-ball, net-trim or ball for every layer.")] = None,
+    solver: Annotated[str, _net_trim(help="See `convexprune solvers`.")] = "admm",
+    tol: Annotated[float, _net_trim(help="Certified relative gap to reach.")] = 1e-3,
+    feas_tol: Annotated[float, _net_trim(help="Violation to reach, relative to eps.")] = 1e-4,
+    max_iter: Annotated[int | None, _net_trim(help="Iterations a layer at most.")] = None,
+    time_limit: Annotated[float | None, _net_trim(help="Seconds a layer at most.")] = None,
+    multipliers: Annotated[bool, _net_trim(help="Also write the multipliers.")] = False,
+    keep: Annotated[list[str] | None, _coreset(help="Ratio (0.1) or count (30), or PATTERN=…; repeatable.")] = None,
+    delta: Annotated[float | None, _coreset(help="With --eps, a guarantee instead of --keep.")] = None,
+    scope: Annotated[str, _coreset(help="The size is each layer's, or the network's.")] = "layer",
+    order: Annotated[str, _coreset(help="bottom-up or top-down.")] = "bottom-up",
+    remove: Annotated[bool, _coreset(help="Really remove neurons, or leave zeros.")] = True,
+    baseline: Annotated[bool, _coreset(help="Report uniform sampling at the same size, too.")] = False,
+    seed: Annotated[int, _coreset(help="Of the sampling.", min=0)] = 0,
+    labels_key: Annotated[str | None, _coreset(help="The calibration labels, for corenet's bound.")] = None,
+    option: Annotated[list[str] | None, _coreset(help="The method's own NAME=VALUE; repeatable.")] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled samples, for the accuracy before and after.")] = None,
     data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
     label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
@@ -117,8 +120,7 @@ def prune(
         sys.path.insert(0, str(Path.cwd()))  # so that the user's own module is found, as with `python -m`
         labelled = None if data is None else Labelled(data, data_key, label_key)
         if method == "net-trim":
-            if keep or delta is not None or option or labels_key:
-                raise InvalidInput("--keep, --delta, --option and --labels-key are for coresets: give --method, too")
+            _refuse_given(context, _CORESET, "for coresets only; give --method, too")
             limits: dict[str, Any] = {"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": time_limit}
             radius = parsed_table("--eps", eps or ["0.1"])
             recipe: dict[str, Any] = limits | {
@@ -129,6 +131,7 @@ def prune(
             }
             verb: Callable[..., Any] = Job.net_trim
         else:
+            _refuse_given(context, _NET_TRIM, f"for Net-Trim only, and {method} takes no notice; leave it out")
             _, pruner = make_method(method, parsed_options(option or []))
             recipe = {"method": pruner, "size": parsed_size(keep, eps, delta), "scope": scope, "order": order}
             recipe |= {"remove": remove, "baseline": baseline, "seed": seed}
@@ -138,6 +141,23 @@ def prune(
             told = {"callback": callback} if method == "net-trim" else {}
             report = verb(job, layers=layers, progress=progress, **told, **recipe)
         _finish(job, report)
+
+
+def _refuse_given(context: typer.Context, panel: str, reason: str) -> None:
+    """No option of the panel may have been given.
+
+    Raises:
+        InvalidInput: One was.
+    """
+    options = (option for option in context.command.params if getattr(option, "rich_help_panel", None) == panel)
+    given = [option.opts[0] for option in options if not _is_default(context, option.name or "")]
+    if given:
+        raise InvalidInput(f"{', '.join(given)}: {reason}")
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is None or source.name.startswith("DEFAULT")
 
 
 def _finish(job: Any, report: Any) -> None:

@@ -244,9 +244,10 @@ def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(
         ("uniform", ["--eps", "0.1", "--delta", "0.1"], "proves nothing"),
         ("lownr", ["--keep", "0.5"], "did you mean 'lowner'"),
         ("net-trim", [], "give --calibration"),
-        ("net-trim", ["--calibration", "x.npz", "--keep", "0.5"], "are for coresets: give --method"),
-        ("net-trim", ["--calibration", "x.npz", "--delta", "0.5"], "are for coresets: give --method"),
-        ("net-trim", ["--calibration", "x.npz", "--option", "beta=1"], "are for coresets: give --method"),
+        ("net-trim", ["--keep", "0.5", "--no-remove"], "--keep, --remove: for coresets only"),
+        ("net-trim", ["--delta", "0.5", "--option", "beta=1"], "--delta, --option: for coresets only"),
+        ("net-trim", ["--scope", "layer"], "--scope: for coresets only"),
+        ("mussay", ["--keep", "0.5", "--tol", "0.1", "--fit", "ball"], "--fit, --tol: for Net-Trim only"),
         *((name, ["--keep", "0.5"], "give calibration data") for name in ("corenet", "pfp", "sipp")),
     ],
 )

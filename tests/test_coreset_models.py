@@ -495,6 +495,17 @@ def test_long_names_take_lines_rather_than_figures(monkeypatch: pytest.MonkeyPat
     assert all(row.name in table for row in report.layers)
 
 
+@pytest.mark.parametrize("method", ["corenet", "sipp", "pfp"])
+def test_a_guarantee_s_own_delta_says_how_many_samples_it_takes(method: str) -> None:
+    for size, delta in ((Guarantee(0.5, 0.5), 0.5), ({"0": 0.5, "*": Guarantee(0.5, 1e-200)}, 1e-200)):
+        model, x = mlp()
+        report = coreset_prune_(model, x, method, size, delta=0.1)
+        [sample] = [a for a in report.layers[1].assumptions if "samples" in a.text]
+        assert f"for delta = {delta:g}; 90 were given" in sample.text
+        assert sample.holds is (delta == 0.5)
+        assert report.provenance["options"]["delta"] == delta
+
+
 def test_json_says_everything_and_has_no_nan() -> None:
     model, x = built()
     report = coreset_prune_(model, x, "lowner", {"0": 0.5, "*": Guarantee(2.0, 0.5)})

@@ -99,8 +99,7 @@ class CoreNet(Method):
     shared in proportion to the sums of sensitivities, as the draws are within a layer.
 
     Args:
-        delta: The probability of failure for which the size of the sample is checked and Δ̂ is reported; a guarantee
-            brings its own.
+        delta: The probability of failure for which the size of the sample is checked and Δ̂ is reported.
         sampling: See ``SAMPLINGS``.
 
     Raises:

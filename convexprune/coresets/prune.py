@@ -18,7 +18,7 @@ from convexprune.coresets.methods import make_method
 from convexprune.coresets.neurons import prune_neurons_
 from convexprune.coresets.recipe import Order, Recipe, Scope
 from convexprune.coresets.rows import CoresetLayer
-from convexprune.coresets.sizes import Size
+from convexprune.coresets.sizes import Size, with_delta_of
 from convexprune.nettrim import silent
 from convexprune.report import Report
 from convexprune.shrink import restoring
@@ -58,7 +58,7 @@ def coreset_prune_(
             their option ``items``); or an instance.
         size: A ratio to keep, a count, or a ``Guarantee(eps, delta)``: for every layer, or by name pattern. Guarantees
             are met by independent draws, and a layer for which they ask for at least as many draws as it has items is
-            kept whole.
+            kept whole. The least delta among them takes the place of the method's own.
         scope: "layer": the size is each layer's. "network": one ratio, of all weights of the layers concerned, which
             the method splits over layers.
         order: In which neurons are removed: from the input on, so that a layer is scored with the inputs that are left
@@ -86,6 +86,7 @@ def coreset_prune_(
     """
     began = time.perf_counter()
     name, pruner = make_method(method, options)
+    pruner = with_delta_of(pruner, size)
     recipe = Recipe(pruner, size, scope, order, remove, baseline, np.random.default_rng(seed), progress or silent)
     batches = None if calibration is None else as_batches(calibration, batch_size)
     if batches is None and pruner.needs_inputs:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import numpy as np
@@ -14,7 +14,7 @@ from convexprune.coresets.sampling import Sample, Sampling, draws_for, sample
 from convexprune.plan import looked_up
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
-__all__ = ["Choice", "Size", "choose", "items_kept", "layer_sizes", "shared_sizes"]
+__all__ = ["Choice", "Size", "choose", "items_kept", "layer_sizes", "shared_sizes", "with_delta_of"]
 
 Size = float | int | Guarantee
 """A float keeps that part of the items, an int so many of them, a ``Guarantee`` as many as it takes."""
@@ -64,6 +64,16 @@ def _checked(name: str, size: object) -> Size:
     if isinstance(size, float) and not (math.isfinite(size) and 0 < size <= 1):
         raise InvalidTolerance(f"size of {name}: expected a ratio in (0, 1], or a whole number to keep, found {size}")
     return size
+
+
+def with_delta_of(method: Method, size: Size | Mapping[str, Size]) -> Method:
+    """The method with the least delta that a guarantee asks for, in place of its own: assumptions depend on it."""
+    sizes = size.values() if isinstance(size, Mapping) else [size]
+    deltas = [size.delta for size in sizes if isinstance(size, Guarantee)]
+    if not deltas or not hasattr(method, "delta"):
+        return method
+    changed: Method = replace(method, delta=min(deltas))  # type: ignore[type-var]
+    return changed
 
 
 def items_kept(size: float | int, items: int) -> int:
