@@ -21,9 +21,10 @@ from convexprune.solvers.feasible import make_feasible
 from convexprune.solvers.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
 from convexprune.solvers.gram import Gram
 from convexprune.solvers.guarantees import proven_zeros, support_bounds
+from convexprune.solvers.hull import Combination, OutsideHull
 from convexprune.solvers.interface import IterativeSolver, Proposal, Start
-from convexprune.solvers.lewis import level_ellipsoid, lewis_weights
-from convexprune.solvers.max_norm import max_norm_coreset
+from convexprune.solvers.lewis import LevelEllipsoid, level_ellipsoid, lewis_weights
+from convexprune.solvers.max_norm import MaxNormCoreset, max_norm_coreset
 from convexprune.solvers.path import EpsPath, PathPoint, smallest_eps, solve_path
 from convexprune.solvers.penalties import L1, NM, GroupL2, TopK
 from convexprune.solvers.program import LayerProgram
@@ -37,15 +38,19 @@ __all__ = [
     "NM",
     "Ball",
     "Certificate",
+    "Combination",
     "Ellipsoid",
     "EpsPath",
     "Gram",
     "GroupL2",
     "IterativeSolver",
     "LayerProgram",
+    "LevelEllipsoid",
     "LownerEllipsoid",
+    "MaxNormCoreset",
     "NetTrimLoss",
     "NetTrimSet",
+    "OutsideHull",
     "PathPoint",
     "Proposal",
     "ReluBall",

@@ -214,9 +214,14 @@ def as_real(name: str, value: ArrayLike) -> Tensor:
     """``value`` as a real tensor of any shape; integers and booleans as in ``as_matrix``.
 
     Raises:
-        InvalidInput: Complex numbers, or nothing that converts to a tensor.
+        InvalidInput: Complex numbers, masked entries, or nothing that converts to a dense tensor.
     """
+    if np.ma.is_masked(value):
+        raise InvalidInput(
+            f"{name}: found masked entries, expected numbers everywhere; fill them, or leave their rows out"
+        )
     if not isinstance(value, Tensor):
+        array = None
         try:
             array = np.asarray(value)
             # torch shares memory with a natively ordered array that is not reversed.
@@ -227,7 +232,11 @@ def as_real(name: str, value: ArrayLike) -> Tensor:
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 value = torch.from_numpy(array)
         except (TypeError, ValueError) as error:
-            raise InvalidInput(f"{name}: expected a tensor or a numeric array, found {type(value).__name__}") from error
+            found = type(value).__name__ if array is None else f"one of {array.dtype}"
+            raise InvalidInput(f"{name}: expected a tensor or a numeric array, found {found}") from error
+    if value.layout != torch.strided or value.is_meta:
+        found = "one without data" if value.is_meta else str(value.layout)
+        raise InvalidInput(f"{name}: expected a dense tensor, found {found}; use to_dense()")
     if value.is_complex():
         raise InvalidInput(f"{name}: expected real numbers, found {value.dtype}")
     if value.is_floating_point():

@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_real, check_finite, checked_count, checked_positive
+from convexprune.solvers.arrays import ArrayLike, as_real, blocks_of, check_finite, checked_count, checked_positive
 from convexprune.solvers.certificate import Certificate
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
 from convexprune.solvers.interface import Limits, Proposal, Start
@@ -35,11 +35,13 @@ class Ellipsoid:
         center: c [d], float64, as all arrays here.
         generator: G [d, r], of full rank r.
         inverse: G⁺ [r, d], an inverse on the ellipsoid's span: G⁺G = I.
+        precision: Relative rounding of the points that it was made of: so far from its span belongs to it.
     """
 
     center: Tensor
     generator: Tensor
     inverse: Tensor
+    precision: float = field(default=torch.finfo(torch.float64).eps, kw_only=True)
 
     @property
     def rank(self) -> int:
@@ -58,35 +60,56 @@ class Ellipsoid:
 
     def transform(self, points: ArrayLike) -> Tensor:
         """v [k, r] of points [k, d]: coordinates in which the ellipsoid is the unit ball."""
-        return self._relative(points) @ self.inverse.T
+        x = self._points(points)
+        return torch.cat([(x[block].to(self.center) - self.center) @ self.inverse.T for block in blocks_of(x)])
 
     def norms(self, points: ArrayLike) -> Tensor:
         """Mahalanobis norms [k] of points [k, d] about the centre: at most 1 inside; inf outside the span."""
-        relative = self._relative(points)
-        v = relative @ self.inverse.T
-        norms: Tensor = torch.linalg.vector_norm(v, dim=1)
-        size = torch.linalg.vector_norm(self.generator, dim=1)
-        precision = torch.finfo(as_real("points", points).dtype).eps
-        # What lies outside the span, beyond what rounding of the coordinates explains.
-        rounding = _OFF_SPAN * precision**0.5 * (relative.abs() + self.center.abs() + size * (1 + norms[:, None]))
-        outside = ((relative - v @ self.generator.T).abs() > rounding).any(1)
-        return torch.where(outside, torch.inf, norms)
+        return self._measured(points)[0]
 
     def contains(self, points: ArrayLike, tol: float = 1e-9) -> Tensor:
-        """Whether each of the points [k, d] is inside, up to a relative ``tol``: booleans [k]."""
-        return self.norms(points) <= 1 + tol
+        """Whether each of the points [k, d] is inside: booleans [k].
+
+        That is up to a relative ``tol``, and to what the rounding of the centre, in float64, makes of its norm.
+        """
+        norms, rounding = self._measured(points)
+        return norms <= 1 + tol + rounding
+
+    def _measured(self, points: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Norms [k], and how far rounding of the centre, and of the products with G⁺, may take each."""
+        x = self._points(points)
+        precision = max(self.precision, torch.finfo(x.dtype).eps)
+        size = torch.linalg.vector_norm(self.generator, dim=1)
+        found = []
+        for block in blocks_of(x):
+            a = x[block].to(self.center)
+            relative = a - self.center
+            moved = torch.finfo(a.dtype).eps * (self.center.abs() + a.shape[1] * relative.abs())
+            v = relative @ self.inverse.T
+            norms = torch.linalg.vector_norm(v, dim=1)
+            # What lies outside the span, beyond what rounding of the coordinates explains.
+            allowed = _OFF_SPAN * precision**0.5 * (relative.abs() + self.center.abs() + size * (1 + norms[:, None]))
+            outside = ((relative - v @ self.generator.T).abs() > allowed).any(1)
+            rounding = torch.linalg.vector_norm(moved @ self.inverse.T.abs(), dim=1)
+            found.append(torch.stack([norms.masked_fill(outside, torch.inf), rounding]))
+        both = torch.cat(found, dim=1)
+        return both[0], both[1]
 
     def axes(self) -> Tensor:
-        """Semi-axes [r, d], longest first: c ± axis are the ends."""
+        """Semi-axes [r, d], longest first: c ± axis are the ends.
+
+        Every coordinate is known to 1e-16 of the longest axis, no better: divide columns by their units first where
+        these differ by more than 1e6.
+        """
         left, lengths, _ = torch.linalg.svd(self.generator, full_matrices=False)
         axes: Tensor = (left * lengths).T
         return axes
 
-    def _relative(self, points: ArrayLike) -> Tensor:
-        x = as_real("points", points)
+    def _points(self, points: ArrayLike) -> Tensor:
+        x = check_finite("points", as_real("points", points))
         if x.ndim != 2 or x.shape[1] != len(self.center):
             raise ShapeMismatch(f"points: expected [k, {len(self.center)}], found shape {list(x.shape)}")
-        return x.to(self.center) - self.center
+        return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +193,8 @@ def lowner_ellipsoid(
 
     Args:
         points: A numpy array (memory-mapped ones included) or a tensor on any device. They are read in blocks, and
-            judged and solved for in float64. They need not span R^d: the ellipsoid is that of their span.
+            judged and solved for in float64; only whole numbers, and arrays in foreign byte order, are copied. They
+            need not span R^d: the ellipsoid is that of their span.
         tol: The gap κ/r − 1 to reach: the log-volume is within (r/2)·log(1 + tol) of the least possible.
         center: "origin", or "free".
         weights: Dual weights u [n] ≥ 0 to start from.
@@ -184,11 +208,12 @@ def lowner_ellipsoid(
 
     Raises:
         ShapeMismatch, EmptyInput, NonFinite: The points, or the weights, are no finite matrix of the right shape.
-        InvalidInput: An unknown ``center``, negative weights, or none that is positive.
+        InvalidInput: An unknown ``center``, negative weights, or none that is positive, no callback, or points that
+            are farther apart, or closer together, than float64 can compute with.
         InvalidTolerance: tol or a limit outside its range.
         UnknownSolver, UnknownOption, MissingExtra, SolverRefused: As in ``solve``.
     """
-    if center not in ("origin", "free"):
+    if not isinstance(center, str) or center not in ("origin", "free"):
         raise InvalidInput(f"center: expected 'origin' or 'free', found {center!r}")
     passes = None if max_passes is None else checked_count("max_passes", max_passes)
     limits = checked_limits(Limits(checked_positive("tol", tol), 0.0, passes, time_limit))
@@ -214,6 +239,7 @@ def _start(cloud: Cloud, weights: ArrayLike) -> Start:
         raise ShapeMismatch(f"weights: expected [{len(cloud)}], one for each point, found shape {list(u.shape)}")
     if bool((u < 0).any()) or not bool(u.any()):
         raise InvalidInput("weights: expected numbers ≥ 0, at least one positive; leave them out to start evenly")
+    u = u / u.max()  # so that no sum overflows
     return Start(u / u.sum())
 
 
@@ -235,6 +261,7 @@ def _ellipsoid(cloud: Cloud, center: Center, solution: Solution) -> LownerEllips
         center=c,
         generator=generator,
         inverse=inverse,
+        precision=torch.finfo(cloud.points.dtype).eps,
         about=center,
         support=support,
         weights=u[support],

@@ -104,6 +104,8 @@ class Iterative(Generic[Problem, State]):
     """
 
     default_max_iter: ClassVar[int] = 10_000
+    first_judged: ClassVar[int] = 10
+    """The iteration that is shown to the watch first, unless the method is ready before."""
 
     def refuses(self, program: Problem) -> str | None:
         """Why this program cannot be taken, or None."""
@@ -152,7 +154,7 @@ class Iterative(Generic[Problem, State]):
         state = self.init(program, start) if state is None else state
         setup = time.perf_counter() - began
         last = limits.max_iter if limits.max_iter is not None else self.default_max_iter
-        ended, k, rhythm = "iteration limit", 0, _Rhythm(10 if start is None else start.expected)
+        ended, k, rhythm = "iteration limit", 0, _Rhythm(self.first_judged if start is None else start.expected)
         latest: list[Proposal] = []  # the last one, so that what was judged is what is returned
 
         def propose() -> Proposal:

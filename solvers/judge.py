@@ -11,7 +11,7 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import as_number, checked_radius, count_nonfinite
 from convexprune.solvers.certificate import Certificate
-from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Excess, Limits, Proposal
 from convexprune.solvers.solution import Seconds, Solution, Status, TracePoint
 
@@ -25,9 +25,15 @@ Certify = Callable[[Tensor, Tensor | None], Certificate]
 
 
 class Judge:
-    """The ``Watch`` of a solve: certifies what the solver has, keeps the trace, says when it is enough."""
+    """The ``Watch`` of a solve: certifies what the solver has, keeps the trace, says when it is enough.
+
+    Raises:
+        InvalidInput: The callback is none.
+    """
 
     def __init__(self, certify: Certify, limits: Limits, callback: Callback | None, *, convex: bool = True) -> None:
+        if callback is not None and not callable(callback):
+            raise InvalidInput(f"callback: expected a function of a TracePoint, found {callback!r}")
         self.certify, self.limits, self.callback, self.convex = certify, limits, callback, convex
         self.trace: list[TracePoint] = []
         self.began = time.perf_counter()

@@ -129,7 +129,8 @@ def level_ellipsoid(
     generator = _right_inverse(frame) @ C / lower
     inverse = lower * torch.linalg.solve_triangular(C, A, upper=True)
     s = cloud.leverages(C / lower) ** (exponent / 2)
-    return LevelEllipsoid(torch.zeros_like(frame.origin), generator, inverse, exponent, upper / lower, s)
+    origin, precision = torch.zeros_like(frame.origin), torch.finfo(cloud.points.dtype).eps
+    return LevelEllipsoid(origin, generator, inverse, exponent, upper / lower, s, precision=precision)
 
 
 def _right_inverse(frame: Frame) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike
 from convexprune.solvers.caratheodory import caratheodory, combinations
 from convexprune.solvers.ellipsoid import LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.lowner.cloud import as_points
 
 __all__ = ["Kind", "MaxNormCoreset", "max_norm_coreset"]
@@ -57,16 +57,20 @@ def max_norm_coreset(points: ArrayLike, kind: Kind = "support", tol: float = 1e-
 
     Raises:
         InvalidInput: An unknown kind; and as ``lowner_ellipsoid``.
+        SolverRefused: Nothing is proved of the ellipsoid.
     """
     if kind not in ("support", "axes", "caratheodory"):
         raise InvalidInput(f"kind: expected 'support', 'axes' or 'caratheodory', found {kind!r}")
+    points = as_points(points)
     ellipsoid = lowner_ellipsoid(points, tol, center="free" if kind == "caratheodory" else "origin")
+    if not math.isfinite(ellipsoid.certificate.gap):
+        raise SolverRefused(f"points: no ellipsoid around them could be certified ({ellipsoid.status}): rescale them")
     if ellipsoid.rank == 0:
         return MaxNormCoreset(ellipsoid.support[:1], 1.0, kind, ellipsoid)
     if kind == "support":
-        kept = _of_the_same_moment(ellipsoid, as_points(points)[ellipsoid.support])
+        kept = _of_the_same_moment(ellipsoid, points[ellipsoid.support])
         return MaxNormCoreset(ellipsoid.support[kept], ellipsoid.radius_factor / (1 - _INSIDE), kind, ellipsoid)
-    chosen = ellipsoid.support[_spanning(ellipsoid, as_points(points)[ellipsoid.support])]
+    chosen = ellipsoid.support[_spanning(ellipsoid, points[ellipsoid.support])]
     factor = ellipsoid.radius_factor * math.sqrt(ellipsoid.rank) / (1 - _INSIDE)
     return MaxNormCoreset(chosen, factor, kind, ellipsoid)
 

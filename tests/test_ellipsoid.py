@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tolerances import ROUNDING, SINGLE
 
 from convexprune.solvers.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.errors import ShapeMismatch
+from convexprune.solvers.errors import NonFinite, ShapeMismatch
 from convexprune.solvers.solution import Status
 
 CENTERS = ("origin", "free")
@@ -255,6 +255,55 @@ def test_one_point_and_none_in_all_are_no_volume() -> None:
     assert e.contains(np.array([[2.0, -1.0], [2.0, -1.001]])).tolist() == [True, False]
     assert e.axes().shape == (0, 2)
     assert around(np.zeros((3, 2))).norms(np.array([[0.0, 0.0], [1e-300, 0.0]])).tolist() == [0, math.inf]
+
+
+@pytest.mark.parametrize(
+    ("kind", "d", "offset"),
+    [(np.float32, 2, 1e5), (np.float32, 100, 3e5), (np.float64, 3, 1e15), (np.float64, 40, 1e14)],
+)
+def test_a_spread_of_some_roundings_is_a_spread(kind: type, d: int, offset: float) -> None:
+    """Far from the origin, but their coordinates are far from being the same."""
+    points = (offset + gaussian(7, 20 * d, d)).astype(kind)
+    e = around(points, 1e-3, "free")
+    assert (e.rank, str(e.status)) == (d, "solved")
+    assert bool(e.contains(points).all())
+    assert not e.contains(e.center + 2 * e.axes()).any()
+
+
+T = np.linspace(-1, 1, 50)
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-3])
+@pytest.mark.parametrize(
+    "points",
+    [np.c_[1e6 * T, 1e5 + 1e-6 * T], np.c_[T, 1e3 + 1e-6 * T], np.c_[T, 10 + 1e-3 * T].astype(np.float32)],
+    ids=["1e11 apart", "1e9 apart", "float32"],
+)
+def test_a_line_is_measured_by_its_columns_with_the_least_rounding(points: Points, tol: float) -> None:
+    e = around(points, tol, "free")
+    assert e.rank == 1
+    assert bool(e.contains(points).all())
+
+
+def test_rounding_of_the_centre_puts_no_point_outside() -> None:
+    points = 1e5 + 1e-6 * gaussian(0, 50, 2)
+    e = around(points, 1e-6, "free")
+    assert float(e.norms(points).max()) > 1 + 1e-9  # the centre is a float64, too
+    assert bool(e.contains(points).all())
+    assert not e.contains(e.center + 1.01 * e.axes()).any()
+
+
+def test_the_span_is_as_exact_as_the_points_were_whatever_the_query_is() -> None:
+    flat = (gaussian(0, 200, 2) @ gaussian(1, 2, 5)).astype(np.float32)
+    e = around(flat)
+    for same in (flat, flat.astype(np.float64), flat.tolist()):
+        assert bool(e.contains(same, 1e-6).all())
+
+
+def test_a_query_is_finite() -> None:
+    for e in (around(np.ones((4, 3)), center="free"), around(gaussian(0, 9, 3))):
+        with pytest.raises(NonFinite, match="points: 1 of 3 entries"):
+            e.contains([[1.0, math.nan, 1.0]])
 
 
 def test_outside_the_span_is_outside() -> None:

@@ -59,6 +59,16 @@ def test_a_callback_sees_what_was_judged_and_stops() -> None:
     assert all(p.value - p.bound == pytest.approx(3 * math.log1p(p.gap), rel=ROUNDING) for p in seen)
 
 
+def test_a_callback_sees_a_solve_of_few_passes_from_its_first_one() -> None:
+    points, seen = gaussian(0, 30_000, 5), []
+    e = around(points, 1e-6, callback=seen.append)
+    assert e.status is Status.SOLVED
+    assert [point.iteration for point in seen][:2] == [1, 4]
+    assert seen[0].gap > 1e-3
+    stopped = around(points, 1e-6, callback=lambda _: True)
+    assert (stopped.status, stopped.iterations) == (Status.STOPPED, 1)
+
+
 def test_limits_set_the_status() -> None:
     points = cloud("gaussian")
     one = around(points, 1e-9, max_passes=1)
@@ -82,6 +92,12 @@ def test_limits_set_the_status() -> None:
         (np.zeros(3), ShapeMismatch, r"expected \[n, d\]"),
         (np.zeros((2, 2, 2)), ShapeMismatch, r"\[2, 2, 2\]"),
         (np.zeros((2, 2), complex), InvalidInput, "real"),
+        (np.eye(2, dtype=object), InvalidInput, "found one of object"),
+        (np.ma.masked_less(np.eye(2), 1), InvalidInput, "masked entries"),
+        (torch.eye(3).to_sparse(), InvalidInput, "dense tensor, found torch.sparse_coo"),
+        (torch.eye(3, device="meta"), InvalidInput, "without data"),
+        (3e307 * gaussian(0, 30, 3), InvalidInput, "expected 1e-300 to 1e300: rescale"),
+        (1e-310 * gaussian(0, 30, 3), InvalidInput, "expected 1e-300 to 1e300: rescale"),
         ("points", InvalidInput, "expected a tensor or a numeric array"),
     ],
 )
@@ -101,6 +117,8 @@ def test_points_it_cannot_take(points: Any, error: type[ConvexPruneError], words
         ({"max_passes": 1.5}, InvalidTolerance, "max_passes"),
         ({"time_limit": 0}, InvalidTolerance, "time_limit"),
         ({"center": "mean"}, InvalidInput, "'origin' or 'free', found 'mean'"),
+        ({"center": np.zeros(3)}, InvalidInput, "'origin' or 'free', found array"),
+        ({"callback": 3}, InvalidInput, "callback: expected a function"),
         ({"weights": np.ones(29)}, ShapeMismatch, r"expected \[30\].*found shape \[29\]"),
         ({"weights": np.ones((30, 1))}, ShapeMismatch, r"\[30, 1\]"),
         ({"weights": np.arange(30.0) - 1}, InvalidInput, "numbers ≥ 0"),
@@ -125,6 +143,22 @@ def test_cvxpy_needs_a_backend_that_is_there() -> None:
     e = around(gaussian(0, 30, 3), solver="cvxpy", backend="scs", settings={"eps_abs": 1e-6})
     assert e.status is Status.SOLVED
     assert e.provenance["effective"]["settings"]["eps_abs"] == 1e-6
+
+
+def test_cvxpy_says_which_limit_it_ran_into() -> None:
+    pytest.importorskip("cvxpy", reason="cvxpy is not installed")
+    points = gaussian(0, 300, 4)
+    for backend in ("CLARABEL", "SCS"):
+        short = around(points, 1e-6, solver="cvxpy", backend=backend, max_passes=3)
+        assert short.status is Status.ITERATION_LIMIT
+    assert around(points, 1e-6, solver="cvxpy", time_limit=1e-3).status is Status.TIME_LIMIT
+
+
+@pytest.mark.parametrize(("n", "d"), [(200, 1), (1000, 1), (1000, 2), (1000, 3), (500, 8)])
+def test_the_reference_solver_takes_clouds_of_its_size(n: int, d: int) -> None:
+    pytest.importorskip("cvxpy", reason="cvxpy is not installed")
+    for seed in range(2):
+        assert around(gaussian(seed, n, d), solver="cvxpy").status is Status.SOLVED
 
 
 # Solvers of strangers

@@ -170,6 +170,20 @@ def test_a_warm_start_saves_steps(solver: str) -> None:
     assert around(torch.from_numpy(points), tol, solver=solver, weights=torch.from_numpy(u)).status is Status.SOLVED
 
 
+def test_a_start_that_knows_nothing_leaves_the_set_small() -> None:
+    points, even = gaussian(0, 20_000, 5), np.ones(20_000)
+    even[0] = 0
+    cold, warm = around(points), around(points, weights=even)
+    assert warm.provenance["effective"]["largest set"] <= cold.provenance["effective"]["largest set"]
+    assert warm.iterations <= cold.iterations + 1
+
+
+@pytest.mark.parametrize("solver", NAMES)
+def test_points_without_weight_in_the_start_may_get_some(solver: str) -> None:
+    some = np.repeat([0.0, 1.0], [100, 200])
+    assert around(gaussian(0, 300, 4), 1e-2, solver=solver, weights=some).status is Status.SOLVED
+
+
 @pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("rest", [0.0, 1e-300, 1e-30, 1e-14, 1e-6])

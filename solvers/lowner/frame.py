@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import add_gram, blocks_of
+from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Frame", "log_content"]
 
 _WELL_CONDITIONED = 1e-8  # of a Gram matrix: its own rounding, 1e-16 n, is then far below its least eigenvalue
-_RANK = 4.0  # root mean squares below this times √d times the rounding of the data are rounding themselves
-_OUTSIDE = 0.01  # times the square root of the precision: how far from their span points may be, relative to their size
+_ARITHMETIC = 4 * torch.finfo(torch.float64).eps  # times √d: of products, relative to the largest direction
+_VECTORS = 16  # times that: of vectors that an SVD returns
+_OUTSIDE = 8  # times the precision: how far from their span rounding may take points, relative to their size
+_LARGEST = 2.0**1000  # of a coordinate, and its inverse the least: what lies beyond overflows on the way
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +54,18 @@ class Frame:
             block = points[rows].to(torch.float64) - reference
             largest = torch.maximum(largest, block.abs().amax(0))
             total += block.sum(0)
+        _check_range(largest)
         origin = reference + total / len(points) if centred else reference
         scale = torch.where(largest > 0, torch.exp2(torch.frexp(largest).exponent.to(torch.float64)), 1.0)
         if not bool(largest.any()):
             empty = points.new_zeros(len(scale), 0, dtype=torch.float64)
             return cls(origin, scale, empty, empty.T, 0.0)
-        values, vectors = _second_moment(points, origin, scale)
-        vectors = torch.where(largest[:, None] > 0, vectors, 0.0)  # not rounding, where all coordinates are the same
-        root = values.sqrt()
+        root, into, vectors = _axes(points, origin, scale)
+        same = largest[:, None] == 0  # there, anything else than 0 is rounding
+        into, vectors = into.masked_fill(same, 0), vectors.masked_fill(same, 0)
         log_det = float(root.log().sum())
-        log_det += float(scale.log().sum()) if len(values) == len(scale) else log_content(scale[:, None] * vectors)
-        return cls(origin, scale, vectors / root, (vectors * root).T, log_det)
+        log_det += float(scale.log().sum()) if len(root) == len(scale) else log_content(scale[:, None] * vectors)
+        return cls(origin, scale, into / root, (vectors * root).T, log_det)
 
     def apply(self, points: Tensor) -> Tensor:
         """y [k, r] of points [k, d]."""
@@ -72,47 +76,64 @@ class Frame:
         return self.origin + (y @ self.back) * self.scale
 
 
-def _second_moment(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [r] > 0 and eigenvectors [d, r] of the mean of zzᵀ over z = (a − origin)/scale."""
+def _check_range(largest: Tensor) -> None:
+    wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
+    if bool(wrong.any()):
+        found = float(largest[wrong][0])
+        raise InvalidInput(f"points: found coordinates as far as {found:.3g} apart, expected 1e-300 to 1e300: rescale")
+
+
+def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Root mean squares [r] > 0 of z = (a − origin)/scale along orthonormal vectors V [d, r], and L with VᵀL = I.
+
+    zL are the coordinates of z along V. Where r < d, L takes them from the columns with the least rounding.
+    """
     n, d = points.shape
     gram = torch.zeros(d, d, dtype=torch.float64, device=points.device)
     for z in _scaled(points, origin, scale):
         add_gram(gram, z)
     values, vectors = torch.linalg.eigh(gram / n)
-    rounding = _rounding(points) * (1 + float((origin.abs() / scale).max()))
+    unit = _rounding_unit(points, origin, scale)
+    rounding = 4 * math.sqrt(d) * _precision(points) * float(unit.max())
     if float(values[0]) > max(_WELL_CONDITIONED * float(values[-1]), rounding**2):
-        return values, vectors
+        return values.sqrt(), vectors, vectors
     # Products square the condition number; triangular factors of blocks do not.
-    basis = _span(points, origin, scale)
-    _, singular, right = _svd(z @ basis for z in _scaled(points, origin, scale))
-    return singular.square() / n, basis @ right.T
+    basis, left = _span(points, origin, scale, unit)
+    _, singular, right = _svd(z @ left for z in _scaled(points, origin, scale))
+    return singular / math.sqrt(n), left @ right.T, basis @ right.T
 
 
-def _span(points: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
-    """An orthonormal basis [d, r] of what z = (a − origin)/scale span, each of them up to its own rounding.
+def _rounding_unit(points: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
+    """[d], the largest |z| + |origin|/scale: times the precision, what rounding may make of z. Means round, too."""
+    mean = (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
+    return 1 + origin.abs() / scale + mean
 
-    The precision times |z| + |origin|/scale is the rounding of z. Columns, then rows are divided by a bound on it, for
-    that changes no span: neither a far point nor a far origin hides, or feigns, a direction. A mean is rounded itself.
+
+def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis Q [d, r] of what z span, each of them up to its own rounding, and L [d, r] with QᵀL = I.
+
+    Rounding to nearest moves z by at most half the precision times |z| + unit − 1, along any direction. Columns, then
+    rows are divided by a bound on that, for that changes no span: neither a far point nor a far origin hides, or
+    feigns, a direction. Twice as much of it is taken for rounding, and what float64 products add.
     """
-    offset = origin.abs() / scale + (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
+    n, d = points.shape
 
     def along(V: Tensor) -> Iterator[Tensor]:
         for z in _scaled(points, origin, scale):
-            size = torch.linalg.vector_norm((z.abs() + offset) / (1 + offset), dim=1, keepdim=True)
-            yield (z / (1 + offset) / torch.where(size > 0, size, 1.0)) @ V
+            size = torch.linalg.vector_norm((z.abs() + unit - 1) / unit, dim=1, keepdim=True)
+            yield (z / unit / torch.where(size > 0, size, 1.0)) @ V
 
-    V = torch.eye(len(scale), dtype=torch.float64, device=points.device)
+    V = torch.eye(d, dtype=torch.float64, device=points.device)
     for _ in range(2):  # a triangle's error is relative to each column: the second one's small columns are exact
         _, singular, right = _svd(along(V))
         V = V @ right.T
     extent = torch.stack([z.abs().amax(0) for z in along(V)]).amax(0)
-    noise = (singular <= _rounding(points) * math.sqrt(len(points))) & (extent <= _OUTSIDE * _precision(points) ** 0.5)
-    basis: Tensor = torch.linalg.qr((1 + offset)[:, None] * V[:, ~noise]).Q
-    return basis
-
-
-def _rounding(points: Tensor) -> float:
-    return _RANK * math.sqrt(points.shape[1]) * _precision(points)
+    precision, arithmetic = _precision(points), _ARITHMETIC * math.sqrt(d)
+    noise = singular <= precision * math.sqrt(n) + arithmetic * float(singular[0])
+    noise &= extent <= _OUTSIDE * precision + _VECTORS * arithmetic * float(extent.max())
+    V = V[:, ~noise]  # orthonormal where columns are in units of their rounding, and least squares are best
+    Q, R = torch.linalg.qr(unit[:, None] * V)
+    return Q, (V / unit[:, None]) @ R.T
 
 
 def _precision(points: Tensor) -> float:

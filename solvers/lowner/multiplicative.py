@@ -13,6 +13,7 @@ from convexprune.solvers.lowner.method import ELLIPSOIDS, EllipsoidMethod, start
 __all__ = ["Multiplicative"]
 
 _GROWTH = 1.5
+_EACH = 1e-2  # of the total weight is spread evenly where some have none
 _FIRST = 4.0
 
 
@@ -44,8 +45,9 @@ class Multiplicative(EllipsoidMethod[_State]):
         checked_positive("power", self.power)
 
     def init(self, program: Cloud, start: Start | None) -> _State:
-        """Uniform weights, or those given: a point of weight 0 keeps it."""
+        """Uniform weights, or those given; a point of weight 0 would keep it, so that each has a little."""
         u = start_weights(program, start)
+        u = u if bool(u.all()) else torch.lerp(u, torch.full_like(u, 1 / len(u)), _EACH)
         g, log_det = _judged(program, u)
         return _State(program, u, g, log_det, min(_FIRST, self.power))
 

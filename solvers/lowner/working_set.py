@@ -47,13 +47,14 @@ class WorkingSet(EllipsoidMethod[_State]):
     """Few points at a time: those of largest leverage first, then those that stick out; one pass over all a step.
 
     A primal-dual interior-point method finds the weights of the set, the multiplicative algorithm where the set is too
-    large for it. Exact optimality on the set makes for five to eight passes, whatever n.
+    large for it. Exact optimality on the set makes for two to ten passes, whatever n.
 
     Args:
         largest: The largest set that the interior-point method takes; it holds three matrices of that size squared.
     """
 
     default_max_iter: ClassVar[int] = 1000
+    first_judged: ClassVar[int] = 1
     largest: int = 4000
 
     def __post_init__(self) -> None:
@@ -63,9 +64,12 @@ class WorkingSet(EllipsoidMethod[_State]):
         """The points of largest leverage under uniform weights, or those that have weight in the start."""
         eye = torch.eye(program.size, dtype=torch.float64, device=program.points.device)
         g = program.leverages(eye)  # the frame makes M = I for uniform weights
+        eager = max(_FEWEST, _WHOLE * program.size)
         if start is not None:
             chosen = (start.weights > _NEGLIGIBLE * start.weights.max()).nonzero()[:, 0]
-        elif len(program) <= max(_FEWEST, _WHOLE * program.size):
+            if len(chosen) > eager:  # a start that leaves so many points knows little of the support
+                chosen = chosen[(start.weights * g)[chosen].topk(_AT_ONCE * program.size).indices]
+        elif len(program) <= eager:
             chosen = torch.arange(len(program), device=g.device)
         else:
             chosen = g.topk(_AT_ONCE * program.size).indices
