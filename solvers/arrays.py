@@ -221,7 +221,6 @@ def as_real(name: str, value: ArrayLike) -> Tensor:
             f"{name}: found masked entries, expected numbers everywhere; fill them, or leave their rows out"
         )
     if not isinstance(value, Tensor):
-        array = None
         try:
             array = np.asarray(value)
             # torch shares memory with a natively ordered array that is not reversed.
@@ -232,7 +231,7 @@ def as_real(name: str, value: ArrayLike) -> Tensor:
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 value = torch.from_numpy(array)
         except (TypeError, ValueError) as error:
-            found = type(value).__name__ if array is None else f"one of {array.dtype}"
+            found = f"one of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
             raise InvalidInput(f"{name}: expected a tensor or a numeric array, found {found}") from error
     if value.layout != torch.strided or value.is_meta:
         found = "one without data" if value.is_meta else str(value.layout)

@@ -556,7 +556,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ConvexPruneError], str]] = {
     "Y complex array": (lambda: Ball(np.ones((4, 2), complex), 0.1), InvalidInput, "targets Y.*complex128"),
     "X text": (lambda: program("inputs"), InvalidInput, "inputs X.*tensor or a numeric array, found str"),
     "X nothing": (lambda: program(None), InvalidInput, "found NoneType"),
-    "X objects": (lambda: program(np.array([[object()]])), InvalidInput, "numeric array, found ndarray"),
+    "X objects": (lambda: program(np.array([[object()]])), InvalidInput, "numeric array, found one of object"),
     "eps < 0": (lambda: ReluBall(Y, -0.1), InvalidTolerance, "eps: expected a finite number ≥ 0, found -0.1"),
     "eps NaN": (lambda: NetTrimSet(Y, math.nan), InvalidTolerance, "eps.*nan"),
     "eps inf": (lambda: Ball(Y, math.inf), InvalidTolerance, "eps.*inf"),
