@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
+from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import Watch, summary, tensors_in
 
@@ -36,7 +37,10 @@ class LayerCapture:
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """The layers by qualified name (one that was never called is absent), the network's outputs, the sample count."""
+    """The layers by qualified name, the network's outputs, the sample count.
+
+    Layers are in the order of their first calls; one that was never called is absent.
+    """
 
     layers: dict[str, LayerCapture]
     outputs: Tensor
@@ -49,7 +53,8 @@ def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
     A mapping is one batch. Batches without samples are dropped.
 
     Raises:
-        InvalidInput: not a tensor, an array or an iterable of batches, or a batch size below 1.
+        InvalidInput: not a tensor, an array or an iterable of batches.
+        InvalidTolerance: the batch size is not a whole number above 0.
         EmptyCalibration: there is no sample.
         NonFinite: a batch holds NaN or infinity; the message says which.
     """
@@ -90,14 +95,14 @@ def capture(
     """
     listed = as_batches(batches)
     layers = {name: _named(model, name) for name in names}
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    inputs: dict[str, list[Tensor]] = {}
     outputs = []
 
     def keep(name: str, received: Tensor, _output: Any) -> None:
         if not received.isfinite().all():
             raise NonFinite(f"NaN or infinity reaches layer {name!r}: check the layers before it and the data's scale")
         # Always a copy: an in-place operation (ReLU(inplace=True), +=) may change it later, and nothing tells now.
-        inputs[name].append(received.detach().clone())
+        inputs.setdefault(name, []).append(received.detach().clone())
 
     with _evaluating(model):
         activations = _activations(model, listed[0], layers, forward)
@@ -106,7 +111,7 @@ def capture(
                 outputs.append(_rows(_run(model, batch, forward)))
                 if progress is not None:
                     progress(done, len(listed))
-    seen = {name: LayerCapture(tuple(kept), activations.get(name)) for name, kept in inputs.items() if kept}
+    seen = {name: LayerCapture(tuple(kept), activations.get(name)) for name, kept in inputs.items()}
     return Capture(seen, _joined(outputs), sum(map(_samples, listed)))
 
 
@@ -197,11 +202,10 @@ def _named(model: nn.Module, name: str) -> nn.Module:
 
 
 def _cut(calibration: Any, batch_size: int) -> list[Any]:
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size must be at least 1; got {batch_size}")
+    size = checked_count("batch_size", batch_size)
     data = _as_tensor(calibration)
     if isinstance(data, Tensor) and data.dim() > 0:
-        return [data[start : start + batch_size] for start in range(0, len(data), batch_size)]
+        return [data[start : start + size] for start in range(0, len(data), size)]
     if isinstance(data, Mapping):
         return [data]
     if isinstance(data, Tensor | str) or not isinstance(data, Iterable):

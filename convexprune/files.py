@@ -72,11 +72,13 @@ def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False)
     Args:
         model: The architecture that the weights were saved from.
         path: As for ``load_weights``.
-        resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says.
+        resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says,
+            along what ``find_links`` finds. The network's own inputs and outputs stay.
 
     Raises:
-        ShapeMismatch: a tensor has another shape than the model's.
-        InvalidInput: keys are missing or unexpected (the message lists them).
+        ShapeMismatch: a tensor has another shape than the model's, or than the other tensors leave to it.
+        InvalidInput: keys are missing or unexpected (the message lists them), or the model is no module.
+        UnsupportedModule: layers have to shrink, and the model cannot be traced.
         NonFinite: a tensor holds NaN or infinity in the model's dtype.
         FileNotFoundError, DamagedFile: as in ``load_weights``.
     """

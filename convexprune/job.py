@@ -37,7 +37,8 @@ class Job:
     """A model, its data, and where the results go.
 
     Raises:
-        InvalidInput: A target exists already; and as ``find_model`` and the readers of files.
+        InvalidInput: A target exists already, or a file lies where its folder should be; and as ``find_model`` and the
+            readers of files.
     """
 
     def __init__(
@@ -55,6 +56,9 @@ class Job:
         existing = [str(path) for path in self.targets if path.exists()]
         if existing:
             raise InvalidInput(f"{', '.join(existing)}: there already, and not overwritten; choose another --out")
+        place = next(path for path in (out, *out.parents) if path.exists())
+        if not place.is_dir():
+            raise InvalidInput(f"{place}: a file, where a folder is to be; choose another --out")
         reference = find_model(model)
         self.model = reference.build()
         load_weights_into_(self.model, weights, resize=True)

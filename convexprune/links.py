@@ -8,6 +8,7 @@ import inspect
 import operator
 from collections import Counter
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
 from convexprune.matrices import unsupported
+from convexprune.plan import check_module
 from convexprune.report import SkippedModule
 
 __all__ = ["Link", "find_links"]
@@ -50,7 +52,8 @@ class Link:
         norms: BatchNorm modules on the way.
         activation: The elementwise nonlinearity on the way ("relu"), behind all norms; None if there is none; "own
             softplus" if it has other parameters than the default ones; "several: relu, identity" if ways differ, and
-            "several: tanh then relu" or "several: relu then norm" if one has more to it.
+            "several: tanh then relu" or "several: relu then norm" if one has more to it, such as a norm without running
+            statistics: "several: norm by the batch then relu".
         consumers: The Linear and Conv2d modules that take the outputs.
         repeat: For each consumer, how many of its inputs belong to one neuron: 1, or the positions of a flattened map.
             Neuron c owns inputs c·repeat to (c + 1)·repeat − 1.
@@ -66,15 +69,18 @@ class Link:
 def find_links(model: nn.Module) -> tuple[dict[str, Link], list[SkippedModule]]:
     """The layers whose neurons can be removed, by name, and every other module that holds weights, with the reason.
 
-    The model is traced in eval mode, with the defaults of forward's options; it is not run, and left as found.
+    Both are in the order in which forward calls them; modules that it does not call come last. The model is traced in
+    eval mode, with the defaults of forward's options; it is not run, and left as found.
 
     Raises:
+        InvalidInput: The model is no module.
         UnsupportedModule: The model's forward cannot be traced.
     """
-    network = _Network(model)
+    network = _Network(check_module(model))
     links: dict[str, Link] = {}
     skipped = []
-    for name, module in network.modules.items():
+    for name in network.calls:
+        module = network.modules[name]
         matrices = any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in module.parameters(recurse=False))
         if not matrices and not isinstance(module, nn.Linear | nn.Conv2d):
             continue
@@ -94,13 +100,14 @@ class _Network:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules())
-        self.calls: dict[str, list[fx.Node]] = {name: [] for name in self.modules}
+        self.calls: dict[str, list[fx.Node]] = {}
         self._read = set()  # modules whose tensors are used outside them
         for node in _traced(model).nodes:
             if node.op == "call_module":
-                self.calls[str(node.target)].append(node)
+                self.calls.setdefault(str(node.target), []).append(node)
             elif node.op == "get_attr" and node.users:
                 self._read.add(str(node.target).rpartition(".")[0])
+        self.calls |= {name: [] for name in self.modules if name not in self.calls}
         self._owners = Counter(id(p) for module in self.modules.values() for p in module.parameters(recurse=False))
 
     def fault(self, name: str) -> str | None:
@@ -190,11 +197,12 @@ class _Walk:
 
     def _reach(self, name: str, module: nn.Linear | nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d, layout: str) -> int:
         """How many of the module's inputs belong to one neuron."""
-        inputs = module.weight.shape[1] if isinstance(module, nn.Linear | nn.Conv2d) else module.num_features
-        repeat = inputs // self.neurons if layout == "flat" and isinstance(module, nn.Linear) else 1
-        fault = self.network.fault(name)
-        if inputs != repeat * self.neurons or isinstance(module, nn.Linear | nn.BatchNorm1d) == (layout == "maps"):
-            fault = fault or f"it takes {inputs} inputs along another axis: flatten(x, 1) may be missing"
+        repeat, fault = 1, self.network.fault(name)
+        if not fault:
+            inputs = module.weight.shape[1] if isinstance(module, nn.Linear | nn.Conv2d) else module.num_features
+            repeat = inputs // self.neurons if layout == "flat" and isinstance(module, nn.Linear) else 1
+            if inputs != repeat * self.neurons or isinstance(module, nn.Linear | nn.BatchNorm1d) == (layout == "maps"):
+                fault = f"it takes {inputs} inputs along another axis: flatten(x, 1) may be missing"
         if fault:
             raise _NotRemovable(f"its outputs reach {name!r}, which cannot lose inputs ({fault}){self.end}")
         return repeat
@@ -217,14 +225,25 @@ _NORM = "norm:"
 def _step(node: fx.Node, operation: str, module: nn.Module | None) -> tuple[str, ...]:
     """The operation's part in the function that a neuron computes: a norm, an activation, or none."""
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return (f"{_NORM}{node.target}",)
+        # What a norm without running statistics makes of a neuron depends on the other samples.
+        return ("norm by the batch" if module.running_var is None else f"{_NORM}{node.target}",)
     if operation not in _ACTIVATION:
         return ()
-    given = [value for key, value in node.kwargs.items() if key not in ("input", "inplace")] + list(node.args[1:])
-    own = any(not isinstance(value, bool) for value in given)
+    own = _called_with_own(node)
     if module is not None:
         own = any(True for _ in module.parameters()) or _settings(module) != _settings(type(module)())
     return (f"own {_ACTIVATION[operation]}" if own else _ACTIVATION[operation],)
+
+
+def _called_with_own(node: fx.Node) -> bool:
+    """Whether an activation is called with other parameters than its default ones, which the tracer fills in."""
+    given: dict[Any, Any] = dict(enumerate(node.args[1:])) | node.kwargs
+    defaults: dict[Any, Any] = {}
+    if isinstance(node.target, FunctionType):  # what is built in does not tell its defaults
+        signature = inspect.signature(node.target)
+        given = signature.bind(*node.args, **node.kwargs).arguments
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    return any(name not in ("input", "inplace") and value != defaults.get(name) for name, value in given.items())
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

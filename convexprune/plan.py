@@ -12,7 +12,7 @@ from convexprune.report import SkippedModule
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["choose_layers", "layer_eps", "layer_fits", "looked_up"]
+__all__ = ["check_module", "choose_layers", "layer_eps", "layer_fits", "looked_up", "name_patterns"]
 
 T = TypeVar("T")
 
@@ -28,9 +28,10 @@ def choose_layers(
 
     Raises:
         NothingToPrune: No layer can be pruned, or a pattern matches none of them.
+        InvalidInput: The model is no module, or a pattern no text.
     """
-    wanted = None if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-    holders = {name: module for name, module in model.named_modules() if _holds_weights(module)}
+    wanted = None if patterns is None else name_patterns(patterns)
+    holders = {name: module for name, module in check_module(model).named_modules() if _holds_weights(module)}
     owners: dict[int, list[str]] = {}
     for name, module in holders.items():
         for parameter in module.parameters(recurse=False):
@@ -86,6 +87,31 @@ def layer_fits(
         if fits[name] not in known:
             raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
     return fits
+
+
+def check_module(model: nn.Module) -> nn.Module:
+    """The model itself.
+
+    Raises:
+        InvalidInput: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model: expected a torch.nn.Module, found {model!r}")
+    return model
+
+
+def name_patterns(patterns: str | Iterable[str]) -> list[str]:
+    """Patterns of qualified names as a list.
+
+    Raises:
+        InvalidInput: Something else than texts.
+    """
+    if isinstance(patterns, str):
+        return [patterns]
+    found = list(patterns) if isinstance(patterns, Iterable) else [patterns]
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise InvalidInput(f"layers: expected patterns of names ('features.*'), found {patterns!r}")
+    return found
 
 
 def looked_up(table: Mapping[str, T], name: str) -> T | None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
-from convexprune.links import Link
+from convexprune.links import Link, find_links
 from convexprune.matrices import unsupported
+from convexprune.plan import check_module
 from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 
 __all__ = ["mask_neurons_", "remove_neurons_", "resize_", "restoring"]
@@ -78,27 +79,31 @@ def mask_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | N
 
 
 def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make a model's Linear, Conv2d and BatchNorm modules as small as a state dict's tensors, for load_state_dict.
+    """Make a model as small as a state dict's tensors, for load_state_dict.
 
-    The first entries of each tensor stay. Keys that only one of the two has are left to ``load_state_dict``.
+    Only neurons that ``find_links`` finds are removed, with all that belongs to them; the first of each layer stay.
+    Keys that only one of the two has are left to ``load_state_dict``. Where shapes agree, nothing is traced.
 
     Raises:
-        ShapeMismatch: Shapes differ in another way than by fewer outputs, inputs or channels. Nothing was changed.
+        ShapeMismatch: Shapes differ in another way, or do not fit each other.
+        UnsupportedModule: Shapes differ, and the model's forward cannot be traced.
+        InvalidInput: The model is no module. In any case nothing was changed.
     """
-    smaller = [(module, _cut_to(state, name, module)) for name, module in model.named_modules()]
-    replaced = [(getattr(module, name), tensor) for module, tensors in smaller for name, tensor in tensors.items()]
-    shapes = {id(old): new.shape for old, new in replaced}
-    wrong = [
-        f"{key} is {list(state[key].shape)} in the state and {list(tensor.shape)} in the model"
-        for key, tensor in model.state_dict(keep_vars=True).items()
-        if key in state and _has_shape(tensor) and shapes.get(id(tensor), tensor.shape) != state[key].shape
-    ]
-    if len(shapes) < len(replaced):
-        wrong.append("modules of the model share a parameter that would shrink")
-    if wrong:
-        raise ShapeMismatch(f"{'; '.join(wrong)}: expected a state of this model with neurons removed, nothing else")
-    for module, tensors in smaller:
-        _replace_(module, tensors)
+    misfits = _misfits(check_module(model), state)
+    if not misfits:
+        return
+    try:
+        links, _ = find_links(model)
+    except UnsupportedModule as error:
+        raise UnsupportedModule(f"{misfits}; and {error}") from error
+    with restoring(model):
+        for link in links.values():
+            key, neurons = f"{link.producer}.weight", _size(model.get_submodule(link.producer))
+            shape = state[key].shape if key in state else ()
+            if shape and 0 < shape[0] < neurons:
+                remove_neurons_(model, link, torch.arange(shape[0]))
+        if misfits := _misfits(model, state):
+            raise ShapeMismatch(f"{misfits}: only neurons that find_links finds may be missing, with all their weights")
 
 
 @contextmanager
@@ -106,8 +111,12 @@ def restoring(model: nn.Module) -> Iterator[None]:
     """If the body raises, modules, parameters, buffers and whole-number attributes (sizes, flags) are as they were.
 
     The objects are the same, with the same values, whether they were replaced or written to.
+
+    Raises:
+        InvalidInput: The model is no module.
     """
-    modules = [(module, [dict(table) for table in _tables(module)], _numbers(module)) for module in model.modules()]
+    found = list(check_module(model).modules())
+    modules = [(module, [dict(table) for table in _tables(module)], _numbers(module)) for module in found]
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _has_shape(tensor)]
     values = [tensor.detach().clone() for tensor in tensors]
     try:
@@ -208,13 +217,12 @@ def _has_shape(value: object) -> bool:
     return isinstance(value, Tensor) and not nn.parameter.is_lazy(value)
 
 
-def _cut_to(state: Mapping[str, Tensor], name: str, module: nn.Module) -> dict[str, Tensor]:
-    """The module's tensors that have to shrink, cut to the sizes that the state has."""
-    axes, tensors = _axes(module), _tensors(module)
-    found = {key: state[f"{name}.{key}".lstrip(".")] for key in tensors if f"{name}.{key}".lstrip(".") in state}
-    sizes = {size: n for key, tensor in found.items() for size, n in zip(axes[key], tensor.shape, strict=False)}
-    cuts = {key: tensor[tuple(slice(sizes.get(s) or None) for s in axes[key])] for key, tensor in tensors.items()}
-    return {key: cut.detach().clone() for key, cut in cuts.items() if cut.shape != tensors[key].shape}
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    return "; ".join(
+        f"{key} is {list(state[key].shape)} in the state, expected {list(tensor.shape)}"
+        for key, tensor in model.state_dict().items()
+        if key in state and _has_shape(tensor) and tensor.shape != state[key].shape
+    )
 
 
 def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

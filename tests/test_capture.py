@@ -316,6 +316,12 @@ def test_a_layer_that_is_never_called_is_absent():
     assert set(capture(model, [torch.randn(3, 4)], ["fc", "unused"]).layers) == {"fc"}
 
 
+def test_layers_are_in_the_order_of_their_first_calls():
+    model = Net(lambda net, x, y: net.late(y) if len(x) == 2 else y, late=nn.Linear(4, 4))
+    batches = [torch.randn(3, 4), torch.randn(2, 4)]
+    assert list(capture(model, batches, ["late", "out", "fc"]).layers) == ["fc", "out", "late"]
+
+
 def test_a_layer_that_the_first_batch_does_not_reach_has_no_activation():
     model = Net(lambda net, x, y: net.late(y).relu() if len(x) == 2 else y, late=nn.Linear(4, 4))
     found = capture(model, [torch.randn(3, 4), torch.randn(2, 4)], ["late"]).layers["late"]
@@ -498,6 +504,7 @@ def test_calibration_of_another_type(calibration):
         as_batches(calibration)
 
 
-def test_batch_size_below_one():
-    with pytest.raises(InvalidInput, match="got 0"):
-        as_batches(torch.ones(2, 3), batch_size=0)
+@pytest.mark.parametrize("size", [0, 2.5, "3", None])
+def test_batch_sizes_are_whole_numbers_from_one(size):
+    with pytest.raises(InvalidInput, match=f"batch_size: .* found {size!r}"):
+        as_batches(torch.ones(2, 3), batch_size=size)

@@ -67,6 +67,15 @@ def test_nothing_is_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (folder / "taken" / "model.safetensors").read_text() == "mine"
 
 
+@pytest.mark.parametrize("out", ["a file", "a file/below"])
+def test_a_file_is_no_place_for_results(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    """Said before anything is read."""
+    (folder / "a file").write_text("mine")
+    code, output = run(folder, monkeypatch, "--weights", "absent.safetensors", out=out)
+    assert code == 1
+    assert "a file: a file, where a folder is to be; choose another --out" in output
+
+
 def test_an_open_certificate_has_its_own_exit_status(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, output = run(folder, monkeypatch, "--max-iter", "2", out="short")
     assert code == 3

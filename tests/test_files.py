@@ -279,6 +279,7 @@ def smaller(**changes: Tensor | None) -> dict[str, Tensor]:
         (smaller(**{"0__weight": torch.ones(2, 5)}), ShapeMismatch, r"0\.weight"),  # more inputs than the model
         (smaller(**{"0__bias": torch.ones(3)}), ShapeMismatch, r"0\.(weight|bias)"),  # not of one size
         (smaller(**{"2__weight": torch.ones(2, 2, 1)}), ShapeMismatch, r"2\.weight"),
+        (smaller(**{"2__weight": torch.ones(1, 2), "2__bias": torch.ones(1)}), ShapeMismatch, r"expected \[2, 2\]"),
     ],
 )
 def test_smaller_weights_that_do_not_fit_change_nothing(

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
 from convexprune.links import Link, find_links
+from convexprune.solvers.errors import InvalidInput
 
 
 class Net(nn.Module):
@@ -136,17 +137,17 @@ def test_two_activations_are_several():
     assert between(lambda net, x: x.tanh().relu()).activation == "several: tanh then relu"
 
 
-NORMS = {
-    "batch norm": lambda **options: nn.BatchNorm1d(4, **options),
-    "no affine": lambda **options: nn.BatchNorm1d(4, affine=False),
-    "no statistics": lambda **options: nn.BatchNorm1d(4, track_running_stats=False),
-}
-
-
-@pytest.mark.parametrize("case", NORMS)
-def test_norms_on_the_way(case):
-    link = between(lambda net, x: net.norm(x).relu(), norm=NORMS[case]())
-    assert (link.norms, link.activation) == (("norm",), "relu")
+@pytest.mark.parametrize(
+    ("options", "activation"),
+    [
+        ({}, "relu"),
+        ({"affine": False}, "relu"),
+        ({"track_running_stats": False}, "several: norm by the batch then relu"),
+    ],
+)
+def test_norms_on_the_way(options, activation):
+    link = between(lambda net, x: net.norm(x).relu(), norm=nn.BatchNorm1d(4, **options))
+    assert (link.norms, link.activation) == (("norm",), activation)
 
 
 FLATTENED = {
@@ -459,6 +460,26 @@ def test_unprunable_layers_say_why():
     _, skipped = find_links(Net(lambda net, x: torch.ones(2, 4)))
     assert skipped[0].reason == "nothing uses its outputs"
     assert find_links(nn.ReLU()) == ({}, [])
+    links, skipped = find_links(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(2)))
+    assert not links
+    assert all("LazyLinear has no weights yet" in module.reason for module in skipped)
+    with pytest.raises(InvalidInput, match=r"expected a torch\.nn\.Module, found <class"):
+        find_links(nn.Linear)
+
+
+def test_links_and_reasons_are_in_the_order_of_execution():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.out = nn.Linear(2, 2), nn.Linear(3, 2)
+            self.second, self.first, self.stem = nn.Linear(4, 3), nn.Linear(5, 4), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.out(self.second(self.first(self.stem(x) + x).relu()).relu())
+
+    links, skipped = find_links(Backwards())
+    assert list(links) == ["first", "second"]
+    assert [module.name for module in skipped] == ["stem", "out", "unused"]
 
 
 def test_an_untraceable_model_says_why():
@@ -520,7 +541,13 @@ def test_an_activation_called_as_a_function_may_have_its_own_parameters_too():
         "relu": lambda x: torch.nn.functional.relu(x, True),
         "softplus": torch.nn.functional.softplus,
         "own softplus": lambda x: torch.nn.functional.softplus(x, 2.0),
+        "leaky_relu": torch.nn.functional.leaky_relu,
         "own leaky_relu": lambda x: torch.nn.functional.leaky_relu(x, negative_slope=0.3),
+        "elu": lambda x: torch.nn.functional.elu(x, 1.0),
+        "hardtanh": lambda x: torch.nn.functional.hardtanh(x, max_val=1),
+        "own hardtanh": lambda x: torch.nn.functional.hardtanh(x, max_val=2),
+        "rrelu": torch.nn.functional.rrelu,
+        "own rrelu": lambda x: torch.nn.functional.rrelu(x, training=True),
         "sigmoid": lambda x: x.sigmoid(),
     }
     for name, call in calls.items():

@@ -41,13 +41,13 @@ def mlp():
 
 
 def lenet():
-    convs = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Tanh()]
+    convs = [nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Tanh()]
     return nn.Sequential(*convs, nn.Flatten(), nn.Linear(54, 7), nn.ReLU(inplace=True), nn.Linear(7, 3))
 
 
 MODELS = {
     "mlp": (mlp, (8,)),
-    "lenet": (lenet, (1, 12, 12)),
+    "lenet": (lenet, (2, 12, 12)),
     "branches": (Branches, (3, 6, 6)),
     "no affine": (lambda: Branches(lambda: nn.BatchNorm2d(6, affine=False)), (3, 6, 6)),
     "no statistics": (lambda: Branches(lambda: nn.BatchNorm2d(6, track_running_stats=False)), (3, 6, 6)),
@@ -287,46 +287,44 @@ def test_resizing_to_the_same_sizes_changes_nothing():
 
 def test_resizing_leaves_missing_keys_to_load_state_dict():
     model, _ = built("lenet")
-    resize_(model, {"4.running_mean": torch.zeros(2), "3.weight": torch.zeros(2, 3, 3, 3), "else": torch.zeros(9)})
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if key[0] in "34"}
+    resize_(model, {"4.running_mean": torch.zeros(2), "3.weight": torch.zeros(2, 4, 3, 3), "else": torch.zeros(9)})
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items() if key[0] in "347"}
     norm = dict.fromkeys(["4.weight", "4.bias", "4.running_mean", "4.running_var"], (2,))
-    assert shapes == {"3.weight": (2, 3, 3, 3), "3.bias": (2,), **norm, "4.num_batches_tracked": ()}
-    assert (model[3].out_channels, model[3].in_channels, model[4].num_features) == (2, 3, 2)
+    linear = {"7.weight": (7, 18), "7.bias": (7,)}
+    assert shapes == {"3.weight": (2, 4, 3, 3), "3.bias": (2,), **norm, "4.num_batches_tracked": (), **linear}
+    assert (model[3].out_channels, model[4].num_features, model[7].in_features) == (2, 2, 18)
 
 
-def test_models_of_one_layer_and_without_values_are_resized():
-    layer = nn.Linear(5, 4)
-    resize_(layer, {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
-    assert layer(torch.ones(3)).shape == (2,)
-    with torch.device("meta"):
-        model = mlp()
-    resize_(model, {"0.weight": torch.zeros(3, 8)})
-    assert (model[0].weight.shape, model[0].bias.shape, model[0].weight.is_meta) == ((3, 8), (3,), True)
-    resize_(nn.Sequential(nn.LazyLinear(4)), {"0.weight": torch.zeros(2, 3)})
+OTHER_STATES = {
+    "more neurons": ({"7.weight": (8, 54), "7.bias": (8,)}, r"7.weight is \[8, 54\] .* expected \[7, 54\]; 7.bias"),
+    "another kernel": ({"3.weight": (6, 2, 2, 2)}, "3.weight"),
+    "another number of axes": ({"7.weight": (7, 54, 1)}, "7.weight"),
+    "no axes": ({"7.weight": ()}, "7.weight"),
+    "bias and weight disagree": ({"7.weight": (5, 54), "9.weight": (3, 5)}, r"7.bias is \[7\] .* expected \[5\]"),
+    "statistics disagree": ({"4.running_var": (3,)}, "4.running_var"),
+    "no neuron": ({"7.weight": (0, 54), "7.bias": (0,), "9.weight": (3, 0)}, "7.weight .* 7.bias .* 9.weight"),
+    "a counter of another shape": ({"4.num_batches_tracked": (2,)}, "4.num_batches_tracked"),
+    "fewer outputs of the network": ({"9.weight": (2, 7), "9.bias": (2,)}, r"9.weight .* expected \[3, 7\]; 9.bias"),
+    "fewer inputs of the network": ({"0.weight": (2, 1, 3, 3)}, r"0.weight .* expected \[2, 2, 3, 3\]"),
+    "inputs of neurons that are gone": ({"3.weight": (6, 4, 3, 3)}, r"3.weight .* expected \[6, 2, 3, 3\]"),
+    "fewer inputs than neurons": ({"7.weight": (7, 45)}, r"7.weight .* expected \[7, 54\]"),
+    "a norm of neurons that are gone": (
+        {"3.weight": (5, 2, 3, 3), "3.bias": (5,), "7.weight": (7, 45)},
+        r"4.weight is \[6\] in the state, expected \[5\]; 4.bias .* 4.running_mean .* 4.running_var",
+    ),
+}
 
 
-def other_states():
-    full = {key: value.shape for key, value in lenet().state_dict().items()}
-    changes = {
-        "more neurons": {"7.weight": (8, 54), "7.bias": (8,)},
-        "another kernel": {"3.weight": (6, 4, 2, 2)},
-        "another number of axes": {"7.weight": (7, 54, 1)},
-        "bias and weight disagree": {"7.weight": (5, 54)},
-        "statistics disagree": {"4.running_var": (3,)},
-        "no neuron": {"7.weight": (0, 54), "7.bias": (0,)},
-        "a counter of another shape": {"4.num_batches_tracked": (2,)},
-    }
-    return {
-        name: {key: torch.zeros(shape) for key, shape in (full | change).items()} for name, change in changes.items()
-    }
-
-
-@pytest.mark.parametrize("case", other_states())
+@pytest.mark.parametrize("case", OTHER_STATES)
 def test_other_states_are_refused_and_nothing_changes(case):
-    model, state = lenet(), other_states()[case]
-    state |= {"0.weight": torch.zeros(2, 1, 3, 3), "0.bias": torch.zeros(2)}  # this alone would do
+    """Beside a layer that has lost two filters, which alone would do."""
+    model, (changes, told) = lenet(), OTHER_STATES[case]
+    fits = {key: value.shape for key, value in model.state_dict().items()}
+    fits |= {"0.weight": (2, 2, 3, 3), "0.bias": (2,), "3.weight": (6, 2, 3, 3)}
+    resize_(lenet(), {key: torch.zeros(shape) for key, shape in fits.items()})
+    state = {key: torch.zeros(shape) for key, shape in (fits | changes).items()}
     before, held = state_of(model), dict(model.named_parameters())
-    with pytest.raises(ShapeMismatch, match=r"in the state and \[.*in the model.*removed"):
+    with pytest.raises(ShapeMismatch, match=f"^{told}.*: only neurons that find_links"):
         resize_(model, state)
     assert_same(model, before)
     assert all(parameter is held[key] for key, parameter in model.named_parameters())
@@ -338,23 +336,33 @@ def test_grouped_and_other_modules_are_not_resized():
         (nn.Conv2d(4, 4, 3, groups=2), {"weight": torch.zeros(2, 2, 3, 3)}),
         (nn.Embedding(5, 4), {"weight": torch.zeros(5, 3)}),
         (nn.GroupNorm(2, 4), {"weight": torch.zeros(2)}),
+        (nn.Linear(4, 4), {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}),
     ):
         with pytest.raises(ShapeMismatch, match="weight is"):
             resize_(model, smaller)
+    resize_(nn.Sequential(nn.LazyLinear(4)), {"0.weight": torch.zeros(2, 3)})
 
 
-def test_shared_parameters_are_not_resized_but_shared_modules_are():
-    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+def test_shared_parameters_and_modules_are_not_resized():
+    tied, twice = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)
     tied[1].weight = tied[0].weight
-    state = {"0.weight": torch.zeros(3, 4), "1.weight": torch.zeros(3, 4)}
-    with pytest.raises(ShapeMismatch, match="share a parameter"):
-        resize_(tied, state)
-    twice = nn.Linear(4, 4)
-    model = nn.Sequential(twice, twice)
-    smaller = {f"{n}.{key}": value for n in "01" for key, value in nn.Linear(3, 3).state_dict().items()}
-    resize_(model, smaller)
-    model.load_state_dict(smaller)
-    assert model[0] is model[1]
+    state = {"0.weight": torch.zeros(3, 3), "1.weight": torch.zeros(3, 3)}
+    for model in (tied, nn.Sequential(twice, twice)):
+        with pytest.raises(ShapeMismatch, match=r"0.weight .* 1.weight .* expected \[4, 4\]"):
+            resize_(model, state)
+
+
+def test_a_model_that_cannot_be_traced_keeps_its_sizes():
+    class Untraceable(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    model = Untraceable(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    before = everything(model)
+    resize_(model, {key: value + 1 for key, value in model.state_dict().items()})
+    with pytest.raises(UnsupportedModule, match=r"^0.weight is \[2, 4\] .* \[3, 4\];.* and .* cannot be traced"):
+        resize_(model, {"0.weight": torch.zeros(2, 4), "2.weight": torch.zeros(2, 2)})
+    assert_everything(model, before)
 
 
 def everything(model):
@@ -449,6 +457,13 @@ def test_a_failed_removal_among_others_is_put_back():
     with pytest.raises(InvalidInput, match="from 0 to 1"):
         fails()
     assert_everything(model, before)
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(InvalidInput, match=r"expected a torch\.nn\.Module, found None"), restoring(None):
+        pass
+    with pytest.raises(InvalidInput, match=r"expected a torch\.nn\.Module"):
+        resize_("model", {})
 
 
 def test_modules_without_weights_yet_do_not_disturb():

@@ -11,6 +11,7 @@ from convexprune.coresets.base import Edges, Neurons, Product
 from convexprune.links import Link
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import NonFinite
 
 __all__ = ["Seen", "edges_of", "neurons_of", "product_error", "reach_of_inputs"]
 
@@ -19,7 +20,11 @@ Seen = Mapping[str, LayerCapture]
 
 
 def neurons_of(model: nn.Module, link: Link, seen: Seen, reach: float | None) -> Neurons:
-    """The producer's neurons with the weights as they are now; inputs as they were captured."""
+    """The producer's neurons with the weights as they are now; inputs as they were captured.
+
+    Raises:
+        NonFinite: A weight, or what a norm on the way makes of it, is NaN or infinite.
+    """
     products = tuple(_product(model.get_submodule(name), seen.get(name)) for name in link.consumers)
     return Neurons(link.producer, _incoming(model, link), link.activation, products, reach)
 
@@ -100,13 +105,15 @@ def _incoming(model: nn.Module, link: Link) -> Tensor:
     W = W if layer.bias is not None else torch.cat([W, W.new_zeros(len(W), 1)], dim=1)
     for name in link.norms:
         gain, shift = _affine(model.get_submodule(name), W)
+        if not (gain.isfinite() & shift.isfinite()).all():
+            raise NonFinite(f"{name}: its statistics, weight or bias make NaN or infinity: load or train it again")
         W = W * gain[:, None]
         W[:, -1] += shift
     return W
 
 
 def _affine(norm: nn.Module, W: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as z ↦ gain·z + shift, [n] each."""
+    """A batch norm in eval mode as z ↦ gain·z + shift, [n] each; without running statistics, what is known of it."""
     tensors = dict(norm.named_parameters(recurse=False)) | dict(norm.named_buffers(recurse=False))
     found = {key: tensor.detach().to(W) for key, tensor in tensors.items()}
     ones = W.new_ones(len(W))
