@@ -159,6 +159,21 @@ def test_removal_computes_what_masking_does(name: str, method: str, order: Any) 
     )
 
 
+@pytest.mark.parametrize(("method", "eps"), [("mussay", 2.0), ("lowner", 2.0), ("pfp", 100.0)])
+def test_outputs_that_are_masked_count_as_if_they_were_gone(method: str, eps: float) -> None:
+    """From the output back, a union over the outputs that are left."""
+    model, x = built()
+    masked = copy.deepcopy(model)
+    arguments = {"method": method, "size": Guarantee(eps, 0.5), "order": "top-down"}
+    removed, zeroed = coreset_prune_(model, x, **arguments), coreset_prune_(masked, x, remove=False, **arguments)
+    close(outputs(model, x), outputs(masked, x))
+    one, two = rows(removed), rows(zeroed)
+    assert one["2"].kept_items < 20
+    for name in "02":
+        assert (one[name].draws, one[name].promise) == (two[name].draws, two[name].promise)
+        assert one[name].assumptions == two[name].assumptions
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_ratio_and_a_count_are_kept_in_every_layer(name: str) -> None:
     for size in (0.4, 3):
@@ -267,6 +282,8 @@ def test_a_dead_layer_leaves_one_neuron_and_the_outputs(method: str) -> None:
     report = coreset_prune_(model, x, size=0.5, **arguments)
     close(outputs(model, x), before)
     assert rows(report)["0"].kept_items == (15 if method == "uniform" else 1) == len(weight(model, "0"))
+    gone = ("29 of 30 neurons have no share in any output, and went",)
+    assert rows(report)["0"].comments[-1:] == (() if method == "uniform" else gone)
     assert rows(report)["0"].output_error == report.output_error == 0
 
 
@@ -376,6 +393,29 @@ def test_weights_that_are_zero_stay_zero() -> None:
     report = coreset_prune_(model, x, "uniform", 0.5, items="edges", layers="0")
     assert not weight(model, "0")[:, ::2].any()
     assert rows(report, "edges")["0"].nonzeros == 180 == report.layers[0].nonzeros_before
+    assert rows(report, "edges")["0"].comments == ()
+
+
+@pytest.mark.parametrize("method", ["corenet", "sipp", "pfp"])
+@pytest.mark.parametrize("size", [0.5, 1.0])
+def test_what_the_sample_never_uses_goes_and_the_row_says_so(method: str, size: float) -> None:
+    """Ten of twelve inputs are 0; of the hidden neurons, those that never fire."""
+    model, x = built()
+    x = x * (torch.arange(12) < 2)
+    before = outputs(model, x)
+    report = coreset_prune_(model, x, method, size)
+    row = report.layers[0]
+    assert isinstance(row, CoresetLayer)
+    if method == "pfp":
+        hidden = layer_inputs(built()[0], x)["2"]
+        gone, told = int((hidden == 0).all(0).sum()), [c for c in row.comments if "neurons" in c]
+        assert 0 < gone < 15
+        assert told == ([f"{gone} of 30 neurons have no share in any output on this sample, and went"] * (size == 1))
+    else:
+        assert weight(model, "0").count_nonzero() == 60 == row.kept_items  # of 180, or 360, that were asked for
+        assert row.comments == ("300 of 360 nonzero weights have no share in any output on this sample, and went",)
+    if size == 1:
+        close(outputs(model, x), before)
 
 
 # The report
@@ -497,13 +537,12 @@ def test_long_names_take_lines_rather_than_figures(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("method", ["corenet", "sipp", "pfp"])
 def test_a_guarantee_s_own_delta_says_how_many_samples_it_takes(method: str) -> None:
-    for size, delta in ((Guarantee(0.5, 0.5), 0.5), ({"0": 0.5, "*": Guarantee(0.5, 1e-200)}, 1e-200)):
-        model, x = mlp()
-        report = coreset_prune_(model, x, method, size, delta=0.1)
-        [sample] = [a for a in report.layers[1].assumptions if "samples" in a.text]
+    model, x = built()
+    report = coreset_prune_(model, x, method, {"0": 0.5, "*": Guarantee(0.5, 1e-200)}, delta=0.1)
+    for row, delta in zip(rows(report, METHODS[method]().items).values(), (0.1, 1e-200), strict=False):
+        [sample] = [a for a in row.assumptions if "samples" in a.text]
         assert f"for delta = {delta:g}; 90 were given" in sample.text
-        assert sample.holds is (delta == 0.5)
-        assert report.provenance["options"]["delta"] == delta
+        assert sample.holds is (delta == 0.1)
 
 
 def test_json_says_everything_and_has_no_nan() -> None:
@@ -548,7 +587,7 @@ def test_provenance_is_complete() -> None:
 def test_without_data_no_error_is_claimed() -> None:
     with_data, x = built()
     model = copy.deepcopy(with_data)
-    report = coreset_prune_(model, None, "lowner", 0.5, baseline=True)
+    report = coreset_prune_(model, None, "lowner", 0.5)
     coreset_prune_(with_data, x, "lowner", 0.5)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), with_data.parameters(), strict=True))
     assert math.isnan(report.output_error)
@@ -634,12 +673,115 @@ def test_an_assumption_that_fails_in_one_group_fails_in_the_layer() -> None:
             self.seen.append(1)
             s = torch.ones(1, layer.product.weights.numel()).double()
             draws = 1 if len(self.seen) == 2 else 10**6
-            return Scores(s, lambda _: torch.tensor([draws]), "", (Assumption("the first", len(self.seen) != 2),))
+            first = Assumption("the first", len(self.seen) != 2)
+            return Scores(s, lambda _: torch.tensor([draws]), "", lambda _: (first,))
 
     model, x = grouped()
     row = rows(coreset_prune_(model, x, Doubtful(), Guarantee(0.1, 0.1), layers="0"), "edges")["0"]
     assert not row.certified
     assert row.status == "assumption fails"
+
+
+@pytest.mark.parametrize("method", ["lowner", "mussay", "corenet", "sipp", "pfp"])
+def test_the_extremes_of_a_guarantee(method: str) -> None:
+    model, x = built()
+    for guarantee in (Guarantee(1e-9, 0.1), Guarantee(1e-100, 1e-200)):
+        report = coreset_prune_(model, x, method, guarantee)
+        assert {row.status for row in report.layers} <= {"kept whole", "inputs only"}
+        assert report.nonzeros == report.nonzeros_before
+    report = coreset_prune_(model, x, method, Guarantee(1e100, 0.999))
+    assert 0 < report.nonzeros < report.nonzeros_before
+
+
+def unbiased() -> Made:
+    """Without biases; every hidden neuron fires."""
+    model, x = built()
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.bias.zero_()
+            layer.weight.abs_()
+    return model, x
+
+
+STRICT, WEAK = Guarantee(1e10, 0.1), Guarantee(1e11, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "held"),
+    [
+        (STRICT, None, "024"),
+        ({"0": STRICT, "*": 0.1}, None, ""),
+        ({"0": STRICT, "*": 1.0}, None, "0"),
+        ({"0": STRICT, "*": WEAK}, None, "24"),
+        ({"0": STRICT, "*": Guarantee(1e-9, 0.1)}, None, "0"),
+        (STRICT, ["0", "2"], "02"),
+    ],
+)
+def test_a_promise_about_the_network_asks_for_all_its_layers(size: Any, layers: Any, held: str) -> None:
+    """A guarantee is met where every other layer has one that is no weaker, or loses nothing."""
+    model, x = unbiased()
+    found = rows(coreset_prune_(model, x, "corenet", size, layers=layers), "edges")
+    for name, row in found.items():
+        told = [a.holds for a in row.assumptions if a.text.startswith("every layer")]
+        assert told == ([] if row.guarantee is None else [name in held])
+        assert row.certified is (row.guarantee is None or name in held)
+    assert found["0"].kept_items < 360
+
+
+def test_a_bias_anywhere_fails_the_promise() -> None:
+    model, x = unbiased()
+    with torch.no_grad():
+        model[4].bias[0] = 1
+    report = coreset_prune_(model, x, "corenet", STRICT, layers="0")
+    assert not report.certified
+    assert [a.holds for a in rows(report, "edges")["0"].assumptions if "bias" in a.text] == [False]
+
+
+class Backwards(nn.Module):
+    """The layers of ``mlp``, made from the last to the first."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__()
+        self.c, self.b, self.a = model[4], model[2], model[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def test_the_theory_is_about_the_whole_network_from_its_input_on() -> None:
+    """Whichever layers are pruned, and in whatever order the model holds them."""
+    model, x = built()
+    labels = outputs(model, x).argmax(1).tolist()
+    other, part = copy.deepcopy(Backwards(model)), copy.deepcopy(model)
+    whole = coreset_prune_(model, x, "corenet", 0.5, labels=labels)
+    backwards = coreset_prune_(other, x, "corenet", 0.5, labels=np.array(labels))
+    some = coreset_prune_(part, x, "corenet", 0.5, labels=labels, layers=["2"])
+    assert whole.generalisation is not None
+    for report in (backwards, some):
+        bound = report.generalisation
+        assert bound is not None
+        assert (bound.layers, bound.largest_output) == (4, whole.generalisation.largest_output)
+        assert bound.onwards == pytest.approx(whole.generalisation.onwards)
+        assert bound.complexity == pytest.approx(whole.generalisation.complexity)
+    assert [row.name for row in backwards.layers] == ["c", "b", "a"]
+    close(outputs(other, x), outputs(model, x))  # the same sample
+    assert rows(some, "edges")["2"].terms == rows(whole, "edges")["2"].terms
+    assert torch.equal(weight(part, "0"), weight(built()[0], "0"))
+
+
+def test_a_code_stores_every_value_in_the_network_s_own_precision() -> None:
+    """Norms' statistics, too: 36, beside 144 weights that are kept and 24 + 24 biases and gains."""
+    bits = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        layers = (nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 16, bias=False))
+        x = torch.rand(30, 8)
+        model = nn.Sequential(*layers).to(dtype)
+        report = coreset_prune_(model, x.to(dtype), "corenet", 0.5, labels=torch.zeros(30, dtype=torch.int64))
+        assert report.generalisation is not None
+        assert report.nonzeros == 144
+        bits.append(report.generalisation.bits)
+    assert bits[1] - bits[0] == 32 * (144 + 12 + 2 * 12 + 2 * 12)
 
 
 # Failures
@@ -673,8 +815,19 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
     "a bad size for the second layer": ({"size": {"0": 0.5, "*": -1}}, InvalidTolerance),
     "NaN ratio of the network": ({"size": math.nan, "scope": "network"}, InvalidTolerance),
     "network ratio above 1": ({"size": 1.5, "scope": "network"}, InvalidTolerance),
+    "network ratio above 1, weights": ({"size": 1.5, "scope": "network", "method": "magnitude"}, InvalidTolerance),
+    "NaN ratio of the network, weights": ({"size": math.nan, "scope": "network", "method": "sipp"}, InvalidTolerance),
     "network count": ({"size": 5, "scope": "network"}, InvalidInput),
     "network too small": ({"size": 1e-9, "scope": "network"}, InvalidInput),
+    "network too small, weights": ({"size": 1e-9, "scope": "network", "method": "sipp"}, InvalidInput),
+    "a size for no layer": ({"size": {"conv*": 0.5, "*": 0.5}}, InvalidInput),
+    "a baseline without data": ({"calibration": None, "baseline": True}, InvalidInput),
+    "labels without data": ({"calibration": None, "labels": [0] * 90}, InvalidInput),
+    "labels that are none": ({"method": "corenet", "labels": ["cat", "dog"]}, InvalidInput),
+    "labels of a method without a bound": ({"labels": [0] * 90}, InvalidInput),
+    "an order of weights": ({"method": "magnitude", "order": "top-down"}, InvalidInput),
+    "weights left in place": ({"method": "magnitude", "remove": False}, InvalidInput),
+    **{f"seed {seed}": ({"seed": seed}, InvalidInput) for seed in (-1, "a", 1.5)},
     "unknown scope": ({"scope": "model"}, InvalidInput),
     "unknown order": ({"order": "sideways"}, InvalidInput),
     "unknown method": ({"method": "lownr"}, InvalidInput),

@@ -212,19 +212,17 @@ class TestCoreNet:
 
     def test_assumptions_are_looked_at(self):
         U, X = problem(samples=300)
-        assert [a.holds for a in CoreNet().scores(edges(U, X)).assumptions] == [
-            True,
-            True,
-            True,
-            None,
-            True,
-            True,
-            None,
-        ]
+        found = CoreNet().scores(edges(U, X)).assumptions(None)
+        assert [a.holds for a in found] == [True, True, True, True, True, True, None]
         U, X = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0], [-1.0, 2.0]])
-        found = CoreNet().scores(edges(U, X, activation="tanh", positions=2)).assumptions
-        assert [a.holds for a in found] == [False, False, False, None, False, False, None]
+        found = CoreNet().scores(replace(edges(U, X, activation="tanh", positions=2), biased=True)).assumptions(None)
+        assert [a.holds for a in found] == [False, False, False, False, False, False, None]
         assert "1 exceptions in 2 outputs" in found[4].text
+
+    def test_a_bias_anywhere_is_one_of_the_network(self):
+        layers = [edges(*problem(), "1"), replace(edges(*problem(), "2"), biased=True)]
+        for scores in CoreNet().score(layers):
+            assert [a.holds for a in scores.assumptions(None) if "bias" in a.text] == [False]
 
     def test_the_guarantee_holds_on_a_layer_where_the_draws_can_be_made(self):
         """Positive weights with one reachable eps: each output within 1 ± eps in all but delta of 200 samples."""
@@ -295,6 +293,11 @@ class TestSiPP:
         mine = least_error_sizes(*parts, scale)
         assert float(mine.sum()) == pytest.approx(budget, rel=1e-9)
         assert np.abs(mine.numpy() - x.value).max() <= tolerances.ALLOCATION * most.max()
+
+    def test_no_budget_is_nothing_to_keep(self):
+        parts = [torch.tensor(values, dtype=torch.float64) for values in ([300.0, 0.0], [0.5, 0.1], [7.0, 3.0])]
+        for scale in (1e-200, 1e-300, 0.0):
+            assert least_error_sizes(*parts, scale) == pytest.approx([0, 0], abs=1e-30)
 
     def test_allocation_spends_the_budget_and_never_more_than_there_is(self):
         method = SiPP()
@@ -379,7 +382,7 @@ class TestPFP:
         scores = PFP(share=share).scores(neurons(6, Product(U, X), Product(V, Y)))
         expected = torch.maximum(neuron_sensitivities(U, X, 6, share), neuron_sensitivities(V, Y, 6, share))
         assert torch.equal(scores.sensitivities, expected[None])
-        assert scores.assumptions[1].holds is (share == "sum")
+        assert scores.assumptions(None)[1].holds is (share == "sum")
 
     def test_permuted_neurons_have_permuted_scores_and_scales_change_none(self):
         U, X = problem(4, N=24, M=5)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, proportional
-from convexprune.coresets.sampling import Sampling
+from convexprune.coresets.sampling import Sampling, whole_draws
 from convexprune.solvers.arrays import as_number
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
@@ -79,6 +79,11 @@ class Neurons:
         n = len(self.incoming)
         return torch.cat([p.weights.abs().reshape(n, -1, p.weights.shape[1]).sum(1) for p in self.products], dim=1)
 
+    @property
+    def outputs(self) -> int:
+        """K, how many outputs take anything from the layer; at least 1."""
+        return max(1, int(self.loads.any(0).sum()))
+
 
 @dataclass(frozen=True, eq=False)
 class Edges:
@@ -88,11 +93,13 @@ class Edges:
         name: Of the layer.
         product: XU, U [N, M] with a column for each output; the bias is kept as it is.
         activation: What follows the layer.
+        biased: Whether the layer has a bias that is not all 0.
     """
 
     name: str
     product: Product
     activation: str | None
+    biased: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,17 +115,18 @@ class Guarantee:
     """A size asked for by what is to be proved: error eps with probability at least 1 − delta.
 
     Raises:
-        InvalidTolerance: eps is not positive, or delta not between 0 and 1.
+        InvalidTolerance: eps is not between 1e-100 and 1e100, or delta not between 1e-200 and 1: beyond, formulas for
+            draws would leave float64.
     """
 
     eps: float
     delta: float
 
     def __post_init__(self) -> None:
-        if not (as_number("eps", self.eps) > 0 and math.isfinite(self.eps)):
-            raise InvalidTolerance(f"eps: expected a number > 0, found {self.eps}")
-        if not 0 < as_number("delta", self.delta) < 1:
-            raise InvalidTolerance(f"delta: expected a probability between 0 and 1, found {self.delta}")
+        if not 1e-100 <= as_number("eps", self.eps) <= 1e100:
+            raise InvalidTolerance(f"eps: expected a number > 0, from 1e-100 to 1e100, found {self.eps}")
+        if not 1e-200 <= as_number("delta", self.delta) < 1:
+            raise InvalidTolerance(f"delta: expected a probability between 0 and 1, from 1e-200 on, found {self.delta}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +138,9 @@ class Scores:
             [1, N·M], or those of each output and sign apart, as ``by_sign`` has them.
         draws: (eps, delta) ↦ how many draws [G] the guarantee asks for.
         promise: The guarantee in words, for any eps and delta.
-        assumptions: What it rests on.
+        assumptions: What it rests on: for the guarantee, or without one (None), where a method's own delta stands in.
         notes: What else a reader should know, such as that here the method is uniform sampling.
-        kept: [n] items that are kept whatever is sampled; None for none.
+        kept: [n] items that are kept for certain where they are fewer than the size; None for none.
         top: Sizes [G] ↦ the groups [G] that keep so many of their largest items, whatever the sampling; None: none do.
         shares: [G] > 0, how a budget is to be split over groups; None: evenly by items.
         terms: Figures of the theory by name, for the report.
@@ -141,7 +149,7 @@ class Scores:
     sensitivities: Tensor
     draws: Callable[[Guarantee], Tensor]
     promise: str
-    assumptions: tuple[Assumption, ...] = ()
+    assumptions: Callable[[Guarantee | None], tuple[Assumption, ...]] = lambda _: ()
     notes: tuple[str, ...] = ()
     kept: Tensor | None = None
     top: Callable[[Tensor], Tensor] | None = None
@@ -200,6 +208,9 @@ class Method:
     needs_inputs: ClassVar[bool] = False
     """Whether it has nothing to say without data."""
 
+    whole_network: ClassVar[bool] = False
+    """Whether its promise is about the network: all layers are scored, whichever are pruned."""
+
     @property
     def items(self) -> Items:
         """Whether it keeps or removes neurons, or single weights."""
@@ -231,9 +242,10 @@ def bernstein(total: Tensor, guarantee: Guarantee, queries: int) -> Tensor:
     """
     eps = guarantee.eps
     factor = 2 * (1 + 2 * eps / 3) / eps**2 * math.log(2 * queries / guarantee.delta)
-    return (factor * total).ceil().to("cpu", torch.int64)
+    return whole_draws(factor * total)
 
 
-def hoeffding(guarantee: Guarantee, queries: int) -> int:
-    """Draws for errors of at most eps·t in so many fixed sums of terms with |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
-    return math.ceil(2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2)
+def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
+    """[1] draws for errors of at most eps·t in so many fixed sums of terms |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
+    m = 2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2
+    return whole_draws(torch.tensor([m], dtype=torch.float64))

@@ -25,14 +25,13 @@ from convexprune.coresets.base import (
     Scores,
     expect_edges,
 )
-from convexprune.coresets.sampling import Sampling
+from convexprune.coresets.sampling import Sampling, whole_draws
 from convexprune.coresets.sensitivities import (
     cancellation,
     edge_sensitivities,
     enough_samples,
     inputs_of,
     nonnegative,
-    whole_draws,
 )
 
 __all__ = ["CoreNet", "Place"]
@@ -47,12 +46,14 @@ class Place:
         widest: η*, the most outputs of a layer.
         layers: L − 1, how many layers of weights there are.
         ratios: Of this layer and of those behind it, max_i mean_S Σ|wa|/|Σwa|.
+        biased: Whether any layer has a bias.
     """
 
     neurons: int
     widest: int
     layers: int
     ratios: tuple[float, ...]
+    biased: bool = False
 
     @property
     def spread(self) -> float:
@@ -99,7 +100,8 @@ class CoreNet(Method):
     shared in proportion to the sums of sensitivities, as the draws are within a layer.
 
     Args:
-        delta: The probability of failure for which the size of the sample is checked and Δ̂ is reported.
+        delta: The probability of failure for which Δ̂ is reported and, without a guarantee, the size of the sample
+            checked.
         sampling: See ``SAMPLINGS``.
 
     Raises:
@@ -109,6 +111,7 @@ class CoreNet(Method):
     delta: float = 0.05
     items: ClassVar[Items] = "edges"
     needs_inputs: ClassVar[bool] = True
+    whole_network: ClassVar[bool] = True
     sampling: Sampling = "fixed"
 
     def __post_init__(self) -> None:
@@ -141,7 +144,7 @@ class CoreNet(Method):
             partial(place.draws, sums),
             f"{outputs} within (1 ± eps) of its value, for an input that is drawn as the sample was, with probability "
             "1 − delta",
-            self._assumptions(layer, found, place),
+            partial(self._assumptions, layer, found, place),
             shares=sums,
             terms={
                 "S": float(sums.sum()),
@@ -153,16 +156,18 @@ class CoreNet(Method):
             },
         )
 
-    def _assumptions(self, layer: Edges, found: _Measured, place: Place) -> tuple[Assumption, ...]:
+    def _assumptions(
+        self, layer: Edges, found: _Measured, place: Place, guarantee: Guarantee | None
+    ) -> tuple[Assumption, ...]:
         X, positions = inputs_of(layer.product, layer.name), layer.product.positions
-        pairs = len(X) * len(found.s) // 2
+        pairs, delta = len(X) * len(found.s) // 2, (guarantee or self).delta
         return (
             nonnegative(X),
             Assumption("a ReLU follows, or nothing", _relu_or_output(layer.activation)),
             Assumption("the layer is fully connected", positions == 1),
-            Assumption("no layer has a bias: the theory has none", None),
+            Assumption("no layer has a bias: the theory has none", not place.biased),
             Assumption(f"Σ w a ≠ 0 ({found.cancelled} exceptions in {pairs} outputs)", found.cancelled == 0),
-            enough_samples(len(X) // positions, place.samples(self.delta), self.delta),
+            enough_samples(len(X) // positions, place.samples(delta), delta),
             Assumption("the shares of an output have tails as thin as K and λ* = K/2 say", None),
         )
 
@@ -183,8 +188,8 @@ def _places(layers: Sequence[Edges], measured: Sequence[_Measured]) -> dict[str,
     for layer, found in zip(layers, measured, strict=True):
         outputs[layer.name] = outputs.get(layer.name, 0) + layer.product.weights.shape[1]
         ratios[layer.name] = max(ratios.get(layer.name, 1.0), found.ratio)
-    from_here = list(ratios.values())
+    from_here, biased = list(ratios.values()), any(layer.biased for layer in layers)
     return {
-        name: Place(sum(outputs.values()), max(outputs.values()), len(outputs), tuple(from_here[number:]))
+        name: Place(sum(outputs.values()), max(outputs.values()), len(outputs), tuple(from_here[number:]), biased)
         for number, name in enumerate(outputs)
     }

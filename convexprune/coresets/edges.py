@@ -7,40 +7,42 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import Capture
-from convexprune.coresets.base import Edges, Guarantee, Scores, of_edges
+from convexprune.coresets.base import Assumption, Edges, Guarantee, Product, Scores, of_edges
 from convexprune.coresets.network import edges_of, product_error
 from convexprune.coresets.recipe import Recipe, See
-from convexprune.coresets.rows import CoresetLayer, status_of
+from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
 from convexprune.coresets.sizes import choose, items_kept, layer_sizes, shared_sizes
 from convexprune.matrices import weight_matrices, write_back_
 from convexprune.plan import choose_layers
-from convexprune.report import SkippedModule
 
 __all__ = ["prune_edges_"]
 
 
-def prune_edges_(
-    model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See
-) -> tuple[list[CoresetLayer], list[SkippedModule], Capture | None]:
+def prune_edges_(model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See) -> Pruned:
     """Keep some weights of every layer that the patterns choose, rescaled; biases stay. A row for each layer.
+
+    Layers are taken in the order in which the network calls them, where there are data to see it.
 
     Raises:
         As ``coreset_prune_``.
     """
     layers, skipped = choose_layers(model, patterns)
-    capture = see(layers)
+    capture = see(choose_layers(model)[0] if recipe.method.whole_network else layers)
     seen = {} if capture is None else capture.layers
-    edges = {name: edges_of(name, layer, seen.get(name)) for name, layer in layers.items()}
-    found = iter(recipe.method.score([group for groups in edges.values() for group in groups]))
-    scores = {name: [next(found) for _ in groups] for name, groups in edges.items()}
+    network = {name: edges_of(name, model.get_submodule(name), seen.get(name)) for name in seen | layers}
+    found = iter(recipe.method.score([group for groups in network.values() for group in groups]))
+    scores = {name: [next(found) for _ in groups] for name, groups in network.items()}
+    edges = {name: groups for name, groups in network.items() if name in layers}
     sizes = _shared(edges, scores, recipe) if recipe.scope == "network" else _own(edges, scores, recipe)
-    rows = []
-    for number, (name, layer) in enumerate(layers.items()):
-        recipe.tell(name, number, len(layers))
-        rows.append(_prune_(layer, edges[name], scores[name], sizes[name], recipe))
-    recipe.tell(rows[-1].name, len(layers), len(layers))
-    return rows, skipped, capture
+    made = {}
+    for number, name in enumerate(edges):
+        recipe.tell(name, number, len(edges))
+        made[name] = _prune_(layers[name], edges[name], scores[name], sizes[name], recipe)
+    recipe.tell([*edges][-1], len(edges), len(edges))
+    rows = [made[name] for name in layers]
+    if recipe.method.whole_network:
+        rows = [_beside(row, rows) for row in rows]
+    return Pruned(rows, skipped, capture, {name: _terms(groups) for name, groups in scores.items()})
 
 
 _Edges = Mapping[str, Sequence[Edges]]
@@ -50,10 +52,10 @@ _Sizes = dict[str, Sequence[Tensor | Guarantee]]  # of every group of a convolut
 
 def _shared(edges: _Edges, scores: _Scores, recipe: Recipe) -> _Sizes:
     """One budget of weights, split over the layers by the method."""
-    flat = [one for groups in scores.values() for one in groups]
+    flat = [one for name in edges for one in scores[name]]
     budget = recipe.budget(sum(map(_weights, edges.values())))
     shared = iter(shared_sizes(recipe.method, flat, _total, budget))
-    return {name: [next(shared) for _ in groups] for name, groups in scores.items()}
+    return {name: [next(shared) for _ in groups] for name, groups in edges.items()}
 
 
 def _own(edges: _Edges, scores: _Scores, recipe: Recipe) -> _Sizes:
@@ -94,7 +96,10 @@ def _prune_(
     before = int(weight.count_nonzero())
     _write_(layer, pruned)
     guarantee = sizes[0] if isinstance(sizes[0], Guarantee) else None
-    told = min(scores, key=_holds)  # of the groups of a convolution, one of which an assumption fails, if there is one
+    asked = [one.assumptions(guarantee) for one in scores]
+    assumptions = min(asked, key=_hold)  # of the groups of a convolution, those of one that fail, if there is one
+    s = [of_edges(one.sensitivities, p.weights) for one, p in zip(scores, products, strict=True)]
+    live = _of_nonzero(s, products), _of_nonzero(factors, products)
     choice = replace(choices[0], whole=torch.cat([choice.whole for choice in choices]))
     return CoresetLayer(
         name=edges[0].name,
@@ -104,7 +109,7 @@ def _prune_(
         nonzeros=int(weight.count_nonzero()),
         output_error=error,
         seconds=time.perf_counter() - began,
-        status=status_of(told, choice, guarantee),
+        status=status_of(assumptions, choice, guarantee),
         items="edges",
         kept_items=sum(kept),
         all_items=weight.numel(),
@@ -112,15 +117,42 @@ def _prune_(
         draws=_total([one.asked for one in choices]),
         uniform_error=uniform,
         guarantee=guarantee,
-        promise=told.promise,
-        assumptions=told.assumptions,
-        comments=told.notes,
-        terms=told.terms | {"S": sum(one.terms["S"] for one in scores)} if "S" in told.terms else told.terms,
+        promise=scores[0].promise,
+        assumptions=assumptions,
+        comments=(*scores[0].notes, *shareless("nonzero weights", *live, recipe.method.needs_inputs)),
+        terms=_terms(scores),
     )
 
 
-def _holds(scores: Scores) -> bool:
-    return all(assumption.holds is not False for assumption in scores.assumptions)
+def _of_nonzero(values: Sequence[Tensor], products: Sequence[Product]) -> Tensor:
+    """[n] of values [N, M] of each group: those of weights that are not 0."""
+    return torch.cat([of[product.weights != 0] for of, product in zip(values, products, strict=True)])
+
+
+def _hold(assumptions: Sequence[Assumption]) -> bool:
+    return all(assumption.holds is not False for assumption in assumptions)
+
+
+def _terms(scores: Sequence[Scores]) -> dict[str, float]:
+    """Of a layer: those of its first group, with the sensitivities of all."""
+    terms = scores[0].terms
+    return terms | {"S": sum(one.terms["S"] for one in scores)} if "S" in terms else terms
+
+
+def _beside(row: CoresetLayer, rows: Sequence[CoresetLayer]) -> CoresetLayer:
+    """The row with what a promise about the network asks of all its layers; those that are not pruned are whole."""
+    if row.guarantee is None:
+        return row
+    holds = all(_no_weaker(other, row.guarantee) for other in rows)
+    network = Assumption("every layer has a guarantee that is no weaker, or is kept whole", holds)
+    status = row.status if holds else "assumption fails"
+    return replace(row, assumptions=(*row.assumptions, network), status=status)
+
+
+def _no_weaker(row: CoresetLayer, guarantee: Guarantee) -> bool:
+    whole = row.nonzeros == row.nonzeros_before and row.output_error == 0
+    own = row.guarantee
+    return whole or (own is not None and own.eps <= guarantee.eps and own.delta <= guarantee.delta)
 
 
 def _write_(layer: nn.Module, weights: Sequence[Tensor]) -> None:

@@ -42,9 +42,9 @@ class Lowner(Method):
     """Coreset of neurons from ellipsoids around their weight vectors (after Tukan et al. 2022).
 
     The sensitivity of a point a_i is the largest of |a_iᵀx|/Σ|a_jᵀx| over all x. "lewis" bounds it by ℓ1 Lewis weights,
-    with sum r, the rank, and keeps the contact points of the central Löwner ellipsoid for certain where they fit;
-    "peeling" is the published bound 2r^{3/2}/i in the i-th round of taking away an L∞ coreset, which is uniform
-    sampling if there are fewer than 2r² points.
+    with sum r, the rank, and keeps the contact points of the central Löwner ellipsoid for certain where they are fewer
+    than the size; "peeling" is the published bound 2r^{3/2}/i in the i-th round of taking away an L∞ coreset, which is
+    uniform sampling if there are fewer than 2r² points.
 
     Args:
         construction: "lewis" or "peeling".
@@ -86,13 +86,12 @@ class Lowner(Method):
         rank, live = max(rank for _, rank in found), int((s > 0).sum())
         note = _regime(len(s), live, rank, self.construction)
         one = self.construction == "lewis" and self.points == "outgoing" and rank < live
-        outputs = layer.loads.shape[1]
         return Scores(
             s[None],
-            partial(_draws, float(s.sum()), outputs),
-            f"each of {outputs} outputs within eps·{self._scale(layer)}, for every one input x, "
+            partial(_draws, float(s.sum()), layer.outputs),
+            f"each of {layer.outputs} outputs within eps·{self._scale(layer)}, for every one input x, "
             "with probability 1 − delta",
-            self._assumptions(layer),
+            lambda _: self._assumptions(layer),
             () if note is None else (note,),
             kept=_contact(clouds[0]) if one else None,
             terms={"t": float(s.sum()), "rank": float(rank)},

@@ -51,7 +51,10 @@ def make_method(method: str | Method, options: dict[str, Any]) -> tuple[str, Met
 
 
 def _checked(method: Method) -> Method:
-    for name, value, known in (("sampling", method.sampling, SAMPLINGS), ("items", method.items, ("neurons", "edges"))):
+    for name, value, known in (
+        ("sampling", method.sampling, list(SAMPLINGS)),
+        ("items", method.items, ["neurons", "edges"]),
+    ):
         if value not in known:
             raise InvalidInput(f"{name}: expected one of {', '.join(known)}, found {value!r}")
     return method

@@ -17,7 +17,6 @@ from convexprune.coresets.activations import largest, monotone, needs_reach
 from convexprune.coresets.base import (
     Assumption,
     Edges,
-    Guarantee,
     Items,
     Method,
     Neurons,
@@ -63,15 +62,15 @@ class Mussay(Method):
         beta = reach_of(layer, self.beta)
         loads = layer.loads.to(torch.float64)
         s = loads.amax(1) * sizes_of(layer, beta)
-        total, queries = float(s.sum()), loads.shape[1]
+        total, queries = float(s.sum()), layer.outputs
         bounded = self.beta is not None or needs_reach(layer.activation)
         error = "eps·t" if bounded else "eps·t·√(‖x‖² + 1)"
         return Scores(
             s[None],
-            partial(_draws, queries),
+            partial(hoeffding, queries=queries),
             f"each of {queries} outputs within {error}, t = {total:.4g}, for every one input x, "
             "with probability 1 − delta",
-            (
+            lambda _: (
                 Assumption("the activation is ≥ 0 and non-decreasing", monotone(layer.activation)),
                 *within_reach(layer, self.beta),
             ),
@@ -109,7 +108,3 @@ def within_reach(layer: Neurons, beta: float | None) -> tuple[Assumption, ...]:
 def sizes_of(layer: Neurons, beta: float) -> Tensor:
     """How large each neuron [n] can get: |φ(p_iᵀ(x, 1))| ≤ φ(β‖p_i‖)."""
     return largest(layer.activation, beta * torch.linalg.vector_norm(layer.incoming, dim=1, dtype=torch.float64))
-
-
-def _draws(queries: int, guarantee: Guarantee) -> Tensor:
-    return torch.tensor([hoeffding(guarantee, queries)])

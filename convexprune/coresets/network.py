@@ -43,8 +43,9 @@ def edges_of(name: str, layer: nn.Module, seen: LayerCapture | None) -> list[Edg
     inputs = None if seen is None else _inputs(layer, seen)
     weights = [_without_bias(layer, U) for U in weight_matrices(layer)]
     activation = None if seen is None else seen.activation
+    biased = layer.bias is not None and bool(layer.get_parameter("bias").any())
     return [
-        Edges(name, _as_product(layer, U, None if inputs is None else inputs[group], seen), activation)
+        Edges(name, _as_product(layer, U, None if inputs is None else inputs[group], seen), activation, biased)
         for group, U in enumerate(weights)
     ]
 

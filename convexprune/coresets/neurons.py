@@ -9,14 +9,14 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import Capture
 from convexprune.coresets.base import Guarantee, Neurons, Scores
 from convexprune.coresets.network import Seen, neurons_of, product_error, reach_of_inputs
 from convexprune.coresets.recipe import Recipe, See, spread
-from convexprune.coresets.rows import CoresetLayer, status_of
+from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
 from convexprune.coresets.sizes import Choice, Size, choose, layer_sizes, shared_sizes
 from convexprune.errors import NothingToPrune
 from convexprune.links import Link, find_links
+from convexprune.plan import name_patterns
 from convexprune.report import SkippedModule
 from convexprune.shrink import mask_neurons_, remove_neurons_
 
@@ -47,12 +47,11 @@ class _Made:
     error: float
     uniform: float
     samples: int
+    comments: tuple[str, ...]
     seconds: float
 
 
-def prune_neurons_(
-    model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See
-) -> tuple[list[CoresetLayer], list[SkippedModule], Capture | None]:
+def prune_neurons_(model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See) -> Pruned:
     """Remove, or mask, neurons of every link that the patterns choose; a row for each module that changed.
 
     Raises:
@@ -75,13 +74,13 @@ def prune_neurons_(
         made[link.producer] = _prune_(view, link, sizes[link.producer], recipe)
     recipe.tell(ordered[-1].producer, len(links), len(links))
     rows = [_row(model, name, made.get(name), before[name], widths[name]) for name in touched]
-    return rows, skipped, capture
+    return Pruned(rows, skipped, capture)
 
 
 def _chosen(model: nn.Module, patterns: str | Iterable[str] | None) -> tuple[dict[str, Link], list[SkippedModule]]:
     links, skipped = find_links(model)
     reasons = [f"{module.name}: {module.reason}" for module in skipped]
-    wanted = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
+    wanted = ["*"] if patterns is None else name_patterns(patterns)
     if not wanted:
         raise NothingToPrune("layers: expected patterns of names, found none; leave it out for every layer")
     for pattern in wanted:
@@ -116,9 +115,9 @@ def _prune_(view: _View, link: Link, size: Size | Tensor, recipe: Recipe) -> _Ma
     apply_ = remove_neurons_ if recipe.remove else mask_neurons_
     apply_(view.model, link, kept, None if bool((scales == 1).all()) else scales)
     X = products[0].inputs
-    return _Made(
-        scores, choice, size, len(kept), error, uniform, 0 if X is None else len(X), time.perf_counter() - began
-    )
+    samples = 0 if X is None else len(X)
+    comments = (*scores.notes, *shareless("neurons", scores.sensitivities, factors, recipe.method.needs_inputs))
+    return _Made(scores, choice, size, len(kept), error, uniform, samples, comments, time.perf_counter() - began)
 
 
 def _shared(view: _View, links: Mapping[str, Link], touched: Sequence[str], recipe: Recipe) -> dict[str, Tensor]:
@@ -144,6 +143,7 @@ def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: in
     if made is None:
         return CoresetLayer(name, shape, 0, before, nonzeros, math.nan, 0.0, "inputs only", "inputs", width, width)
     guarantee = made.size if isinstance(made.size, Guarantee) else None
+    assumptions = made.scores.assumptions(guarantee)
     return CoresetLayer(
         name=name,
         shape=shape,
@@ -152,7 +152,7 @@ def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: in
         nonzeros=nonzeros,
         output_error=made.error,
         seconds=made.seconds,
-        status=status_of(made.scores, made.choice, guarantee),
+        status=status_of(assumptions, made.choice, guarantee),
         items="neurons",
         kept_items=made.kept,
         all_items=width,
@@ -161,7 +161,7 @@ def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: in
         uniform_error=made.uniform,
         guarantee=guarantee,
         promise=made.scores.promise,
-        assumptions=made.scores.assumptions,
-        comments=made.scores.notes,
+        assumptions=assumptions,
+        comments=made.comments,
         terms=made.scores.terms,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, largest_scale, rounded
 from convexprune.coresets.base import Assumption, Edges, Guarantee, Items, Method, Neurons, Scores, expect_neurons
-from convexprune.coresets.sampling import Sampling, expected_distinct
+from convexprune.coresets.sampling import Sampling, expected_distinct, whole_draws
 from convexprune.coresets.sensitivities import (
     Share,
     coefficients,
@@ -22,7 +22,6 @@ from convexprune.coresets.sensitivities import (
     inputs_of,
     neuron_sensitivities,
     samples_needed,
-    whole_draws,
 )
 from convexprune.solvers.errors import InvalidInput
 
@@ -44,7 +43,8 @@ class PFP(Method):
         sampling: See ``SAMPLINGS``. "fixed" does without leftovers what the authors' partly random variant is for:
             neurons that are all but sure to be drawn are kept for certain, and the others sampled without bias. "top"
             is what they ran in their experiments.
-        delta: The probability of failure that a budget is split for, and that the size of the sample is checked for.
+        delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
+            checked for.
 
     Raises:
         InvalidInput: An unknown kind of share.
@@ -79,18 +79,22 @@ class PFP(Method):
             max(product.positions for product in products),
             max(len(product.weights) // n for product in products),
         )
-        outputs = sum(product.weights.shape[1] for product in products)
         samples = min(len(X) // product.positions for X, product in zip(inputs, products, strict=True))
         single = all(len(product.weights) == n for product in products)
+
+        def assumptions(guarantee: Guarantee | None) -> tuple[Assumption, ...]:
+            delta = (guarantee or self).delta
+            return (
+                enough_samples(samples, samples_needed(layer.outputs, delta), delta),
+                Assumption("a neuron's share is that of all its weights", single or self.share == "sum"),
+            )
+
         return Scores(
             s[None],
             partial(_draws, coefficient),
             "the positive and the negative part of any one next output within (1 ± eps), for an input that is drawn as "
             "the sample was, with probability 1 − delta",
-            (
-                enough_samples(samples, samples_needed(outputs, self.delta), self.delta),
-                Assumption("a neuron's share is that of all its weights", single or self.share == "sum"),
-            ),
+            assumptions,
             shares=coefficient(self.delta),
             terms={"S": float(s.sum())},
         )

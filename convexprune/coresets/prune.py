@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from convexprune.coresets.generalisation import CodedLayer, GeneralisationBound,
 from convexprune.coresets.methods import make_method
 from convexprune.coresets.neurons import prune_neurons_
 from convexprune.coresets.recipe import Order, Recipe, Scope
-from convexprune.coresets.rows import CoresetLayer
-from convexprune.coresets.sizes import Size, with_delta_of
+from convexprune.coresets.rows import Pruned
+from convexprune.coresets.sizes import Size
 from convexprune.nettrim import silent
 from convexprune.report import Report
 from convexprune.shrink import restoring
@@ -41,7 +42,7 @@ def coreset_prune_(
     remove: bool = True,
     baseline: bool = False,
     seed: int = 0,
-    labels: Tensor | None = None,
+    labels: Any = None,
     margin: float = 1.0,
     batch_size: int = 256,
     forward: Forward | None = None,
@@ -58,17 +59,17 @@ def coreset_prune_(
             their option ``items``); or an instance.
         size: A ratio to keep, a count, or a ``Guarantee(eps, delta)``: for every layer, or by name pattern. Guarantees
             are met by independent draws, and a layer for which they ask for at least as many draws as it has items is
-            kept whole. The least delta among them takes the place of the method's own.
+            kept whole.
         scope: "layer": the size is each layer's. "network": one ratio, of all weights of the layers concerned, which
             the method splits over layers.
         order: In which neurons are removed: from the input on, so that a layer is scored with the inputs that are left
             to it, or from the output back, with the outputs.
         layers: Patterns of qualified names; None: every layer that can be pruned.
         remove: Whether neurons are really removed; otherwise they are zeros, and shapes stay.
-        baseline: Whether to report the error of uniform sampling at the same size, too.
-        seed: Of the sampling.
+        baseline: Whether to report the error of uniform sampling at the same size, too, on the calibration data.
+        seed: Of the sampling, ≥ 0.
         labels: Of the calibration data, if these are training data of a classifier: "corenet" then reports what its
-            theory, and the size of the pruned network, say of errors on new data.
+            theory, and the size of the pruned network, say of errors on new data. Whole numbers, one a sample.
         margin: γ of that bound.
         batch_size: As for ``prune_``.
         forward: As for ``prune_``.
@@ -81,16 +82,18 @@ def coreset_prune_(
     Raises:
         NothingToPrune: No layer can be pruned, or the patterns choose none.
         UnsupportedModule: The model cannot be traced, and neurons are to be removed.
-        InvalidInput, InvalidTolerance: Of size, scope, order, method or options; or data are needed and not given.
+        InvalidInput, InvalidTolerance: Of size, scope, order, seed, labels, method or options; or data are needed and
+            not given.
         EmptyCalibration, NonFinite, ShapeMismatch: The calibration data cannot be used.
     """
     began = time.perf_counter()
     name, pruner = make_method(method, options)
-    pruner = with_delta_of(pruner, size)
-    recipe = Recipe(pruner, size, scope, order, remove, baseline, np.random.default_rng(seed), progress or silent)
+    recipe = Recipe(pruner, size, scope, order, remove, baseline, _generator(seed), progress or silent)
+    truth = None if labels is None else _as_labels(labels)
     batches = None if calibration is None else as_batches(calibration, batch_size)
-    if batches is None and pruner.needs_inputs:
-        raise InvalidInput(f"{name} scores by what the network computes: give calibration data")
+    for what, needed in ((name, pruner.needs_inputs), ("baseline", baseline), ("labels", truth is not None)):
+        if batches is None and needed:
+            raise InvalidInput(f"{what}: nothing can be said without what the network computes: give calibration data")
 
     def see(names: Iterable[str]) -> Capture | None:
         return None if batches is None else capture(model, batches, names, forward=forward, progress=tell_capture)
@@ -101,30 +104,48 @@ def coreset_prune_(
     bound, error = None, math.nan
     with restoring(model):
         prune = prune_neurons_ if pruner.items == "neurons" else prune_edges_
-        rows, skipped, seen = prune(model, layers, recipe, see)
+        pruned = prune(model, layers, recipe, see)
+        seen = pruned.capture
         if seen is not None:
             after = network_outputs(model, batches, forward)
             error = float(norm(after - seen.outputs)) / (float(norm(seen.outputs)) or 1.0)
-            bound = None if labels is None else _bound(model, rows, seen.outputs, after, labels, margin)
+            bound = None if truth is None else _bound(model, pruned, seen.outputs, after, truth, margin)
     told = _provenance(model, name, recipe, seed)
     samples = 0 if seen is None else seen.samples
     seconds = time.perf_counter() - began
-    return Report(tuple(rows), tuple(skipped), error, samples, seconds, told, generalisation=bound)
+    rows, skipped = tuple(pruned.rows), tuple(pruned.skipped)
+    return Report(rows, skipped, error, samples, seconds, told, generalisation=bound)
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if not isinstance(seed, Integral) or seed < 0:
+        raise InvalidInput(f"seed: expected a whole number ≥ 0, found {seed!r}")
+    return np.random.default_rng(int(seed))
+
+
+def _as_labels(labels: Any) -> Tensor:
+    try:
+        return labels if isinstance(labels, Tensor) else torch.tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(f"labels: expected whole numbers, one a sample, found {type(labels).__name__}") from error
 
 
 def _bound(
-    model: nn.Module, rows: Sequence[CoresetLayer], before: Tensor, after: Tensor, labels: Tensor, margin: float
+    model: nn.Module, pruned: Pruned, before: Tensor, after: Tensor, labels: Tensor, margin: float
 ) -> GeneralisationBound:
-    """From the rows' terms; whatever is not a pruned weight counts as stored beside the last layer."""
-    if not all("Delta" in row.terms for row in rows):
+    """Of all layers that were scored; whatever else the network stores counts beside the last one."""
+    if not (pruned.terms and all("Delta" in terms for terms in pruned.terms.values())):
         raise InvalidInput("labels: only 'corenet' has a generalisation bound; leave them out")
-    others = sum(p.numel() for p in model.parameters()) - sum(row.all_items for row in rows)
-    stored = [0] * (len(rows) - 1) + [others]
+    weights = {name: model.get_submodule(name).get_parameter("weight").numel() for name in pruned.terms}
+    kept = weights | {row.name: row.kept_items for row in pruned.rows}
+    stored = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+    others = sum(tensor.numel() for tensor in stored) - sum(weights.values())
     coded = [
-        CodedLayer(row.name, row.all_items, row.kept_items, extra, row.terms["S"], row.terms["Delta"])
-        for row, extra in zip(rows, stored, strict=True)
+        CodedLayer(name, weights[name], kept[name], extra, terms["S"], terms["Delta"])
+        for (name, terms), extra in zip(pruned.terms.items(), [0] * (len(weights) - 1) + [others], strict=True)
     ]
-    return generalisation_terms(before, after, labels, coded, margin)
+    widest = 8 * max(tensor.element_size() for tensor in stored)
+    return generalisation_terms(before, after, labels, coded, margin, bits_per_value=widest)
 
 
 def _provenance(model: nn.Module, name: str, recipe: Recipe, seed: int) -> dict[str, Any]:

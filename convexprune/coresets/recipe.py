@@ -11,7 +11,7 @@ from convexprune.capture import Capture
 from convexprune.coresets.base import Edges, Method, Neurons, Product
 from convexprune.coresets.baseline import Uniform
 from convexprune.coresets.network import product_error
-from convexprune.coresets.sizes import Size, choose, items_kept
+from convexprune.coresets.sizes import Size, checked_size, choose, items_kept
 from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Order", "Recipe", "Scope", "See", "spread"]
@@ -29,7 +29,9 @@ class Recipe:
     """Of ``coreset_prune_``; ``tell`` is its ``progress``.
 
     Raises:
-        InvalidInput: An unknown scope or order, or a size that is not one ratio for the scope "network".
+        InvalidInput: An unknown scope or order, a size that is not one ratio for the scope "network", or an order of
+            removal, or none, for single weights.
+        InvalidTolerance: A ratio outside (0, 1] for the scope "network".
     """
 
     method: Method
@@ -50,6 +52,10 @@ class Recipe:
                 raise InvalidInput(f"{name}: expected {' or '.join(map(repr, known))}, found {value!r}")
         if self.scope == "network" and not isinstance(self.size, float):
             raise InvalidInput(f"size: expected one ratio to share out over the network, found {self.size!r}")
+        if self.scope == "network":
+            checked_size("the network", self.size)
+        if self.method.items == "edges" and (self.order != "bottom-up" or not self.remove):
+            raise InvalidInput("order, remove: they are about neurons, and single weights were chosen; leave them out")
 
     def budget(self, weights: int) -> int:
         """How many of the network's weights are to be left, for the scope "network"."""

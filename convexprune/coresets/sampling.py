@@ -13,7 +13,7 @@ from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["SAMPLINGS", "Sample", "Sampling", "draws_for", "expected_distinct", "inclusion", "sample"]
+__all__ = ["SAMPLINGS", "Sample", "Sampling", "draws_for", "expected_distinct", "inclusion", "sample", "whole_draws"]
 
 Sampling = Literal["fixed", "draws", "top"]
 
@@ -24,6 +24,8 @@ SAMPLINGS: dict[str, str] = {
     "top": "the largest sensitivities; factors 1, biased, and no guarantee",
 }
 """What each way does."""
+
+_MOST = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,12 @@ def expected_distinct(q: Tensor, draws: Tensor) -> Tensor:
     return -torch.expm1(draws[:, None] * torch.log1p(-q.clamp(max=1 - 1e-16))).sum(1)
 
 
-def draws_for(s: Tensor, distinct: Tensor, most: int = 2**40) -> Tensor:
+def whole_draws(m: Tensor) -> Tensor:
+    """⌈m⌉ [G], but no more than 2^40 each."""
+    return m.ceil().clamp(max=_MOST).to("cpu", torch.int64)
+
+
+def draws_for(s: Tensor, distinct: Tensor, most: int = _MOST) -> Tensor:
     """The fewest draws [G] after which at least so many distinct items [G] are expected; ``most`` if none suffice."""
     q = _normalised(s.detach().to("cpu", torch.float64))
     low, high = torch.zeros(len(s), dtype=torch.int64), torch.full((len(s),), most, dtype=torch.int64)

@@ -27,14 +27,12 @@ __all__ = [
     "neuron_sensitivities",
     "nonnegative",
     "samples_needed",
-    "whole_draws",
 ]
 
 Share = Literal["largest", "sum"]
 """A neuron's share of an output: that of its largest weight, or of all its weights together."""
 
 _CACHED = 16  # blocks so much smaller than those of a single pass stay in a cache while every output reads them
-_MOST = 2.0**40
 _CANCELLED = 1e-12  # |Σwa|/Σ|wa|: a sum of some thousand terms that is smaller may be rounding
 
 
@@ -129,11 +127,6 @@ def inputs_of(product: Product, layer: str) -> Tensor:
 def coefficients(sums: Tensor, positions: int, kernel: int, delta: float) -> Tensor:
     """α = 6·S·log(8(P + 1)κ/δ): S sums of sensitivities, P positions of a sample, κ of the kernel (SiPP, PFP)."""
     return 6 * sums * math.log(8 * (positions + 1) * kernel / delta)
-
-
-def whole_draws(m: Tensor) -> Tensor:
-    """⌈m⌉, but no more than 2^40 a group, so that totals fit an int64: no layer has so many items."""
-    return m.ceil().clamp(max=_MOST).to("cpu", torch.int64)
 
 
 def samples_needed(outputs: int, delta: float) -> int:

@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, largest_of_all, largest_scale, rounded
-from convexprune.coresets.base import Edges, Guarantee, Items, Method, Neurons, Scores, expect_edges
-from convexprune.coresets.sampling import Sampling
+from convexprune.coresets.base import Assumption, Edges, Guarantee, Items, Method, Neurons, Scores, expect_edges
+from convexprune.coresets.sampling import Sampling, whole_draws
 from convexprune.coresets.sensitivities import (
     coefficients,
     edge_sensitivities,
     enough_samples,
     inputs_of,
     samples_needed,
-    whole_draws,
 )
 from convexprune.solvers.errors import InvalidInput
 
@@ -47,7 +46,8 @@ class SiPP(Method):
             sampled. "deterministic": the largest of the whole network, as they are, by their mean shares over the
             positions of a convolution; proves nothing.
         sampling: See ``SAMPLINGS``; "top" for "deterministic", whatever is given.
-        delta: The probability of failure that a budget is split for, and that the size of the sample is checked for.
+        delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
+            checked for.
 
     Raises:
         InvalidInput: An unknown variant, or sampling="top" with another one than "deterministic".
@@ -81,6 +81,11 @@ class SiPP(Method):
         coefficient = partial(coefficients, s.sum(1), product.positions, product.kernel)
         alpha = coefficient(self.delta)
         proves = self.variant != "deterministic"
+
+        def assumptions(guarantee: Guarantee | None) -> tuple[Assumption, ...]:
+            delta = (guarantee or self).delta
+            return (enough_samples(len(X) // product.positions, samples_needed(len(s) // 2, delta), delta),)
+
         return Scores(
             s,
             partial(_draws, coefficient) if proves else _unpromised,
@@ -88,7 +93,7 @@ class SiPP(Method):
             "sample was, with probability 1 − delta"
             if proves
             else "nothing: the largest are kept",
-            (enough_samples(len(X) // product.positions, samples_needed(len(s) // 2, self.delta), self.delta),),
+            assumptions,
             shares=alpha,
             top=partial(_better_kept, s, alpha) if self.variant == "hybrid" else None,
             terms={"S": float(s.sum())},
@@ -119,7 +124,7 @@ def least_error_sizes(alpha: Tensor, weights: Tensor, most: Tensor, scale: float
     only positive root from b^{1/3} + √(b/3), which is no smaller and at most twice as large; x is then cut at ``most``.
     """
     alpha = alpha.clamp(min=1e-100)  # no sensitivities, and then nothing to keep either
-    b = alpha / (weights * scale)
+    b = (alpha / (weights * scale)).clamp(max=1e200)  # x ≈ 0 long before, and ε³ stays finite
     eps = b ** (1 / 3) + (b / 3).sqrt()
     for _ in range(_NEWTON):
         eps = eps - (eps**3 - b * (1 + eps / 3)) / (3 * eps**2 - b / 3)

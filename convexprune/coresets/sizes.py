@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from numbers import Integral, Real
 
 import numpy as np
@@ -14,7 +15,7 @@ from convexprune.coresets.sampling import Sample, Sampling, draws_for, sample
 from convexprune.plan import looked_up
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
-__all__ = ["Choice", "Size", "choose", "items_kept", "layer_sizes", "shared_sizes", "with_delta_of"]
+__all__ = ["Choice", "Size", "checked_size", "choose", "items_kept", "layer_sizes", "shared_sizes"]
 
 Size = float | int | Guarantee
 """A float keeps that part of the items, an int so many of them, a ``Guarantee`` as many as it takes."""
@@ -42,18 +43,27 @@ def layer_sizes(size: Size | Mapping[str, Size], names: Sequence[str]) -> dict[s
 
     Raises:
         InvalidTolerance: A ratio outside (0, 1], or a count below 1.
-        InvalidInput: A layer that no pattern matches, or something else than a size.
+        InvalidInput: A layer that no pattern matches, a pattern that matches no layer, or something else than a size.
     """
     if not isinstance(size, Mapping):
-        return {name: _checked(name, size) for name in names}
+        return {name: checked_size(name, size) for name in names}
     found = {name: looked_up(size, name) for name in names}
     missing = [name for name, value in found.items() if value is None]
     if missing:
         raise InvalidInput(f"size: no pattern among {list(size)} matches {', '.join(missing)}; add one, or '*'")
-    return {name: _checked(name, value) for name, value in found.items()}
+    idle = [pattern for pattern in size if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle:
+        raise InvalidInput(f"size: no layer that is to be pruned matches {idle}; there are {', '.join(names)}")
+    return {name: checked_size(name, value) for name, value in found.items()}
 
 
-def _checked(name: str, size: object) -> Size:
+def checked_size(name: str, size: object) -> Size:
+    """The size itself, with Python's numbers for numpy's.
+
+    Raises:
+        InvalidTolerance: A ratio outside (0, 1], or a count below 1.
+        InvalidInput: Something else than a size.
+    """
     if isinstance(size, Guarantee):
         return size
     if isinstance(size, bool) or not isinstance(size, Real):
@@ -64,16 +74,6 @@ def _checked(name: str, size: object) -> Size:
     if isinstance(size, float) and not (math.isfinite(size) and 0 < size <= 1):
         raise InvalidTolerance(f"size of {name}: expected a ratio in (0, 1], or a whole number to keep, found {size}")
     return size
-
-
-def with_delta_of(method: Method, size: Size | Mapping[str, Size]) -> Method:
-    """The method with the least delta that a guarantee asks for, in place of its own: assumptions depend on it."""
-    sizes = size.values() if isinstance(size, Mapping) else [size]
-    deltas = [size.delta for size in sizes if isinstance(size, Guarantee)]
-    if not deltas or not hasattr(method, "delta"):
-        return method
-    changed: Method = replace(method, delta=min(deltas))  # type: ignore[type-var]
-    return changed
 
 
 def items_kept(size: float | int, items: int) -> int:
@@ -118,7 +118,7 @@ def choose(
 
 def _fixed(scores: Scores, size: Tensor, how: Sampling, rng: np.random.Generator) -> Tensor:
     s, kept = scores.sensitivities, scores.kept
-    if kept is None or how != "fixed" or int(kept.sum()) > int(size[0]):
+    if kept is None or how != "fixed" or int(kept.sum()) >= int(size[0]):  # nothing left for the rest
         return sample(s, size, how, rng).factors
     rest = sample(s.masked_fill(kept, 0), size - int(kept.sum()), how, rng).factors
     return torch.where(kept, 1.0, rest)
