@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
-from convexprune.solvers.arrays import checked_count
+from convexprune.solvers.arrays import checked_count, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import Watch, summary, tensors_in
 
@@ -117,6 +117,8 @@ def capture(
 
 def network_outputs(model: nn.Module, batches: Any, forward: Forward | None = None) -> Tensor:
     """The network's outputs [samples, values], evaluated as in ``capture``; one column if batches differ in width.
+
+    Half precision is returned as float32, for differences of outputs to be exact.
 
     Raises:
         InvalidInput: the model cannot be called on a batch, or returns no floating-point tensor.
@@ -248,4 +250,5 @@ def _rows(outputs: Any) -> Tensor:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     same_width = len({part.shape[1] for part in parts}) == 1
-    return torch.cat(parts if same_width else [part.reshape(-1, 1) for part in parts])
+    outputs = torch.cat(parts if same_width else [part.reshape(-1, 1) for part in parts])
+    return outputs.to(working_dtype(outputs.dtype))

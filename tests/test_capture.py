@@ -382,6 +382,14 @@ class Sum(nn.Module):
 Pair = namedtuple("Pair", "a b")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_outputs_are_exact_in_a_precision_to_compute_in(dtype: torch.dtype) -> None:
+    x = torch.randn(7, 4, dtype=dtype)
+    outputs = network_outputs(nn.Identity(), x)
+    assert outputs.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert torch.equal(outputs, x.to(outputs.dtype))
+
+
 @pytest.mark.parametrize("kind", [dict, tuple, list, Pair])
 def test_batches_of_several_parts(kind):
     a, b = torch.randn(3, 4), torch.randn(3, 4)
