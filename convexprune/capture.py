@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
-from convexprune.solvers.arrays import checked_count, working_dtype
+from convexprune.solvers.arrays import checked_count, norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import Watch, summary, tensors_in
 
@@ -45,6 +45,10 @@ class Capture:
     layers: dict[str, LayerCapture]
     outputs: Tensor
     samples: int
+
+    def error(self, outputs: Tensor) -> float:
+        """‖f̂(x) − f(x)‖_F/‖f(x)‖_F for outputs f̂(x) of the network now; not relative where f(x) is 0."""
+        return float(norm(outputs - self.outputs)) / (float(norm(self.outputs)) or 1.0)
 
 
 def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:

@@ -26,7 +26,7 @@ from convexprune.solvers.errors import EmptyInput, Infeasible, InvalidInput
 from convexprune.solvers.interface import Solver
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import TracePoint
-from convexprune.solvers.solve import versions
+from convexprune.solvers.solve import environment
 
 __all__ = ["FITS", "layer_program", "prune_", "silent"]
 
@@ -189,7 +189,7 @@ def prune_(
     return Report(
         layers=tuple(rows),
         skipped=(*skipped, *uncalled),
-        output_error=float(norm(outputs - seen.outputs)) / (float(norm(seen.outputs)) or 1.0),
+        output_error=seen.error(outputs),
         samples=seen.samples,
         seconds=time.perf_counter() - began,
         provenance=_provenance(model, mode, recipe),
@@ -269,7 +269,6 @@ def _write_all_(
 
 
 def _provenance(model: nn.Module, mode: str, recipe: _Recipe) -> dict[str, Any]:
-    parameter = next(model.parameters())
     return {
         "mode": mode,
         "solver": recipe.solver if isinstance(recipe.solver, str) else type(recipe.solver).__name__,
@@ -279,8 +278,4 @@ def _provenance(model: nn.Module, mode: str, recipe: _Recipe) -> dict[str, Any]:
         "eps": dict(recipe.eps),
         "ceiling": recipe.ceiling,
         "penalise_bias": recipe.penalise_bias,
-        "dtype": str(parameter.dtype),
-        "device": str(parameter.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions("convexprune", "torch", "numpy"),
-    }
+    } | environment(next(model.parameters()))

@@ -18,7 +18,7 @@ from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Solution
 
-__all__ = ["attempt", "default_solver", "provenance", "solve", "versions"]
+__all__ = ["attempt", "default_solver", "environment", "provenance", "solve", "versions"]
 
 
 def solve(
@@ -105,10 +105,16 @@ def provenance(name: str, method: object, inputs: Tensor, limits: Limits, propos
         "ended": proposal.ended,
         "limits": {"tol": limits.tol, "feas_tol": limits.feas_tol}
         | {"max_iter": limits.max_iter, "time_limit": limits.time_limit},
-        "dtype": str(inputs.dtype),
-        "device": str(inputs.device),
+    } | environment(inputs, *getattr(method, "packages", ()))
+
+
+def environment(data: Tensor, *packages: str) -> dict[str, Any]:
+    """What a computation with such data runs on: dtype, device, threads, versions."""
+    return {
+        "dtype": str(data.dtype),
+        "device": str(data.device),
         "threads": torch.get_num_threads(),
-        "versions": versions("convexprune", "torch", "numpy", *getattr(method, "packages", ())),
+        "versions": versions("convexprune", "torch", "numpy", *packages),
     }
 
 

@@ -545,6 +545,14 @@ def test_a_guarantee_s_own_delta_says_how_many_samples_it_takes(method: str) -> 
         assert sample.holds is (delta == 0.1)
 
 
+@pytest.mark.parametrize("method", ["corenet", "sipp"])
+def test_a_layer_that_no_data_reach_is_named(method: str) -> None:
+    model, x = mlp()
+    model[0].unused = nn.Linear(3, 4)  # type: ignore[union-attr]
+    with pytest.raises(InvalidInput, match=r"'0\.unused': give calibration data that reach it"):
+        coreset_prune_(model, x, method, 0.5)
+
+
 def test_json_says_everything_and_has_no_nan() -> None:
     model, x = built()
     report = coreset_prune_(model, x, "lowner", {"0": 0.5, "*": Guarantee(2.0, 0.5)})

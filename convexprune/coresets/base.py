@@ -182,7 +182,9 @@ def expect_edges(layer: Neurons | Edges, method: str) -> Edges:
     if not isinstance(layer, Edges):
         raise InvalidInput(f"{method} chooses single weights, and was given the neurons of {layer.name!r}")
     if layer.product.inputs is None:
-        raise InvalidInput(f"{method} needs a sample of the inputs of {layer.name!r}: give calibration data")
+        raise InvalidInput(
+            f"{method} needs a sample of the inputs of {layer.name!r}: give calibration data that reach it"
+        )
     return layer
 
 

@@ -23,9 +23,8 @@ from convexprune.coresets.sizes import Size
 from convexprune.nettrim import silent
 from convexprune.report import Report
 from convexprune.shrink import restoring
-from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.solve import versions
+from convexprune.solvers.solve import environment
 
 __all__ = ["coreset_prune_"]
 
@@ -108,7 +107,7 @@ def coreset_prune_(
         seen = pruned.capture
         if seen is not None:
             after = network_outputs(model, batches, forward)
-            error = float(norm(after - seen.outputs)) / (float(norm(seen.outputs)) or 1.0)
+            error = seen.error(after)
             bound = None if truth is None else _bound(model, pruned, seen.outputs, after, truth, margin)
     told = _provenance(model, name, recipe, seed)
     samples = 0 if seen is None else seen.samples
@@ -149,7 +148,6 @@ def _bound(
 
 
 def _provenance(model: nn.Module, name: str, recipe: Recipe, seed: int) -> dict[str, Any]:
-    parameter = next(model.parameters())
     return {
         "method": name,
         "options": dataclasses.asdict(recipe.method),  # type: ignore[call-overload]
@@ -159,8 +157,4 @@ def _provenance(model: nn.Module, name: str, recipe: Recipe, seed: int) -> dict[
         "removed": recipe.remove and recipe.method.items == "neurons",
         "baseline": recipe.baseline,
         "seed": seed,
-        "dtype": str(parameter.dtype),
-        "device": str(parameter.device),
-        "threads": torch.get_num_threads(),
-        "versions": versions("convexprune", "torch", "numpy"),
-    }
+    } | environment(next(model.parameters()))

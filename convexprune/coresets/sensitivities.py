@@ -120,7 +120,9 @@ def inputs_of(product: Product, layer: str) -> Tensor:
         InvalidInput: There are none.
     """
     if product.inputs is None:
-        raise InvalidInput(f"layer {layer!r}: shares of an output need a sample of inputs: give calibration data")
+        raise InvalidInput(
+            f"layer {layer!r}: shares of an output need a sample of inputs: give calibration data that reach it"
+        )
     return product.inputs
 
 

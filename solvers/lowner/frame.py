@@ -24,7 +24,7 @@ _LARGEST = 2.0**1000  # of a coordinate, and its inverse the least: what lies be
 class Frame:
     """Coordinates in which the points have mean 0 (or none is taken), second moment I, and no redundant dimension.
 
-    a = origin + scale∘(yB) and y = ((a − origin)/scale) C with C = B⁺: an inverse on the points' span.
+    a = origin + scale∘(yB) and y = ((a − origin)/scale) C with BC = I: an inverse on the points' span.
 
     Attributes:
         origin: [d]; 0 for ellipsoids about the origin.
