@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import as_batches, capture
+from convexprune.calibration import as_batches
+from convexprune.capture import capture
 from convexprune.files import load_array, load_weights_into_
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.nettrim import FITS

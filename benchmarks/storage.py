@@ -3,49 +3,41 @@
 python benchmarks/storage.py DENSE.safetensors PRUNED.safetensors
 """
 
-import gzip
 import sys
-import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 
 import torch
-from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from convexprune.costs import latency, storage
+from convexprune.files import load_weights
 
 REPEATS = 50
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    """Median of repeated calls."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return 1e3 * median(times)
+def linear(A: Tensor) -> nn.Linear:
+    """The layer whose weights are A."""
+    layer = nn.Linear(A.shape[1], len(A), bias=False)
+    layer.weight = nn.Parameter(A)
+    return layer
 
 
 def main() -> None:
-    dense, pruned = Path(sys.argv[1]), Path(sys.argv[2])
-    matrices = [tensor.flatten(1) for tensor in load_file(pruned).values() if tensor.ndim >= 2]
-    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-    csr = sum(8 * int(A.count_nonzero()) + 4 * (len(A) + 1) for A in matrices)
-    print(f"weights                 {sum(A.numel() for A in matrices):>12,}")
-    print(f"nonzeros                {sum(int(A.count_nonzero()) for A in matrices):>12,}")
-    print(f"file, dense model       {dense.stat().st_size:>12,} bytes")
-    print(f"file, pruned model      {pruned.stat().st_size:>12,} bytes")
-    print(f"gzip, dense model       {len(gzip.compress(dense.read_bytes())):>12,} bytes")
-    print(f"gzip, pruned model      {len(gzip.compress(pruned.read_bytes())):>12,} bytes")
-    print(f"CSR, 32-bit indices     {csr:>12,} bytes")
-    A = max(matrices, key=torch.numel)
-    sparse = A.to_sparse_csr()
+    weights = load_weights(sys.argv[2])
+    dense, pruned = storage(load_weights(sys.argv[1])), storage(weights)
+    print(f"weights                 {pruned.entries:>12,}")
+    print(f"nonzeros                {pruned.nonzeros:>12,}")
+    print(f"file, dense model       {dense.file:>12,} bytes")
+    print(f"file, pruned model      {pruned.file:>12,} bytes")
+    print(f"gzip, dense model       {dense.gzip:>12,} bytes")
+    print(f"gzip, pruned model      {pruned.gzip:>12,} bytes")
+    print(f"CSR, 32-bit indices     {pruned.csr:>12,} bytes")
+    if pruned.two_four is not None:
+        print(f"2:4 where it holds      {pruned.two_four:>12,} bytes")
+    A = max((tensor.flatten(1) for tensor in weights.values() if tensor.ndim >= 2), key=torch.numel)
     for batch in (1, 256):
-        x = torch.rand(A.shape[1], batch)
-        fast, slow = milliseconds(lambda x=x: A @ x), milliseconds(lambda x=x: sparse @ x)
-        print(f"largest layer {list(A.shape)}, batch {batch}: dense {fast:.3f} ms, CSR {slow:.3f} ms")
+        row = latency(linear(A), torch.rand(batch, A.shape[1]), repeats=REPEATS).layers[0]
+        times = f"dense {1e3 * row.dense:.3f} ms, CSR {1e3 * row.csr:.3f} ms"
+        print(f"largest layer {list(A.shape)}, batch {batch}: {times}")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.errors import EmptyCalibration
-from convexprune.solvers.arrays import checked_count, norm, working_dtype
+from convexprune.calibration import as_batches, samples_of
+from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import Watch, summary, tensors_in
 
-__all__ = ["Capture", "LayerCapture", "as_batches", "capture", "network_outputs"]
+__all__ = ["Capture", "Forward", "LayerCapture", "capture", "evaluating", "network_outputs", "outputs_of", "run_model"]
 
 Forward = Callable[[nn.Module, Any], Any]
 See = Callable[[str, Tensor, Any], None]
@@ -49,26 +48,6 @@ class Capture:
     def error(self, outputs: Tensor) -> float:
         """‖f̂(x) − f(x)‖_F/‖f(x)‖_F for outputs f̂(x) of the network now; not relative where f(x) is 0."""
         return float(norm(outputs - self.outputs)) / (float(norm(self.outputs)) or 1.0)
-
-
-def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
-    """Calibration data as a list of batches: a tensor or array [samples, ...] is cut, an iterable of batches is listed.
-
-    A mapping is one batch. Batches without samples are dropped.
-
-    Raises:
-        InvalidInput: not a tensor, an array or an iterable of batches.
-        InvalidTolerance: the batch size is not a whole number above 0.
-        EmptyCalibration: there is no sample.
-        NonFinite: a batch holds NaN or infinity; the message says which.
-    """
-    batches = [batch for batch in _cut(calibration, batch_size) if _samples(batch)]
-    if not batches:
-        raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
-    for number, batch in enumerate(batches):
-        if not all(tensor.isfinite().all() for tensor in tensors_in(batch)):
-            raise NonFinite(f"batch {number} of the calibration data (the first is 0) holds NaN or infinity: remove it")
-    return batches
 
 
 def capture(
@@ -108,15 +87,15 @@ def capture(
         # Always a copy: an in-place operation (ReLU(inplace=True), +=) may change it later, and nothing tells now.
         inputs.setdefault(name, []).append(received.detach().clone())
 
-    with _evaluating(model):
+    with evaluating(model):
         activations = _activations(model, listed[0], layers, forward)
         with _hooked(layers, keep):
             for done, batch in enumerate(listed, start=1):
-                outputs.append(_rows(_run(model, batch, forward)))
+                outputs.append(outputs_of(run_model(model, batch, forward)))
                 if progress is not None:
                     progress(done, len(listed))
     seen = {name: LayerCapture(tuple(kept), activations.get(name)) for name, kept in inputs.items()}
-    return Capture(seen, _joined(outputs), sum(map(_samples, listed)))
+    return Capture(seen, _joined(outputs), sum(map(samples_of, listed)))
 
 
 def network_outputs(model: nn.Module, batches: Any, forward: Forward | None = None) -> Tensor:
@@ -130,8 +109,8 @@ def network_outputs(model: nn.Module, batches: Any, forward: Forward | None = No
         NonFinite: a batch holds NaN or infinity.
     """
     listed = as_batches(batches)
-    with _evaluating(model):
-        return _joined([_rows(_run(model, batch, forward)) for batch in listed])
+    with evaluating(model):
+        return _joined([outputs_of(run_model(model, batch, forward)) for batch in listed])
 
 
 def _activations(
@@ -147,7 +126,7 @@ def _activations(
             watch.follow(tensor, consumers)
 
     with _hooked(layers, follow), watch:
-        outputs = _run(model, batch, forward)
+        outputs = run_model(model, batch, forward)
     watch.note(tensors_in(outputs), "output")
     return {name: summary(consumers) for name, consumers in calls.items()}
 
@@ -166,7 +145,7 @@ def _hooked(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -181,7 +160,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _run(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     parameter = next(model.parameters(), None)
     moved = batch if parameter is None else _moved(batch, parameter.device)
     if forward is not None:
@@ -207,24 +186,6 @@ def _named(model: nn.Module, name: str) -> nn.Module:
         raise InvalidInput(f"the model has no module {name!r}: take names from model.named_modules()") from error
 
 
-def _cut(calibration: Any, batch_size: int) -> list[Any]:
-    size = checked_count("batch_size", batch_size)
-    data = _as_tensor(calibration)
-    if isinstance(data, Tensor) and data.dim() > 0:
-        return [data[start : start + size] for start in range(0, len(data), size)]
-    if isinstance(data, Mapping):
-        return [data]
-    if isinstance(data, Tensor | str) or not isinstance(data, Iterable):
-        found = type(calibration).__name__
-        raise InvalidInput(f"calibration data must be a tensor [samples, ...] or an iterable of batches; got {found}")
-    return [_as_tensor(batch) for batch in data]
-
-
-def _as_tensor(batch: Any) -> Any:
-    # A copy: torch warns when it shares an array that is read-only.
-    return torch.tensor(batch) if isinstance(batch, np.ndarray) else batch
-
-
 def _moved(batch: Any, device: torch.device) -> Any:
     if hasattr(batch, "to"):
         return batch.to(device)
@@ -236,13 +197,7 @@ def _moved(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _samples(batch: Any) -> int:
-    """The length of the batch's first tensor; a batch without one is a sample."""
-    first = next(tensors_in(batch), None)
-    return 1 if first is None or first.dim() == 0 else len(first)
-
-
-def _rows(outputs: Any) -> Tensor:
+def outputs_of(outputs: Any) -> Tensor:
     """One batch's outputs as [samples, values], or as one row if its tensors do not agree on the samples."""
     found = [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
     if not found:

@@ -2,7 +2,15 @@
 
 from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput
 
-__all__ = ["DamagedFile", "EmptyCalibration", "NothingToPrune", "PruningFailed", "UnsupportedModule"]
+__all__ = [
+    "DamagedFile",
+    "EmptyCalibration",
+    "NothingToPrune",
+    "OtherRun",
+    "PruningFailed",
+    "UnsupportedModule",
+    "WorkerLost",
+]
 
 
 class UnsupportedModule(ConvexPruneError, TypeError):
@@ -23,3 +31,11 @@ class DamagedFile(ConvexPruneError, OSError):
 
 class PruningFailed(ConvexPruneError):
     """A solver returned no usable weights for a layer; the model is as it was."""
+
+
+class OtherRun(InvalidInput):
+    """A run directory holds a run of another model, other data or another recipe."""
+
+
+class WorkerLost(ConvexPruneError):
+    """Workers died again and again; what they had solved is kept."""

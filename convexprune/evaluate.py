@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from convexprune.capture import as_batches, network_outputs
+from convexprune.calibration import as_batches
+from convexprune.capture import network_outputs
 from convexprune.solvers.errors import ShapeMismatch
 
 __all__ = ["accuracy"]

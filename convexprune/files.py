@@ -9,6 +9,7 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +175,23 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - named as the call whose atomicity this rests on
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is told of without one
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
     return path
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name survive a power failure too, where the system flushes folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:

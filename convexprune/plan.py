@@ -8,9 +8,11 @@ from torch import nn
 
 from convexprune.errors import NothingToPrune
 from convexprune.matrices import unsupported
+from convexprune.matrices.support import kind_of
 from convexprune.report import SkippedModule
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
+from convexprune.ties import Ties, find_ties, named_uses
 
 __all__ = ["check_module", "choose_layers", "layer_eps", "layer_fits", "looked_up", "name_patterns"]
 
@@ -18,32 +20,35 @@ T = TypeVar("T")
 
 
 def choose_layers(
-    model: nn.Module, patterns: str | Iterable[str] | None = None
+    model: nn.Module,
+    patterns: str | Iterable[str] | None = None,
+    kinds: tuple[type[nn.Module], ...] | None = None,
 ) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
+
+    Layers that share weight and bias are one layer with several uses (``convexprune.ties``). It goes by the name of its
+    first use, and is chosen by a pattern of any of them.
 
     Args:
         model: Any module.
         patterns: Shell patterns of qualified names; None: every layer.
+        kinds: Only such modules, and none that share a parameter; None: every kind that can be pruned.
 
     Raises:
         NothingToPrune: No layer can be pruned, or a pattern matches none of them.
         InvalidInput: The model is no module, or a pattern no text.
     """
     wanted = None if patterns is None else name_patterns(patterns)
-    holders = {name: module for name, module in check_module(model).named_modules() if _holds_weights(module)}
-    owners: dict[int, list[str]] = {}
-    for name, module in holders.items():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(name)
-    reasons = {name: _reason(name, module, wanted, owners) for name, module in holders.items()}
+    holders = {name: module for name, module in named_uses(check_module(model)).items() if _holds_weights(module)}
+    ties = find_ties(model, joint=kinds is None)
+    reasons = {name: _reason(name, module, wanted, ties, kinds) for name, module in holders.items()}
     chosen = {name: module for name, module in holders.items() if reasons[name] is None}
     skipped = [SkippedModule(name, type(holders[name]).__name__, why) for name, why in reasons.items() if why]
-    idle = [pattern for pattern in wanted or [] if not any(fnmatchcase(name, pattern) for name in chosen)]
+    idle = [pattern for pattern in wanted or [] if not any(_matches(ties.uses_of(name), [pattern]) for name in chosen)]
     if idle or not chosen:
         what = f"no layer that can be pruned matches {idle}" if idle else "the model has no layer that can be pruned"
         listing = "; ".join(f"{s.name or 'the model'} ({s.kind}): {s.reason}" for s in skipped) or "no weights at all"
-        raise NothingToPrune(f"{what}. Linear and Conv2d layers can be: {', '.join(chosen) or 'none'}. Not: {listing}")
+        raise NothingToPrune(f"{what}. These can be: {', '.join(chosen) or 'none'}. These not: {listing}")
     return chosen, skipped
 
 
@@ -121,14 +126,24 @@ def looked_up(table: Mapping[str, T], name: str) -> T | None:
 
 def _holds_weights(module: nn.Module) -> bool:
     own = module.parameters(recurse=False)
-    return isinstance(module, nn.Linear | nn.Conv2d) or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
+    return kind_of(module) is not None or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
 
 
-def _reason(name: str, module: nn.Module, wanted: list[str] | None, owners: Mapping[int, list[str]]) -> str | None:
-    if wanted is not None and not any(fnmatchcase(name, pattern) for pattern in wanted):
+def _matches(names: Iterable[str], patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _reason(
+    name: str, module: nn.Module, wanted: list[str] | None, ties: Ties, kinds: tuple[type[nn.Module], ...] | None
+) -> str | None:
+    first, *more = uses = ties.uses_of(name)
+    if wanted is not None and not _matches(uses, wanted):
         return "not chosen by the name patterns"
-    shared = {other for p in module.parameters(recurse=False) for other in owners[id(p)]} - {name}
-    tied = (
-        f"shares a parameter with {', '.join(sorted(shared))}, and weights can be pruned for one use only: untie them"
-    )
-    return unsupported(module) or (tied if shared else None)
+    if reason := unsupported(module) or ties.refused.get(name):
+        return reason
+    if kinds is not None and not isinstance(module, kinds):
+        names = " and ".join(kind.__name__ for kind in kinds)
+        return f"{type(module).__name__} is not for this method, which prunes {names} modules: leave it out"
+    if name == first:
+        return None
+    return f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"

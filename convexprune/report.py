@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from convexprune.coresets.generalisation import GeneralisationBound
+    from convexprune.nettrim.outcome import NetworkPromise
 
 __all__ = ["LayerReport", "Report", "SkippedModule"]
 
@@ -83,6 +84,7 @@ class Report:
         seconds: For everything.
         provenance: Method or solver, options, seed, tolerances, dtype, device, threads, versions.
         solutions: The solutions by layer name, one a group, if they were asked for.
+        network: The bound on ``output_error``, by Net-Trim.
         generalisation: What is known of errors on new data, if labels were given to "corenet".
     """
 
@@ -94,6 +96,7 @@ class Report:
     provenance: Mapping[str, Any]
     solutions: Mapping[str, tuple[Solution, ...]] = field(default_factory=dict, repr=False)
     generalisation: "GeneralisationBound | None" = None
+    network: "NetworkPromise | None" = None
 
     @property
     def nonzeros_before(self) -> int:
@@ -107,17 +110,18 @@ class Report:
 
     @property
     def certified(self) -> bool:
-        """Whether what was promised of every layer holds: for Net-Trim, that each certificate closed."""
-        return all(row.certified for row in self.layers)
+        """Whether what was promised holds: of every layer, and of the network if something was asked of it."""
+        return all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; solutions are left out."""
-        own = ("layers", "skipped", "solutions", "generalisation")
+        own = ("layers", "skipped", "solutions", "generalisation", "network")
         plain = {name: value for name, value in vars(self).items() if name not in own}
         rows = {"layers": [asdict(row) for row in self.layers], "skipped": [asdict(module) for module in self.skipped]}
         totals = {"nonzeros_before": self.nonzeros_before, "nonzeros": self.nonzeros, "certified": self.certified}
-        bound = {} if self.generalisation is None else {"generalisation": self.generalisation.to_dict()}
-        return rows | totals | plain | bound
+        bounds = {} if self.generalisation is None else {"generalisation": self.generalisation.to_dict()}
+        bounds |= {} if self.network is None else {"network": asdict(self.network)}
+        return rows | totals | plain | bounds
 
     def to_json(self) -> str:
         """``to_dict()`` as JSON; NaN and infinity, which it cannot express, become null."""
@@ -141,7 +145,8 @@ class Report:
     def _caption(self) -> str:
         kept = f"{self.nonzeros:,} of {self.nonzeros_before:,} weights kept"
         error = f"; network output error {self.output_error:.4f} on {self.samples:,} samples" if self.samples else ""
-        lines = [kept + error, *(f"{row.name}: {note}" for row in self.layers for note in row.remarks())]
+        promise = [] if self.network is None else [str(self.network)]
+        lines = [kept + error, *promise, *(f"{row.name}: {note}" for row in self.layers for note in row.remarks())]
         lines += [] if self.generalisation is None else [str(self.generalisation)]
         lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
         return "\n".join(lines)

@@ -1,13 +1,16 @@
 """Networks with fewer neurons: rows, norm entries and columns really removed, or zeroed where they are."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
+from convexprune.graph import LAYERS, NORMS, inputs_of, outputs_of
 from convexprune.links import Link, find_links
 from convexprune.matrices import unsupported
 from convexprune.plan import check_module
@@ -15,67 +18,66 @@ from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 
 __all__ = ["mask_neurons_", "remove_neurons_", "resize_", "restoring"]
 
-_Axes = dict[str, tuple[str, ...]]
-
-_CHANNELS: _Axes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), ("num_features",))
-_AXES: dict[type[nn.Module], _Axes] = {
-    nn.Linear: {"weight": ("out_features", "in_features"), "bias": ("out_features",)},
-    nn.Conv2d: {"weight": ("out_channels", "in_channels"), "bias": ("out_channels",)},
-    nn.BatchNorm1d: _CHANNELS,
-    nn.BatchNorm2d: _CHANNELS,
-}  # by kind of module: its tensors, and the attributes that say how long their first axes are
+_ROWS = ("weight", "bias", "running_mean", "running_var")  # all tensors that have an entry, or more, for each output
+_SIZES = ("num_features", "num_parameters", "in_channels", "out_channels", "groups")  # of what is on the way
 
 
 def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
-    """Remove all other neurons of the link's producer, with their entries in its norms and columns in its consumers.
+    """Remove all other neurons of the link's producers, with their entries on the way and columns in its consumers.
 
     The tensors that shrink are new ones, without gradients: an optimiser must be made anew.
 
     Args:
         model: The network in which ``find_links`` found the link; it may have been shrunk since.
-        link: The layer and its surroundings.
+        link: The layers and their surroundings.
         kept: The neurons that stay [k], int64, ascending.
         scales: Factors [k] of their columns in the consumers; None: 1.
 
     Raises:
         InvalidInput: ``kept`` or ``scales`` cannot be used, or the model has no such modules.
         ShapeMismatch: The modules, or the scales, are of other sizes than the link, or ``kept``, says.
-        UnsupportedModule: A module is not a plain Linear, Conv2d or BatchNorm.
+        UnsupportedModule: A module is not a plain layer, or not of the kind that the link says.
         NonFinite: The scales, or the weights times them, hold NaN or infinity. In any case nothing was changed.
     """
-    producer, norms, consumers = _checked(model, link, kept, scales)
-    smaller = [
-        (module, {name: _selected(tensor, kept).contiguous() for name, tensor in _tensors(module).items()})
-        for module in (producer, *norms)
-    ]
-    for layer in consumers:
-        weight, columns = layer.get_parameter("weight"), _columns(layer, _size(producer), kept, scales)
-        smaller.append((layer, {"weight": columns.reshape(len(weight), -1, *weight.shape[2:]).contiguous()}))
-    for module, tensors in smaller:
+    at = _checked(model, link, kept, scales)
+    smaller = {module: _rows(module, at.neurons, kept) for module in (*at.producers, *at.carriers)}
+    for layer in at.consumers:  # which may be a producer too
+        weight = smaller.setdefault(layer, {}).get("weight", layer.get_parameter("weight").detach())
+        columns = _columns(type(layer), weight, at.neurons, kept, scales)
+        smaller[layer]["weight"] = columns.reshape(len(weight), -1, *weight.shape[2:])
+    for module, tensors in smaller.items():
         _replace_(module, tensors)
-    for norm in norms:  # one that holds no tensors has a size too
-        vars(norm).update(num_features=len(kept))
+    for layer in (*at.producers, *at.consumers):
+        names = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
+        vars(layer).update(zip(names, layer.get_parameter("weight").shape, strict=False))
+    for module in at.carriers:  # a norm that holds no tensors has a size too
+        sizes = {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
+        vars(module).update({name: size // at.neurons * len(kept) for name, size in sizes.items()})
 
 
 def mask_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
     """As ``remove_neurons_``, with zeros in place of what would be removed; the Parameter objects stay.
 
-    In eval mode the outputs are those after ``remove_neurons_``, up to rounding. Norms stay as they are.
+    In eval mode the outputs are those after ``remove_neurons_``, up to rounding. What is on the way stays as it is:
+    behind a norm a removed neuron is no zero, but nothing takes it.
 
     Raises:
         InvalidInput, ShapeMismatch, UnsupportedModule, NonFinite: As in ``remove_neurons_``.
     """
-    producer, _, consumers = _checked(model, link, kept, scales)
-    columns = [_columns(layer, _size(producer), kept, scales) for layer in consumers]
-    removed = torch.ones(_size(producer), dtype=torch.bool, device=kept.device).index_fill(0, kept, False)
+    at = _checked(model, link, kept, scales)
+    weights = [layer.get_parameter("weight") for layer in at.consumers]
+    columns = [
+        _columns(type(layer), weight.detach(), at.neurons, kept, scales)
+        for layer, weight in zip(at.consumers, weights, strict=True)
+    ]
+    removed = torch.ones(at.neurons, dtype=torch.bool, device=kept.device).index_fill(0, kept, False)
     with torch.no_grad():
-        for tensor in _tensors(producer).values():
-            tensor[removed.to(tensor.device)] = 0
-        for layer, staying in zip(consumers, columns, strict=True):
-            weight = layer.get_parameter("weight")
+        for weight, staying in zip(weights, columns, strict=True):
             masked = torch.zeros_like(weight).reshape(len(weight), len(removed), -1)
             masked[:, kept.to(weight.device)] = staying
             weight.copy_(masked.reshape(weight.shape))
+        for tensor in (tensor for layer in at.producers for tensor in _tensors(layer).values()):
+            tensor[removed.to(tensor.device)] = 0
 
 
 def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -93,12 +95,12 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if not misfits:
         return
     try:
-        links, _ = find_links(model)
+        links, _ = find_links(model, residual=True)
     except UnsupportedModule as error:
         raise UnsupportedModule(f"{misfits}; and {error}") from error
     with restoring(model):
         for link in links.values():
-            key, neurons = f"{link.producer}.weight", _size(model.get_submodule(link.producer))
+            key, neurons = f"{link.producer}.weight", outputs_of(model.get_submodule(link.producer))
             shape = state[key].shape if key in state else ()
             if shape and 0 < shape[0] < neurons:
                 remove_neurons_(model, link, torch.arange(shape[0]))
@@ -132,31 +134,74 @@ def restoring(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _checked(
-    model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None
-) -> tuple[nn.Module, list[nn.Module], list[nn.Module]]:
-    """The producer, the norms and the consumers, which fit together."""
-    producer, names = _module(model, link.producer), (*link.norms, *link.consumers)
-    neurons, others = _size(producer), [_module(model, name) for name in names]
-    expected = [neurons] * len(link.norms) + [neurons * repeat for repeat in link.repeat]
-    found = [_size(module, axis=-1) for module in others]
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """The modules of a link, which fit together."""
+
+    neurons: int
+    producers: list[nn.Module]
+    carriers: list[nn.Module]  # norms, and what else is on the way
+    consumers: list[nn.Module]
+
+
+def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) -> _Place:
+    producers, consumers = ([_layer(model, name) for name in names] for names in (link.producers, link.consumers))
+    carriers, neurons = [_carrier(model, name) for name in (*link.norms, *link.along)], outputs_of(producers[0])
+    names, most = (*link.norms, *link.along, *link.consumers), math.prod(map(_copies, carriers))
+    expected = [_expected(inputs_of(module), neurons, most) for module in carriers]
+    expected += [neurons * repeat for repeat in link.repeat]
+    found = [inputs_of(module) for module in (*carriers, *consumers)]
     if found != expected:
         sizes = f"{', '.join(names)} take {found} inputs, and {neurons} neurons of {link.producer} give {expected}"
+        raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
+    given = [outputs_of(layer) for layer in producers]
+    if len(set(given)) > 1:
+        sizes = f"{', '.join(link.producers)} have {given} neurons, expected as many each"
         raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
     _check_kept(kept, neurons)
     if scales is not None:
         _check_scales(scales, len(kept))
-    return producer, others[: len(link.norms)], others[len(link.norms) :]
+    return _Place(neurons, producers, carriers, consumers)
+
+
+def _expected(inputs: int, neurons: int, most: int) -> int:
+    """The inputs of a module on the way, if they are some channels of each neuron; depthwise filters make ``most``."""
+    each, rest = divmod(inputs, neurons)
+    return neurons if rest or not each or most % each else inputs
+
+
+def _copies(module: nn.Module) -> int:
+    """Channels that a module on the way makes of one."""
+    return outputs_of(module) // inputs_of(module)
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:
     try:
-        module = model.get_submodule(name)
+        return model.get_submodule(name)
     except AttributeError as error:
         raise InvalidInput(f"the model has no module {name!r}: take the link from find_links(model)") from error
-    reason = None if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) else unsupported(module)
-    if reason or not _axes(module):
-        raise UnsupportedModule(f"{name}: {reason or 'filters of a grouped convolution cannot be removed'}")
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    module = _module(model, name)
+    reason = unsupported(module)
+    if not reason and not isinstance(module, LAYERS):
+        reason = f"expected a Linear or a convolution, found a {type(module).__name__}"
+    if not reason and getattr(module, "groups", 1) != 1:
+        reason = "filters of a grouped convolution cannot be removed"
+    if reason:
+        raise UnsupportedModule(f"{name}: {reason}")
+    return module
+
+
+def _carrier(model: nn.Module, name: str) -> nn.Module:
+    module = _module(model, name)
+    known = isinstance(module, (*NORMS, nn.PReLU))
+    reason = None if known else unsupported(module)
+    if reason or not (known or module.get_parameter("weight").shape[1] == 1):
+        raise UnsupportedModule(
+            f"{name}: {reason or 'expected a depthwise convolution, whose filters see one channel'}"
+        )
     return module
 
 
@@ -180,37 +225,29 @@ def _check_scales(scales: Tensor, count: int) -> None:
         raise NonFinite("scales: found NaN or infinity, expected factors of the kept neurons' outgoing weights")
 
 
-def _columns(layer: nn.Module, neurons: int, kept: Tensor, scales: Tensor | None) -> Tensor:
+def _columns(kind: type, weight: Tensor, neurons: int, kept: Tensor, scales: Tensor | None) -> Tensor:
     """A consumer's weights of the neurons that stay, scaled: [outputs, k, weights of one neuron]."""
-    weight = layer.get_parameter("weight")
-    columns = _selected(weight.reshape(len(weight), neurons, -1), kept, axis=1)
+    columns = weight.reshape(len(weight), neurons, -1).index_select(1, kept.to(weight.device))
     if scales is None:
         return columns
     columns = (columns * scales.detach().to(weight.device)[:, None]).to(weight.dtype)
     if not columns.isfinite().all():
-        raise NonFinite(f"{type(layer).__name__} weights times scales: found NaN or infinity as {weight.dtype}")
+        raise NonFinite(f"{kind.__name__} weights times scales: found NaN or infinity as {weight.dtype}")
     return columns
 
 
-def _selected(tensor: Tensor, kept: Tensor, axis: int = 0) -> Tensor:
-    return tensor.detach().index_select(axis, kept.to(tensor.device))
-
-
-def _axes(module: nn.Module) -> _Axes:
-    """Of a module that can shrink."""
-    grouped = getattr(module, "groups", 1) != 1
-    return {} if grouped else next((axes for kind, axes in _AXES.items() if isinstance(module, kind)), {})
-
-
-def _size(module: nn.Module, axis: int = 0) -> int:
-    """Outputs of a layer; inputs for axis -1."""
-    return int(getattr(module, _axes(module)["weight"][axis]))
+def _rows(module: nn.Module, neurons: int, kept: Tensor) -> dict[str, Tensor]:
+    """What belongs to the neurons that stay: one row each, or more behind depthwise filters."""
+    return {
+        name: tensor.detach().unflatten(0, (neurons, -1)).index_select(0, kept.to(tensor.device)).flatten(0, 1)
+        for name, tensor in _tensors(module).items()
+    }
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Those of the module's parameters and buffers that shrink with it."""
+    """Those of the module's parameters and buffers that have rows for neurons."""
     own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-    return {name: own[name] for name in _axes(module) if name in own and _has_shape(own[name])}
+    return {name: own[name] for name in _ROWS if _has_shape(own.get(name))}
 
 
 def _has_shape(value: object) -> bool:
@@ -226,12 +263,11 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """New parameters and buffers in place of the module's, and their sizes."""
+    """New parameters and buffers in place of the module's."""
     for name, tensor in tensors.items():
-        old = getattr(module, name)
+        old, new = getattr(module, name), tensor.contiguous()
         parameter = isinstance(old, nn.Parameter)
-        setattr(module, name, nn.Parameter(tensor, requires_grad=old.requires_grad) if parameter else tensor)
-        vars(module).update(zip(_axes(module)[name], tensor.shape, strict=False))
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:

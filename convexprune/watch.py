@@ -29,6 +29,10 @@ class Watch(TorchFunctionMode):
         """Add to ``consumers`` the name of whatever consumes the tensor from now on."""
         self._followed.setdefault(id(tensor), (tensor, []))[1].append(consumers)
 
+    def followers(self, tensor: Tensor) -> list[list[str]]:
+        """The lists to which consumers of the tensor are added."""
+        return list(self._followed.get(id(tensor), (tensor, []))[1])
+
     def note(self, tensors: Iterable[Tensor], name: str, result: Any = None) -> None:
         """An operation of this name has consumed the tensors and given the result."""
         for tensor, consumers in [self._followed[id(t)] for t in tensors if id(t) in self._followed]:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from convexprune.capture import as_batches, capture, network_outputs
+from convexprune.calibration import as_batches
+from convexprune.capture import capture, network_outputs
 from convexprune.errors import EmptyCalibration
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.solvers.errors import InvalidInput, NonFinite

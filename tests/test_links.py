@@ -5,6 +5,7 @@ import copy
 import pytest
 import tolerances
 import torch
+from networks import JOINT, Axes, Perceptron, resnet
 from torch import fx, nn
 from torch.nn import functional
 
@@ -566,3 +567,237 @@ def test_norms_on_some_ways_only_are_told():
             return self.one(self.norm(x).relu()), self.two(x.relu())
 
     assert find_links(Two())[0]["stem"].activation == "several: norm then relu, relu"
+
+
+# Layers that lose neurons together
+
+
+def together(model):
+    """The links, and the reasons by the names of the skipped modules."""
+    links, skipped = find_links(model, residual=True)
+    assert all(name == link.producer for name, link in links.items())
+    return links, {module.name: module.reason for module in skipped}
+
+
+@pytest.mark.parametrize("name", JOINT)
+@torch.no_grad()
+def test_a_joint_neuron_reaches_the_rest_through_its_columns_alone(name):
+    """All producers' weights of the neuron matter, until its columns are gone."""
+    torch.manual_seed(0)
+    build, shape = JOINT[name]
+    model, x = prepared(build()), images(*shape)
+    for link in together(model)[0].values():
+        producers = [model.get_submodule(producer) for producer in link.producers]
+        found, outputs = copy.deepcopy(model.state_dict()), model(x)
+        for layer in producers:
+            layer.weight += torch.randn_like(layer.weight)
+            assert (model(x) - outputs).abs().max() > tolerances.CHANGED
+            model.load_state_dict(found)
+        neuron = 1
+        for weights in columns(model, link, neuron):
+            weights.zero_()
+        cut = model(x)
+        carriers = [model.get_submodule(module) for module in (*link.norms, *link.along)]
+        for layer in (*producers, *carriers):
+            rows = layer.weight.unflatten(0, (len(producers[0].weight), -1))[neuron]
+            rows += torch.rand_like(rows)
+        for weights in columns(model, link, neuron):  # of layers that are producers too
+            weights.zero_()
+        torch.testing.assert_close(model(x), cut, rtol=0, atol=tolerances.EXACT)
+        model.load_state_dict(found)
+
+
+def test_each_stage_of_a_residual_network_is_one_link():
+    links, reasons = together(resnet())
+    streams = {name: (link.producers, link.norms, link.consumers) for name, link in links.items() if link.partners}
+    assert streams == {
+        "0": (
+            ("0", "4.conv2", "5.conv2"),
+            ("1", "4.bn2", "5.bn2"),
+            ("4.conv1", "5.conv1", "6.conv1", "6.shortcut.0"),
+        ),
+        "6.conv2": (
+            ("6.conv2", "6.shortcut.0", "7.conv2"),
+            ("6.bn2", "6.shortcut.1", "7.bn2"),
+            ("7.conv1", "8.conv1", "8.shortcut.0"),
+        ),
+        "8.conv2": (("8.conv2", "8.shortcut.0"), ("8.bn2", "8.shortcut.1"), ("12",)),
+    }
+    blocks = ["4", "5", "6", "7", "8"]
+    alone = {
+        f"{block}.conv1": Link(f"{block}.conv1", (f"{block}.bn1",), "relu", (f"{block}.conv2",), (1,))
+        for block in blocks
+    }
+    assert {name: link for name, link in links.items() if name not in streams} == alone
+    assert reasons.keys() == {"12"}
+
+
+def test_a_layer_may_take_what_it_is_added_to():
+    links, _ = together(Perceptron())
+    stem = links["stem"]
+    assert stem.producers == ("stem", "square", "down")
+    assert stem.consumers == ("square", "gate", "up", "one", "two")
+    assert (links["gate"].producers, links["gate"].consumers) == (("gate", "up"), ("down",))
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_depthwise_filters_and_slopes_are_along(axes):
+    links, _ = together(Axes(axes))
+    expected = (("stem", "conv"), ("norm",), ("slopes", "depthwise"), (1, 2**axes))
+    assert [(link.producers, link.norms, link.along, link.repeat) for link in links.values()] == [expected]
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_by_default_only_what_can_shrink_alone_is_linked(name):
+    model = JOINT[name][0]()
+    links, skipped = find_links(model)
+    wide = together(model)[0]
+    assert links.items() <= wide.items()
+    assert not any(link.partners or link.along for link in links.values())
+    assert {module.name for module in skipped} >= {partner for link in wide.values() for partner in link.producers[1:]}
+
+
+def test_every_layer_is_linked_or_skipped():
+    for build, _ in JOINT.values():
+        model = build()
+        links, reasons = together(model)
+        linked = [name for link in links.values() for name in (*link.producers, *link.along)]
+        assert len(linked) == len(set(linked))
+        layers = {name for name, module in model.named_modules() if hasattr(module, "weight")}
+        norms = {name for link in links.values() for name in link.norms}
+        assert layers == {*linked, *reasons, *norms}
+
+
+def test_shortcuts_of_slices_and_zeros_are_refused_in_words():
+    links, reasons = together(ResNet20())
+    inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
+    assert list(links) == inner
+    sliced = (
+        "its outputs are taken apart, or reshaped otherwise than by flatten(x, 1), so its filters cannot be removed"
+    )
+    padded = "its outputs are added to others (residual connection), and what pad gives is no layer's neurons"
+    for stage, why in ((1, sliced), (2, padded), (3, padded)):
+        for block in range(3):
+            assert reasons[f"layer{stage}.{block}.conv2"].startswith(why), (stage, block)
+    assert reasons["conv1"] == sliced
+
+
+class Sum(nn.Module):
+    """Two linear layers of 4 neurons, what becomes of their outputs, and a third of 2."""
+
+    def __init__(self, step, **modules):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.step = step
+        self.scale, self.number = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(()))
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.out(self.step(self, x))
+
+
+REFUSED_SUMS = {
+    "the input": (lambda net, x: x + net.a(x), {"a": "and the network's input 'x' is no layer's neurons"}),
+    "what comes of the input": (lambda net, x: net.a(x) - x.relu() / 2, {"a": "and the network's input 'x' is no"}),
+    "a parameter": (lambda net, x: net.a(x) * net.scale, {"a": "scaled, and 'scale' is no layer's neurons"}),
+    "a constant": (lambda net, x: net.a(x) + torch.ones(4), {"a": "'_tensor_constant0' is no layer's neurons"}),
+    "what is mixed": (
+        lambda net, x: net.a(x).relu() + net.b(x).flip(1),
+        {"a": "and what flip gives is no layer's neurons", "b": "reach flip, which may mix them"},
+    ),
+    "a concatenation": (
+        lambda net, x: net.a(x) + torch.cat([net.b(x), x], 1)[:, :4],
+        {"a": "what getitem gives is no layer's", "b": "are concatenated with others"},
+    ),
+    "another number": (
+        lambda net, x: net.a(x) + net.one(x),
+        {"a": "and those of 'a' and 'one' differ in number or layout", "one": "'a' and 'one' differ in number"},
+    ),
+    "a layer called twice": (
+        lambda net, x: net.a(net.b(net.b(x))) + net.b(x),
+        {"a": "and 'b' cannot lose any (it is called 3 times", "b": "it is called 3 times"},
+    ),
+    "one of them is mixed too": (
+        lambda net, x: (lambda y: (y + net.b(x)) * y.softmax(1).sum())(net.a(x)),
+        {"a": "are mixed with each other by a softmax", "b": "multiplied with others or scaled, and what sum gives"},
+    ),
+    "one of them is normalised too": (
+        lambda net, x: (lambda y: net.one(y + net.b(x)) + net.norm(y))(net.a(x)),
+        {"a": "are normalised with each other", "b": "are combined with those of 'a', which are normalised with each"},
+    ),
+    "a sum that others use is changed in place": (
+        lambda net, x: (lambda y: y.mul_(net.b(x)) + y)(net.a(x)),
+        {"a": "are changed in place by mul while others use them", "b": "are changed in place by mul"},
+    ),
+    "an outer sum of means": (lambda net, x: net.a(x) - net.a.bias.mean(), {"a": "also used outside its own forward"}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_SUMS)
+def test_sums_that_do_not_keep_neurons_apart_are_refused_in_words(case):
+    step, whys = REFUSED_SUMS[case]
+    links, reasons = together(Sum(step, one=nn.Linear(4, 1), norm=nn.LayerNorm(4)))
+    for name, why in whys.items():
+        assert why in reasons[name]
+        assert name not in {producer for link in links.values() for producer in link.producers}
+
+
+SUMS = {
+    "of two": lambda net, x: net.a(x) + net.b(x),
+    "by torch": lambda net, x: torch.add(net.a(x), net.b(x), alpha=2),
+    "in place": lambda net, x: net.a(x).add_(net.b(x)),
+    "difference": lambda net, x: net.a(x).sub(net.b(x).relu()),
+    "quotient": lambda net, x: net.a(x) / net.b(x).sigmoid(),
+    "scaled": lambda net, x: 1 - net.a(x).tanh() + net.number * net.b(x) / 3,
+    "built-in": lambda net, x: sum([net.a(x), net.b(x)]),
+}
+
+
+@pytest.mark.parametrize("case", SUMS)
+def test_sums_of_layers_are_one_link(case):
+    links, reasons = together(Sum(SUMS[case]))
+    assert [(link.producers, link.consumers) for link in links.values()] == [(("a", "b"), ("out",))]
+    assert links["a"].activation not in (None, *ELEMENTWISE)
+    assert reasons.keys() == {"out"}
+
+
+MIXED_MAPS = {
+    "group norm": (nn.GroupNorm(2, 4), "normalised with each other"),
+    "layer norm": (nn.LayerNorm([4, 6, 6]), "normalised with each other"),
+    "groups": (nn.Conv2d(4, 4, 1, groups=2), "it is a grouped convolution (2 groups)"),
+    "transposed": (nn.ConvTranspose2d(4, 4, 1), "ConvTranspose2d"),
+    "along another axis": (nn.PReLU(3), "it takes 3 inputs along another axis"),
+    "shared filters": (nn.Sequential(*[nn.Conv2d(4, 4, 1, groups=4)] * 2), "it is called 2 times"),
+}
+
+
+@pytest.mark.parametrize("case", MIXED_MAPS)
+def test_modules_that_mix_filters_are_refused_with_residuals_too(case):
+    module, why = MIXED_MAPS[case]
+    _, reasons = together(Net(lambda net, x: net.step(x), conv=True, step=module))
+    assert why in reasons["first"]
+
+
+MEANS = {
+    "rows and columns": (lambda net, x: x.mean((2, 3)), nn.Linear(4, 2)),
+    "one after another": (lambda net, x: x.amax(3).sum(-1), nn.Linear(4, 2)),
+    "kept axes": (lambda net, x: torch.mean(x, dim=[-1, -2], keepdim=True), nn.Conv2d(4, 2, 1)),
+    "one of them": (lambda net, x: x.mean(3), nn.Conv1d(4, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("case", MEANS)
+def test_means_over_positions_keep_filters_apart(case):
+    step, second = MEANS[case]
+    model = prepared(Net(step, conv=True, second=second))
+    links, _ = together(model)
+    assert links.keys() == {"first"}
+    assert_true(model, links["first"], images(3, 6, 6))
+
+
+@pytest.mark.parametrize("dims", [(1,), (0, 2), (1, 2), (), -3, None])
+def test_means_over_other_axes_are_refused(dims):
+    links, reasons = together(Net(lambda net, x: x.mean(dims), conv=True))
+    assert not links
+    assert "reach mean, which may mix them" in reasons["first"]

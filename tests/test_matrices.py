@@ -1,46 +1,55 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 from convexprune.errors import UnsupportedModule
 from convexprune.matrices import input_matrices, output_matrices, unsupported, weight_matrices, write_back_
 from convexprune.solvers.errors import ConvexPruneError, NonFinite, ShapeMismatch
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
-pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @st.composite
 def convolutions(draw):
-    """A Conv2d in float64."""
+    """A convolution of one to three axes in float64, and inputs for it."""
+    axes = draw(st.sampled_from([1, 2, 2, 3]))
+    each = st.tuples(*[st.integers(1, 3)] * axes) if axes < 3 else st.tuples(*[st.integers(1, 2)] * axes)
     groups = draw(st.integers(1, 3))
     depthwise = draw(st.booleans())
     channels = groups * (1 if depthwise else draw(st.integers(1, 2)))
-    kernel, dilation, stride = draw(pair), draw(pair), draw(pair)
-    padding = draw(st.sampled_from(["same", "valid", "pair", "int"]))
+    kernel, dilation, stride = draw(each), draw(each), draw(each)
+    padding = draw(st.sampled_from(["same", "valid", "tuple", "int"]))
     if padding == "same":
-        stride = (1, 1)
-    padding = {"pair": draw(st.tuples(st.integers(0, 2), st.integers(0, 2))), "int": draw(st.integers(0, 2))}.get(
-        padding, padding
-    )
+        stride = (1,) * axes
+    numbers = {"tuple": draw(st.tuples(*[st.integers(0, 2)] * axes)), "int": draw(st.integers(0, 2))}
     torch.manual_seed(draw(st.integers(0, 99)))
-    return nn.Conv2d(
+    layer = CONVOLUTIONS[axes](
         channels,
         groups * draw(st.integers(1, 2)),
         kernel,
         stride=stride,
-        padding=padding,
+        padding=numbers.get(padding, padding),
         dilation=dilation,
         groups=groups,
         bias=draw(st.booleans()),
         padding_mode=draw(st.sampled_from(MODES)),
         dtype=torch.float64,
     )
+    samples = draw(st.sampled_from([(), (1,), (3,)]))
+    longest = 7 if axes < 3 else 4
+    sizes = draw(st.tuples(*[st.integers(longest, longest + 2)] * axes))
+    return layer, torch.randn(*samples, channels, *sizes, dtype=torch.float64)
 
 
 def assert_product(layer, inputs, tolerance=1e-10):
@@ -58,10 +67,12 @@ def bits(layer):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@settings(max_examples=150, deadline=None)
-@given(layer=convolutions(), batch=st.sampled_from([None, 1, 3]), size=st.tuples(st.integers(7, 9), st.integers(7, 9)))
-def test_conv2d_is_a_matrix_product_both_ways(layer, batch, size):
-    inputs = torch.randn(*(() if batch is None else (batch,)), layer.in_channels, *size, dtype=torch.float64)
+@settings(max_examples=200, deadline=None)
+@given(drawn=convolutions(), last=st.booleans())
+def test_a_convolution_is_a_matrix_product_both_ways(drawn, last):
+    layer, inputs = drawn
+    if last and inputs.dim() == 4 and isinstance(layer, nn.Conv2d):
+        layer, inputs = layer.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
     assert_product(layer, inputs)
     before = bits(layer)
     write_back_(layer, weight_matrices(layer))
@@ -161,14 +172,18 @@ def refused(layer):
     yield ShapeMismatch, [*good, good[0]]
     yield ShapeMismatch, [*good[:-1], good[-1][:-1]]
     yield ShapeMismatch, [*good[:-1], good[-1].T]
-    yield ShapeMismatch, torch.stack(good)
+    yield ShapeMismatch, good[0][None]
     yield ShapeMismatch, []
 
 
 BAD = (float("nan"), float("inf"), 1e300)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), nn.Conv2d(4, 6, 3, groups=2)])
+REWRITTEN = [nn.Linear(3, 2), nn.Linear(3, 2, bias=False), nn.Conv2d(4, 6, 3, groups=2)]
+REWRITTEN += [nn.Conv3d(4, 6, 2, groups=2), Conv1D(2, 3), nn.MultiheadAttention(4, 2, kdim=6)]
+
+
+@pytest.mark.parametrize("layer", REWRITTEN)
 def test_refused_weights_change_nothing(layer):
     before = copy.deepcopy(layer.state_dict())
     for error, weights in refused(layer):
@@ -218,6 +233,25 @@ class Standardised(nn.Conv2d):
         return super()._conv_forward(inputs, weight - weight.mean(), bias)
 
 
+class Standardised1d(nn.Conv1d):
+    def _conv_forward(self, inputs, weight, bias):
+        return super()._conv_forward(inputs, weight - weight.mean(), bias)
+
+
+class Doubled(nn.MultiheadAttention):
+    def __init__(self):
+        super().__init__(4, 2)
+
+    def forward(self, *args, **kwargs):
+        return 2 * super().forward(*args, **kwargs)[0], None
+
+
+def with_queries_as_keys():
+    layer = nn.MultiheadAttention(4, 2, vdim=3)
+    layer.k_proj_weight = layer.q_proj_weight
+    return layer
+
+
 def patched():
     layer = nn.Linear(3, 2)
     layer.forward = lambda inputs: inputs
@@ -230,16 +264,132 @@ def with_weight(make):
     return layer
 
 
+def every_kind():
+    """A small module of each kind that can be pruned, in float64."""
+    return [
+        *(Plain(3, 2), nn.Conv1d(4, 6, 3, groups=2), nn.Conv2d(2, 4, 3, groups=2), nn.Conv3d(2, 3, 2)),
+        *(Conv1D(3, 2), nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2, kdim=3, vdim=5, bias=False)),
+    ]
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Conv2d(2, 4, 3, groups=2, padding_mode="circular"), Plain(3, 2)])
 def test_supported(layer):
     assert unsupported(layer) is None
 
 
+@pytest.mark.parametrize("layer", every_kind(), ids=repr)
+def test_what_is_written_is_what_is_read_and_nothing_else_changes(layer):
+    torch.manual_seed(0)
+    before, others = bits32(layer), {name: value.clone() for name, value in layer.named_buffers()}
+    write_back_(layer, weight_matrices(layer))
+    assert all(torch.equal(before[name], value) for name, value in bits32(layer).items())
+    new = [torch.randn_like(U) for U in weight_matrices(layer)]
+    write_back_(layer, new)
+    assert all(torch.equal(one, two) for one, two in zip(new, weight_matrices(layer), strict=True))
+    changed = {name for name, value in bits32(layer).items() if not torch.equal(before[name], value)}
+    own = {name for name, _ in layer.named_parameters(recurse=False)}
+    assert changed == own
+    assert all(torch.equal(others[name], value) for name, value in layer.named_buffers())
+
+
+def bits32(layer):
+    return {name: parameter.detach().clone().view(torch.int32) for name, parameter in layer.named_parameters()}
+
+
+def test_the_conv1d_of_transformers_is_a_linear_with_a_transposed_weight():
+    torch.manual_seed(0)
+    layer = Conv1D(5, 3).double()
+    nn.init.normal_(layer.bias)
+    linear = nn.Linear(3, 5, dtype=torch.float64)
+    write_back_(linear, weight_matrices(layer))
+    assert torch.equal(linear.weight, layer.weight.T)
+    inputs = torch.randn(2, 4, 3, dtype=torch.float64)
+    torch.testing.assert_close(linear(inputs), layer(inputs), rtol=0, atol=1e-12)
+    assert_product(layer, inputs)
+    with pytest.raises(ShapeMismatch, match="with 3 at axis -1"):
+        input_matrices(layer, torch.zeros(2, 5))
+
+
+def test_transformers_is_not_imported_to_look_for_its_conv1d():
+    code = "import sys, torch, convexprune.matrices as m; m.unsupported(torch.nn.ReLU()); assert 'transformers' not in"
+    done = subprocess.run([sys.executable, "-c", f"{code} sys.modules"], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sizes", [{}, {"kdim": 3}, {"kdim": 3, "vdim": 5}, {"bias": False}, {"add_bias_kv": True}])
+def test_attention_projects_queries_keys_and_values(sizes):
+    torch.manual_seed(0)
+    layer = nn.MultiheadAttention(4, 2, dtype=torch.float64, **sizes)
+    if layer.in_proj_bias is not None:
+        nn.init.normal_(layer.in_proj_bias)
+    leads, widths = [(3, 2), (5, 2), (5, 2)], (4, layer.kdim, layer.vdim)
+    received = [torch.randn(*lead, d, dtype=torch.float64) for lead, d in zip(leads, widths, strict=True)]
+    joint = layer.in_proj_weight
+    weights = [layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight] if joint is None else joint.chunk(3)
+    biases = [None] * 3 if layer.in_proj_bias is None else layer.in_proj_bias.chunk(3)
+    projected = [functional.linear(*three).detach() for three in zip(received, weights, biases, strict=True)]
+    groups = zip(
+        input_matrices(layer, received), weight_matrices(layer), output_matrices(layer, projected), strict=True
+    )
+    for X, U, Y in groups:
+        torch.testing.assert_close(X @ U, Y, rtol=0, atol=1e-12)
+    assert [len(Y) for Y in output_matrices(layer, projected)] == [6, 10, 10]
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(3, 4), (), (torch.zeros(3, 4),) * 2, (torch.zeros(3, 5),) * 3])
+def test_attention_takes_three_inputs_of_its_sizes(inputs):
+    for matrices in (input_matrices, output_matrices):
+        with pytest.raises(ShapeMismatch, match=r"query, key, value|with 4 at axis -1"):
+            matrices(nn.MultiheadAttention(4, 2), inputs)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_inputs_of_other_axes_are_refused(axes):
+    layer = CONVOLUTIONS[axes](3, 4, 3)
+    for shape in [(), (3,), (1, 1, 3, *[5] * axes), (2, *[5] * axes)]:
+        with pytest.raises(ShapeMismatch, match=f"with 3 at axis -{axes + 1}"):
+            input_matrices(layer, torch.zeros(shape))
+
+
+def test_inputs_that_the_kernel_does_not_fit_into_are_refused():
+    with pytest.raises(ShapeMismatch, match=r"reaches over 5 positions.*got 4 with padding"):
+        input_matrices(nn.Conv1d(1, 1, 3, dilation=2), torch.zeros(1, 1, 4))
+
+
+def test_a_convolution_is_unfolded_once_for_all_groups():
+    layer = nn.Conv1d(64, 64, 3, groups=64, bias=False)
+    inputs = torch.randn(1, 64, 20)
+    with CountCopies() as copies:
+        groups = input_matrices(layer, inputs)
+    assert sum(X.numel() for X in groups) == 64 * 18 * 3
+    assert copies.entries <= 64 * 18 * 3 + inputs.numel()
+
+
+class CountCopies(TorchDispatchMode):
+    """Counts the entries of new tensors."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in known:
+            self.entries += result.numel()
+        return result
+
+
 REFUSED = {
-    "conv1d": (lambda: nn.Conv1d(2, 3, 3), "keeps weights in weight.*leave this module out"),
-    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), "only Linear and Conv2d"),
-    "embedding": (lambda: nn.Embedding(5, 3), "only Linear and Conv2d"),
-    "attention": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight"),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), "keeps weights in weight.*only Linear.*leave this module out"),
+    "embedding": (lambda: nn.Embedding(5, 3), "only Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Trans"),
+    "attention": (Doubled, "forward of its own.*plain MultiheadAttention"),
+    "parametrised attention": (
+        lambda: nn.utils.parametrize.register_parametrization(nn.MultiheadAttention(4, 2), "in_proj_weight", nn.ReLU()),
+        "in_proj_weight is computed",
+    ),
+    "attention with one weight for two": (with_queries_as_keys, "k_proj_weight is another of its parameters too"),
+    "meta attention": (lambda: nn.MultiheadAttention(4, 2, device="meta"), "in_proj_weight is on the meta device"),
+    "standardised along one axis": (lambda: Standardised1d(3, 2, 3), "forward of its own.*plain Conv1d"),
+    "pruned Conv1D": (lambda: prune.l1_unstructured(Conv1D(3, 2), "weight", 0.5), "prune.remove"),
     "lstm": (lambda: nn.LSTM(3, 4), "weight_ih_l0, weight_hh_l0"),
     "norm": (lambda: nn.LayerNorm(3), "no weight matrix of its own"),
     "container": (lambda: nn.Sequential(nn.Linear(3, 2)), "no weight matrix of its own"),

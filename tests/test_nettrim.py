@@ -350,7 +350,7 @@ def test_a_failure_while_writing_restores_every_layer(monkeypatch: pytest.Monkey
     def fail(*_: Any) -> Tensor:
         raise MemoryError
 
-    monkeypatch.setattr("convexprune.nettrim.network_outputs", fail)
+    monkeypatch.setattr("convexprune.nettrim.prune.network_promise", fail)
     with pytest.raises(MemoryError):
         prune_(model, x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,10 +1,19 @@
-"""Which layers are pruned: what is no model, and what are no patterns."""
+"""Which layers are pruned: by name, by kind, and once for all the modules that share a weight."""
 
 import pytest
+import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
+from convexprune.errors import NothingToPrune
+from convexprune.matrices import weight_matrices, write_back_
 from convexprune.plan import choose_layers
 from convexprune.solvers.errors import InvalidInput
+from convexprune.ties import find_ties, layer_uses
+
+
+def reasons(model, *args, **kwargs):
+    return {module.name: module.reason for module in choose_layers(model, *args, **kwargs)[1]}
 
 
 @pytest.mark.parametrize("patterns", [5, [5], [None], {"0": 1, 2: 3}])
@@ -23,3 +32,202 @@ def test_patterns_may_come_one_by_one():
 def test_what_is_no_module_is_refused(model):
     with pytest.raises(InvalidInput, match=r"model: expected a torch\.nn\.Module, found"):
         choose_layers(model)
+
+
+def some_of_each():
+    linears = {"linear": nn.Linear(4, 4), "transposed": Conv1D(4, 4), "embedding": nn.Embedding(4, 4)}
+    convs = {f"conv{axes}": kind(2, 2, 3) for axes, kind in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1)}
+    return nn.ModuleDict(linears | convs | {"attention": nn.MultiheadAttention(4, 2), "norm": nn.BatchNorm1d(4)})
+
+
+def test_every_kind_of_product_is_chosen_and_every_other_weight_named():
+    chosen, skipped = choose_layers(some_of_each())
+    products = ["linear", "transposed", "conv1", "conv2", "conv3", "attention", "attention.out_proj"]
+    assert list(chosen) == products
+    assert [(module.name, module.kind) for module in skipped] == [("embedding", "Embedding")]
+
+
+def test_a_method_can_ask_for_kinds():
+    model = some_of_each()
+    chosen, skipped = choose_layers(model, kinds=(nn.Linear, nn.Conv2d))
+    assert list(chosen) == ["linear", "conv2", "attention.out_proj"]
+    assert {module.name for module in skipped} == {"transposed", "embedding", "conv1", "conv3", "attention"}
+    assert "prunes Linear and Conv2d modules" in reasons(model, kinds=(nn.Linear, nn.Conv2d))["conv1"]
+    with pytest.raises(NothingToPrune, match="Conv1d is not for this method"):
+        choose_layers(model, "conv1", kinds=(nn.Linear, nn.Conv2d))
+
+
+def tied(make, bias=True):
+    """Three layers of one weight, and one bias if any: the second by the same Parameters, the third by new ones."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: make() for name in ("a", "b", "c", "alone")})
+    for name in ("weight", "bias"):
+        if getattr(model["a"], name) is not None:
+            setattr(model["b"], name, getattr(model["a"], name))
+            setattr(model["c"], name, nn.Parameter(getattr(model["a"], name).detach()))
+    return model
+
+
+SAME = {
+    "linear": lambda: nn.Linear(3, 4),
+    "linear without bias": lambda: nn.Linear(3, 4, bias=False),
+    "grouped convolution": lambda: nn.Conv2d(4, 6, 3, groups=2, stride=2),
+    "convolution along one axis": lambda: nn.Conv1d(4, 6, 3, padding="same"),
+    "Conv1D": lambda: Conv1D(3, 4),
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_layers_of_one_weight_and_bias_are_one_layer(case):
+    model = tied(SAME[case])
+    chosen, skipped = choose_layers(model)
+    assert chosen == {"a": model["a"], "alone": model["alone"]}
+    assert {module.name: module.reason for module in skipped} == dict.fromkeys(
+        "bc", "its weight is that of 'a': solved there for all"
+    )
+    assert all(layer_uses(model, name) == ("a", "b", "c") for name in "abc")
+    assert layer_uses(model, "alone") == ("alone",)
+    write_back_(model["a"], [torch.randn_like(U) for U in weight_matrices(model["a"])])
+    for name in layer_uses(model, "a"):
+        pairs = zip(weight_matrices(model["a"]), weight_matrices(model[name]), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("pattern", ["a", "b", ["c"], ["nothing", "b"]])
+def test_a_pattern_of_any_use_chooses_the_first(pattern):
+    model = tied(SAME["linear"])
+    if "nothing" in pattern:
+        with pytest.raises(NothingToPrune, match=r"matches \['nothing'\]"):
+            choose_layers(model, pattern)
+        return
+    chosen, _ = choose_layers(model, pattern)
+    assert list(chosen) == ["a"]
+    found = reasons(model, pattern)
+    assert found["alone"] == "not chosen by the name patterns"
+    assert "solved there" in found["b"]
+
+
+def test_two_attentions_of_one_weight_are_two_layers_with_two_uses_each():
+    one, two = nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2)
+    two.in_proj_weight, two.in_proj_bias = one.in_proj_weight, one.in_proj_bias
+    two.out_proj = one.out_proj
+    model = nn.ModuleDict({"one": one, "two": two})
+    assert list(choose_layers(model)[0]) == ["one", "one.out_proj"]
+    assert layer_uses(model, "two") == ("one", "two")
+    assert layer_uses(model, "one.out_proj") == ("one.out_proj", "two.out_proj")
+    assert reasons(model)["two.out_proj"] == "its weight is that of 'one.out_proj': solved there for both"
+
+
+def test_one_module_under_two_names_is_called_twice_and_stands_once():
+    layer = nn.Linear(3, 3)
+    model = nn.ModuleDict({"a": layer, "b": layer, "block": nn.Sequential(layer)})
+    assert choose_layers(model) == ({"a": layer}, [])
+    assert layer_uses(model, "a") == ("a",)
+
+
+def share(first, second, weight, bias=None):
+    """Two layers, the second with tensors that the function makes of the first one's."""
+    model = nn.ModuleDict({"first": first, "second": second})
+    second.weight = nn.Parameter(weight(first.weight.detach()))
+    if bias is not None:
+        second.bias = nn.Parameter(bias(first.bias.detach()))
+    return model
+
+
+class Scaled(nn.Linear):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+def same(tensor):
+    return tensor
+
+
+def linear(n=4, m=4):
+    return nn.Linear(n, m, bias=False)
+
+
+CLASHES = {
+    "embedding and head": lambda: share(nn.Embedding(4, 4), linear(), same),
+    "other biases": lambda: share(nn.Linear(4, 4), nn.Linear(4, 4), same),
+    "only one biased": lambda: share(nn.Linear(4, 4), linear(), same),
+    "only the bias": lambda: share(nn.Linear(4, 4), nn.Linear(4, 4), torch.clone, same),
+    "transposed": lambda: share(linear(), linear(), torch.t),
+    "rows of another": lambda: share(linear(4, 6), linear(4, 3), lambda w: w[2:5]),
+    "columns of another": lambda: share(linear(6, 4), linear(3, 4), lambda w: w[:, 2:5]),
+    "linear and convolution": lambda: share(linear(), nn.Conv1d(4, 4, 1, bias=False), lambda w: w[..., None]),
+    "other strides": lambda: share(nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 3, stride=2), same, same),
+    "other groups": lambda: share(nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2), same, same),
+    "Linear and Conv1D": lambda: share(nn.Linear(4, 4), Conv1D(4, 4), torch.t, same),
+    "a forward of its own": lambda: share(nn.Linear(4, 4), Scaled(4, 4), same, same),
+    "a norm's bias": lambda: share(nn.LayerNorm(4), nn.Linear(4, 4), lambda w: torch.eye(4), same),
+}
+
+
+@pytest.mark.parametrize("case", CLASHES)
+def test_weights_shared_in_another_way_are_refused_by_name(case):
+    model = nn.ModuleDict({"tied": CLASHES[case](), "other": nn.Linear(3, 3)})
+    chosen, _ = choose_layers(model)
+    assert list(chosen) == ["other"]
+    found = reasons(model)
+    supported = [name for name in ("tied.first", "tied.second") if "shares a parameter" in found.get(name, "")]
+    for name in supported:
+        other = {"tied.first": "tied.second", "tied.second": "tied.first"}[name]
+        assert f"shares a parameter with '{other}'" in found[name]
+        assert "untie them" in found[name]
+    assert len(supported) == (1 if case in ("embedding and head", "a forward of its own", "a norm's bias") else 2)
+
+
+def test_the_model_itself_may_share_and_buffers_count():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
+    model.alias = model[0].weight
+    model[2].register_buffer("view", model[1].weight.detach()[1:])
+    found = reasons(nn.ModuleList([model, nn.Linear(2, 2)]))
+    assert "shares a parameter with '0'," in found["0.0"]
+    assert "shares a parameter with '0.2'," in found["0.1"]
+    with pytest.raises(NothingToPrune, match="shares a parameter with the model itself"):
+        choose_layers(model, "0")
+
+
+def test_buffers_that_only_buffers_share_tie_nothing():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    for layer in model:
+        layer.register_buffer("table", torch.zeros(3) if layer is model[0] else model[0].table)
+    assert list(choose_layers(model)[0]) == ["0", "1"]
+
+
+def test_neighbours_in_one_flat_storage_are_not_tied():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Conv1d(2, 3, 2))
+    parameters = [(layer, name) for layer in model for name in ("weight", "bias")]
+    flat = torch.randn(sum(getattr(layer, name).numel() for layer, name in parameters))
+    parts = flat.split([getattr(layer, name).numel() for layer, name in parameters])
+    for (layer, name), part in zip(parameters, parts, strict=True):
+        setattr(layer, name, nn.Parameter(part.view(getattr(layer, name).shape)))
+    assert len({layer.weight.untyped_storage().data_ptr() for layer in model}) == 1
+    ties = find_ties(model)
+    assert (dict(ties.uses), dict(ties.refused)) == ({}, {})
+    assert list(choose_layers(model)[0]) == ["0", "1", "2"]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_weights_and_weights_without_a_place_are_not_tied_by_that():
+    empty = nn.Sequential(nn.Linear(0, 3, bias=False), nn.Linear(0, 3, bias=False))
+    assert not find_ties(empty).uses
+    assert not find_ties(empty).refused
+    placeless = nn.Sequential(nn.Linear(3, 3, device="meta"), nn.Linear(3, 3, device="meta"), nn.LazyLinear(3))
+    assert not find_ties(placeless).refused
+    placeless[1].weight = placeless[0].weight
+    assert set(find_ties(placeless).refused) == {"0", "1"}
+
+
+def test_a_method_that_asks_for_kinds_sees_no_ties():
+    model = tied(SAME["linear"])
+    chosen, skipped = choose_layers(model, kinds=(nn.Linear, nn.Conv2d))
+    assert list(chosen) == ["alone"]
+    assert [module.name for module in skipped] == ["a", "b", "c"]
+    assert all("weights can be pruned for one use only" in module.reason for module in skipped)
+
+
+def test_uses_are_of_modules_that_exist():
+    with pytest.raises(InvalidInput, match="the model has no module 'd'"):
+        layer_uses(tied(SAME["linear"]), "d")

@@ -1,6 +1,7 @@
 """Removal and masking compute the same network; state dicts and failures are put right."""
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -8,6 +9,7 @@ import tolerances
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import JOINT
 from torch import nn
 from torch.nn.utils import prune
 
@@ -59,7 +61,7 @@ MODELS = {
 def built(name, seed=0, dtype=torch.float64):
     """The model, with norms that do something, and inputs."""
     torch.manual_seed(seed)
-    build, shape = MODELS[name]
+    build, shape = (MODELS | JOINT)[name]
     model, x = build(), torch.randn(5, *shape, dtype=dtype)
     for module in model.modules():
         for key in ("weight", "bias", "running_mean", "running_var") if hasattr(module, "num_features") else ():
@@ -523,3 +525,160 @@ def test_layers_that_cannot_shrink_are_refused(change_):
     prune.identity(model[1], "weight")
     with pytest.raises(UnsupportedModule, match="1: Linear's weight is computed"):
         change_(model, Link("0", (), None, ("1",), (1,)), torch.tensor([0]))
+
+
+# Layers that lose neurons together
+
+
+def joint(name, seed=0):
+    """The model, inputs, and all links."""
+    model, x = built(name, seed)
+    return model, x, find_links(model, residual=True)[0]
+
+
+def joint_cases():
+    return [(name, producer) for name in JOINT for producer in joint(name)[2]]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("name", "producer"), joint_cases())
+@torch.no_grad()
+def test_joint_removal_is_masking(name, producer, scaled):
+    changed = []
+    for seed in range(2):
+        model, x, links = joint(name, seed)
+        link, outputs, masked = links[producer], model(x), copy.deepcopy(model)
+        kept = torch.arange(seed, neurons_of(model, link), 2)
+        scales = torch.tensor([1.5, -0.5, 2.0], dtype=torch.float64)[: len(kept)]
+        remove_neurons_(model, link, kept, scales if scaled else None)
+        mask_neurons_(masked, link, kept, scales if scaled else None)
+        close(model(x), masked(x), EXACT[torch.float64])
+        changed.append((model(x) - outputs).abs().max())
+    assert max(changed) > tolerances.CHANGED  # a ReLU may silence some
+
+
+@pytest.mark.parametrize("name", JOINT)
+@torch.no_grad()
+def test_removed_neurons_do_not_matter_to_a_masked_network(name):
+    """Whatever their own weights are: nothing takes them."""
+    model, x, links = joint(name)
+    for link in links.values():
+        kept = torch.arange(neurons_of(model, link))[1:]
+        mask_neurons_(model, link, kept)
+    outputs = model(x)
+    for link in links.values():
+        for layer in map(model.get_submodule, link.producers):
+            assert layer.weight[0].count_nonzero() == 0
+            layer.weight[0] = 1.0
+    close(model(x), outputs, EXACT[torch.float64])
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_all_tensors_of_a_joint_link_shrink_together(name):
+    model, x, links = joint(name)
+    for link in links.values():
+        remove_neurons_(model, link, torch.tensor([1]))
+    for layer in (module for module in model.modules() if hasattr(module, "weight")):
+        if isinstance(layer, nn.Linear):
+            assert layer.weight.shape == (layer.out_features, layer.in_features)
+        elif hasattr(layer, "in_channels"):
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
+    for link in links.values():
+        assert {neurons_of(model, Link(name, (), None, (), ())) for name in link.producers} == {1}
+    assert all(p.is_contiguous() and p.is_leaf and p.requires_grad for p in model.parameters())
+    model.train()(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 999), name=st.sampled_from(list(JOINT)), rounds=st.integers(1, 5))
+def test_repeated_joint_removals_and_masks_agree(seed, name, rounds):
+    model, x, links = joint(name, seed)
+    masked = copy.deepcopy(model)
+    alive = {producer: torch.arange(neurons_of(model, link)) for producer, link in links.items()}
+    for number in range(rounds):
+        producer = list(links)[(seed + number) % len(links)]
+        kept, scales = some(len(alive[producer]), seed + number)
+        remove_neurons_(model, links[producer], kept, scales)
+        mask_neurons_(masked, links[producer], alive[producer][kept], scales)
+        alive[producer] = alive[producer][kept]
+    with torch.no_grad():
+        close(model(x), masked(x), EXACT[torch.float64])
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_a_fresh_model_takes_a_joint_one_s_state(name):
+    model, x, links = joint(name)
+    for number, link in enumerate(links.values()):
+        remove_neurons_(model, link, torch.arange(neurons_of(model, link))[number % 2 :: 2])
+    fresh, _ = built(name, seed=1)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh.load_state_dict(model.state_dict())
+    fresh, _ = built(name, seed=1)
+    resize_(fresh, model.state_dict())
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+
+
+def test_states_in_which_partners_differ_are_refused():
+    model, _, links = joint("perceptron")
+    before = everything(model)
+    smaller = copy.deepcopy(model)
+    remove_neurons_(smaller, links["stem"], torch.tensor([0, 1, 2]))
+    state = smaller.state_dict() | {"square.weight": torch.zeros(4, 3)}
+    with pytest.raises(ShapeMismatch, match=r"^square.weight is \[4, 3\] in the state, expected \[3, 3\]: only"):
+        resize_(model, state)
+    assert_everything(model, before)
+
+
+def test_a_residual_sum_is_that_of_the_kept_neurons():
+    """The definition: the stream, neuron by neuron, computed from the layers as they were."""
+    model, x, links = joint("perceptron")
+    kept, old = torch.tensor([0, 3]), copy.deepcopy(model)
+    remove_neurons_(model, links["stem"], kept)
+    stem = old.stem(x).tanh()[:, kept]
+    inner = (stem - old.norm.running_mean[kept]) / (old.norm.running_var[kept] + old.norm.eps).sqrt()
+    inner = inner * old.norm.weight[kept] + old.norm.bias[kept]
+    square = inner @ old.square.weight[kept][:, kept].T + old.square.bias[kept]
+    close(model.square(model.norm(model.stem(x).tanh())), square, EXACT[torch.float64])
+
+
+JOINT_BAD = {
+    "partners of other sizes": ({"partners": ("gate",)}, ShapeMismatch, r"stem, gate have \[5, 4\] neurons"),
+    "no depthwise convolution": ({"along": ("up",)}, UnsupportedModule, "up: expected a depthwise convolution"),
+    "no module": ({"partners": ("none",)}, InvalidInput, "no module 'none'"),
+    "a norm as a partner": ({"partners": ("norm",)}, UnsupportedModule, "norm: BatchNorm1d"),
+}
+
+
+@pytest.mark.parametrize("change_", [remove_neurons_, mask_neurons_])
+@pytest.mark.parametrize("case", JOINT_BAD)
+def test_links_that_are_not_true_change_nothing(case, change_):
+    changes, error, message = JOINT_BAD[case]
+    model, _, links = joint("perceptron")
+    before = everything(model)
+    with pytest.raises(error, match=message):
+        change_(model, dataclasses.replace(links["stem"], **changes), torch.tensor([0]))
+    assert_everything(model, before)
+
+
+def test_a_norm_of_more_channels_than_the_neurons_have_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(4), nn.Conv2d(2, 1, 1))
+    with pytest.raises(ShapeMismatch, match=r"1, 2 take \[4, 2\] inputs.*give \[2, 2\]"):
+        remove_neurons_(model, Link("0", ("1",), None, ("2",), (1,)), torch.tensor([0]))
+
+
+def test_a_failure_puts_joint_links_back():
+    model, x, links = joint("mobilenet")
+    before, outputs = everything(model), model(x)
+
+    def fails():
+        with restoring(model):
+            for link in links.values():
+                remove_neurons_(model, link, torch.tensor([0]))
+            raise ValueError("late")
+
+    with pytest.raises(ValueError, match="late"):
+        fails()
+    assert_everything(model, before)
+    assert torch.equal(model(x), outputs)

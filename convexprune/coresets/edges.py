@@ -26,8 +26,8 @@ def prune_edges_(model: nn.Module, patterns: str | Iterable[str] | None, recipe:
     Raises:
         As ``coreset_prune_``.
     """
-    layers, skipped = choose_layers(model, patterns)
-    capture = see(choose_layers(model)[0] if recipe.method.whole_network else layers)
+    layers, skipped = choose_layers(model, patterns, kinds=_KINDS)
+    capture = see(choose_layers(model, kinds=_KINDS)[0] if recipe.method.whole_network else layers)
     seen = {} if capture is None else capture.layers
     network = {name: edges_of(name, model.get_submodule(name), seen.get(name)) for name in seen | layers}
     found = iter(recipe.method.score([group for groups in network.values() for group in groups]))
@@ -45,6 +45,7 @@ def prune_edges_(model: nn.Module, patterns: str | Iterable[str] | None, recipe:
     return Pruned(rows, skipped, capture, {name: _terms(groups) for name, groups in scores.items()})
 
 
+_KINDS = (nn.Linear, nn.Conv2d)
 _Edges = Mapping[str, Sequence[Edges]]
 _Scores = Mapping[str, Sequence[Scores]]
 _Sizes = dict[str, Sequence[Tensor | Guarantee]]  # of every group of a convolution

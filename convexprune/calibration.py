@@ -1,0 +1,87 @@
+"""Calibration data as batches that can be gone through again and again, checked each time, never all in memory."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convexprune.errors import EmptyCalibration
+from convexprune.solvers.arrays import checked_count
+from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.watch import tensors_in
+
+__all__ = ["Calibration", "as_batches", "samples_of"]
+
+
+class Calibration:
+    """Batches of calibration data; each ``for`` goes through them anew.
+
+    A tensor or array [samples, ...] is cut into batches; a mapping is one batch. Of other iterables each pass asks for
+    a new iterator, so that a DataLoader or a sequence read from disk need not fit into memory; an iterator, which can
+    be gone through only once, is kept as a list. Batches without samples are left out.
+
+    Args:
+        data: A tensor, an array, or an iterable of batches (tensor, tuple of positional arguments, or mapping of
+            keyword arguments); their lengths may differ.
+        batch_size: Samples at a time where ``data`` is one tensor.
+
+    Raises:
+        InvalidInput: Not a tensor, an array or an iterable of batches.
+        InvalidTolerance: The batch size is not a whole number above 0.
+        EmptyCalibration: There is no sample: raised at the end of a pass.
+        NonFinite: A batch holds NaN or infinity: raised when it is reached; the message says which.
+    """
+
+    def __init__(self, data: Any, batch_size: int = 256) -> None:
+        self._size = checked_count("batch_size", batch_size)
+        self._data = _as_tensor(data)
+        if isinstance(self._data, Mapping) or (isinstance(self._data, Tensor) and self._data.dim() > 0):
+            return
+        if isinstance(self._data, Tensor | str) or not isinstance(self._data, Iterable):
+            found = type(data).__name__
+            raise InvalidInput(f"calibration data must be a tensor [samples, ...] or an iterable of batches; got {found}")
+        if isinstance(self._data, Iterator):
+            self._data = list(self._data)
+
+    def __iter__(self) -> Iterator[Any]:
+        found = False
+        for number, batch in enumerate(self._cut()):
+            if not samples_of(batch):
+                continue
+            if not all(tensor.isfinite().all() for tensor in tensors_in(batch)):
+                where = f"batch {number} of the calibration data (the first is 0)"
+                raise NonFinite(f"{where} holds NaN or infinity: remove it")
+            found = True
+            yield batch
+        if not found:
+            raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
+
+    def _cut(self) -> Iterator[Any]:
+        if isinstance(self._data, Tensor):
+            yield from self._data.split(self._size)
+        elif isinstance(self._data, Mapping):
+            yield self._data
+        else:
+            yield from map(_as_tensor, self._data)
+
+
+def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
+    """All batches of a ``Calibration`` as a list.
+
+    Raises:
+        InvalidInput, InvalidTolerance, EmptyCalibration, NonFinite: As there.
+    """
+    return list(Calibration(calibration, batch_size))
+
+
+def samples_of(batch: Any) -> int:
+    """The length of the batch's first tensor; a batch without one is a sample."""
+    first = next(tensors_in(batch), None)
+    return 1 if first is None or first.dim() == 0 else len(first)
+
+
+def _as_tensor(batch: Any) -> Any:
+    # A copy: torch warns when it shares an array that is read-only.
+    return torch.tensor(batch) if isinstance(batch, np.ndarray) else batch

@@ -1,0 +1,82 @@
+"""Which modules are matrix products that can be written down, and why others are not."""
+
+import torch
+from torch import nn
+
+from convexprune.errors import UnsupportedModule
+from convexprune.matrices.attention import ATTENTION
+from convexprune.matrices.convolution import CONVOLUTIONS
+from convexprune.matrices.kinds import Kind
+from convexprune.matrices.linear import LINEAR, transformers_kinds
+
+__all__ = ["kind_of", "supported", "unsupported"]
+
+_KINDS = [LINEAR, *CONVOLUTIONS, ATTENTION]
+_NAMES = "Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Transformers library's Conv1D"
+
+
+def kind_of(layer: nn.Module) -> Kind | None:
+    """The kind whose class the module's extends, whether or not the module can be pruned."""
+    return next((kind for kind in (*_KINDS, *transformers_kinds()) if isinstance(layer, kind.base)), None)
+
+
+def supported(layer: nn.Module) -> Kind:
+    """The module's kind.
+
+    Raises:
+        UnsupportedModule: The module is not a matrix product that can be written down.
+    """
+    reason, kind = unsupported(layer), kind_of(layer)
+    if reason is not None or kind is None:
+        raise UnsupportedModule(reason)
+    return kind
+
+
+def unsupported(layer: nn.Module) -> str | None:
+    """Why the module cannot be pruned, and what to do about it; None if it can.
+
+    Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention (its projections of queries, keys and values) and the
+    Transformers library's Conv1D can, and their subclasses that compute the same; their weights must be plain dense
+    parameters.
+    """
+    name, own = type(layer).__name__, dict(layer.named_parameters(recurse=False))
+    if any(nn.parameter.is_lazy(parameter) for parameter in own.values()):
+        return f"{name} has no weights yet: run the model once on a batch"
+    if "quantized" in type(layer).__module__:
+        return f"{name} is quantised: prune the floating-point model, then quantise it"
+    kind = kind_of(layer)
+    if kind is None:
+        held = ", ".join(key for key, parameter in own.items() if parameter.dim() >= 2)
+        if not held:
+            return f"{name} holds no weight matrix of its own: choose {_NAMES.replace(' and ', ' or ')} modules"
+        return f"{name} keeps weights in {held}, and only {_NAMES} can be pruned: leave this module out"
+    # A _conv_forward of its own changes a convolution without touching forward (weight standardisation does this).
+    same = all(getattr(type(layer), key, None) is getattr(kind.base, key, None) for key in ("forward", "_conv_forward"))
+    if not same or "forward" in vars(layer):
+        return (
+            f"{name} has a forward of its own, so its output may not be X U: replace it by a plain {kind.base.__name__}"
+        )
+    reasons = (_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters)
+    return next((f"{name}'s {reason}" for reason in reasons if reason), None)
+
+
+def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | None) -> str | None:
+    if value is None:
+        if getattr(layer, name) is None:
+            return None
+        if name in layer._parameters:  # named_parameters lists a tensor under its first name
+            return f"{name} is another of its parameters too, and each is pruned for itself: give it a copy"
+        return (
+            f"{name} is computed from other tensors: make it permanent first, with "
+            f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{name}"), torch.nn.utils.prune.remove(layer, '
+            f'"{name}") or torch.nn.utils.remove_weight_norm(layer)'
+        )
+    if value.is_meta:
+        return f"{name} is on the meta device, without values: load the weights first"
+    if value.is_complex():
+        return f"{name} is complex, and only real weights can be pruned: leave this module out"
+    if not value.is_floating_point() or value.element_size() < 2:
+        return f"{name} is quantised to {value.dtype}: prune the floating-point model, then quantise it"
+    if type(value) is not nn.Parameter or value.layout != torch.strided:
+        return f"{name} is not a plain dense tensor ({type(value).__name__}, {value.layout}): make it a dense Parameter"
+    return None

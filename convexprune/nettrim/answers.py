@@ -1,0 +1,136 @@
+"""What is asked of a layer, and what comes back: judged as it is stored."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from convexprune.nettrim.posed import How, Posed
+from convexprune.solvers import Certificate, Gram, LayerProgram, Solution, Status, certify, refit
+
+__all__ = ["REFITTED", "Answer", "Goal", "Plain", "answered", "refitted", "solver_for"]
+
+REFITTED = "refitted"
+"""The status of weights that keep the promise on a certified support, and no longer have the least ℓ1 norm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What became of one group.
+
+    Attributes:
+        solution: Weights as the module now stores them, in the program's units, with their certificate.
+        stored: Those weights as stored, in the module's dtype.
+        radius: The set's radius in the units of Y; infinity for a budget.
+        promised: What ‖σ(XU) − Y‖ is promised to be at most; infinity for a budget.
+        size: ‖Y‖_F.
+        error: ‖σ(XU) − Y‖_F.
+        samples: P.
+        before: Nonzeros of the trained weights, the bias not counted.
+        nonzeros: Of these.
+        status: How it ended: the solution's status, or "rounded" where only rounding cost the certificate.
+        notes: What a reader should know.
+        path: Of a measured path its points: (eps and error relative to ‖Y‖_F, nonzeros without the bias).
+    """
+
+    solution: Solution
+    stored: Tensor
+    radius: float
+    promised: float
+    size: float
+    error: float
+    samples: int
+    before: int
+    nonzeros: int
+    status: str
+    notes: tuple[str, ...] = ()
+    path: tuple[tuple[float, float, int], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain data."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own |= {"notes": list(self.notes), "path": [list(point) for point in self.path]}
+        del own["stored"]
+        return own | {"solution": self.solution.to_dict()}
+
+
+class Goal(Protocol):
+    """What is asked of a layer."""
+
+    kind: ClassVar[str]
+
+    def programs(self, posed: Posed, how: How, share: float) -> LayerProgram:
+        """The program whose certificate counts; ``share`` is the group's part of the layer's weights."""
+
+    def meet(self, posed: Posed, how: How, share: float) -> Answer:
+        """Solve it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+
+    def __str__(self) -> str:
+        """A word for tables."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Base of goals."""
+
+    kind: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"kind": self.kind} | dataclasses.asdict(self)
+
+
+def solver_for(posed: Posed, how: How) -> Any:
+    """The solver asked for, or the faster of ours for a set program."""
+    if how.solver is not None:
+        return how.solver
+    return "quadratic" if isinstance(posed.X, Gram) else "admm"
+
+
+def refitted(program: LayerProgram, solution: Solution) -> Solution:
+    """The same support with the weights that fit best on it."""
+    weights = refit(program, solution.weights != 0)
+    return replace(solution, weights=weights, certificate=certify(program, weights, solution.multipliers))
+
+
+def answered(
+    program: LayerProgram, solution: Solution, posed: Posed, radius: float, promised: float, notes: Sequence[str]
+) -> Answer:
+    """Round to what is stored, and judge that."""
+    if not bool(solution.weights.isfinite().all()):
+        nothing = torch.full_like(posed.stored, math.nan)
+        return Answer(
+            solution, nothing, radius, promised, posed.size, math.nan, posed.samples, 0, 0, str(solution.status)
+        )
+    stored = posed.fold.undo(solution.weights.to(posed.dtype)).to(posed.stored.dtype)
+    U = posed.fold.apply(stored.to(posed.dtype))
+    certificate = solution.certificate
+    if not torch.equal(U.to(solution.weights.dtype), solution.weights):
+        certificate = certify(program, U, solution.multipliers)
+    return Answer(
+        solution=replace(solution, weights=U, certificate=certificate),
+        stored=stored,
+        radius=radius,
+        promised=promised * (1 + certificate.violation),
+        size=posed.size,
+        error=posed.missed(U),
+        samples=posed.samples,
+        before=int(posed.stored[: posed.rows].count_nonzero()),
+        nonzeros=int(stored[: posed.rows].count_nonzero()),
+        status=_status(solution, certificate),
+        notes=tuple(notes),
+    )
+
+
+def _status(solution: Solution, certificate: Certificate) -> str:
+    """The solution's status; "rounded" where only the weights before rounding were within the tolerances."""
+    limits = solution.provenance["limits"]
+    kept = certificate.meets(limits["tol"], limits["feas_tol"])
+    return "rounded" if solution.status is Status.SOLVED and not kept else str(solution.status)

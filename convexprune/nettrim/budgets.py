@@ -1,0 +1,97 @@
+"""A number of weights allowed: the best ones."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from convexprune.nettrim.answers import Answer, Plain, answered, refitted, solver_for
+from convexprune.nettrim.posed import How, Posed
+from convexprune.nettrim.tolerance import Within
+from convexprune.solvers import NM, LayerProgram, Status, TopK, smallest_eps, solve
+
+__all__ = ["Keep", "KeepByPath", "Pattern"]
+
+
+@dataclass(frozen=True)
+class Keep(Plain):
+    """The best weights of which at most ``count`` are not zero, the bias not counted."""
+
+    count: int
+    kind: ClassVar[str] = "keep"
+
+    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+        """The loss within the budget."""
+        return posed.program(posed.loss(), TopK(_part(self.count, share), rows=posed.rows))
+
+    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+        """Continuation, refit and exchanges."""
+        return _budgeted(self.programs(posed, how, share), posed, how)
+
+    def __str__(self) -> str:
+        return f"keep {self.count:,}"
+
+
+@dataclass(frozen=True)
+class Pattern(Plain):
+    """The best weights of which at most n of m inputs in a row are not zero."""
+
+    n: int
+    m: int
+    kind: ClassVar[str] = "pattern"
+
+    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+        """The loss within the pattern."""
+        return posed.program(posed.loss(), NM(self.n, self.m, rows=posed.rows))
+
+    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+        """Continuation, refit and exchanges."""
+        return _budgeted(self.programs(posed, how, share), posed, how)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+@dataclass(frozen=True)
+class KeepByPath(Plain):
+    """The support of the ℓ1 program at the least eps that leaves at most ``count`` weights, fitted again."""
+
+    count: int
+    kind: ClassVar[str] = "keep-by-path"
+
+    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+        """The loss within the budget, which is what the answer is judged by."""
+        return posed.program(posed.loss(), TopK(_part(self.count, share), rows=posed.rows))
+
+    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+        """A search along eps, then a refit."""
+        path = Within(0.1).programs(posed, replace(how, cascade=False))
+        free = posed.stored.shape[1] if posed.biased else 0  # the bias is never a zero
+        options = {name: value for name, value in how.options.items() if name != "time_limit"}
+        point = smallest_eps(path, _part(self.count, share) + free, solver_for(posed, how), **options)
+        program = self.programs(posed, how, share)
+        found = replace(point.solution, status=Status.NO_BOUND, weights=_within_budget(program, point.solution.weights))
+        note = f"support of eps {point.eps / (posed.size or 1.0):.4g}"
+        return answered(program, refitted(program, found), posed, math.inf, math.inf, [note])
+
+    def __str__(self) -> str:
+        return f"path to {self.count:,}"
+
+
+def _part(count: int, share: float) -> int:
+    return max(1, math.floor(count * share + 1e-9))
+
+
+def _budgeted(program: LayerProgram, posed: Posed, how: How) -> Answer:
+    # The tolerances are those of a certificate, which a budget has not.
+    limits = {name: how.options.get(name) for name in ("max_iter", "time_limit")}
+    own = {name: value for name, value in how.options.items() if name not in ("tol", "feas_tol", *limits)}
+    solver = "continuation" if how.solver is None else how.solver
+    solution = solve(program, solver, start=posed.W, callback=how.callback, **limits, **own)
+    return answered(program, solution, posed, math.inf, math.inf, [])
+
+
+def _within_budget(program: LayerProgram, U: Tensor) -> Tensor:
+    """The largest entries: a bias that happens to be 0 leaves room for one weight more in a count."""
+    return program.penalty.prox(U, 1.0)

@@ -1,0 +1,66 @@
+"""One layer by hand: its program from its module and its inputs."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.nettrim.posed import FITS
+from convexprune.nettrim.sites import has_bias
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
+from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
+from convexprune.solvers.errors import EmptyInput, InvalidInput
+
+__all__ = ["layer_program"]
+
+
+def layer_program(
+    layer: nn.Module,
+    inputs: Tensor | Sequence[Tensor],
+    eps: float = 0.1,
+    *,
+    fit: str = "relu-ball",
+    ceiling: float = 0.0,
+    penalise_bias: bool = False,
+    group: int | None = None,
+) -> LayerProgram:
+    """The program that sparsifies one layer: minimise ‖U‖₁ while X U stays within eps·‖Y‖_F of the layer's output.
+
+    Args:
+        layer: A Linear, Conv1d, Conv2d or Conv3d, a Conv1D of the Transformers library, or a MultiheadAttention.
+        inputs: The module's own input tensor, or several of them.
+        eps: Relative to ‖Y‖_F.
+        fit: "relu-ball" or "net-trim" where a ReLU follows (Y = ReLU(X W)), "ball" elsewhere (Y = X W).
+        ceiling: V of ``NetTrimSet``.
+        penalise_bias: Whether the bias counts in the penalty; by default it is free.
+        group: Which group of a grouped convolution; each is a program of its own.
+
+    Raises:
+        UnsupportedModule, ShapeMismatch, NonFinite, EmptyInput: The layer or its inputs cannot be used.
+        InvalidTolerance: eps is negative, NaN or infinite.
+        InvalidInput: Unknown fit, or a group that the layer does not have.
+    """
+    weights = weight_matrices(layer)
+    if group is None and len(weights) > 1:
+        raise InvalidInput(f"the layer has {len(weights)} groups, each a program of its own: choose one with group=")
+    if not 0 <= (group or 0) < len(weights):
+        raise InvalidInput(f"group: expected one of 0 to {len(weights) - 1}, found {group}")
+    W = weights[group or 0]
+    tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    if not tensors:
+        raise EmptyInput("inputs: expected at least one tensor, found none")
+    X = torch.cat([input_matrices(layer, tensor)[group or 0] for tensor in tensors]).to(W.device)
+    penalty = L1() if penalise_bias or not has_bias(layer) else L1.free_bias(X.shape[1])
+    return LayerProgram(X, _targets_fit(fit, X, W, checked_radius("eps", eps), ceiling), penalty)
+
+
+def _targets_fit(fit: str, X: Tensor, W: Tensor, eps: float, ceiling: float) -> ReluBall | NetTrimSet | Ball:
+    if fit not in FITS:
+        raise InvalidInput(f"fit: expected one of {', '.join(FITS)}, found {fit!r}")
+    dtype = working_dtype(X.dtype)
+    Y = as_matrix("inputs of the layer", X).to(dtype) @ W.to(dtype)
+    if fit != "ball":
+        Y.clamp_(min=0)
+    radius = eps * float(norm(Y))
+    return NetTrimSet(Y, radius, ceiling) if fit == "net-trim" else FITS[fit](Y, radius)

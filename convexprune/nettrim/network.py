@@ -1,0 +1,153 @@
+"""Targets for the network as a whole: an error of its outputs, or a number of weights, split over the layers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from convexprune.allocation import allocate_eps, allocate_nonzeros
+from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
+from convexprune.nettrim.outcome import bound_of, radii_of
+from convexprune.nettrim.run import Run
+from convexprune.nettrim.targets import Each
+from convexprune.solvers.errors import Infeasible, InvalidInput
+
+__all__ = ["NetworkEps", "NetworkSparsity"]
+
+_ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
+_HALVINGS = 16
+_LEAST = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
+_WORTH_MORE = "left as trained: what is allowed is worth more in other layers"
+
+
+@dataclass(frozen=True)
+class NetworkEps:
+    """‖f̂(x) − f(x)‖_F ≤ eps·‖f(x)‖_F on the calibration data, by the bound Σ c_l r_l.
+
+    Parallel: c_l depends on the pruned weights behind layer l alone, so layers are solved from the last to the first,
+    each with its share of the total divided by the c_l that is then known. Cascade: only layers behind which no other
+    is pruned count, and the others' eps are halved until the trained weights leave these enough room.
+    """
+
+    eps: float
+    size: float
+    nonzeros: bool
+
+    def pursue(self, run: Run) -> dict[str, Goal]:
+        """Solve and write.
+
+        Raises:
+            InvalidInput: No bound is known for the network. Infeasible: It cannot be met.
+        """
+        found = bound_of(run)
+        if found.reason is not None:
+            raise InvalidInput(f"network_eps: no bound on this network's outputs is known: {found.reason}; give eps")
+        total = self.eps * self.size * _ROOM
+        sizes = run.sizes()
+        relative = self._relative(run, found.coefficients, sizes, total)
+        if relative is None:  # stopped while measuring
+            return {}
+        if run.how.cascade:
+            return _cascaded(run, found.coefficients, sizes, relative, total)
+        shares = {name: found.coefficients[name] * relative[name] * sizes[name] for name in run.sites}
+        return _backwards(run, shares, sizes, total, dict(found.norms))
+
+    def _relative(
+        self, run: Run, coefficients: Mapping[str, float], sizes: Mapping[str, float], total: float
+    ) -> dict[str, float] | None:
+        """Each layer's eps, as far as is known with the trained weights' norms."""
+        prices = {name: coefficients[name] * sizes[name] for name in run.sites}
+        if not self.nonzeros:
+            equal = min(1.0, total / (math.fsum(prices.values()) or math.inf))
+            return dict.fromkeys(run.sites, equal)
+        curves = measured(run)
+        return None if curves is None else allocate_eps(curves, prices, total).values
+
+
+@dataclass(frozen=True)
+class NetworkSparsity:
+    """At most ``count`` weights in all layers, split so that the layers' relative errors add up to the least."""
+
+    count: int
+    path: bool
+
+    def pursue(self, run: Run) -> dict[str, Goal]:
+        """Measure, split, solve and write."""
+        curves = measured(run)
+        if curves is None:
+            return {}
+        split = allocate_nonzeros(curves, dict.fromkeys(curves, 1.0), self.count).values
+        kind = KeepByPath if self.path else Keep
+        counts = {name: max(1, int(split[name])) for name in run.sites}
+        run.left |= {name: _WORTH_MORE for name, site in run.sites.items() if counts[name] >= site.weights}
+        return Each({name: kind(counts[name]) for name in run.sites if name not in run.left}).pursue(run)
+
+
+def measured(run: Run) -> dict[str, list[tuple[float, float]]] | None:
+    """Each layer's path on the trained network's inputs, as points (eps, nonzeros); None if the run was stopped."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, answers in run.answers(dict.fromkeys(run.sites, Measure())):
+        curves[name] = [*_curve(answers), (0.0, float(run.sites[name].weights)), (1.0, 0.0)]
+    return {name: sorted(curves[name]) for name in run.sites} if len(curves) == len(run.sites) else None
+
+
+def _curve(answers: tuple[Answer, ...]) -> list[tuple[float, float]]:
+    """Nonzeros of all groups at each eps."""
+    rows = zip(*(answer.path for answer in answers), strict=True)
+    return [(float(points[0][0]), float(sum(int(point[2]) for point in points))) for points in rows]
+
+
+def _backwards(
+    run: Run, shares: Mapping[str, float], sizes: Mapping[str, float], total: float, norms: dict[str, float]
+) -> dict[str, Goal]:
+    goals: dict[str, Goal] = {}
+    waiting = dict(shares)
+    for number, name in enumerate(reversed(list(run.sites))):
+        run.tell(name, number, len(run.sites))
+        found = bound_of(run, norms)
+        left = total - math.fsum(found.coefficients[done] * radii for done, radii in _errors(run).items())
+        price = found.coefficients[name] * sizes[name]
+        part = left * waiting[name] / (math.fsum(waiting.values()) or 1.0)
+        del waiting[name]
+        eps = min(1.0, part / price) if price > 0 else 1.0
+        if eps < _LEAST:
+            run.left[name] = _WORTH_MORE
+            continue
+        goal = Within(eps)
+        answers = run.answer(name, goal)
+        if answers is None:
+            break
+        run.write_(name, answers)
+        norms = {known: value for known, value in found.norms.items() if known != name}
+        goals[name] = goal
+    return {name: goals[name] for name in run.sites if name in goals}
+
+
+def _errors(run: Run) -> dict[str, float]:
+    return {name: radius for name, radius in radii_of(run).items() if name in run.written}
+
+
+def _cascaded(
+    run: Run,
+    coefficients: Mapping[str, float],
+    sizes: Mapping[str, float],
+    relative: Mapping[str, float],
+    total: float,
+) -> dict[str, Goal]:
+    counted = {name for name, c in coefficients.items() if c > 0}
+    shares = {name: coefficients[name] * relative[name] * sizes[name] for name in counted}
+    scale = total / (math.fsum(shares.values()) or 1.0)
+    for halvings in range(_HALVINGS):
+        eps = {
+            name: min(1.0, relative[name] * scale) if name in counted else relative[name] / 2**halvings
+            for name in run.sites
+        }
+        run.left = {name: _WORTH_MORE for name in run.sites if eps[name] < _LEAST}
+        goals = Each({name: Within(eps[name]) for name in run.sites if name not in run.left}).pursue(run)
+        if run.stopped or bound_of(run).at(radii_of(run)) <= total / _ROOM:
+            return goals
+        run.versions.restore_()
+        run.written.clear()
+    raise Infeasible(
+        f"network_eps: after {_HALVINGS} halvings of the eps of earlier layers the bound is still above what was asked "
+        "for; give a larger network_eps, or mode='parallel'"
+    )

@@ -1,0 +1,121 @@
+"""Whole neurons: which of a layer's inputs are worth least, and the best weights on those that stay.
+
+An input of a layer is a neuron of the layer before: all its rows of U, the positions of a kernel or of a flattened
+map. The group penalty Σ_c ‖X_c‖_F ‖U_c‖_F lets whole neurons vanish as eps grows; its weights ‖X_c‖_F make it blind to
+a rescaling of neurons.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from convexprune.nettrim.answers import Answer, Plain, answered
+from convexprune.nettrim.posed import How, Posed
+from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit, solve_path
+from convexprune.solvers.solution import Seconds
+from convexprune.solvers.solve import environment
+
+__all__ = ["KeepInputs", "RankInputs"]
+
+
+@dataclass(frozen=True)
+class RankInputs(Plain):
+    """For each neuron that feeds the layer the relative eps at which it vanishes along the path.
+
+    ``path`` of the answer has a point (eps, share, neuron) for each: the last eps of the grid at which it is there, and
+    its part of what the neurons that are last there add to the outputs, to tell them apart.
+    """
+
+    neurons: int
+    eps: tuple[float, ...] = (0.03, 0.06, 0.1, 0.15, 0.2, 0.27, 0.35, 0.45, 0.55, 0.7, 0.85)
+    rows: int = 4
+    kind: ClassVar[str] = "rank-inputs"
+
+    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+        """The group program of the loosest eps."""
+        fit, _ = posed.within(max(self.eps), replace(how, cascade=False))
+        X = posed.inputs[:, : posed.rows]
+        squares = X.double().square().sum(0).reshape(self.neurons, -1).sum(1)
+        labels, weights = self._labels(posed), squares.sqrt()
+        if posed.biased:  # the bias is a group of its own, and free
+            weights = torch.cat([weights, weights.new_zeros(1)])
+        # A neuron that never speaks costs nothing; it must not be free, for its weights would be arbitrary.
+        weights[: self.neurons].clamp_(min=float(weights.max()) * 1e-6 or 1.0)
+        return posed.program(fit, GroupL2(labels, weights.to(posed.dtype)))
+
+    def _labels(self, posed: Posed) -> Tensor:
+        neuron = torch.arange(posed.rows, device=posed.stored.device) // (posed.rows // self.neurons)
+        if posed.biased:
+            neuron = torch.cat([neuron, neuron.new_full((1,), self.neurons)])
+        return neuron[:, None].expand(-1, posed.stored.shape[1]).contiguous()
+
+    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+        """Warm starts along eps."""
+        thin = posed.thinned(self.rows * len(posed.stored))
+        program = self.programs(thin, how, share)
+        limits = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
+        limits |= {"time_limit": how.options.get("time_limit")}
+        own = {name: value for name, value in how.options.items() if name not in limits}
+        solver = "admm" if how.solver is None else how.solver
+        path = solve_path(program, [eps * thin.size for eps in self.eps], solver, **limits, **own)
+        last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
+        for number, point in enumerate(path):
+            added = self._added(thin, point.solution.weights)
+            last[added > 0], size = number, torch.where(added > 0, added, size)
+        points = tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
+        return replace(answered(program, path[len(path) - 1].solution, thin, math.inf, math.inf, []), path=points)
+
+    def _added(self, posed: Posed, U: Tensor) -> Tensor:
+        """‖X_c U_c‖_F of each neuron [neurons], on the CPU."""
+        X = posed.inputs[:, : posed.rows].to(U).reshape(len(posed.inputs), self.neurons, -1)
+        rows = U[: posed.rows].reshape(self.neurons, -1, U.shape[1])
+        alive = rows.abs().sum((1, 2)) > 0
+        added = [float((X[:, c] @ rows[c]).norm()) if alive[c] else 0.0 for c in range(self.neurons)]
+        return torch.tensor(added, dtype=torch.float64)
+
+    def __str__(self) -> str:
+        return f"rank {self.neurons} inputs"
+
+
+@dataclass(frozen=True)
+class KeepInputs(Plain):
+    """The best weights on the rows of the neurons that stay."""
+
+    neurons: int
+    kept: tuple[int, ...]
+    kind: ClassVar[str] = "keep-inputs"
+
+    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+        """The loss, within as many weights as stay."""
+        count = len(self.kept) * (posed.rows // self.neurons) * posed.stored.shape[1]
+        return posed.program(posed.loss(), TopK(count, rows=posed.rows))
+
+    def support(self, posed: Posed) -> Tensor:
+        """Boolean [N, M]."""
+        rows = torch.zeros(self.neurons, dtype=torch.bool, device=posed.stored.device)
+        rows[list(self.kept)] = True
+        rows = rows.repeat_interleave(posed.rows // self.neurons)
+        if posed.biased:
+            rows = torch.cat([rows, rows.new_ones(1)])
+        return rows[:, None].expand_as(posed.stored).contiguous()
+
+    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+        """A refit; where every neuron stays, the trained weights."""
+        began = time.perf_counter()
+        program = self.programs(posed, how, share)
+        every = len(self.kept) == self.neurons and not how.cascade
+        weights = posed.W if every else refit(program, self.support(posed))
+        solved = time.perf_counter() - began
+        told = {"solver": "refit", "message": ""} | environment(weights)
+        limits = {"tol": how.options["tol"], "feas_tol": how.options["feas_tol"]}
+        certificate = certify(program, weights)
+        seconds = Seconds(0.0, solved, time.perf_counter() - began - solved)
+        solution = Solution(weights, None, Status.NO_BOUND, certificate, (), 0, seconds, told | {"limits": limits})
+        return answered(program, solution, posed, math.inf, math.inf, [])
+
+    def __str__(self) -> str:
+        return f"{len(self.kept)} of {self.neurons} inputs"

@@ -1,0 +1,129 @@
+"""What will be pruned, and how, found out by one pass over the calibration data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from glob import escape
+
+from torch import nn
+
+from convexprune.calibration import Calibration
+from convexprune.capture import Forward
+from convexprune.errors import NothingToPrune
+from convexprune.matrices import weight_matrices
+from convexprune.nettrim.posed import FITS
+from convexprune.nettrim.recipe import Recipe
+from convexprune.nettrim.sites import Site
+from convexprune.passes import Observed, observe
+from convexprune.plan import choose_layers, layer_fits, looked_up
+from convexprune.report import SkippedModule
+from convexprune.taps import Received, tap
+from convexprune.ties import layer_uses
+
+__all__ = ["Plan", "make_plan"]
+
+_UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is known before anything is solved.
+
+    Attributes:
+        sites: By name, in the order of their first calls.
+        order: Their names in the model's order.
+        skipped: Modules that hold weights and are not pruned, each with the reason.
+        samples: Calibration samples.
+        size: ‖f(x)‖_F over them.
+    """
+
+    sites: Mapping[str, Site]
+    order: tuple[str, ...]
+    skipped: tuple[SkippedModule, ...]
+    samples: int
+    size: float
+
+
+def make_plan(
+    model: nn.Module,
+    calibration: Calibration,
+    recipe: Recipe,
+    forward: Forward | None,
+    progress: Callable[[int, int], None],
+    *,
+    names: Sequence[str] | None = None,
+    see: Callable[[str, Received], None] | None = None,
+) -> Plan:
+    """The layers to prune, where their inputs are seen, and what follows them.
+
+    Args:
+        model: The trained network.
+        calibration: Gone through once.
+        recipe: What is asked.
+        forward: As for ``prune_``.
+        progress: Called as ``progress(done, total)``.
+        names: Of the layers in the place of the recipe's patterns.
+        see: As for ``observe``.
+
+    Raises:
+        NothingToPrune: No layer can be pruned, none is reached, or the patterns choose none.
+        NonFinite: Weights, or what reaches a layer, hold NaN or infinity.
+        InvalidInput: An unknown fit, or a model that cannot be called on a batch.
+    """
+    chosen, skipped = choose_layers(model, recipe.layers if names is None else [escape(name) for name in names])
+    for layer in chosen.values():
+        weight_matrices(layer)  # NaN in any layer is found first
+    taps = {name: tuple(tap(model, use) for use in layer_uses(model, name)) for name in chosen}
+    found = observe(model, calibration, taps, forward=forward, see=see, progress=lambda done: progress(done, done))
+    seen = found.layers
+    if not seen:
+        raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
+    reasons = {name: _UNCALLED for name in chosen if name not in seen}
+    if recipe.mode == "cascade":
+        reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
+    norms = _folded(model, chosen, seen, recipe)
+    follows = {}
+    for name, observed in seen.items():
+        activation = observed.activation if norms[name] or observed.norm is None else "batch_norm"
+        follows[name] = looked_up(recipe.activations, name) or activation
+    fits = layer_fits(recipe.fit, follows, FITS)
+    sites = {
+        name: Site(
+            name,
+            chosen[name],
+            taps[name],
+            follows[name],
+            norms[name],
+            model.get_submodule(norms[name]) if norms[name] else None,
+            fits[name],
+            observed.calls,
+        )
+        for name, observed in seen.items()
+        if name not in reasons
+    }
+    if not sites:
+        raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
+    left = [SkippedModule(name, type(chosen[name]).__name__, reason) for name, reason in reasons.items()]
+    return Plan(sites, tuple(name for name in chosen if name in sites), (*skipped, *left), found.samples, found.size)
+
+
+def _repeated(observed: Observed) -> str:
+    times = "a number of times that differs between batches" if observed.calls is None else f"{observed.calls} times"
+    return (
+        f"it is called {times} in one forward, so in cascade its inputs would depend on its own pruned weights: use "
+        "mode='parallel'"
+    )
+
+
+def _folded(
+    model: nn.Module, chosen: Mapping[str, nn.Module], seen: Mapping[str, Observed], recipe: Recipe
+) -> dict[str, str | None]:
+    """The norm that is part of each layer's program."""
+    found: dict[str, str | None] = {}
+    for name, observed in seen.items():
+        norm = observed.norm if recipe.norms == "fold" and observed.calls == 1 else None
+        if norm is not None:
+            shift = model.get_submodule(norm).get_parameter("bias")
+            weight = chosen[name].get_parameter("weight")
+            norm = norm if (shift.dtype, shift.device) == (weight.dtype, weight.device) else None
+        found[name] = norm
+    return found

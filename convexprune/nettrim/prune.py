@@ -1,0 +1,219 @@
+"""Net-Trim over a model: layers to programs, programs to sparse weights (Aghasi et al. 2017, 2020).
+
+Parallel mode: every layer's program is built from the original network's inputs to it, so layers are independent.
+Cascade: from what the network pruned so far computes, with the original network's outputs as targets.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from convexprune.calibration import Calibration
+from convexprune.capture import Forward
+from convexprune.files import StrPath
+from convexprune.journal import Journal, data_fingerprint, model_fingerprint
+from convexprune.nettrim.asked import target_of
+from convexprune.nettrim.goals import Goal
+from convexprune.nettrim.outcome import network_promise
+from convexprune.nettrim.planning import Plan, make_plan
+from convexprune.nettrim.recipe import Recipe, checked_recipe
+from convexprune.nettrim.rows import layer_row
+from convexprune.nettrim.run import Run
+from convexprune.nettrim.sites import Versions
+from convexprune.nettrim.stopping import Stop
+from convexprune.nettrim.structured import NeuronSparsity, chosen_links
+from convexprune.nettrim.tasks import executor
+from convexprune.progress import silent
+from convexprune.report import LayerReport, Report, SkippedModule
+from convexprune.shrink import restoring
+from convexprune.solvers.interface import Solver
+from convexprune.solvers.solution import TracePoint
+from convexprune.solvers.solve import environment
+
+__all__ = ["prune_"]
+
+_log = logging.getLogger(__name__)
+
+
+def prune_(
+    model: nn.Module,
+    calibration: Any,
+    eps: float | Sequence[float] | Mapping[str, float] | None = None,
+    *,
+    sparsity: float | str | Mapping[str, float] | None = None,
+    network_eps: float | None = None,
+    mode: str = "parallel",
+    objective: str = "l1",
+    scope: str = "layer",
+    search: str = "budget",
+    unit: str = "weights",
+    remove: bool = True,
+    refit: bool = False,
+    fit: str | Mapping[str, str] | None = None,
+    norms: str = "fold",
+    solver: str | Solver | None = None,
+    layers: str | Iterable[str] | None = None,
+    activations: Mapping[str, str] | None = None,
+    ceiling: float = 0.0,
+    gamma: float = 1.1,
+    penalise_bias: bool = False,
+    tol: float = 1e-3,
+    feas_tol: float = 1e-4,
+    max_iter: int | None = None,
+    layer_time_limit: float | None = None,
+    time_limit: float | None = None,
+    batch_size: int = 256,
+    forward: Forward | None = None,
+    run: StrPath | None = None,
+    jobs: int = 1,
+    keep_solutions: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    callback: Callable[[str, TracePoint], bool | None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **options: Any,
+) -> Report:
+    """Prune a trained model in place; if anything fails the model is as it was.
+
+    What is asked for is one of ``eps`` (0.1 if nothing is), ``network_eps`` and ``sparsity``.
+
+    Args:
+        model: Any module; its layers that are matrix products are pruned: Linear, Conv1d, Conv2d, Conv3d, the
+            Transformers library's Conv1D, and the projections of MultiheadAttention.
+        calibration: Inputs: a tensor or array [samples, ...], or an iterable of batches (tensor, tuple of positional
+            arguments, or mapping of keyword arguments), which is gone through once a layer and need not fit into
+            memory.
+        eps: Allowed output error of each layer relative to ‖Y‖_F: a number, one a layer in the model's order, or a
+            mapping from layer names or patterns.
+        sparsity: The part of each layer's weights to be zero, or by name pattern; or "2:4" for at most 2 of 4
+            consecutive inputs. Not convex: what comes back is good, and no bound is claimed.
+        network_eps: Allowed error of the network's outputs on the calibration data, relative to their norm: eps is
+            allocated to layers so that the bound in the report holds.
+        mode: "parallel": every layer from the original network's inputs. "cascade": from those of the network pruned so
+            far, layer after layer.
+        objective: With ``network_eps``: "l1" gives all layers the same relative eps, "nonzeros" minimises the total
+            of nonzeros over the layers' measured paths.
+        scope: With ``sparsity``: "layer": of each layer. "network": of all layers together, split by their measured
+            paths.
+        search: With ``sparsity``: "budget" looks for the best support of the size itself, "path" takes that of the ℓ1
+            program at the least eps that leaves so many; either is followed by a refit.
+        unit: With ``sparsity``: "weights", or "neurons": whole neurons and channels, those that vanish first along the
+            path of the layers that take their outputs; these are then fitted again. ``layers`` are those that lose
+            neurons. The model must be traceable by torch.fx.
+        remove: Whether such neurons are really removed, with all that belongs to them, through residual additions as
+            well; otherwise they are zeros, and shapes stay.
+        refit: With ``eps``: fit the weights again on the support that was found: a smaller error at as many nonzeros,
+            and a larger ℓ1 norm.
+        fit: None: "relu-ball" where only ReLU follows, "ball" elsewhere; or a fit's name, or a mapping from patterns.
+        norms: "fold": a BatchNorm that alone follows a layer is part of the layer's program, so that errors count
+            behind it; its shift takes the program's bias. "leave": errors count before it.
+        solver: As in ``solve``; None: "quadratic" for fits that see products of the data alone, "continuation" for
+            budgets, else "admm".
+        layers: Patterns ("features.*", "fc?") of qualified names; None: every layer that can be pruned.
+        activations: What follows a layer, by name pattern, where watching the model is not enough: {"fc1": "relu"}.
+        ceiling: As in ``layer_program``; in cascade the least ceiling.
+        gamma: In cascade: the squared radius is at least gamma ≥ 1 times what the trained weights miss on the pruned
+            network's inputs, so that they are feasible.
+        penalise_bias: As in ``layer_program``.
+        tol: As in ``solve``, for each layer (each group of a convolution); likewise the next two.
+        feas_tol: As in ``solve``.
+        max_iter: As in ``solve``.
+        layer_time_limit: Seconds for a layer at most.
+        time_limit: Seconds for everything: the layer that is being solved then ends with the best feasible weights so
+            far, the others stay as they are, and the report says so.
+        batch_size: Samples at a time where ``calibration`` is one tensor.
+        forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
+        run: A folder that keeps each layer as soon as it is solved. Started again with the same model, data and recipe,
+            the run goes on where it was.
+        jobs: Layers solved at the same time, in processes of their own, through joblib: inside
+            ``joblib.parallel_config("dask")`` on a cluster. In parallel mode only.
+        keep_solutions: Keep each layer's solutions, multipliers included, in the report.
+        progress: Called as ``progress(stage, done, total)``, with the stage "capture" or a layer's name.
+        callback: Called as ``callback(layer, trace_point)`` while a layer is solved here; a true answer stops it.
+        stop: Asked between iterations; a true answer ends the run as ``time_limit`` does.
+        **options: The solver's own.
+
+    Returns:
+        The report. A layer whose certificate did not close within the limits is written all the same, and its status
+        says so.
+
+    Raises:
+        NothingToPrune: No layer can be pruned, or the patterns choose none.
+        EmptyCalibration, NonFinite, ShapeMismatch: The calibration data cannot be used.
+        InvalidTolerance: An eps, a sparsity or a limit out of its range.
+        InvalidInput: Arguments that contradict each other, or a word that is none of those above.
+        UnknownSolver, UnknownOption, SolverRefused, MissingExtra: As in ``solve``.
+        Infeasible: A layer's fit (a Net-Trim ceiling) leaves no weights, or ``network_eps`` cannot be met.
+        PruningFailed: The solver returned nothing usable for a layer.
+        OtherRun, DamagedFile: ``run`` holds another run, or was damaged.
+        WorkerLost: Workers died again and again.
+    """
+    began = time.perf_counter()
+    tell = progress or silent
+    recipe = checked_recipe(
+        eps=eps,
+        sparsity=sparsity,
+        network_eps=network_eps,
+        mode=mode,
+        objective=objective,
+        scope=scope,
+        search=search,
+        unit=unit,
+        refit=refit,
+        fit=fit,
+        norms=norms,
+        solver=solver,
+        layers=layers,
+        activations=activations,
+        ceiling=ceiling,
+        gamma=gamma,
+        penalise_bias=penalise_bias,
+        limits={"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": layer_time_limit},
+        batch_size=batch_size,
+        options=options,
+    )
+    execute = executor(jobs, mode == "cascade")
+    data = Calibration(calibration, batch_size)
+    ending = Stop(time_limit, stop)
+    links, left = (None, None) if unit == "weights" else chosen_links(model, recipe.layers)
+    users = None if links is None else [user for link in links.values() for user in link.consumers]
+    plan = make_plan(model, data, recipe, forward, partial(tell, "capture"), names=users)
+    target = target_of(recipe, plan, links)
+    journal = None if run is None else Journal(run, _described(model, data, recipe))
+    versions = Versions(plan.sites)
+    work = Run(model, data, forward, plan.sites, versions, recipe.how(), journal, ending, execute, tell, callback)
+    with restoring(model) if links else versions.restoring():
+        goals = target.pursue(work)
+        promise = network_promise(work, plan.size, recipe.network_eps)
+        if isinstance(target, NeuronSparsity):
+            target.shrink_(model, remove)
+            rows: Sequence[LayerReport] = target.rows(work)
+        else:
+            done = [name for name in plan.order if name in goals]
+            rows = [layer_row(plan.sites[name], goals[name], work.written[name]) for name in done]
+    return Report(
+        layers=tuple(rows),
+        skipped=(*(plan.skipped if left is None else left), *_not_reached(work, plan, goals)),
+        output_error=promise.error,
+        network=promise,
+        samples=plan.samples,
+        seconds=time.perf_counter() - began,
+        provenance={**recipe.to_dict(), "stopped": work.stopped} | environment(next(model.parameters())),
+        solutions=work.solutions() if keep_solutions else {},
+    )
+
+
+def _not_reached(work: Run, plan: Plan, goals: Mapping[str, Goal]) -> list[SkippedModule]:
+    return [
+        SkippedModule(name, type(plan.sites[name].layer).__name__, work.left.get(name, f"not reached: {work.stopped}"))
+        for name in plan.order
+        if name not in goals
+    ]
+
+
+def _described(model: nn.Module, data: Calibration, recipe: Recipe) -> dict[str, Any]:
+    asked = recipe.to_dict()
+    return {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": asked, "asked": asked}

@@ -1,0 +1,154 @@
+"""What is asked of a run, checked, and as plain data."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from convexprune.nettrim.posed import How
+from convexprune.plan import name_patterns
+from convexprune.solvers.arrays import checked_radius
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance
+from convexprune.solvers.interface import Solver, options_of
+from convexprune.solvers.registry import make_solver
+
+__all__ = ["Recipe", "checked_recipe"]
+
+_WORDS = {
+    "mode": ("parallel", "cascade"),
+    "objective": ("l1", "nonzeros"),
+    "scope": ("layer", "network"),
+    "search": ("budget", "path"),
+    "unit": ("weights", "neurons"),
+    "norms": ("fold", "leave"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The arguments of ``prune_`` that decide what comes out."""
+
+    eps: Any
+    sparsity: Any
+    network_eps: float | None
+    mode: str
+    objective: str
+    scope: str
+    search: str
+    unit: str
+    refit: bool
+    fit: str | Mapping[str, str] | None
+    norms: str
+    solver: str | Solver | None
+    layers: list[str] | None
+    activations: Mapping[str, str]
+    ceiling: float
+    gamma: float
+    penalise_bias: bool
+    limits: Mapping[str, Any]
+    batch_size: int
+    options: Mapping[str, Any]
+
+    def how(self) -> How:
+        """How each layer is posed and solved."""
+        return How(
+            solver=self.solver,
+            options={**self.limits, **self.options},
+            ceiling=self.ceiling,
+            gamma=self.gamma,
+            penalise_bias=self.penalise_bias,
+            cascade=self.mode == "cascade",
+            refit=self.refit,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; a solver's own options are told by their values."""
+        own = {name: _told(value) for name, value in vars(self).items()}
+        if not isinstance(self.solver, str) and self.solver is not None:
+            own["options"] = {name: _told(value) for name, value in options_of(self.solver).items()}
+        return own
+
+
+def checked_recipe(**arguments: Any) -> Recipe:
+    """The recipe, with what ``prune_`` promises to check before anything is computed.
+
+    Raises:
+        InvalidInput: An unknown word, arguments that contradict each other, or patterns that are no texts.
+        InvalidTolerance: A number out of its range.
+        UnknownSolver, UnknownOption: As in ``solve``.
+    """
+    for name, words in _WORDS.items():
+        if arguments[name] not in words:
+            expected = " or ".join(map(repr, words))
+            raise InvalidInput(f"{name}: expected {expected}, found {arguments[name]!r}")
+    recipe = Recipe(**_defaults(arguments))
+    _check_target(recipe)
+    gamma = checked_radius("gamma", recipe.gamma)
+    if gamma < 1:
+        raise InvalidTolerance(f"gamma: expected a number ≥ 1, for the trained weights to be feasible; found {gamma}")
+    if recipe.solver is not None:
+        make_solver(recipe.solver, dict(recipe.options))
+    return recipe
+
+
+def _defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    asked = [name for name in ("eps", "sparsity", "network_eps") if arguments[name] is not None]
+    if len(asked) > 1:
+        raise InvalidInput(f"{' and '.join(asked)}: each says how far to prune; give one of them")
+    layers = arguments["layers"]
+    own = dict(arguments) | {"activations": dict(arguments["activations"] or {})}
+    own["layers"] = None if layers is None else name_patterns(layers)
+    if not asked:
+        own["eps"] = 0.1
+    return own
+
+
+def _check_target(recipe: Recipe) -> None:
+    """Options of one target are not ignored by another."""
+    misplaced = {
+        "objective": recipe.objective != "l1" and recipe.network_eps is None,
+        "scope": recipe.scope != "layer" and recipe.sparsity is None,
+        "search": recipe.search != "budget" and recipe.sparsity is None,
+        "unit": recipe.unit != "weights" and recipe.sparsity is None,
+        "refit": recipe.refit and recipe.sparsity is not None,
+    }
+    needed = dict.fromkeys(misplaced, "sparsity") | {"objective": "network_eps", "refit": "eps or network_eps"}
+    for name, wrong in misplaced.items():
+        if wrong:
+            raise InvalidInput(f"{name}: it goes with {needed[name]}, which is not given; leave it out")
+    if recipe.network_eps is not None:
+        checked_radius("network_eps", recipe.network_eps)
+    pattern = isinstance(recipe.sparsity, str)
+    if pattern and (recipe.scope != "layer" or recipe.search != "budget"):
+        raise InvalidInput(
+            f"sparsity: a pattern such as {recipe.sparsity!r} is each layer's own; leave scope, search out"
+        )
+    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, int | float)):
+        raise InvalidInput(
+            "unit: neurons are found along the path, one part for all layers: give sparsity a number alone"
+        )
+    if recipe.sparsity is not None and not pattern:
+        table = recipe.sparsity if isinstance(recipe.sparsity, Mapping) else {"": recipe.sparsity}
+        for name, value in table.items():
+            _check_part(f"sparsity{name and f' of {name}'}", value)
+        if recipe.scope == "network" and isinstance(recipe.sparsity, Mapping):
+            raise InvalidInput("sparsity: one number for the network, or one for each pattern and scope='layer'")
+
+
+def _check_part(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
+        raise InvalidTolerance(f"{name}: expected the part of weights to be zero, 0 to below 1, found {value!r}")
+
+
+def _told(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _told(item) for key, item in value.items()}
+    if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Sequence | set | frozenset) or (
+        isinstance(value, Iterable) and not isinstance(value, torch.Tensor)
+    ):
+        return [_told(item) for item in value]
+    return str(value) if isinstance(value, torch.dtype) else type(value).__name__

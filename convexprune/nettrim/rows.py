@@ -1,0 +1,122 @@
+"""A layer that Net-Trim has solved, as a row of the report."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from convexprune.nettrim.goals import REFITTED, Answer, Goal
+from convexprune.nettrim.sites import Site
+from convexprune.report import LayerReport
+from convexprune.solvers import Status
+
+__all__ = ["NetTrimLayer", "layer_row"]
+
+_PROVEN, _BUDGET = str(Status.SOLVED), str(Status.NO_BOUND)
+
+
+@dataclass(frozen=True)
+class NetTrimLayer(LayerReport):
+    """One pruned layer; figures are of the weights as written into the model.
+
+    Attributes:
+        fit: What was kept.
+        norm: The BatchNorm that is part of the program, or None.
+        goal: What was asked: an eps, or a budget.
+        eps: The radius relative to ‖Y‖_F; infinity for a budget.
+        promised: What ``output_error`` is promised to be at most; infinity for a budget.
+        value, bound, gap, violation: The certificate, groups of a layer added up.
+        output_error: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where the fit stands before one.
+        iterations: The solver's (the most that a group took).
+        seconds: Set-up, solve and certificate.
+        status: How the solve ended ("solved": certified within the tolerances; "refitted": within
+            the set on a certified support; "no bound": a budget, kept; "rounded":
+            certified, but no longer after rounding to the module's dtype).
+        notes: What a reader should know.
+    """
+
+    fit: str
+    norm: str | None
+    goal: str
+    eps: float
+    promised: float
+    value: float
+    bound: float
+    gap: float
+    violation: float
+    iterations: int
+    notes: tuple[str, ...] = ()
+
+    columns: ClassVar[tuple[tuple[str, bool], ...]] = (
+        ("layer", True),
+        ("shape", False),
+        ("fit", False),
+        ("nonzeros", False),
+        ("kept", True),
+        ("ℓ1 value", False),
+        ("gap", True),
+        ("violation", True),
+        ("error", True),
+        ("its", True),
+        ("seconds", True),
+        ("status", True),
+    )
+
+    @property
+    def certified(self) -> bool:
+        """Whether the certificate closed, refitted weights are in the set, or the budget is kept."""
+        return self.status in (_PROVEN, _BUDGET, REFITTED)
+
+    def cells(self) -> list[str]:
+        """One text for each of the columns."""
+        budget = math.isinf(self.eps)
+        return [
+            self.name,
+            "×".join(map(str, self.shape)),
+            f"{self.fit} {self.goal}",
+            f"{self.nonzeros:,}",
+            self.kept,
+            "–" if budget else f"{self.value:.6g}",
+            "–" if math.isinf(self.gap) else f"{self.gap:.1e}",
+            "–" if budget else f"{self.violation:.1e}",
+            f"{self.output_error:.4f}",
+            f"{self.iterations}",
+            f"{self.seconds:.1f}",
+            self.status if self.certified else f"[red]{self.status}[/red]",
+        ]
+
+    def remarks(self) -> tuple[str, ...]:
+        """The norm that is part of the program, and the notes."""
+        folded = () if self.norm is None else (f"{self.norm} is part of its program, and takes the bias",)
+        return (*folded, *self.notes)
+
+
+def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer:
+    """The row of a layer from its groups' answers."""
+    certificates = [answer.solution.certificate for answer in answers]
+    value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
+    radii = [answer.radius for answer in answers]
+    size = math.hypot(*(answer.size for answer in answers)) or 1.0
+    outside = math.hypot(*(c.violation * radius for c, radius in zip(certificates, radii, strict=True) if c.violation))
+    statuses = [answer.status for answer in answers]
+    return NetTrimLayer(
+        name=site.name,
+        shape=site.shape,
+        samples=answers[0].samples,
+        nonzeros_before=sum(answer.before for answer in answers),
+        nonzeros=sum(answer.nonzeros for answer in answers),
+        output_error=math.hypot(*(answer.error for answer in answers)) / size,
+        seconds=sum(answer.solution.seconds.total for answer in answers),
+        status=next((status for status in statuses if status not in (_PROVEN, _BUDGET, REFITTED)), statuses[0]),
+        fit=site.fit,
+        norm=site.norm_name,
+        goal=str(goal),
+        eps=math.hypot(*radii) / size,
+        promised=math.hypot(*(answer.promised for answer in answers)) / size,
+        value=value,
+        bound=bound,
+        gap=max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
+        violation=0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
+        iterations=max(answer.solution.iterations for answer in answers),
+        notes=tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
+    )

@@ -1,0 +1,212 @@
+"""A run over a model's layers: capture → program → solve → certify → write back, from a journal where it knows."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.calibration import Calibration
+from convexprune.capture import Forward, evaluating
+from convexprune.errors import PruningFailed
+from convexprune.journal import Journal
+from convexprune.nettrim.goals import Answer, Goal
+from convexprune.nettrim.posed import How, Pile, Posed
+from convexprune.nettrim.records import recalled, recorded, to_device
+from convexprune.nettrim.sites import Site, Versions
+from convexprune.nettrim.stopping import Stop
+from convexprune.nettrim.tasks import Executor, Task, serially
+from convexprune.passes import observe, received
+from convexprune.solvers import Solution, Status
+from convexprune.solvers.arrays import norm
+from convexprune.solvers.errors import Infeasible, InvalidInput
+from convexprune.solvers.solution import TracePoint
+from convexprune.taps import Received
+
+__all__ = ["Run"]
+
+_log = logging.getLogger(__name__)
+_EARLY = (str(Status.STOPPED), str(Status.TIME_LIMIT))
+
+
+@dataclass(eq=False)
+class Run:
+    """A model being pruned, with all that every layer needs.
+
+    Attributes:
+        model: Changed in place by ``write_``.
+        calibration: Gone through once for each layer.
+        forward: As for ``capture``.
+        sites: By name, in the order of first calls.
+        versions: The sites' parameters as trained.
+        how: How programs are solved.
+        journal: Where answers are kept, or None.
+        stop: When to end early.
+        execute: Who solves independent layers.
+        tell: Called as ``tell(stage, done, total)``.
+        callback: Called as ``callback(layer, trace_point)``.
+        stopped: Why the run ended early; None if it did not.
+        left: Why layers were left as trained, by name.
+        written: The answers that are in the model.
+        trained: The trained weights as stored.
+    """
+
+    model: nn.Module
+    calibration: Calibration
+    forward: Forward | None
+    sites: Mapping[str, Site]
+    versions: Versions
+    how: How
+    journal: Journal | None
+    stop: Stop
+    execute: Executor
+    tell: Callable[[str, int, int], None]
+    callback: Callable[[str, TracePoint], bool | None] | None
+    stopped: str | None = None
+    left: dict[str, str] = field(default_factory=dict)
+    written: dict[str, tuple[Answer, ...]] = field(default_factory=dict)
+    trained: dict[str, tuple[Tensor, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = {name: site.read() for name, site in self.sites.items()}
+
+    def answers(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
+        """Solve layers that do not depend on each other, in any order; those in the journal come first."""
+        waiting = []
+        for name, goal in goals.items():
+            known = self._known(name, goal)
+            if known is None:
+                waiting.append(name)
+            else:
+                yield name, known
+        makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
+        done = len(goals) - len(waiting)
+        for number, answers in self.execute(makers):
+            name = waiting[number]
+            self._keep(name, goals[name], answers)
+            done += 1
+            self.tell(name, done, len(goals))
+            yield name, answers
+
+    def answer(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        """Solve one layer; None where the run has ended."""
+        return next((answers for _, answers in self.answers({name: goal})), None)
+
+    def write_(self, name: str, answers: tuple[Answer, ...]) -> None:
+        """Put the answers into the model."""
+        self.sites[name].write_([answer.stored for answer in answers])
+        self.written[name] = answers
+
+    def solutions(self) -> dict[str, tuple[Solution, ...]]:
+        """Those of all layers that were written."""
+        return {name: tuple(answer.solution for answer in answers) for name, answers in self.written.items()}
+
+    def pose(self, name: str) -> tuple[Posed, ...]:
+        """The data of a layer's groups, from one pass over the calibration data."""
+        site = self.sites[name]
+        trained = self.trained[name]
+        weights = [fold.apply(W.to(_working(W))) for W, fold in zip(trained, site.folds, strict=True)]
+        piles = [Pile(site.fit == "ball") for _ in trained]
+        with evaluating(self.model), nullcontext() if self.how.cascade else self.versions.as_trained():
+            for batch in self.calibration:
+                for now, before in self._pairs(site, batch):
+                    for pile, X, X0, W in zip(piles, now, before, weights, strict=True):
+                        Y = X0.to(W) @ W
+                        pile.add(X, Y if site.fit == "ball" else Y.clamp_(min=0))
+        biased = site.biased
+        return tuple(
+            Posed(*pile.joined(), stored, fold, biased, site.fit, pile.samples)
+            for pile, stored, fold in zip(piles, trained, site.folds, strict=True)
+        )
+
+    def sizes(self) -> dict[str, float]:
+        """‖Y‖_F of each layer's targets, from one pass."""
+        squares = dict.fromkeys(self.sites, 0.0)
+
+        def add(name: str, raw: Received) -> None:
+            site = self.sites[name]
+            for X, stored, fold in zip(site.inputs(raw), self.trained[name], site.folds, strict=True):
+                W = fold.apply(stored.to(_working(stored)))
+                Y = X.to(W) @ W
+                squares[name] += float(norm(Y if site.fit == "ball" else Y.clamp_(min=0))) ** 2
+
+        with self.versions.as_trained():
+            taps = {name: site.taps for name, site in self.sites.items()}
+            observe(self.model, self.calibration, taps, forward=self.forward, see=add)
+        return {name: square**0.5 for name, square in squares.items()}
+
+    def _pairs(self, site: Site, batch: Any) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """For each call the inputs now, and those of the trained network: the same in parallel mode."""
+        take = partial(received, self.model, batch, site.taps, site.calls, self.forward)
+        now = [site.inputs(raw) for raw in take()]
+        if not self.how.cascade or not self.written:
+            yield from ((matrices, matrices) for matrices in now)
+            return
+        with self.versions.as_trained():
+            before = [site.inputs(raw) for raw in take()]
+        shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
+        if shapes[0] != shapes[1]:
+            raise InvalidInput(
+                f"layer {site.name!r} receives {shapes[0]} in the pruned network and {shapes[1]} in the trained one: "
+                "what it is called on depends on the data; use mode='parallel'"
+            )
+        yield from zip(now, before, strict=True)
+
+    def _task(self, name: str, goal: Goal) -> Task:
+        _log.info("%s: %s", name, goal)
+        left = self.stop.left()
+        options = dict(self.how.options)
+        if left is not None:
+            given = options.get("time_limit")
+            options["time_limit"] = left if given is None else min(left, given)
+        callback = partial(self._watched, name) if self.execute is serially else None
+        how = replace(self.how, options=options, callback=callback)
+        return Task(name, goal, self.pose(name), how, torch.get_num_threads())
+
+    def _watched(self, name: str, point: TracePoint) -> bool:
+        own = self.callback is not None and bool(self.callback(name, point))
+        return own or self.stop.reason() is not None
+
+    def _until_stopped(self, names: list[str]) -> Iterator[str]:
+        for name in names:
+            self.stopped = self.stopped or self.stop.reason()
+            if self.stopped:
+                return
+            yield name
+
+    def _known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        record = None if self.journal is None else self.journal.get(name, goal.to_dict())
+        if record is None:
+            return None
+        _log.info("%s: %s: taken from %s", name, goal, self.journal.folder)  # type: ignore[union-attr]
+        site = self.sites[name]
+        return to_device(recalled(record, site.folds), self.trained[name][0].device)
+
+    def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> None:
+        """Check, and keep what the run's own end did not cut short."""
+        for answer in answers:
+            _check(name, answer)
+        reason = self.stop.reason()
+        if reason and any(answer.status in _EARLY for answer in answers):
+            self.stopped = self.stopped or reason
+        elif self.journal is not None:
+            self.journal.put(name, goal.to_dict(), recorded(answers))
+
+
+def _working(W: Tensor) -> torch.dtype:
+    return torch.float64 if W.dtype == torch.float64 else torch.float32
+
+
+def _check(name: str, answer: Answer) -> None:
+    status = answer.solution.status
+    if status is Status.INFEASIBLE:
+        raise Infeasible(f"layer {name!r}: {status.advice} The model is unchanged")
+    if not bool(answer.stored.isfinite().all()):
+        message = answer.solution.provenance["message"] or status.advice
+        raise PruningFailed(f"layer {name!r}: the solver ended {status}: {message} The model is unchanged")
+    if status not in (Status.SOLVED, Status.NO_BOUND):
+        _log.warning("layer %r ended %s: %s", name, status, status.advice)

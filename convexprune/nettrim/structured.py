@@ -1,0 +1,193 @@
+"""Whole neurons of a network: chosen where their outputs are used, and really removed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from convexprune.errors import NothingToPrune
+from convexprune.graph import LAYERS, inputs_of
+from convexprune.links import Link, find_links
+from convexprune.nettrim.goals import Goal, KeepInputs, RankInputs
+from convexprune.nettrim.run import Run
+from convexprune.nettrim.targets import Each
+from convexprune.report import LayerReport, SkippedModule
+from convexprune.shrink import mask_neurons_, remove_neurons_
+
+__all__ = ["NeuronLayer", "NeuronSparsity", "chosen_links"]
+
+
+@dataclass(frozen=True)
+class NeuronLayer(LayerReport):
+    """A layer that lost neurons, or inputs, or both.
+
+    Attributes:
+        before: The shape that its weight had.
+        neurons: How many stay.
+        output_error: Of the layer as a consumer: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where one
+            follows; NaN if it lost no inputs.
+        seconds: Of ranking its inputs and fitting the weights.
+    """
+
+    before: tuple[int, ...]
+    neurons: int
+    fit: str
+    norm: str | None
+
+    columns: ClassVar[tuple[tuple[str, bool], ...]] = (
+        ("layer", True),
+        ("shape", True),
+        ("was", False),
+        ("neurons", True),
+        ("nonzeros", False),
+        ("kept", True),
+        ("fit", False),
+        ("error", True),
+        ("seconds", True),
+        ("status", True),
+    )
+
+    @property
+    def certified(self) -> bool:
+        """True: the budget is kept."""
+        return True
+
+    def cells(self) -> list[str]:
+        """One text for each of the columns."""
+        error = "–" if math.isnan(self.output_error) else f"{self.output_error:.4f}"
+        shapes = ["×".join(map(str, shape)) for shape in (self.shape, self.before)]
+        counts = [f"{self.neurons} of {self.before[0]}", f"{self.nonzeros:,}", self.kept]
+        return [self.name, *shapes, *counts, self.fit, error, f"{self.seconds:.1f}", self.status]
+
+
+def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict[str, Link], list[SkippedModule]]:
+    """The links of which a producer's name matches, and the other modules that hold weights.
+
+    Raises:
+        NothingToPrune: No neurons can be removed, or a pattern matches none that can.
+        UnsupportedModule: The model cannot be traced.
+    """
+    links, skipped = find_links(model, residual=True)
+    wanted = ["*"] if patterns is None else list(patterns)
+    names = [name for link in links.values() for name in link.producers]
+    idle = [pattern for pattern in wanted if not any(fnmatchcase(name, pattern) for name in names)]
+    if idle or not links:
+        reasons = "; ".join(f"{module.name}: {module.reason}" for module in skipped) or "it has no layers"
+        raise NothingToPrune(f"layers: {idle or wanted} match no layer of which neurons can be removed: {reasons}")
+    chosen = {
+        name: link
+        for name, link in links.items()
+        if any(fnmatchcase(producer, pattern) for producer in link.producers for pattern in wanted)
+    }
+    left = [name for name in links if name not in chosen]
+    return chosen, [*skipped, *(SkippedModule(n, type(model.get_submodule(n)).__name__, _UNWANTED) for n in left)]
+
+
+_UNWANTED = "not chosen by the name patterns"
+
+
+@dataclass
+class NeuronSparsity:
+    """All but a part of the neurons of each link, or of the network, removed.
+
+    A neuron is ranked by the eps at which it vanishes along the paths of the layers that take it, the last of them.
+
+    Attributes:
+        links: By name of the first producer.
+        part: To remove.
+        network: Whether it is a part of all neurons, rather than of each link's.
+        kept: Once pursued, the neurons that stay, by link.
+    """
+
+    links: Mapping[str, Link]
+    part: float
+    network: bool
+
+    def __post_init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+        self._before: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def pursue(self, run: Run) -> dict[str, Goal]:
+        """Rank, choose, and fit the consumers to what stays; nothing is removed yet."""
+        layers = [(name, module) for name, module in run.model.named_modules() if isinstance(module, LAYERS)]
+        weights = {
+            name: module.get_parameter("weight")
+            for name, module in layers
+            if module._parameters.get("weight") is not None
+        }
+        self._before = {name: (tuple(w.shape), int(w.count_nonzero())) for name, w in weights.items()}
+        widths = {name: _width(run.model, link) for name, link in self.links.items()}
+        goals = {user: RankInputs(widths[name]) for name, link in self.links.items() for user in link.consumers}
+        ranks: dict[str, list[tuple[float, float]]] = {}
+        for user, answers in run.answers({name: goals[name] for name in run.sites}):
+            ranks[user] = [(eps, share) for eps, share, _ in answers[0].path]
+        if len(ranks) < len(goals):  # stopped
+            return {}
+        worth = {
+            name: [max(values) for values in zip(*(ranks[user] for user in link.consumers), strict=True)]
+            for name, link in self.links.items()
+        }
+        self.kept = self._chosen(worth)
+        kept = {user: tuple(self.kept[name]) for name, link in self.links.items() for user in link.consumers}
+        return Each({user: KeepInputs(goals[user].neurons, kept[user]) for user in run.sites}).pursue(run)
+
+    def _chosen(self, worth: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[int]]:
+        """The neurons that stay, ascending; at least one of each link."""
+        if not self.network:
+            return {name: _best(values, round((1 - self.part) * len(values))) for name, values in worth.items()}
+        every = sorted(
+            ((value, name, c) for name, values in worth.items() for c, value in enumerate(values)),
+            key=lambda entry: entry[0],
+            reverse=True,
+        )
+        counts = dict.fromkeys(worth, 0)
+        for _, name, _ in every[: round((1 - self.part) * len(every))]:
+            counts[name] += 1
+        return {name: _best(values, counts[name]) for name, values in worth.items()}
+
+    def rows(self, run: Run) -> list[NeuronLayer]:
+        """A row for each layer that changed, once it was shrunk."""
+        touched = {name for link in self.links.values() for name in (*link.producers, *link.consumers)}
+        return [self._row(run, name) for name in self._before if name in touched]
+
+    def _row(self, run: Run, name: str) -> NeuronLayer:
+        weight = run.model.get_submodule(name).get_parameter("weight")
+        site, answers = run.sites.get(name), run.written.get(name, ())
+        before, nonzeros = self._before[name]
+        link = next((link for link in self.links.values() if name in link.producers), None)
+        size = math.hypot(*(answer.size for answer in answers)) or 1.0
+        return NeuronLayer(
+            name=name,
+            shape=tuple(weight.shape),
+            samples=answers[0].samples if answers else 0,
+            nonzeros_before=nonzeros,
+            nonzeros=int(weight.count_nonzero()),
+            output_error=math.hypot(*(answer.error for answer in answers)) / size if answers else math.nan,
+            seconds=sum(answer.solution.seconds.total for answer in answers),
+            status="inputs and neurons" if link and answers else "inputs" if answers else "neurons",
+            before=before,
+            neurons=len(self.kept[link.producer]) if link and self.kept else before[0],
+            fit=site.fit if site else "–",
+            norm=site.norm_name if site else None,
+        )
+
+    def shrink_(self, model: nn.Module, remove: bool) -> None:
+        """Remove the other neurons, or leave zeros where they were."""
+        apply_ = remove_neurons_ if remove else mask_neurons_
+        for name, kept in self.kept.items():
+            if len(kept) < _width(model, self.links[name]):
+                apply_(model, self.links[name], torch.tensor(kept))
+
+
+def _width(model: nn.Module, link: Link) -> int:
+    """Neurons of a link."""
+    return inputs_of(model.get_submodule(link.consumers[0])) // link.repeat[0]
+
+
+def _best(values: Sequence[tuple[float, float]], count: int) -> list[int]:
+    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
+    return sorted(order[: max(1, count)])

@@ -1,0 +1,68 @@
+"""A layer to be solved, with all that it takes: data that can be sent to another process or machine."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from convexprune.nettrim.goals import Answer, Goal, shares
+from convexprune.nettrim.posed import How, Posed
+from convexprune.solvers.arrays import checked_count
+from convexprune.solvers.errors import InvalidInput
+
+__all__ = ["Executor", "Task", "executor", "serially"]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One layer's groups, and what is asked of them.
+
+    Attributes:
+        name: Of the layer.
+        goal: What is asked.
+        posed: A group each.
+        how: As for all layers.
+        threads: torch's threads for it: sums are rounded in their order, so answers depend on the number.
+    """
+
+    name: str
+    goal: Goal
+    posed: tuple[Posed, ...]
+    how: How
+    threads: int
+
+    def run(self) -> tuple[Answer, ...]:
+        """The answers, wherever this is called."""
+        before = torch.get_num_threads()
+        if before != self.threads:
+            torch.set_num_threads(self.threads)
+        try:
+            pairs = zip(self.posed, shares(self.posed), strict=True)
+            return tuple(self.goal.meet(group, self.how, share) for group, share in pairs)
+        finally:
+            if before != self.threads:
+                torch.set_num_threads(before)
+
+
+Executor = Callable[[Iterable[Callable[[], Task]]], Iterator[tuple[int, tuple[Answer, ...]]]]
+"""Takes makers of tasks and gives (number of the task, answers) as they come."""
+
+
+def serially(makers: Iterable[Callable[[], Task]]) -> Iterator[tuple[int, tuple[Answer, ...]]]:
+    """One after the other, here; each task is made when its turn comes, and let go before the next is made."""
+    for number, make in enumerate(makers):
+        yield number, make().run()
+
+
+def executor(jobs: int, cascade: bool) -> Executor:
+    """Who solves independent layers: this process, or several through joblib.
+
+    Raises:
+        InvalidTolerance: Not a whole number ≥ 1.
+        InvalidInput: Several in cascade, where each layer waits for the one before.
+    """
+    if checked_count("jobs", jobs) == 1:
+        return serially
+    if cascade:
+        raise InvalidInput(f"jobs: expected 1 in cascade, where each layer waits for the one before, found {jobs}")
+    raise InvalidInput("jobs: not yet")

@@ -1,0 +1,149 @@
+"""Tables: cells with what is shown and what is sorted by."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convexprune.page.numerals import DASH, count, duration, figure, number, part, small
+from convexprune.page.saved import Saved
+from convexprune.page.words import layer_name
+
+__all__ = ["Cell", "Table", "latency_table", "layer_table"]
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and a number or text to sort by; None sorts last."""
+
+    text: str
+    value: float | str | None
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings with what they mean, and rows of cells; the first column names the row."""
+
+    caption: str
+    headings: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Cell]]
+
+
+def _number(show: Callable[[float | None], str], key: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        value = number(row.get(key))
+        return Cell(show(value), value)
+
+    return cell
+
+
+def _text(key: str) -> Callable[[Row], Cell]:
+    def cell(row: Row) -> Cell:
+        value = row.get(key)
+        return Cell(DASH, None) if value in (None, "") else Cell(str(value), str(value), "text")
+
+    return cell
+
+
+def _name(row: Row) -> Cell:
+    return Cell(layer_name(str(row["name"])), layer_name(str(row["name"])), "text")
+
+
+def _shape(row: Row) -> Cell:
+    size = 1
+    for side in row["shape"]:
+        size *= int(side)
+    return Cell("×".join(str(side) for side in row["shape"]), size)
+
+
+def _kept(row: Row) -> Cell:
+    value = int(row["nonzeros"]) / max(int(row["nonzeros_before"]), 1)
+    return Cell(part(value), value)
+
+
+def _items(row: Row) -> Cell:
+    kept, whole = number(row.get("kept_items")), number(row.get("all_items"))
+    return Cell(f"{count(kept)} of {count(whole)}", kept)
+
+
+def _status(row: Row) -> Cell:
+    good = {"solved", "refitted"} if "gap" in row else {"sampled", "largest kept", "inputs only", "kept whole"}
+    status = str(row["status"])
+    kind = "good" if status in good else "text" if status == "no bound" else "bad"
+    return Cell(status, status, f"text {kind}")
+
+
+Column = tuple[str, str, Callable[[Row], Cell]]
+
+_FIRST: tuple[Column, ...] = (
+    ("layer", "name of the module", _name),
+    ("shape", "of the weight as it is now; sorted by its size", _shape),
+)
+_SIZES: tuple[Column, ...] = (
+    ("weights before", "that were not zero; biases are not counted", _number(count, "nonzeros_before")),
+    ("weights left", "that are not zero; biases are not counted", _number(count, "nonzeros")),
+    ("left", "weights left, of those before", _kept),
+)
+_LAST: tuple[Column, ...] = (
+    ("seconds", "for the layer", _number(duration, "seconds")),
+    ("status", "how it ended", _status),
+)
+_NET_TRIM: tuple[Column, ...] = (
+    *_FIRST,
+    ("fit", "what was kept: the outputs behind a ReLU, or before whatever follows", _text("fit")),
+    ("asked", "eps, or a budget", _text("goal")),
+    *_SIZES,
+    ("error", "‖ŷ − Y‖/‖Y‖ of the layer on the calibration data", _number(figure, "output_error")),
+    ("promised", "what the error is promised to be at most", _number(figure, "promised")),
+    ("gap", "how far the ℓ1 norm may be above the least one, relative", _number(small, "gap")),
+    ("violation", "how far the outputs are outside the promised set, relative to its radius", _number(small, "violation")),
+    ("iterations", "of the solver", _number(count, "iterations")),
+    ("solver", "from the journal", _text("solver")),
+    *_LAST,
+)
+_CORESET: tuple[Column, ...] = (
+    *_FIRST,
+    ("of", "what was chosen from", _text("items")),
+    ("kept", "items kept", _items),
+    *_SIZES,
+    ("error", "‖XÛ − XU‖/‖XU‖ on the calibration data", _number(figure, "output_error")),
+    ("uniform", "the same error for uniform sampling at the same size", _number(figure, "uniform_error")),
+    ("draws", "asked for", _number(count, "draws")),
+    ("chosen", "how items were chosen", _text("sampling")),
+    *_LAST,
+)
+
+
+def layer_table(saved: Saved) -> Table:
+    """A row a pruned layer."""
+    rows = [{**row, "solver": saved.traces[row["name"]].solver} if row["name"] in saved.traces else row for row in saved.rows]
+    return _table("Pruned layers", _CORESET if saved.coreset else _NET_TRIM, rows)
+
+
+def latency_table(saved: Saved) -> Table | None:
+    """A row a layer whose products were timed."""
+    told = (saved.extras.data.get("latency") if saved.extras else None) or {}
+    rows = [{**row, "ratio": row["csr"] / row["dense"]} for row in told.get("layers", ()) if row["dense"]]
+    return _table("Products of single layers", _LATENCY, rows) if rows else None
+
+
+def _ratio(row: Row) -> Cell:
+    ratio = float(row["ratio"])
+    kind = "good" if ratio < 0.9 else ""
+    return Cell(f"{ratio:.2f}×" + ("" if kind else ", no gain"), ratio, kind)
+
+
+_LATENCY: tuple[Column, ...] = (
+    ("layer", "name of the module", _name),
+    ("density", "the part of the matrix that is not zero", _number(part, "density")),
+    ("dense", "median of the dense product", _number(duration, "dense")),
+    ("CSR", "median of the product with a CSR matrix", _number(duration, "csr")),
+    ("CSR takes", "of the dense time; differences below a tenth count as none", _ratio),
+)
+
+
+def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
+    cells = [[make(row) for _, _, make in columns] for row in rows]
+    return Table(caption, [(heading, meaning) for heading, meaning, _ in columns], cells)
