@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from finetune import finetune_
 from resnet20 import build, prepare
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from convexprune import coreset_prune_, load_weights_into_, prune_
 from convexprune.evaluate import accuracy
@@ -169,27 +169,6 @@ def _weights(model: nn.Module) -> int:
     """Nonzero entries of Linear and Conv2d weights."""
     layers = (module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
     return sum(int(layer.weight.count_nonzero()) for layer in layers)
-
-
-def finetune_(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float, seed: int) -> None:
-    """Adam with a cosine, batches of 128; weights that are 0 stay 0."""
-    x, y = data
-    shuffle = torch.Generator().manual_seed(seed)
-    masks = [(p, p.detach() != 0) for p in model.parameters() if p.ndim > 1]
-    optimiser = torch.optim.Adam(model.parameters(), lr=rate)
-    steps = len(x) // 128
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps)
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=shuffle)[: steps * 128].view(steps, 128):
-            optimiser.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                for parameter, mask in masks:
-                    parameter.mul_(mask)
-    model.eval()
 
 
 def made(task: Task, keep: float, name: str, prune: Apply, seed: int, epochs: int) -> Run:

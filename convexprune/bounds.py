@@ -303,14 +303,15 @@ class _Propagation(fx.Interpreter):
             return self._on_the_way(call, operands[0])
         held = self.pruned.held_by(call.value if call.node.op == "get_attr" else call.module)
         if held:
-            return _lost(held, f"{call} uses parameters of pruned layers elsewhere than where their radii hold")
+            why = f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
+            return _summed([_lost(held, why), self._behind(call, operands)])
         return self._behind(call, operands)
 
     def _behind_layer(self, call: "_Call", own: _Error, operands: list[fx.Node]) -> _Error:
         """The layer's own radius is still to come, or comes here; errors before it come in, or were made good."""
         self.seen.add(own.own)
         if fault := _altered(call.module):
-            return _lost([own.own], f"{call} {fault}")
+            return _summed([_lost([own.own], f"{call} {fault}"), self._behind(call, operands)])
         before = _Error() if self.pruned.cascade else self._behind(call, operands)
         error = replace(own, coefficients=before.coefficients, reason=before.reason)
         return error if error.awaited else error.arrived()
@@ -588,7 +589,7 @@ _SLOPES = {
     **dict.fromkeys(_names("hardtanh logsigmoid relu relu6 softshrink softsign tanh tanhshrink"), 1.0),
     **dict.fromkeys(("softmax", "softmax2d", "softmin"), 1 / 2),  # rows of diag p − ppᵀ: 2p(1 − p) (Gershgorin)
     "gelu": 1.12900,  # numerically, like silu and mish; for both approximations
-    "hardsigmoid": 1 / 6,
+    "hardsigmoid": 0.16666668,  # torch's 1/6 is single
     "hardswish": 3 / 2,
     "mish": 1.08850,
     "selu": 1.0507009873554805 * 1.6732632423543772,

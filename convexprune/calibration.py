@@ -18,9 +18,9 @@ __all__ = ["Calibration", "as_batches", "samples_of"]
 class Calibration:
     """Batches of calibration data; each ``for`` goes through them anew.
 
-    A tensor or array [samples, ...] is cut into batches; a mapping is one batch. Of other iterables each pass asks for
-    a new iterator, so that a DataLoader or a sequence read from disk need not fit into memory; an iterator, which can
-    be gone through only once, is kept as a list. Batches without samples are left out.
+    A tensor or array [samples, ...] (a numpy.memmap, too) is cut into batches; a mapping is one batch. Of other
+    iterables each pass asks for a new iterator, so that a DataLoader or a sequence read from disk need not fit into
+    memory; an iterator, which can be gone through only once, is kept as a list. Batches without samples are left out.
 
     Args:
         data: A tensor, an array, or an iterable of batches (tensor, tuple of positional arguments, or mapping of
@@ -36,14 +36,14 @@ class Calibration:
 
     def __init__(self, data: Any, batch_size: int = 256) -> None:
         self._size = checked_count("batch_size", batch_size)
-        self._data = _as_tensor(data)
-        if isinstance(self._data, Mapping) or (isinstance(self._data, Tensor) and self._data.dim() > 0):
+        self._data = data
+        if isinstance(data, Mapping) or (isinstance(data, Tensor | np.ndarray) and data.ndim > 0):
             return
-        if isinstance(self._data, Tensor | str) or not isinstance(self._data, Iterable):
+        if isinstance(data, Tensor | np.ndarray | str) or not isinstance(data, Iterable):
             found = type(data).__name__
-            raise InvalidInput(f"calibration data must be a tensor [samples, ...] or an iterable of batches; got {found}")
-        if isinstance(self._data, Iterator):
-            self._data = list(self._data)
+            raise InvalidInput(f"calibration data: expected a tensor [samples, ...] or batches, got {found}")
+        if isinstance(data, Iterator):
+            self._data = list(data)
 
     def __iter__(self) -> Iterator[Any]:
         found = False
@@ -59,8 +59,9 @@ class Calibration:
             raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
 
     def _cut(self) -> Iterator[Any]:
-        if isinstance(self._data, Tensor):
-            yield from self._data.split(self._size)
+        if isinstance(self._data, Tensor | np.ndarray):
+            for start in range(0, len(self._data), self._size):
+                yield _as_tensor(self._data[start : start + self._size])
         elif isinstance(self._data, Mapping):
             yield self._data
         else:

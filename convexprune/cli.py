@@ -1,9 +1,10 @@
-"""The command line: ``convexprune demo``, ``prune``, ``methods``, ``solvers``."""
+"""The command line: ``convexprune demo``, ``prune``, ``verify``, ``report``, ``methods``, ``solvers``."""
 
 import dataclasses
+import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from convexprune.live import bars, interruptible
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
 __all__ = ["app"]
@@ -28,9 +29,15 @@ console = Console()
 errors = Console(stderr=True)
 
 _NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others
-_net_trim = partial(typer.Option, rich_help_panel=_NET_TRIM)
+_asked = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: what is asked, in the place of --eps")
+_posed = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: how layers are posed and solved")
+_runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
 _coreset = partial(typer.Option, rich_help_panel=_CORESET)
-_UNCERTIFIED = 3  # exit status: the model was written, but not every layer has what was promised for it
+_UNCERTIFIED, _TIME_LIMIT, _INTERRUPTED = 3, 4, 130
+_STATUSES = (
+    "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
+    "hold; 4 the time limit ran out; 130 interrupted. After 4 and 130 the same command goes on."
+)
 
 
 @app.command()
@@ -43,8 +50,8 @@ def demo(
     """Train a small ReLU network on scikit-learn's digits and prune it at a few eps; needs no files and no network."""
     from convexprune.demo import run_demo
 
-    with _people_errors(), _bars() as (progress, callback):
-        result = run_demo(out, seed=seed, progress=progress, callback=callback)
+    with _people_errors(), bars(errors) as shown:
+        result = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
     console.print(_accuracy_table(result), _layer_table(result))
     console.print(f"Picture: {result.picture}\nSparse model: {result.model}\nFigures: {result.json}", highlight=False)
 
@@ -80,76 +87,152 @@ def _table(title: str, headings: tuple[str, ...]) -> Table:
     return table
 
 
-@app.command()
+@app.command(epilog=_STATUSES)
 def prune(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="lenet-300-100, lenet-5, or your own as package.module:factory.")],
     weights: Annotated[Path, typer.Option(help="The trained weights: .safetensors, or .pt without pickled code.")],
-    out: Annotated[Path, typer.Option(help="Folder to write to; nothing in it is overwritten.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. A run of Net-Trim in it goes on.")] = None,
     calibration: Annotated[Path | None, typer.Option(help="Inputs: .npz or .npy. lowner and mussay need none.")] = None,
     method: Annotated[str, typer.Option(help="net-trim, or a coreset: see `convexprune methods`.")] = "net-trim",
     key: Annotated[str | None, typer.Option(help="The array in the .npz, such as x_train.")] = None,
     samples: Annotated[int | None, typer.Option(help="Use only the first samples.", min=1)] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Name pattern of layers to prune; repeatable.")] = None,
     eps: Annotated[list[str] | None, typer.Option(help="Error allowed: 0.1, or PATTERN=0.1; repeatable.")] = None,
-    fit: Annotated[str | None, _net_trim(help="relu-ball, net-trim or ball for every layer.")] = None,
-    solver: Annotated[str, _net_trim(help="See `convexprune solvers`.")] = "admm",
-    tol: Annotated[float, _net_trim(help="Certified relative gap to reach.")] = 1e-3,
-    feas_tol: Annotated[float, _net_trim(help="Violation to reach, relative to eps.")] = 1e-4,
-    max_iter: Annotated[int | None, _net_trim(help="Iterations a layer at most.")] = None,
-    time_limit: Annotated[float | None, _net_trim(help="Seconds a layer at most.")] = None,
-    multipliers: Annotated[bool, _net_trim(help="Also write the multipliers.")] = False,
+    scope: Annotated[str, typer.Option(help="The size is each layer's, or the network's: layer or network.")] = "layer",
+    remove: Annotated[bool, typer.Option(help="Neurons that go are really removed, or left as zeros.")] = True,
+    data: Annotated[Path | None, typer.Option(help="Labelled samples, for the accuracy before and after.")] = None,
+    data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
+    label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    sparsity: Annotated[list[str] | None, _asked(help="Part to be zero: 0.8, or PATTERN=0.8; or 2:4.")] = None,
+    network_eps: Annotated[float | None, _asked(help="Error allowed of the network's outputs.")] = None,
+    objective: Annotated[str, _asked(help="With --network-eps: l1, or nonzeros.")] = "l1",
+    search: Annotated[str, _asked(help="With --sparsity: budget, or path.")] = "budget",
+    unit: Annotated[str, _asked(help="With --sparsity: weights, or neurons.")] = "weights",
+    mode: Annotated[str, _posed(help="parallel, or cascade.")] = "parallel",
+    fit: Annotated[str | None, _posed(help="relu-ball, net-trim or ball for every layer.")] = None,
+    norms: Annotated[str, _posed(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
+    gamma: Annotated[float, _posed(help="In cascade: room for the trained weights, at least 1.")] = 1.1,
+    refit: Annotated[bool, _posed(help="With an eps: fit again on the support found.")] = False,
+    solver: Annotated[str | None, _posed(help="See `convexprune solvers`; else the one that suits.")] = None,
+    tol: Annotated[float, _posed(help="Certified relative gap to reach.")] = 1e-3,
+    feas_tol: Annotated[float, _posed(help="Violation to reach, relative to eps.")] = 1e-4,
+    max_iter: Annotated[int | None, _posed(help="Iterations a layer at most.")] = None,
+    layer_time_limit: Annotated[float | None, _posed(help="Seconds a layer at most.")] = None,
+    time_limit: Annotated[float | None, _runs(help="Seconds for everything; the same command then goes on.")] = None,
+    jobs: Annotated[int | None, _runs(help="Layers at a time, in processes of their own.", min=1)] = None,
+    scheduler: Annotated[str | None, _runs(help="A Dask cluster's: tcp://host:8786.")] = None,
+    dry_run: Annotated[
+        bool, _runs("--dry-run", help="Show what would be done, time and memory; write nothing.")
+    ] = False,
     keep: Annotated[list[str] | None, _coreset(help="Ratio (0.1) or count (30), or PATTERN=…; repeatable.")] = None,
     delta: Annotated[float | None, _coreset(help="With --eps, a guarantee instead of --keep.")] = None,
-    scope: Annotated[str, _coreset(help="The size is each layer's, or the network's.")] = "layer",
     order: Annotated[str, _coreset(help="bottom-up or top-down.")] = "bottom-up",
-    remove: Annotated[bool, _coreset(help="Really remove neurons, or leave zeros.")] = True,
     baseline: Annotated[bool, _coreset(help="Report uniform sampling at the same size, too.")] = False,
     seed: Annotated[int, _coreset(help="Of the sampling.", min=0)] = 0,
     labels_key: Annotated[str | None, _coreset(help="The calibration labels, for corenet's bound.")] = None,
     option: Annotated[list[str] | None, _coreset(help="The method's own NAME=VALUE; repeatable.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Labelled samples, for the accuracy before and after.")] = None,
-    data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
-    label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
 ) -> None:
-    """Prune a trained model and write the smaller one, with a report, to a folder."""
-    from convexprune.coresets.methods import make_method
-    from convexprune.job import Job, Labelled, parsed_options, parsed_size, parsed_table
+    """Prune a trained model and write the smaller one, with a report, to a folder.
 
-    with _people_errors():
+    With Net-Trim the folder keeps each layer as soon as it is solved: the same command goes on where it was. Ctrl-C ends
+    a run in order, a second one at once.
+    """
+    given = dict(locals())
+    with _people_errors(as_json):
         sys.path.insert(0, str(Path.cwd()))  # so that the user's own module is found, as with `python -m`
-        labelled = None if data is None else Labelled(data, data_key, label_key)
-        if method == "net-trim":
-            _refuse_given(context, _CORESET, "for coresets only; give --method, too")
-            limits: dict[str, Any] = {"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": time_limit}
-            radius = parsed_table("--eps", eps or ["0.1"])
-            recipe: dict[str, Any] = limits | {
-                "eps": radius,
-                "fit": fit,
-                "solver": solver,
-                "keep_solutions": multipliers,
-            }
-            verb: Callable[..., Any] = Job.net_trim
-        else:
-            _refuse_given(context, _NET_TRIM, f"for Net-Trim only, and {method} takes no notice; leave it out")
-            _, pruner = make_method(method, parsed_options(option or []))
-            recipe = {"method": pruner, "size": parsed_size(keep, eps, delta), "scope": scope, "order": order}
-            recipe |= {"remove": remove, "baseline": baseline, "seed": seed}
-            verb = Job.coreset
-        job = Job(model, weights, out, calibration, key, samples, labels_key, labelled)
-        with _bars() as (progress, callback):
-            told = {"callback": callback} if method == "net-trim" else {}
-            report = verb(job, layers=layers, progress=progress, **told, **recipe)
-        _finish(job, report)
+        if out is None and not dry_run:
+            raise InvalidInput("--out: expected a folder to write to, found none")
+        status = _net_trimmed(context, given) if method == "net-trim" else _coreset_taken(context, given)
+    raise typer.Exit(status)
+
+
+def _net_trimmed(context: typer.Context, given: dict[str, Any]) -> int:
+    from convexprune.job import Job
+
+    _refuse_given(context, _CORESET, "for coresets only; give --method, too")
+    if not given["remove"] and given["unit"] != "neurons":
+        raise InvalidInput("--no-remove: it goes with --unit neurons; leave it out")
+    arguments = _arguments(given)
+    job = Job(_source(given), given["out"], resumes=not given["dry_run"], labelled=_labelled(given))
+    if given["dry_run"]:
+        _show_plan(job.plan(**arguments, jobs=given["jobs"] or 1), given["as_json"])
+        return 0
+    if (told := job.finished(**arguments)) is not None:
+        return _nothing_to_do(told, given["out"], given["as_json"])
+    with _workers(given) as jobs, interruptible(_say_stopping) as interrupt, bars(errors) as shown:
+        watched = {"progress": shown.progress, "callback": shown.callback}
+        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, **watched)
+    return _finish(job, report, given, interrupted=interrupt.asked)
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``prune_`` that go by the same names here, and those that are read from texts."""
+    from convexprune.wishes import parsed_sparsity, parsed_table
+
+    eps, sparsity = given["eps"], given["sparsity"]
+    texts = {
+        "eps": parsed_table("--eps", eps) if eps else None,
+        "sparsity": parsed_sparsity(sparsity) if sparsity else None,
+    }
+    return {name: given[name] for name in _SAME} | texts
+
+
+_SAME = (
+    *("network_eps", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms", "gamma", "refit"),
+    *("solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
+)
+
+
+def _coreset_taken(context: typer.Context, given: dict[str, Any]) -> int:
+    from convexprune.coresets.methods import make_method
+    from convexprune.job import Job
+    from convexprune.wishes import parsed_options, parsed_size
+
+    reason = f"for Net-Trim only, and {given['method']} takes no notice; leave it out"
+    _refuse_given(context, _NET_TRIM, reason)
+    _, pruner = make_method(given["method"], parsed_options(given["option"] or []))
+    size = parsed_size(given["keep"], given["eps"], given["delta"])
+    job = Job(_source(given), given["out"], labels_key=given["labels_key"], labelled=_labelled(given))
+    recipe = {name: given[name] for name in ("layers", "scope", "order", "remove", "baseline", "seed")}
+    with bars(errors) as shown:
+        report = job.coreset(pruner, size, progress=shown.progress, **recipe)
+    return _finish(job, report, given)
+
+
+def _source(given: dict[str, Any]) -> Any:
+    from convexprune.job import Source
+
+    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples")))
+
+
+def _labelled(given: dict[str, Any]) -> Any:
+    from convexprune.job import Labelled
+
+    return None if given["data"] is None else Labelled(given["data"], given["data_key"], given["label_key"])
+
+
+@contextmanager
+def _workers(given: dict[str, Any]) -> Iterator[int]:
+    """How many layers at a time; a scheduler's workers unless told otherwise."""
+    if given["scheduler"] is None:
+        yield given["jobs"] or 1
+        return
+    from convexprune.nettrim.pool import cluster
+
+    with cluster(given["scheduler"]) as workers:
+        yield given["jobs"] or max(2, workers)  # one at a time would be solved here
 
 
 def _refuse_given(context: typer.Context, panel: str, reason: str) -> None:
-    """No option of the panel may have been given.
+    """No option of the panels that begin so may have been given.
 
     Raises:
         InvalidInput: One was.
     """
-    options = (option for option in context.command.params if getattr(option, "rich_help_panel", None) == panel)
+    params = context.command.params
+    options = (option for option in params if (getattr(option, "rich_help_panel", None) or "").startswith(panel))
     given = [option.opts[0] for option in options if not _is_default(context, option.name or "")]
     if given:
         raise InvalidInput(f"{', '.join(given)}: {reason}")
@@ -160,14 +243,110 @@ def _is_default(context: typer.Context, name: str) -> bool:
     return source is None or source.name.startswith("DEFAULT")
 
 
-def _finish(job: Any, report: Any) -> None:
-    """Show and write; an exit status of its own where a promise fails."""
-    console.print(report.table(console.width))
-    for line in job.written(report):
-        console.print(line, highlight=False)
-    if not report.certified:
+def _say_stopping() -> None:
+    errors.print("stopping in order: what is solved is kept. Press Ctrl-C again to abort at once", highlight=False)
+
+
+def _show_plan(plan: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json({"status": "planned", "plan": plan.to_dict()})
+    else:
+        console.print(plan.table(console.width))
+
+
+def _nothing_to_do(told: dict[str, Any], out: Path, as_json: bool) -> int:
+    status = 0 if told.get("certified") else _UNCERTIFIED
+    if as_json:
+        _print_json({"status": "finished before", "exit_status": status, "files": _files(out), "report": told})
+    else:
+        kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
+        console.print(f"{out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+    return status
+
+
+def _files(out: Path) -> dict[str, str]:
+    names = {"model": "model.safetensors", "report": "report.json", "extras": "extras.json"}
+    return {what: str(out / name) for what, name in names.items() if (out / name).exists()}
+
+
+def _finish(job: Any, report: Any, given: dict[str, Any], *, interrupted: bool = False) -> int:
+    """Write and show; an exit status of its own where something is open."""
+    own = {"removed": given["remove"]} if given["method"] == "net-trim" else {}
+    files = job.write(report, **own)
+    stopped = report.provenance.get("stopped")
+    status = 0 if report.certified else _UNCERTIFIED
+    if stopped is not None:
+        status = _INTERRUPTED if interrupted else _TIME_LIMIT
+    if given["as_json"]:
+        what = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
+        what |= {"files": files, "notes": job.notes}
+        _print_json(what | {"report": job.told(report, **own)})
+        return status
+    _show_report(job, report, files)
+    if stopped is not None:
+        errors.print(_unfinished(report, stopped), markup=False, highlight=False, soft_wrap=True)
+    elif status == _UNCERTIFIED:
         errors.print("[red]not every certificate or guarantee holds[/red]: see the status column")
-        raise typer.Exit(_UNCERTIFIED)
+    return status
+
+
+def _show_report(job: Any, report: Any, files: dict[str, Path]) -> None:
+    if report.layers:
+        console.print(report.table(console.width))
+    if job.accuracy:
+        console.print("accuracy {before:.2%} before, {after:.2%} after".format(**job.accuracy), highlight=False)
+    names = {"model": "pruned model", "extras": "what sparsity buys"}
+    for what, path in files.items():
+        console.print(f"{names.get(what, what)}: {path}", markup=False, highlight=False, soft_wrap=True)
+    for note in job.notes:
+        errors.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _unfinished(report: Any, stopped: str) -> str:
+    early = [row.name for row in report.layers if row.status in ("stopped", "time limit")]
+    left = [module.name for module in report.skipped if module.reason.startswith("not reached")]
+    lines = [f"not finished: {stopped}"]
+    lines += [f"ended early, with the best weights so far: {', '.join(early)}"] if early else []
+    lines += [f"not reached, and as trained: {', '.join(left)}"] if left else []
+    return "; ".join(lines) + ". The same command goes on from here"
+
+
+@app.command(epilog=_STATUSES)
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The --out of a run of Net-Trim, finished or not.")],
+    model: Annotated[str, typer.Argument(help="As for `prune`.")],
+    weights: Annotated[Path, typer.Option(help="The trained weights, as given to `prune`.")],
+    calibration: Annotated[Path, typer.Option(help="The same inputs.")],
+    key: Annotated[str | None, typer.Option(help="As for `prune`.")] = None,
+    samples: Annotated[int | None, typer.Option(help="As for `prune`.", min=1)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Judge a run again, without any solver: every certificate is recomputed in float64."""
+    with _people_errors(as_json):
+        from convexprune.job import Source
+        from convexprune.nettrim.verify import verify as verified
+
+        sys.path.insert(0, str(Path.cwd()))
+        trained, inputs, _ = Source(model, weights, calibration, key, samples).read()
+        found = verified(trained, inputs, folder)
+        status = 0 if found.ok else _UNCERTIFIED
+        if as_json:
+            _print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
+        else:
+            console.print(found.table(console.width))
+    raise typer.Exit(status)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out of `prune`.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the folder if not given.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run, and print its path."""
+    with _people_errors():
+        from convexprune.page import write_page
+
+        typer.echo(write_page(folder, out))
 
 
 @app.command()
@@ -202,30 +381,31 @@ def solvers() -> None:
 
 
 @contextmanager
-def _people_errors() -> Iterator[None]:
+def _people_errors(as_json: bool = False) -> Iterator[None]:
     """What the library raises on purpose, and what the disk says, without a traceback."""
     try:
         yield
     except (ConvexPruneError, OSError) as error:
-        errors.print(f"[red]error:[/red] {type(error).__name__}: ", end="", highlight=False)
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        _say(error, str(error), as_json)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as error:
+        _say(error, "aborted; in a folder that was given, every layer that was solved is kept", as_json)
+        raise typer.Exit(_INTERRUPTED) from None
 
 
-@contextmanager
-def _bars() -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str, Any], None]]]:
-    """A progress bar a stage, with the running solve's iteration and certified gap beside it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=errors, transient=True) as bars:
-        task = bars.add_task("", total=None, note="")
+def _say(error: BaseException, message: str, as_json: bool) -> None:
+    kind = type(error).__name__
+    if as_json:
+        _print_json({"error": {"type": kind, "message": message}})
+        return
+    errors.print(f"[red]error:[/red] {kind}: ", end="", highlight=False)
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
 
-        def progress(stage: str, done: int, total: int) -> None:
-            bars.update(task, description=stage, completed=done, total=total, note="")
 
-        def callback(layer: str, point: Any) -> None:  # noqa: ARG001 - the stage says which layer
-            bars.update(task, note=f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}")
+def _print_json(data: dict[str, Any]) -> None:
+    from convexprune.files import plain
 
-        yield progress, callback
+    typer.echo(json.dumps(plain(data), indent=2, default=str))
 
 
 @app.callback()

@@ -1,27 +1,51 @@
 """What ``convexprune prune`` reads, does and writes: everything is read and checked before anything is solved."""
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from convexprune.coresets import Guarantee, coreset_prune_
+from convexprune.calibration import Calibration
+from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.evaluate import accuracy
-from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, save_json, save_weights, write_atomically
+from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, save_json, save_weights
+from convexprune.journal import Journal, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim import prune_
+from convexprune.preview import Preview, preview, recipe_of
 from convexprune.reference import find_model
 from convexprune.report import Report
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMismatch
 
-__all__ = ["Job", "Labelled", "parsed_options", "parsed_size", "parsed_table"]
+__all__ = ["Job", "Labelled", "Source"]
 
 _IMAGE_NAMES = ("x_test", "x_train", "x", "images", "inputs")
+_NO_DATA = "Net-Trim fits each layer to what it computes on data: give --calibration"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and its inputs as they are named on the command line."""
+
+    model: str
+    weights: Path
+    calibration: Path | None
+    key: str | None = None
+    samples: int | None = None
+
+    def read(self) -> tuple[nn.Module, Tensor | None, Callable[[Any], Tensor]]:
+        """The model with its weights, the inputs, and what makes inputs of arrays."""
+        reference = find_model(self.model)
+        model = reference.build()
+        load_weights_into_(model, self.weights, resize=True)
+        if self.calibration is None:
+            return model, None, reference.prepare
+        return model, reference.prepare(load_array(self.calibration, self.key)[: self.samples]), reference.prepare
 
 
 @dataclass(frozen=True)
@@ -32,55 +56,78 @@ class Labelled:
     data_key: str | None
     label_key: str | None
 
+    def read(self, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
+        """Inputs and labels."""
+        labels = load_array(self.data, self.label_key, LABEL_NAMES)
+        images = load_array(self.data, self.data_key, _IMAGE_NAMES)
+        if len(images) != len(labels):
+            counts = f"{len(images)} inputs and {len(labels)} labels"
+            raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
+        return prepare(images), torch.from_numpy(np.asarray(labels))
+
 
 class Job:
-    """A model, its data, and where the results go.
+    """A model, its data, and the folder that the results go to.
+
+    Args:
+        source: The model and its inputs.
+        out: The folder; None: nothing will be written.
+        resumes: Whether a run that is there already goes on.
+        labels_key: The calibration labels' key.
+        labelled: Samples for the accuracy.
 
     Raises:
-        InvalidInput: A target exists already, or a file lies where its folder should be; and as ``find_model`` and the
-            readers of files.
+        InvalidInput: Results are there already that are not those of a run that goes on, or a file lies where the
+            folder should be; and as ``find_model`` and the readers of files.
     """
 
     def __init__(
         self,
-        model: str,
-        weights: Path,
-        out: Path,
-        calibration: Path | None,
-        key: str | None,
-        samples: int | None,
-        labels_key: str | None,
-        labelled: Labelled | None,
+        source: Source,
+        out: Path | None,
+        *,
+        resumes: bool = False,
+        labels_key: str | None = None,
+        labelled: Labelled | None = None,
     ) -> None:
-        self.targets = [out / name for name in ("model.safetensors", "report.json", "multipliers.safetensors")]
-        existing = [str(path) for path in self.targets if path.exists()]
-        if existing:
-            raise InvalidInput(f"{', '.join(existing)}: there already, and not overwritten; choose another --out")
-        place = next(path for path in (out, *out.parents) if path.exists())
-        if not place.is_dir():
-            raise InvalidInput(f"{place}: a file, where a folder is to be; choose another --out")
-        reference = find_model(model)
-        self.model = reference.build()
-        load_weights_into_(self.model, weights, resize=True)
-        self.inputs = None if calibration is None else reference.prepare(load_array(calibration, key)[:samples])
+        self.out = None if out is None else _checked(out, resumes)
+        if labels_key is not None and source.calibration is None:
+            raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
+        self.model, self.inputs, prepare = source.read()
+        self.dense = copy.deepcopy(self.model)
         self.labels = None
-        if labels_key is not None:
-            if calibration is None:
-                raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
-            self.labels = torch.from_numpy(np.asarray(load_array(calibration, labels_key)[:samples]))
-        self.labelled = None if labelled is None else _read(labelled, reference.prepare)
+        if labels_key is not None and source.calibration is not None:
+            self.labels = torch.from_numpy(np.asarray(load_array(source.calibration, labels_key)[: source.samples]))
+        self.labelled = None if labelled is None else labelled.read(prepare)
         self.accuracy: dict[str, float] = {}
+        self.notes: list[str] = []
 
-    def net_trim(self, **recipe: Any) -> Report:
-        """``prune_``, with the accuracy before and after.
+    def plan(self, **arguments: Any) -> Preview:
+        """What ``net_trim`` would do."""
+        return preview(self.model, self._data(), **arguments)
+
+    def finished(self, **arguments: Any) -> dict[str, Any] | None:
+        """The report of this very run if the folder holds all its results, else None.
 
         Raises:
-            InvalidInput: There are no calibration data.
+            OtherRun: It holds those of another run.
         """
-        if self.inputs is None:
-            raise InvalidInput("Net-Trim fits each layer to what it computes on data: give --calibration")
+        if self.out is None or not all((self.out / name).exists() for name in ("run.json", *_RESULTS)):
+            return None
+        report = read_json(self.out / "report.json", "delete it: the same command writes it again")
+        told = report.get("provenance", {})
+        if told.get("stopped") is not None:
+            return None
+        recipe = recipe_of(self.model, self._data(), **arguments)
+        data = Calibration(self._data(), recipe.batch_size)
+        own = {"model": model_fingerprint(self.model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}
+        check_same(self.out, Journal.existing(self.out)[1], own)
+        return report if told.get("removed") == arguments.get("remove", True) else None
+
+    def net_trim(self, **arguments: Any) -> Report:
+        """``prune_`` with the folder as run directory, and the accuracy before and after."""
         self._measure("before")
-        report = prune_(self.model, self.inputs, **recipe)
+        report = prune_(self.model, self._data(), run=self.out, **arguments)
         self._measure("after")
         return report
 
@@ -91,16 +138,35 @@ class Job:
         self._measure("after")
         return report
 
-    def written(self, report: Report) -> Iterator[str]:
-        """Write the results; a line about each."""
-        if self.accuracy:
-            yield "accuracy {before:.2%} before, {after:.2%} after".format(**self.accuracy)
-        yield f"pruned model: {save_weights(self.model, self.targets[0])}"
-        yield f"report: {save_json(report.to_dict() | {'accuracy': self.accuracy}, self.targets[1])}"
-        kept = {f"{name}.{i}": s.multipliers for name, group in report.solutions.items() for i, s in enumerate(group)}
-        if kept:
-            tensors = {name: tensor.contiguous() for name, tensor in kept.items() if tensor is not None}
-            yield f"multipliers: {write_atomically(save(tensors), self.targets[2])}"
+    def write(self, report: Report, **provenance: Any) -> dict[str, Path]:
+        """Write the results; their paths by what they are. ``notes`` says what could not be measured."""
+        assert self.out is not None  # noqa: S101 - without a folder nothing was pruned
+        told = self.told(report, **provenance)
+        files = {"model": save_weights(self.model, self.out / "model.safetensors")}
+        files["report"] = save_json(told, self.out / "report.json")
+        if told["provenance"].get("stopped") is None:
+            files |= self._extras(self.out, report)
+        return files
+
+    def told(self, report: Report, **provenance: Any) -> dict[str, Any]:
+        """The report as it is written."""
+        data = report.to_dict()
+        return data | {"accuracy": self.accuracy, "provenance": {**data["provenance"], **provenance}}
+
+    def _extras(self, out: Path, report: Report) -> dict[str, Path]:
+        from convexprune.page import save_extras
+
+        batch = None if self.inputs is None else self.inputs[:256]
+        try:
+            return {"extras": save_extras(out, self.dense, self.model, batch, report)}
+        except (ConvexPruneError, RuntimeError) as error:  # the results are written, and count for more
+            self.notes.append(f"what sparsity buys could not be measured: {error}")
+            return {}
+
+    def _data(self) -> Tensor:
+        if self.inputs is None:
+            raise InvalidInput(_NO_DATA)
+        return self.inputs
 
     def _measure(self, when: str) -> None:
         if self.labelled is not None:
@@ -108,67 +174,15 @@ class Job:
             self.accuracy[when] = accuracy(self.model, inputs, labels)
 
 
-def _read(labelled: Labelled, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
-    labels = load_array(labelled.data, labelled.label_key, LABEL_NAMES)
-    images = load_array(labelled.data, labelled.data_key, _IMAGE_NAMES)
-    if len(images) != len(labels):
-        counts = f"{len(images)} inputs and {len(labels)} labels"
-        raise ShapeMismatch(f"{labelled.data}: {counts}; choose --data-key, --label-key")
-    return prepare(images), torch.from_numpy(np.asarray(labels))
+_RESULTS = ("model.safetensors", "report.json")
 
 
-def parsed_table(option: str, texts: Sequence[str], value: Callable[[str], Any] = float) -> Any:
-    """["0.1"] or ["features.*=0.05", "0.1"]: patterns in their order, then the plain value for the rest.
-
-    Raises:
-        InvalidInput: A value is no number, or none that ``value`` takes.
-    """
-    table: dict[str, Any] = {}
-    for text in texts:
-        pattern, equals, given = text.rpartition("=")
-        try:
-            table[pattern if equals else "*"] = value(given)
-        except ConvexPruneError:
-            raise  # it is a number, but not one that will do
-        except ValueError:
-            raise InvalidInput(f"{option}: expected a number or PATTERN=number, found {text!r}") from None
-    rest = table.pop("*", None)
-    return table | ({} if rest is None else {"*": rest}) if table else rest
-
-
-def parsed_size(keep: Sequence[str] | None, eps: Sequence[str] | None, delta: float | None) -> Any:
-    """The size of a coreset: from --keep, or from --eps and --delta.
-
-    Raises:
-        InvalidInput: Both or neither were given, or something that is no size.
-        InvalidTolerance: An eps or delta out of its range.
-    """
-    if delta is not None and eps and not keep:
-        return parsed_table("--eps", eps, lambda text: Guarantee(float(text), delta))
-    if delta is not None or eps:
-        raise InvalidInput("a coreset's size is either --keep, or --eps with --delta")
-    if not keep:
-        raise InvalidInput("--keep: expected a ratio (0.1) or a count (30) to keep, or --eps with --delta; found none")
-    return parsed_table("--keep", keep, _ratio_or_count)
-
-
-def _ratio_or_count(text: str) -> float | int:
-    return float(text) if any(mark in text.lower() for mark in ".e") else int(text)
-
-
-def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
-    """["beta=2", "points=incoming"] as a method's options: numbers where they are numbers.
-
-    Raises:
-        InvalidInput: Something that is not NAME=VALUE.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise InvalidInput(f"--option: expected NAME=VALUE, found {text!r}")
-        try:
-            found[name] = _ratio_or_count(value)
-        except ValueError:
-            found[name] = value
-    return found
+def _checked(out: Path, resumes: bool) -> Path:
+    place = next(path for path in (out, *out.parents) if path.exists())
+    if not place.is_dir():
+        raise InvalidInput(f"{place}: a file, where a folder is to be; choose another --out")
+    own = resumes and (out / "run.json").exists()
+    existing = [str(out / name) for name in ("run.json", *_RESULTS) if (out / name).exists()]
+    if existing and not own:
+        raise InvalidInput(f"{', '.join(existing)}: there already, and not overwritten; choose another --out")
+    return out

@@ -2,7 +2,7 @@
 
     DIR/run.json                      what is solved: fingerprints of model and data, the recipe (written first)
     DIR/layers/NAME-KEY.safetensors   arrays of one solved layer
-    DIR/layers/NAME-KEY.json          all else about it, with a SHA-256 of it and of the arrays (written last: the proof)
+    DIR/layers/NAME-KEY.json          all else about it, with a SHA-256 of everything (written last: it is the proof)
     DIR/.lock                         held while a process writes here; the system lets it go when the process ends
 
 Every file is written beside its place, flushed to disk and renamed. Nothing is ever unpickled, and nothing in a file
@@ -14,23 +14,31 @@ import json
 import re
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files import StrPath, write_atomically
+from convexprune.fingerprints import data_fingerprint, model_fingerprint
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Journal", "Record", "data_fingerprint", "model_fingerprint", "read_json", "recipe_fingerprint"]
+__all__ = [
+    "Journal",
+    "Record",
+    "check_same",
+    "data_fingerprint",
+    "model_fingerprint",
+    "read_json",
+    "recipe_fingerprint",
+]
 
 _FORMAT = 1
 _SOLVED = ("model", "data", "recipe")  # what makes two runs the same
@@ -70,8 +78,7 @@ class Journal:
         if not place.is_dir():
             raise InvalidInput(f"{place}: a file, where the folder of a run is to be; choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked(self.folder)
-        self._release = weakref.finalize(self, lock.release)
+        self._unlock: weakref.finalize[..., Self] | None = weakref.finalize(self, _locked(self.folder).release)
         try:
             self._open({"format": _FORMAT, **run})
         except BaseException:
@@ -81,7 +88,7 @@ class Journal:
     def _open(self, described: dict[str, Any]) -> None:
         path = self.folder / "run.json"
         if path.exists():
-            _check_same(self.folder, _read_run(path), described)
+            check_same(self.folder, _read_run(path), described)
         self._remove_leftovers()
         if not path.exists():
             write_atomically(_encoded(described), path)
@@ -106,13 +113,14 @@ class Journal:
         if not path.exists():
             raise FileNotFoundError(f"{folder}: no run.json in it, so it is no run directory; give that of a prune")
         journal = cls.__new__(cls)
-        journal.folder, described = Path(folder), _read_run(path)
-        journal._release, journal._run = weakref.finalize(journal, int), _run_fingerprint(described)
+        journal.folder, journal._unlock, described = Path(folder), None, _read_run(path)
+        journal._run = _run_fingerprint(described)
         return journal, described
 
     def close(self) -> None:
         """Let other processes write here; calling it again does nothing."""
-        self._release()
+        if self._unlock is not None:
+            self._unlock()
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +136,8 @@ class Journal:
         Raises:
             DamagedFile: The entry was changed or cut short; the message says what to delete.
         """
-        path = self._path(name, goal)
-        return self._read(path) if path.exists() else None
+        path = self.path(name, goal)
+        return self.read(path) if path.exists() else None
 
     def put(self, name: str, goal: Mapping[str, Any], record: Record) -> None:
         """Keep an entry; it is on disk, whole, when this returns.
@@ -137,7 +145,7 @@ class Journal:
         Raises:
             OSError: It could not be written; earlier entries are whole.
         """
-        path = self._path(name, goal)
+        path = self.path(name, goal)
         arrays = save_tensors({key: value.detach().cpu().contiguous() for key, value in record.tensors.items()})
         data = {**_plain(record.data), "layer": name, "goal": _plain(goal), "run": self._run}
         path.unlink(missing_ok=True)  # else, killed between the two writes, it would vouch for arrays not its own
@@ -150,19 +158,29 @@ class Journal:
         Raises:
             DamagedFile: One was changed or cut short.
         """
-        for path in sorted((self.folder / "layers").glob("*.json")):
-            yield self._read(path)
+        for path in self.paths():
+            yield self.read(path)
 
-    def _path(self, name: str, goal: Mapping[str, Any]) -> Path:
+    def paths(self) -> list[Path]:
+        """Where all entries are, in the order of their names."""
+        return sorted((self.folder / "layers").glob("*.json"))
+
+    def path(self, name: str, goal: Mapping[str, Any]) -> Path:
+        """Where the entry of a layer and a goal is, or would be."""
         key = hashlib.sha256(_encoded([name, dict(goal)], sort=True)).hexdigest()[:12]
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST] or "model"
         return self.folder / "layers" / f"{readable}-{key}.json"
 
-    def _read(self, path: Path) -> Record:
+    def read(self, path: Path) -> Record:
+        """The entry in one of ``paths()``.
+
+        Raises:
+            DamagedFile: It was changed or cut short; the message says what to delete.
+        """
         remedy = f"delete {path.name} to have that layer solved again"
         data, arrays = read_json(path, remedy), path.with_suffix(".safetensors")
         name, goal = data.get("layer"), data.get("goal")
-        if not (isinstance(name, str) and isinstance(goal, dict) and self._path(name, goal).name == path.name):
+        if not (isinstance(name, str) and isinstance(goal, dict) and self.path(name, goal).name == path.name):
             raise DamagedFile(
                 f"{path} is the entry of layer {name!r} and goal {goal!r}, not that of its name; {remedy}"
             )
@@ -174,42 +192,6 @@ class Journal:
         if _seal(content, data) != data.get("sha256"):
             raise DamagedFile(f"{path} or {arrays.name} was changed or cut short since they were written; {remedy}")
         return Record(data, _loaded(content, arrays, remedy))
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model: the same wherever it is computed, on any device.
-
-    It covers the names and kinds of all modules, the settings of torch's own (stride, eps), and the names, dtypes,
-    shapes and values of all parameters and buffers, those that a state dict leaves out too, and which are the same
-    tensor under several names.
-    """
-    digest, first = hashlib.sha256(), dict[int, str]()
-    for name, module in model.named_modules(remove_duplicate=False):
-        _feed(digest, [name, type(module).__qualname__, _settings(module)])
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for key, tensor in own:
-            known = first.setdefault(id(tensor), f"{name}.{key}")
-            _feed(digest, [key, tensor if known == f"{name}.{key}" else known])
-    return digest.hexdigest()
-
-
-def data_fingerprint(batches: Any) -> str:
-    """SHA-256 of all that the batches hold, in their order: tensors and arrays, numbers and texts, keys and types.
-
-    Raises:
-        InvalidInput: A batch holds something else, whose content is not known.
-    """
-    digest = hashlib.sha256()
-    for number, batch in enumerate(batches):
-        try:
-            _feed(digest, batch)
-        except _Opaque as error:
-            raise InvalidInput(
-                f"batch {number} of the calibration data holds a {error}, and a run that is resumed could not tell "
-                "whether it is the same: keep to tensors, arrays, numbers and texts in mappings, sequences and "
-                "dataclasses, or leave out run="
-            ) from None
-    return digest.hexdigest()
 
 
 def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
@@ -232,6 +214,25 @@ def read_json(path: Path, remedy: str = "restore it, or start in another folder"
     return found
 
 
+def check_same(folder: StrPath, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Whether two descriptions are of the same model, data and recipe.
+
+    Raises:
+        OtherRun: The one found in ``folder`` is another; the message says in what.
+    """
+    told = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
+    other = [key for key in told if _encoded(found.get(key)) != _encoded(asked.get(key))]
+    if not other:
+        return
+    told["recipe"] += _differing(found.get("recipe"), asked.get("recipe"))
+    if other == ["data"]:
+        told["data"] += " (is it shuffled, or augmented at random?)"
+    raise OtherRun(
+        f"{folder} holds a run with {' and '.join(told[key] for key in other)}: give the same as then, or choose "
+        "another folder; nothing in it was changed"
+    )
+
+
 def _no_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is none of its words")
 
@@ -250,22 +251,6 @@ def _locked(folder: Path) -> FileLock:
             f"{folder}: another process is writing a run to this folder; wait until it ends, or choose another folder"
         ) from None
     return lock
-
-
-def _check_same(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    names = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
-    other = [key for key in names if _encoded(found.get(key)) != _encoded(asked.get(key))]
-    if not other:
-        return
-    told = {key: names[key] for key in other}
-    if "recipe" in other:
-        told["recipe"] += _differing(found.get("recipe"), asked.get("recipe"))
-    if other == ["data"]:
-        told["data"] += " (is it shuffled, or augmented at random?)"
-    raise OtherRun(
-        f"{folder} holds a run with {' and '.join(told.values())}: start it again with the same, or choose another "
-        "folder; nothing in it was changed"
-    )
 
 
 def _differing(found: Any, asked: Any) -> str:
@@ -317,69 +302,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value if isinstance(value, bool | int | float | str) or value is None else str(value)
-
-
-class _Opaque(Exception):
-    """Something whose content is not known; its type."""
-
-
-_ATOMS = (bool, int, float, complex, str, bytes, type(None), range, torch.dtype)
-
-
-def _feed(digest: Any, value: Any) -> None:
-    """Add a value such that no two different ones add the same bytes."""
-    if isinstance(value, Tensor):
-        _feed_tensor(digest, value)
-    elif isinstance(value, np.ndarray | np.generic):
-        _feed_array(digest, np.asarray(value))
-    elif isinstance(value, _ATOMS):
-        kind = next(kind for kind in _ATOMS if isinstance(value, kind))
-        _feed_bytes(digest, kind.__name__, value if isinstance(value, bytes) else str(value).encode())
-    elif isinstance(value, Mapping):
-        _feed_bytes(digest, "mapping", str(len(value)).encode())
-        for item in value.items():
-            _feed(digest, item)
-    elif isinstance(value, list | tuple):
-        _feed_bytes(digest, type(value).__name__, str(len(value)).encode())
-        for item in value:
-            _feed(digest, item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        _feed_bytes(digest, "dataclass", type(value).__qualname__.encode())
-        _feed(digest, {field.name: getattr(value, field.name) for field in fields(value)})
-    else:
-        raise _Opaque(type(value).__name__)
-
-
-def _feed_bytes(digest: Any, kind: str, content: bytes) -> None:
-    digest.update(f"{kind}:{len(content)}:".encode())
-    digest.update(content)
-
-
-def _feed_array(digest: Any, array: np.ndarray[Any, Any]) -> None:
-    if array.dtype.hasobject:
-        _feed(digest, ["objects", array.shape, array.ravel().tolist()])
-        return
-    _feed_bytes(digest, "array", f"{array.dtype.str}{list(array.shape)}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-
-
-def _feed_tensor(digest: Any, tensor: Tensor) -> None:
-    _feed_bytes(digest, "tensor", f"{tensor.dtype}{list(tensor.shape)}{tensor.layout}".encode())
-    strided = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
-    plain = strided.cpu().resolve_conj().resolve_neg().contiguous()
-    if plain.numel():
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """What torch's own modules compute with besides tensors; those of others may hold anything."""
-    if not type(module).__module__.startswith("torch.nn."):
-        return {}
-    own = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
-    return {name: value for name, value in own.items() if _is_setting(value)}
-
-
-def _is_setting(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(_is_setting(item) for item in value)
-    return isinstance(value, bool | int | float | str | None)

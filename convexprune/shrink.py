@@ -238,9 +238,10 @@ def _columns(kind: type, weight: Tensor, neurons: int, kept: Tensor, scales: Ten
 
 def _rows(module: nn.Module, neurons: int, kept: Tensor) -> dict[str, Tensor]:
     """What belongs to the neurons that stay: one row each, or more behind depthwise filters."""
+    rows = {name: tensor.detach() for name, tensor in _tensors(module).items()}
     return {
-        name: tensor.detach().unflatten(0, (neurons, -1)).index_select(0, kept.to(tensor.device)).flatten(0, 1)
-        for name, tensor in _tensors(module).items()
+        name: tensor.reshape(neurons, -1, *tensor.shape[1:]).index_select(0, kept.to(tensor.device)).flatten(0, 1)
+        for name, tensor in rows.items()
     }
 
 

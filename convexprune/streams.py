@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import fx, nn
 
@@ -96,9 +97,9 @@ class Group:
 
     def reason(self, producer: str) -> str | None:
         """What becomes of the producer's outputs, so that it cannot lose neurons."""
-        own = [what for producers, what in self.faults if producer in producers]
-        others = [f"are combined with those of {names[0]!r}, which {what}" for names, what in self.faults]
-        return (own or others or [None])[0]
+        own = (what for producers, what in self.faults if producer in producers)
+        others = (f"are combined with those of {names[0]!r}, which {what}" for names, what in self.faults)
+        return next(chain(own, others), None)
 
     def absorb(self, other: "Group") -> None:
         """Take over all that the other has."""

@@ -41,10 +41,16 @@ def _budget(site: Site, recipe: Recipe) -> Goal:
         found = re.fullmatch(r"(\d+):(\d+)", recipe.sparsity)
         if not found:
             raise InvalidInput(f"sparsity: expected a number, or a pattern such as '2:4', found {recipe.sparsity!r}")
-        return Pattern(int(found[1]), int(found[2]))
+        pattern, inputs = Pattern(int(found[1]), int(found[2])), site.inputs_of_group
+        if pattern.m and inputs % pattern.m:
+            raise InvalidInput(
+                f"sparsity: {recipe.sparsity!r} needs a multiple of {pattern.m} inputs; {site.name!r} has {inputs}: "
+                "leave it out with layers="
+            )
+        return pattern
     given = recipe.sparsity
     part = looked_up(given, site.name) if isinstance(given, Mapping) else given
     if part is None:
         raise InvalidInput(f"sparsity: no pattern among {list(given)} matches {site.name}; add one, or '*'")
-    count = max(1, round((1 - part) * site.weights))
+    count = max(site.groups, round((1 - part) * site.weights))
     return (KeepByPath if recipe.search == "path" else Keep)(count)

@@ -35,8 +35,9 @@ GOALS: Mapping[str, type[Any]] = {
 
 
 def as_goal(data: Mapping[str, Any]) -> Goal:
-    """The goal that ``to_dict`` described."""
-    rest = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items() if name != "kind"}
+    """The goal that ``to_dict`` described, or the journal's key that it is part of."""
+    own = {name: value for name, value in data.items() if name not in ("kind", "after")}
+    rest = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     goal: Goal = GOALS[data["kind"]](**rest)
     return goal
 

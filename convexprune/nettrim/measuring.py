@@ -7,7 +7,7 @@ from typing import ClassVar
 from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import LayerProgram, solve_path
+from convexprune.solvers import LayerProgram, Status, solve_path
 
 __all__ = ["Measure"]
 
@@ -41,7 +41,7 @@ class Measure(Plain):
             (eps, point.error / (thin.size or 1.0), int(point.solution.weights[free].count_nonzero()))
             for eps, point in zip(self.eps, path, strict=True)
         )
-        last = path[len(path) - 1].solution
+        last = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
         return replace(answered(program, last, thin, math.inf, math.inf, []), path=points)
 
     def __str__(self) -> str:

@@ -10,13 +10,15 @@ from convexprune.nettrim.outcome import bound_of, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
 from convexprune.solvers.errors import Infeasible, InvalidInput
+from convexprune.ties import layer_uses
 
 __all__ = ["NetworkEps", "NetworkSparsity"]
 
 _ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
 _HALVINGS = 16
 _LEAST = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
-_WORTH_MORE = "left as trained: what is allowed is worth more in other layers"
+_WORTH_MORE = "left as trained: the weights that are allowed are worth more here than in other layers"
+_TOO_LITTLE = f"left as trained: its share of the network's error is an eps below {_LEAST:g}"
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ class NetworkSparsity:
         curves = measured(run)
         if curves is None:
             return {}
+        least = {name: site.groups for name, site in run.sites.items()}
+        curves = {name: [(eps, max(n, least[name])) for eps, n in curve] for name, curve in curves.items()}
         split = allocate_nonzeros(curves, dict.fromkeys(curves, 1.0), self.count).values
         kind = KeepByPath if self.path else Keep
-        counts = {name: max(1, int(split[name])) for name in run.sites}
+        counts = {name: max(least[name], int(split[name] + 1e-9)) for name in run.sites}
         run.left |= {name: _WORTH_MORE for name, site in run.sites.items() if counts[name] >= site.weights}
         return Each({name: kind(counts[name]) for name in run.sites if name not in run.left}).pursue(run)
 
@@ -110,14 +114,15 @@ def _backwards(
         del waiting[name]
         eps = min(1.0, part / price) if price > 0 else 1.0
         if eps < _LEAST:
-            run.left[name] = _WORTH_MORE
+            run.left[name] = _TOO_LITTLE
             continue
         goal = Within(eps)
         answers = run.answer(name, goal)
         if answers is None:
             break
         run.write_(name, answers)
-        norms = {known: value for known, value in found.norms.items() if known != name}
+        changed = layer_uses(run.model, name)
+        norms = {known: value for known, value in found.norms.items() if known not in changed}
         goals[name] = goal
     return {name: goals[name] for name in run.sites if name in goals}
 
@@ -141,7 +146,7 @@ def _cascaded(
             name: min(1.0, relative[name] * scale) if name in counted else relative[name] / 2**halvings
             for name in run.sites
         }
-        run.left = {name: _WORTH_MORE for name in run.sites if eps[name] < _LEAST}
+        run.left = {name: _TOO_LITTLE for name in run.sites if eps[name] < _LEAST}
         goals = Each({name: Within(eps[name]) for name in run.sites if name not in run.left}).pursue(run)
         if run.stopped or bound_of(run).at(radii_of(run)) <= total / _ROOM:
             return goals

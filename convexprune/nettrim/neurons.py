@@ -67,7 +67,8 @@ class RankInputs(Plain):
             added = self._added(thin, point.solution.weights)
             last[added > 0], size = number, torch.where(added > 0, added, size)
         points = tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
-        return replace(answered(program, path[len(path) - 1].solution, thin, math.inf, math.inf, []), path=points)
+        last = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
+        return replace(answered(program, last, thin, math.inf, math.inf, []), path=points)
 
     def _added(self, posed: Posed, U: Tensor) -> Tensor:
         """‖X_c U_c‖_F of each neuron [neurons], on the CPU."""

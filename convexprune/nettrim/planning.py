@@ -17,7 +17,7 @@ from convexprune.passes import Observed, observe
 from convexprune.plan import choose_layers, layer_fits, looked_up
 from convexprune.report import SkippedModule
 from convexprune.taps import Received, tap
-from convexprune.ties import layer_uses
+from convexprune.ties import find_ties, layer_uses
 
 __all__ = ["Plan", "make_plan"]
 
@@ -119,8 +119,11 @@ def _folded(
 ) -> dict[str, str | None]:
     """The norm that is part of each layer's program."""
     found: dict[str, str | None] = {}
+    ties = find_ties(model)
     for name, observed in seen.items():
         norm = observed.norm if recipe.norms == "fold" and observed.calls == 1 else None
+        if norm is not None:
+            norm = None if norm in ties.refused else norm  # another module's shift would change with it
         if norm is not None:
             shift = model.get_submodule(norm).get_parameter("bias")
             weight = chosen[name].get_parameter("weight")

@@ -89,7 +89,8 @@ def prune_(
         eps: Allowed output error of each layer relative to ‖Y‖_F: a number, one a layer in the model's order, or a
             mapping from layer names or patterns.
         sparsity: The part of each layer's weights to be zero, or by name pattern; or "2:4" for at most 2 of 4
-            consecutive inputs. Not convex: what comes back is good, and no bound is claimed.
+            consecutive inputs. Not convex: what comes back is good, and no bound is claimed. Of each group of a
+            convolution at least one weight stays.
         network_eps: Allowed error of the network's outputs on the calibration data, relative to their norm: eps is
             allocated to layers so that the bound in the report holds.
         mode: "parallel": every layer from the original network's inputs. "cascade": from those of the network pruned so
@@ -184,7 +185,7 @@ def prune_(
     target = target_of(recipe, plan, links)
     journal = None if run is None else Journal(run, _described(model, data, recipe))
     versions = Versions(plan.sites)
-    work = Run(model, data, forward, plan.sites, versions, recipe.how(), journal, ending, execute, tell, callback)
+    work = Run(model, data, forward, plan.sites, versions, recipe.how(), journal, ending, execute, tell, callback, keep_solutions)
     with restoring(model) if links else versions.restoring():
         goals = target.pursue(work)
         promise = network_promise(work, plan.size, recipe.network_eps)

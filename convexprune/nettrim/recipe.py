@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from convexprune.nettrim.posed import How
@@ -14,7 +15,7 @@ from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Solver, options_of
 from convexprune.solvers.registry import make_solver
 
-__all__ = ["Recipe", "checked_recipe"]
+__all__ = ["Recipe", "checked_recipe", "recipe_from_dict"]
 
 _WORDS = {
     "mode": ("parallel", "cascade"),
@@ -93,6 +94,19 @@ def checked_recipe(**arguments: Any) -> Recipe:
     return recipe
 
 
+def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
+    """The recipe that ``to_dict`` described, to judge answers by: without its solver, for nothing in a file is run.
+
+    Raises:
+        InvalidInput, InvalidTolerance: It is none.
+    """
+    names = [field.name for field in fields(Recipe)]
+    if missing := [name for name in names if name not in data]:
+        raise InvalidInput(f"recipe: expected all arguments of prune_, found none for {', '.join(missing)}")
+    own = {name: data[name] for name in names} | {"solver": None, "options": {}}
+    return checked_recipe(**own | {"ceiling": float(own["ceiling"])})  # infinity was written as a text
+
+
 def _defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     asked = [name for name in ("eps", "sparsity", "network_eps") if arguments[name] is not None]
     if len(asked) > 1:
@@ -143,6 +157,8 @@ def _check_part(name: str, value: object) -> None:
 
 
 def _told(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Mapping):
         return {str(key): _told(item) for key, item in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int | float):

@@ -1,5 +1,6 @@
 """A run over a model's layers: capture → program → solve → certify → write back, from a journal where it knows."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -49,6 +50,7 @@ class Run:
         execute: Who solves independent layers.
         tell: Called as ``tell(stage, done, total)``.
         callback: Called as ``callback(layer, trace_point)``.
+        multipliers: Whether those of layers that are done are kept in memory.
         stopped: Why the run ended early; None if it did not.
         left: Why layers were left as trained, by name.
         written: The answers that are in the model.
@@ -66,6 +68,7 @@ class Run:
     execute: Executor
     tell: Callable[[str, int, int], None]
     callback: Callable[[str, TracePoint], bool | None] | None
+    multipliers: bool = False
     stopped: str | None = None
     left: dict[str, str] = field(default_factory=dict)
     written: dict[str, tuple[Answer, ...]] = field(default_factory=dict)
@@ -82,12 +85,13 @@ class Run:
             if known is None:
                 waiting.append(name)
             else:
-                yield name, known
+                yield name, self._lean(known)
         makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
         done = len(goals) - len(waiting)
         for number, answers in self.execute(makers):
             name = waiting[number]
             self._keep(name, goals[name], answers)
+            answers = self._lean(answers)  # noqa: PLW2901 - no name for the others while the next layer is solved
             done += 1
             self.tell(name, done, len(goals))
             yield name, answers
@@ -179,7 +183,7 @@ class Run:
             yield name
 
     def _known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
-        record = None if self.journal is None else self.journal.get(name, goal.to_dict())
+        record = None if self.journal is None else self.journal.get(name, self._key(goal))
         if record is None:
             return None
         _log.info("%s: %s: taken from %s", name, goal, self.journal.folder)  # type: ignore[union-attr]
@@ -194,7 +198,24 @@ class Run:
         if reason and any(answer.status in _EARLY for answer in answers):
             self.stopped = self.stopped or reason
         elif self.journal is not None:
-            self.journal.put(name, goal.to_dict(), recorded(answers))
+            self.journal.put(name, self._key(goal), recorded(answers))
+
+    def _lean(self, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        """Without what is as large as a layer's outputs, unless that was asked for."""
+        if self.multipliers:
+            return answers
+        return tuple(replace(answer, solution=replace(answer.solution, multipliers=None)) for answer in answers)
+
+    def _key(self, goal: Goal) -> dict[str, Any]:
+        """What an answer is kept by: the goal, and in cascade the weights before it, which decided its inputs."""
+        if not self.how.cascade:
+            return goal.to_dict()
+        digest = hashlib.sha256()
+        for name, answers in self.written.items():
+            digest.update(name.encode())
+            for answer in answers:
+                digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return goal.to_dict() | {"after": digest.hexdigest()[:16]}
 
 
 def _working(W: Tensor) -> torch.dtype:

@@ -66,6 +66,11 @@ class Site:
         return sum((len(W) - has_bias(self.layer)) * W.shape[1] for W in weight_matrices(self.layer))
 
     @property
+    def inputs_of_group(self) -> int:
+        """How many inputs a neuron has, the bias not counted."""
+        return len(weight_matrices(self.layer)[0]) - has_bias(self.layer)
+
+    @property
     def biased(self) -> bool:
         """Whether the last row of the weights is a bias."""
         return self.norm is not None or has_bias(self.layer)

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from convexprune.solvers.arrays import checked_positive
+from convexprune.solvers.errors import InvalidInput
+
 __all__ = ["Stop"]
 
 
@@ -14,19 +17,31 @@ class Stop:
     Attributes:
         seconds: For the whole run; None: no limit.
         asked: Called; a true answer ends the run (Ctrl-C).
+        ended: The reason, once there was one.
+
+    Raises:
+        InvalidTolerance: Seconds that are no number > 0.
+        InvalidInput: Something to ask that is no function.
     """
 
     seconds: float | None = None
     asked: Callable[[], bool] | None = None
     began: float = field(default_factory=time.monotonic)
+    ended: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None:
+            self.seconds = checked_positive("time_limit", self.seconds)
+        if self.asked is not None and not callable(self.asked):
+            raise InvalidInput(f"stop: expected a function without arguments, found {self.asked!r}")
 
     def reason(self) -> str | None:
-        """Why the run is to end now, or None."""
-        if self.asked is not None and self.asked():
-            return "it was interrupted"
-        if self.seconds is not None and time.monotonic() - self.began >= self.seconds:
-            return f"the time limit of {self.seconds:g} s ran out"
-        return None
+        """Why the run is to end, or None; once there is a reason, it stays."""
+        if self.ended is None and self.asked is not None and self.asked():
+            self.ended = "it was interrupted"
+        if self.ended is None and self.seconds is not None and time.monotonic() - self.began >= self.seconds:
+            self.ended = f"the time limit of {self.seconds:g} s ran out"
+        return self.ended
 
     def left(self) -> float | None:
         """Seconds until the limit, at least a little; None without one."""

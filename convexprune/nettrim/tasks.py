@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -65,4 +66,6 @@ def executor(jobs: int, cascade: bool) -> Executor:
         return serially
     if cascade:
         raise InvalidInput(f"jobs: expected 1 in cascade, where each layer waits for the one before, found {jobs}")
-    raise InvalidInput("jobs: not yet")
+    from convexprune.nettrim.pool import apart  # it needs tasks, and joblib takes time to import
+
+    return partial(apart, jobs=jobs)

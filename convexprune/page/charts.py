@@ -1,5 +1,6 @@
 """Charts as inline SVG, light and dark: colours are those of the page's style sheet."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ _VARIABLES = {_INK: "ink", _MUTED: "muted", _LINE: "line", _ONE: "one", _TWO: "t
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a layer may be called $x$
-    "font.size": 9,
+    "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _LINE,
     "axes.labelcolor": _MUTED,
@@ -42,7 +43,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 3.5,
 }
-_WIDTH = 4.6  # inches
+_WIDTH = 4.5  # inches
 
 
 def bars(name: str, rows: Mapping[str, tuple[float, str]], limits: Mapping[str, float] | None = None) -> str:
@@ -54,6 +55,7 @@ def bars(name: str, rows: Mapping[str, tuple[float, str]], limits: Mapping[str, 
         limits: By label, where a tick marks what was allowed.
     """
     with _drawn(name, 0.45 + 0.23 * max(len(rows), 2)) as (figure, result):
+        figure.set_layout_engine("constrained")  # labels are as long as names are
         axes = figure.subplots()
         places = range(len(rows))
         axes.barh(places, [length for length, _ in rows.values()], height=0.62, color=_ONE)
@@ -71,11 +73,21 @@ def bars(name: str, rows: Mapping[str, tuple[float, str]], limits: Mapping[str, 
 
 
 def convergence(name: str, trace: Trace, most: int = 120) -> str:
-    """Gap and violation by iteration and by seconds, on a log scale; of long traces every so many points."""
+    """Gap and violation by iteration and by seconds, on a log scale down to a thousandth of the least tolerance.
+
+    Args:
+        name: As in ``bars``.
+        trace: With at least one point.
+        most: Points to draw; of longer traces every so many.
+    """
+    floor = 1e-3 * min([limit for limit in (trace.tol, trace.feas_tol) if limit], default=1e-6)
     stride = -(-len(trace.points) // most)
     points = [*trace.points[:-1:stride], trace.points[-1]]
     with _drawn(name, 1.9) as (figure, result):
-        for axes, number, label in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("iteration", "seconds"), strict=True):
+        _margins(figure, left=0.115, wspace=0.08)
+        for axes, number, label in zip(
+            figure.subplots(1, 2, sharey=True), (0, 1), ("iteration", "seconds"), strict=True
+        ):
             for column, colour, limit in ((2, _ONE, trace.tol), (3, _TWO, trace.feas_tol)):
                 pairs = [(point[number], point[column]) for point in points if point[column]]
                 axes.plot([x for x, _ in pairs], [y for _, y in pairs], "o-", color=colour, markeredgewidth=0)
@@ -83,6 +95,8 @@ def convergence(name: str, trace: Trace, most: int = 120) -> str:
                     axes.axhline(limit, color=colour, linewidth=0.8, dashes=(3, 3))
             axes.set(yscale="log", xlabel=label)
             axes.set_xlim(left=0)
+            axes.set_ylim(bottom=max(floor, axes.get_ylim()[0]))
+            axes.yaxis.set_major_formatter(lambda value, _: f"1e{round(math.log10(value))}")
             _calm(axes)
     return result[0]
 
@@ -97,6 +111,7 @@ def curves(name: str, found: Sequence[Curve], sizes: Mapping[str, int], chosen: 
         chosen: (error, nonzeros) of each layer as it is now.
     """
     with _drawn(name, 3.0) as (figure, result):
+        _margins(figure, left=0.125)
         axes = figure.subplots()
         for curve, hue in zip(found, _HUES, strict=False):
             size = max(sizes[curve.layer], 1)
@@ -104,13 +119,24 @@ def curves(name: str, found: Sequence[Curve], sizes: Mapping[str, int], chosen: 
             axes.plot([x for x, _ in points], [100 * y for _, y in points], "o-", color=hue, markeredgewidth=0)
             if curve.layer in chosen:
                 error, nonzeros = chosen[curve.layer]
-                style = {"color": hue, "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.6}
+                style: dict[str, Any] = {
+                    "color": hue,
+                    "markersize": 9,
+                    "markerfacecolor": "none",
+                    "markeredgewidth": 1.6,
+                }
                 axes.plot([error], [100 * nonzeros / size], "o", **style)
         axes.set(xlabel="output error of the layer, relative", ylabel="weights left, %")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         _calm(axes)
     return result[0]
+
+
+def _margins(figure: "Figure", **own: float) -> None:
+    """Room for what is written at the sides: to measure it would take half of the time."""
+    height = figure.get_figheight()
+    figure.subplots_adjust(right=0.985, bottom=0.42 / height, top=1 - 0.08 / height, **own)
 
 
 def _calm(axes: "Axes") -> None:
@@ -127,9 +153,11 @@ def _drawn(name: str, height: float) -> "Iterator[tuple[Figure, list[str]]]":
     from matplotlib.figure import Figure
 
     # The salt makes ids the same in every run, and different from those of other charts in the page.
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # only the width of a label is measured, the browser has its own font
-        figure, result, text = Figure((_WIDTH, height), layout="constrained"), [], StringIO()
+    style: Any = _STYLE | {"svg.hashsalt": name}
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # only a label's width is measured: the browser has its own fonts
+        figure, text = Figure((_WIDTH, height)), StringIO()
+        result: list[str] = []
         yield figure, result
         none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=none)
@@ -147,7 +175,8 @@ def _inline(svg: str, name: str) -> str:
     head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(name)}">'
     body = head + body[body.index(">") + 1 :]
     body = body.replace("xlink:href=", "href=")
-    body = re.sub(r"\s*<g>\s*</g>", "", body)
+    # A style element would hold for the whole page, which has these rules and the fonts in its own.
+    body = re.sub(r"<defs>\s*<style.*?</defs>|\s*<g>\s*</g>|<g/>|font-family: [^;]*; ", "", body, flags=re.DOTALL)
     for colour, variable in _VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
     return re.sub(r"\n\s*", "\n", body)
@@ -155,4 +184,4 @@ def _inline(svg: str, name: str) -> str:
 
 def _short(label: str, most: int = 26) -> str:
     """Qualified names differ at their ends."""
-    return label if len(label) <= most else f"…{label[1 - most:]}"
+    return label if len(label) <= most else f"…{label[1 - most :]}"

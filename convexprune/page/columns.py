@@ -79,29 +79,34 @@ Column = tuple[str, str, Callable[[Row], Cell]]
 
 _FIRST: tuple[Column, ...] = (
     ("layer", "name of the module", _name),
-    ("shape", "of the weight as it is now; sorted by its size", _shape),
+    ("status", "how it ended", _status),
 )
 _SIZES: tuple[Column, ...] = (
-    ("weights before", "that were not zero; biases are not counted", _number(count, "nonzeros_before")),
-    ("weights left", "that are not zero; biases are not counted", _number(count, "nonzeros")),
     ("left", "weights left, of those before", _kept),
+    ("weights", "that are not zero; biases are not counted", _number(count, "nonzeros")),
+    ("before", "weights that were not zero", _number(count, "nonzeros_before")),
 )
 _LAST: tuple[Column, ...] = (
-    ("seconds", "for the layer", _number(duration, "seconds")),
-    ("status", "how it ended", _status),
+    ("time", "for the layer", _number(duration, "seconds")),
+    ("shape", "of the weight as it is now; sorted by its size", _shape),
 )
 _NET_TRIM: tuple[Column, ...] = (
     *_FIRST,
-    ("fit", "what was kept: the outputs behind a ReLU, or before whatever follows", _text("fit")),
-    ("asked", "eps, or a budget", _text("goal")),
     *_SIZES,
     ("error", "‖ŷ − Y‖/‖Y‖ of the layer on the calibration data", _number(figure, "output_error")),
     ("promised", "what the error is promised to be at most", _number(figure, "promised")),
     ("gap", "how far the ℓ1 norm may be above the least one, relative", _number(small, "gap")),
-    ("violation", "how far the outputs are outside the promised set, relative to its radius", _number(small, "violation")),
+    (
+        "violation",
+        "how far the outputs are outside the promised set, relative to its radius",
+        _number(small, "violation"),
+    ),
+    ("share of bound", "the layer's part of the bound on the network's error", _number(part, "share")),
     ("iterations", "of the solver", _number(count, "iterations")),
-    ("solver", "from the journal", _text("solver")),
     *_LAST,
+    ("asked", "eps, or a budget", _text("goal")),
+    ("fit", "what was kept: the outputs behind a ReLU, or before whatever follows", _text("fit")),
+    ("solver", "from the journal", _text("solver")),
 )
 _CORESET: tuple[Column, ...] = (
     *_FIRST,
@@ -118,8 +123,19 @@ _CORESET: tuple[Column, ...] = (
 
 def layer_table(saved: Saved) -> Table:
     """A row a pruned layer."""
-    rows = [{**row, "solver": saved.traces[row["name"]].solver} if row["name"] in saved.traces else row for row in saved.rows]
+    shares = _shares(saved.report.get("network") or {})
+    solvers = {name: trace.solver for name, trace in saved.traces.items()}
+    rows = [{**row, "solver": solvers.get(row["name"]), "share": shares.get(row["name"])} for row in saved.rows]
     return _table("Pruned layers", _CORESET if saved.coreset else _NET_TRIM, rows)
+
+
+def _shares(network: Row) -> dict[str, float]:
+    """Each layer's part c_l r_l of Σ c_l r_l."""
+    radii = network.get("radii") or {}
+    factors = {name: number(value) for name, value in (network.get("coefficients") or {}).items()}
+    parts = {name: value * float(radii[name]) for name, value in factors.items() if value is not None and name in radii}
+    total = sum(parts.values())
+    return {name: value / total for name, value in parts.items()} if total else {}
 
 
 def latency_table(saved: Saved) -> Table | None:

@@ -1,7 +1,7 @@
 """What is measured while the models are at hand, for a page that is written later: costs, and pictures of weights.
 
-    DIR/extras.json         what sparsity buys, and what the pictures show, with their SHA-256 (written last)
-    DIR/maps.safetensors    the pictures
+DIR/extras.json         what sparsity buys, and what the pictures show, with their SHA-256 (written last)
+DIR/maps.safetensors    the pictures
 """
 
 import copy
@@ -71,7 +71,8 @@ def save_extras(
     pairs = _pairs(state, check_module(model))
     before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
     costs = _costs(before, state, model, batch, forward)
-    rows, maps = [], {}
+    rows: list[dict[str, Any]] = []
+    maps: dict[str, Tensor] = {}
     for key, (old, new) in pairs.items():
         if _reported(key, report) or old.shape != new.shape or not bool((old == new).all()):
             peak = float(old.abs().max()) if old.numel() else 0.0

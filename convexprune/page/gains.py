@@ -76,7 +76,8 @@ def _costs(saved: Saved) -> list[Card]:
     formats = {"dense": after["dense"], "CSR": after["csr"], "2:4": after["two_four"]}
     best = min((name for name, size in formats.items() if size is not None), key=lambda name: formats[name])
     gain = change(before["dense"], formats[best])
-    found = [Card("Storage of weights", data(formats[best]), f"{best}; {data(before['dense'])} dense before, {gain}")]
+    note = f"{best}; {data(before['dense'])} dense before, {gain}"
+    found = [Card("Storage of weights", data(formats[best]), "no format is smaller" if gain == "no change" else note)]
     if extras.data.get("flops"):
         now = extras.data["flops"]["after"]
         old = extras.data["flops"]["before"] or {}
@@ -86,8 +87,8 @@ def _costs(saved: Saved) -> list[Card]:
     if extras.data.get("latency"):
         taken = extras.data["latency"]
         old, now = number(taken["before"]), number(taken["model"])
-        gain = change(old, now, _SCATTER)
-        note = f"{duration(old)} before: {'no faster' if not gain.startswith('−') else gain}" if old else "not timed before"
+        gain = _pace(extras.data)
+        note = f"{duration(old)} before: {gain}" if old else "not timed before"
         found.append(Card("Forward, dense", duration(now), note))
     return found
 
@@ -100,7 +101,7 @@ def gains(saved: Saved) -> list[Gain]:
     found = _storage(told["storage"]["before"], told["storage"]["after"])
     if told.get("flops"):
         found += _flops(told["flops"]["before"] or {}, told["flops"]["after"])
-    return found + (_times(told["latency"]) if told.get("latency") else [])
+    return found + (_times(told) if told.get("latency") else [])
 
 
 def _storage(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Gain]:
@@ -145,23 +146,35 @@ def _flops(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Gain]:
     ]
 
 
-def _times(told: Mapping[str, Any]) -> list[Gain]:
+def _pace(told: Mapping[str, Any]) -> str:
+    """The change of the dense forward's time; with as many operations as before it is the machine's, and no gain."""
+    taken, before, after = told["latency"], told["flops"]["before"], told["flops"]["after"]
+    same = before is not None and before["dense"] == after["dense"]
+    return "no gain" if same else change(number(taken["before"]), number(taken["model"]), _SCATTER)
+
+
+def _times(costs: Mapping[str, Any]) -> list[Gain]:
+    told = costs["latency"]
     old, batch = number(told["before"]), f"batch of {count(told['samples'])}"
     rows = [
         Gain(
             f"Forward, dense kernels, {batch}",
             duration(old),
             duration(told["model"]),
-            change(old, told["model"], _SCATTER),
-            f"median of {count(told['repeats'])}; below 10 % is scatter",
+            _pace(costs) if old else DASH,
+            f"median of {count(told['repeats'])}; {_SAME if _pace(costs) == 'no gain' else _NOISE}",
         )
     ]
     if told["layers"]:
         gain = change(told["dense"], told["csr"], _SCATTER)
         remark = "before: the dense products of the layers as pruned"
-        rows.append(Gain(f"Products of the layers, CSR, {batch}", duration(told["dense"]), duration(told["csr"]), gain, remark))
+        rows.append(
+            Gain(f"Products of the layers, CSR, {batch}", duration(told["dense"]), duration(told["csr"]), gain, remark)
+        )
     return rows
 
 
 _ZEROS = "a zero takes as much room as any number"
 _ALL = "they multiply by zeros too"
+_SAME = "as many operations as before, so a difference is scatter"
+_NOISE = "differences below a tenth count as none"

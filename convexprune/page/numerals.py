@@ -5,6 +5,7 @@ import math
 __all__ = ["DASH", "change", "count", "data", "duration", "figure", "number", "operations", "part", "small"]
 
 DASH = "–"
+_SPACE = "\u00a0"  # lines do not break there
 
 
 def number(value: object) -> float | None:
@@ -25,7 +26,7 @@ def count(value: float | None) -> str:
 
 def part(value: float | None, digits: int = 1) -> str:
     """0.238 as 23.8 %."""
-    return DASH if value is None else f"{100 * value:.{digits}f} %"
+    return DASH if value is None else f"{100 * value:.{digits}f}{_SPACE}%"
 
 
 def figure(value: float | None) -> str:
@@ -63,7 +64,7 @@ def change(before: float | None, after: float | None, scatter: float = 0.0) -> s
     ratio = after / before - 1
     if abs(ratio) <= scatter or round(100 * ratio) == 0:
         return "no change"
-    return f"{'−' if ratio < 0 else '+'}{abs(100 * ratio):.0f} %"
+    return f"{'−' if ratio < 0 else '+'}{abs(100 * ratio):.0f}{_SPACE}%"
 
 
 def _scaled(value: float | None, units: tuple[tuple[str, float], ...]) -> str:
@@ -72,4 +73,4 @@ def _scaled(value: float | None, units: tuple[tuple[str, float], ...]) -> str:
     unit, factor = next((pair for pair in units if abs(value) >= pair[1]), units[-1])
     scaled = value / factor
     whole = unit == "B" or abs(scaled) >= 100
-    return f"{scaled:,.{0 if whole else 1 if abs(scaled) >= 10 else 2}f} {unit}".rstrip()
+    return f"{scaled:,.{0 if whole else 1 if abs(scaled) >= 10 else 2}f}{_SPACE}{unit}".rstrip()

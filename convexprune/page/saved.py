@@ -8,7 +8,7 @@ from typing import Any
 
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
-from convexprune.journal import Journal, read_json
+from convexprune.journal import Journal, read_json, recipe_fingerprint
 from convexprune.nettrim.goals import as_goal
 from convexprune.page.extras import Extras, read_extras
 from convexprune.page.numerals import number
@@ -53,7 +53,7 @@ class Saved:
     Attributes:
         title: The folder's name.
         report: As ``Report.to_dict``, and what was added to it.
-        fingerprints: Of model and data; None without a journal.
+        fingerprints: Of model, data and recipe; None without a journal.
         traces, paths: By layer, from the journal.
         extras: As ``save_extras`` wrote them; None without.
     """
@@ -82,6 +82,7 @@ def read_saved(folder: StrPath) -> Saved:
 
     Raises:
         InvalidInput: It holds no report.json.
+        OtherRun: Its journal is of another format.
         DamagedFile: A file in it is not what convexprune writes.
     """
     place = Path(folder)
@@ -100,13 +101,19 @@ def read_saved(folder: StrPath) -> Saved:
         return Saved(
             title=place.resolve().name,
             report=report,
-            fingerprints=None if run is None else {name: str(run[name]) for name in ("model", "data")},
+            fingerprints=None if run is None else _fingerprints(run),
             traces=_traces(records, goals),
             paths=_paths(records),
             extras=read_extras(place),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"{place}: an entry of the journal lacks something ({error!r}); solve its layer again") from error
+        found = f"report.json or an entry of the journal is not as convexprune writes it ({error!r})"
+        raise DamagedFile(f"{place}: {found}; restore it, or prune again") from error
+
+
+def _fingerprints(run: Mapping[str, Any]) -> dict[str, str]:
+    own = {name: str(run[name]) for name in ("model", "data")}
+    return own | {"recipe": recipe_fingerprint(run["recipe"])}
 
 
 def _checked(report: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _ADVICE = {str(status): status.advice for status in Status} | {
 
 @dataclass(frozen=True)
 class Finding:
-    """A sentence or two about some layers; kind is "good", "plain" or "bad"."""
+    """A sentence or two; kind is "good", "plain" or "bad", or "note" where nothing was asked."""
 
     kind: str
     text: str
@@ -63,8 +63,8 @@ def _radius(recipe: Row) -> str:
     if recipe.get("network_eps") is not None:
         how = "so that few weights are left in all" if recipe.get("objective") == "nonzeros" else "the same for each"
         return (
-            f"The network's outputs within {_told(recipe['network_eps'])} of what they were, relative to their norm, on "
-            f"the calibration data; what each layer may miss follows from that, {how}."
+            f"The network's outputs within {_told(recipe['network_eps'])} of what they were, relative to their norm, "
+            f"on the calibration data; what each layer may miss follows from that, {how}."
         )
     return (
         f"The least ℓ1 norm of each layer's weights with outputs within {_told(recipe.get('eps'))} of what they were, "
@@ -76,10 +76,15 @@ def _budget(recipe: Row) -> str:
     sparsity = recipe["sparsity"]
     if isinstance(sparsity, str):
         n, _, m = sparsity.partition(":")
-        return f"At most {n} of {m} consecutive inputs' weights not zero, and outputs as near to what they were as can be."
+        return (
+            f"At most {n} of {m} consecutive inputs' weights not zero, and outputs as near to what they were as can be."
+        )
     whose = "of all pruned layers together" if recipe.get("scope") == "network" else "of each layer"
     path = ", with the support that the least error leaves on its ℓ1 path" if recipe.get("search") == "path" else ""
-    wanted = _told(sparsity) if isinstance(sparsity, dict) else part(number(sparsity))
+    wanted = _told(sparsity) if isinstance(sparsity, dict) else part(number(sparsity), 0)
+    if recipe.get("unit") == "neurons":
+        gone = "removed" if recipe.get("remove") else "set to zero"
+        return f"{wanted} of the neurons {whose} to be {gone}: those that what comes after them needs least."
     return f"{wanted} of the weights {whose} to be zero, and outputs as near to what they were as can be{path}."
 
 
@@ -94,6 +99,9 @@ def _told(value: Any) -> str:
 def findings(saved: Saved) -> list[Finding]:
     """What is certified, with every exception named."""
     told = _guarantees(saved.rows) if saved.coreset else _certificates(saved.rows)
+    told += _network(saved.report.get("network"))
+    if not saved.rows:
+        told.append(Finding("bad", "No layer was pruned."))
     stopped = saved.report["provenance"].get("stopped")
     idle = [str(module["name"]) for module in saved.report["skipped"] if "not reached" in str(module["reason"])]
     if stopped:
@@ -112,10 +120,14 @@ def _certificates(rows: Sequence[Row]) -> list[Finding]:
         if status == _SOLVED:
             told.append(Finding("good", f"{who}: certified. {_proof(group)}"))
         elif status == REFITTED:
-            text = "the error is within what is promised. The weights were fitted again for a smaller error, so their ℓ1 "
+            text = (
+                "the error is within what is promised. The weights were fitted again for a smaller error, so their ℓ1 "
+            )
             told.append(Finding("good", f"{who}: {text}norm is no longer the least."))
         elif status == _BUDGET:
-            text = "the budget is kept, which is counted. Budgets are not convex, so nothing is proven of how near to the "
+            text = (
+                "the budget is kept, which is counted. Budgets are not convex, so nothing is proven of how near to the "
+            )
             told.append(Finding("plain", f"{who}: {text}best these weights are; their error is measured."))
         else:
             named = ", ".join(layer_name(str(row["name"])) for row in group)
@@ -131,6 +143,22 @@ def _proof(group: Sequence[Row]) -> str:
         f"The error on the calibration data is within what is promised{beyond}, and no weights that keep the promise "
         f"have an ℓ1 norm smaller by more than {part(gap, 2)}."
     )
+
+
+def _network(told: Row | None) -> list[Finding]:
+    if not told:
+        return []
+    bound, error, wanted = (number(told.get(name)) for name in ("bound", "error", "asked"))
+    measured = "" if error is None else f" Measured: {figure(error)}."
+    if bound is None:
+        kind = "note" if wanted is None else "bad"
+        return [Finding(kind, f"The network: no bound on its error, as {told.get('reason')}.{measured}")]
+    text = f"on the calibration data its outputs miss by at most {figure(bound)}, relative to their norm"
+    if wanted is None:
+        return [Finding("note", f"The network: {text}, which follows from its layers' errors.{measured}")]
+    kept = bound <= wanted
+    tail = f"within the {_told(wanted)} asked for" if kept else f"more than the {_told(wanted)} asked for"
+    return [Finding("good" if kept else "bad", f"The network: {text}, {tail}.{measured}")]
 
 
 def _guarantees(rows: Sequence[Row]) -> list[Finding]:
@@ -155,7 +183,9 @@ def _guarantees(rows: Sequence[Row]) -> list[Finding]:
 
 def _guarantee(row: Row) -> str:
     asked = row["guarantee"]
-    return f"with probability {figure(1 - float(asked['delta']))} at eps {float(asked['eps']):g}, {row.get('promise', '')}"
+    return (
+        f"with probability {figure(1 - float(asked['delta']))} at eps {float(asked['eps']):g}, {row.get('promise', '')}"
+    )
 
 
 def _who(group: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -168,7 +198,7 @@ def _who(group: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def badge(told: Sequence[Finding]) -> Finding:
     """All of it in a word."""
-    kinds = {finding.kind for finding in told}
+    kinds = {finding.kind for finding in told} - {"note"}
     if "bad" in kinds:
         return Finding("bad", "with exceptions")
     if kinds == {"good"}:

@@ -2,27 +2,20 @@
 
 import base64
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath, write_atomically
-from convexprune.journal import recipe_fingerprint
-from convexprune.page.charts import SERIES, bars, convergence, curves
 from convexprune.page.columns import latency_table, layer_table
+from convexprune.page.facts import provenance, remarks
 from convexprune.page.gains import cards, gains
-from convexprune.page.maps import picture
-from convexprune.page.numerals import DASH, figure, number, part
 from convexprune.page.saved import Saved, read_saved
+from convexprune.page.sections import layer_bars, measured_paths, traces, weight_maps
 from convexprune.page.words import asked, badge, findings, layer_name
 from convexprune.solvers.errors import MissingExtra
 
-__all__ = ["MOST_BARS", "MOST_MAPS", "MOST_TRACES", "write_page"]
-
-MOST_BARS, MOST_TRACES, MOST_MAPS = 60, 24, 24
-"""The most layers that a chart of bars, the traces and the pictures show: the largest ones; the page names how many."""
+__all__ = ["write_page"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -41,6 +34,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
 
     Raises:
         InvalidInput: The folder holds no report.json.
+        OtherRun: Its journal is of another format.
         DamagedFile: A file in it is not what convexprune writes.
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: The page cannot be written; what was there before still is.
@@ -50,8 +44,12 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     try:
         view = _view(saved)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFile(f"{folder}: report.json or extras.json lacks something ({error!r}); write it again") from error
-    text = environment.get_template("page.html").render(view)
+        raise DamagedFile(
+            f"{folder}: report.json or extras.json lacks something ({error!r}); write it again"
+        ) from error
+    script = _own("sort.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # the only script that may run
+    text = environment.get_template("page.html").render(view, script=script, digest=digest, style=_own("style.css"))
     return write_atomically(text.encode(), Path(folder) / "report.html" if out is None else Path(out))
 
 
@@ -71,31 +69,30 @@ def _environment() -> Any:
 
 def _view(saved: Saved) -> dict[str, Any]:
     """All that the template shows."""
-    from markupsafe import Markup
-
     told = findings(saved)
     left_out: list[str] = []
-    script = (_TEMPLATES / "sort.js").read_text(encoding="utf-8")
-    svg = Markup  # noqa: S704 - charts escape what they are given, and the script is our own
+    timed = (saved.extras.data.get("latency") if saved.extras else None) or {}
     return {
         "title": saved.title,
-        "script": svg(script),
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "style": svg((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
         "asked": asked(saved),
         "findings": told,
         "badge": badge(told),
         "cards": cards(saved),
         "gains": gains(saved),
-        "bars": [(title, svg(chart)) for title, chart in _bars(saved, left_out)],
-        "tables": {"layers": layer_table(saved), "latency": latency_table(saved)},
-        "untimed": ((saved.extras.data.get("latency") if saved.extras else None) or {}).get("skipped", []),
-        "remarks": _remarks(saved),
-        "paths": _paths(saved, left_out),
-        "traces": [(*told, svg(chart)) for *told, chart in _traces(saved, left_out)],
-        "maps": _maps(saved, left_out),
+        "latency": latency_table(saved),
+        "untimed": timed.get("skipped", []),
+        "bars": layer_bars(saved, left_out),
+        "layers": layer_table(saved),
+        "remarks": remarks(saved),
+        "paths": measured_paths(saved, left_out),
+        "traces": traces(saved, left_out),
+        "maps": weight_maps(saved, left_out),
         "skipped": saved.report["skipped"],
-        "provenance": _provenance(saved),
+        "provenance": provenance(saved),
         "left_out": left_out,
         "layer_name": layer_name,
     }
+
+
+def _own(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,0 +1,233 @@
+"""Whole networks: accuracy against nonzeros for Net-Trim, exact budgets and magnitude, before and after fine-tuning.
+
+    python benchmarks/networks.py lenet-300-100 lenet-5 [--eps 0.05 0.1 0.2 0.3] [--epochs 2] [--data ../shared/data]
+    python benchmarks/networks.py resnet-20 --sparsity 0.5 0.7 0.9 --epochs 0
+
+For each eps Net-Trim prunes in parallel and in cascade. The others prune to as many nonzeros as Net-Trim in parallel
+leaves: "budget" and "magnitude" to the same number in each layer, "network" to the same total. With --sparsity the
+number in each layer is that part instead, and Net-Trim, whose numbers follow from eps, is left out unless eps is
+given too.
+Fine-tuning is short, with Adam, and zeros stay zeros. A line a run goes to a .jsonl file as soon as it is done, and
+runs that are there already are not made again; a table and a picture follow at the end.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from finetune import finetune_
+from resnet20 import build, prepare
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from convexprune import load_weights_into_, prune_
+from convexprune.baselines.magnitude import magnitude_prune_
+from convexprune.evaluate import accuracy
+from convexprune.reference import find_model
+
+Counts = Mapping[str, int]  # nonzeros by layer
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A trained network and its data; ``rate`` is Adam's."""
+
+    name: str
+    model: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    calibration: Tensor
+    rate: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network pruned by one method; ``size`` is the eps or the sparsity that it belongs to."""
+
+    task: str
+    size: str
+    method: str
+    epochs: int
+    samples: int
+    weights: int
+    dense: int
+    before: float
+    after: float
+    error: float
+    seconds: float
+
+
+def lenet(name: str, data: Path, samples: int) -> Task:
+    """A LeNet on MNIST, calibrated on its first training images."""
+    reference, files = find_model(name), np.load(data / "mnist.npz")
+    model = reference.build()
+    load_weights_into_(model, data / f"{'lenet300' if name == 'lenet-300-100' else 'lenet5'}_mnist.safetensors")
+    sets = [(reference.prepare(files[f"x_{k}"]), torch.from_numpy(files[f"y_{k}"]).long()) for k in ("train", "test")]
+    return Task(name, model, sets[0], sets[1], sets[0][0][:samples], 1e-3)
+
+
+def resnet(name: str, data: Path, samples: int) -> Task:
+    """ResNet-20 on JPEG-coded CIFAR-10, calibrated on images of its training set, a tenth of each class."""
+    model = build()
+    load_weights_into_(model, data / "resnet20_cifar10.safetensors")
+    files = [np.load(data / f"cifar10_{part}.npz") for part in ("calib", "test")]
+    sets = [(prepare(file["x"]), torch.from_numpy(file["y"])) for file in files]
+    spread = torch.arange(len(sets[0][0])).view(10, -1).T.flatten()  # the file holds one class after the other
+    return Task(name, model, sets[0], sets[1], sets[0][0][spread[:samples]], 1e-3)
+
+
+TASKS = {"lenet-300-100": lenet, "lenet-5": lenet, "resnet-20": resnet}
+SAMPLES = {"lenet-300-100": 10_000, "lenet-5": 1_000, "resnet-20": 256}  # of a convolution each position is a sample
+
+
+def nonzeros(model: nn.Module) -> dict[str, int]:
+    """Of each layer's weight."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    return {name: int(layer.weight.count_nonzero()) for name, layer in layers.items()}
+
+
+def sparsities(model: nn.Module, counts: Counts) -> dict[str, float]:
+    """The part of zeros in each layer, by name."""
+    return {
+        name: 1 - count / model.get_submodule(name).get_parameter("weight").numel() for name, count in counts.items()
+    }
+
+
+def global_magnitude_(model: nn.Module, counts: Counts) -> None:
+    """The largest weights of the whole network, as many as in ``counts``."""
+    sizes = {name: model.get_submodule(name).get_parameter("weight").detach().abs().flatten() for name in counts}
+    floor = torch.cat(list(sizes.values())).topk(sum(counts.values())).values[-1]
+    magnitude_prune_(model, {name: int((size >= floor).sum()) for name, size in sizes.items()})
+
+
+def net_trim(task: Task, mode: str, eps: float) -> Callable[[nn.Module], float]:
+    return lambda model: prune_(model, task.calibration, eps, mode=mode).output_error
+
+
+def matched(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float]]:
+    """The methods that take a number of nonzeros."""
+    x, each = task.calibration, sparsities(task.model, counts)
+    dense = sum(nonzeros(task.model).values())
+    part = 1 - sum(counts.values()) / dense
+    methods: dict[str, Callable[[nn.Module], float | None]] = {
+        "budget": lambda model: prune_(model, x, sparsity=each).output_error,
+        "budget, cascade": lambda model: prune_(model, x, sparsity=each, mode="cascade").output_error,
+        "network": lambda model: prune_(model, x, sparsity=part, scope="network").output_error,
+        "network, cascade": lambda model: prune_(model, x, sparsity=part, scope="network", mode="cascade").output_error,
+        "magnitude": lambda model: magnitude_prune_(model, counts),
+        "magnitude, network": lambda model: global_magnitude_(model, counts),
+    }
+    return {name: lambda model, method=method: method(model) or float("nan") for name, method in methods.items()}
+
+
+def plans(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[nn.Module], float]]]:
+    """(size, method, how to prune)."""
+    for eps in args.eps:
+        yield f"eps {eps:g}", "net-trim, parallel", net_trim(task, "parallel", eps)
+        yield f"eps {eps:g}", "net-trim, cascade", net_trim(task, "cascade", eps)
+        path = args.out / f"counts-{task.name}-{eps:g}-{args.samples}.json"
+        if not path.exists():
+            model = copy.deepcopy(task.model)
+            prune_(model, task.calibration, eps)
+            path.write_text(json.dumps(nonzeros(model)))
+        for name, method in matched(task, json.loads(path.read_text())).items():
+            yield f"eps {eps:g}", name, method
+    for part in args.sparsity:
+        counts = {name: round((1 - part) * count) for name, count in nonzeros(task.model).items()}
+        for name, method in matched(task, counts).items():
+            yield f"{part:.0%} zeros", name, method
+
+
+def made(task: Task, size: str, method: str, prune: Callable[[nn.Module], float], args: argparse.Namespace) -> Run:
+    """Prune, measure, fine-tune, measure."""
+    model, dense = copy.deepcopy(task.model), sum(nonzeros(task.model).values())
+    began = time.perf_counter()
+    error = prune(model)
+    seconds = time.perf_counter() - began
+    before, kept = accuracy(model, *task.test), sum(nonzeros(model).values())
+    if args.epochs:
+        finetune_(model, task.train, args.epochs, task.rate, seed=0)
+    after = accuracy(model, *task.test)
+    return Run(task.name, size, method, args.epochs, args.samples, kept, dense, before, after, error, seconds)
+
+
+def runs(task: Task, args: argparse.Namespace, log: Path, console: Console) -> Iterator[Run]:
+    """All of them, those in the log first made earlier."""
+    known = [Run(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {(run.size, run.method, run.epochs, run.samples): run for run in known}
+    for size, method, prune in [("", "dense", lambda _: 0.0), *plans(task, args)]:
+        key = (size, method, args.epochs, args.samples)
+        if args.methods and method not in (*args.methods, "dense"):
+            continue
+        if key not in done:
+            done[key] = made(task, size, method, prune, args)
+            with log.open("a") as file:
+                file.write(json.dumps(asdict(done[key])) + "\n")
+            console.print(done[key], highlight=False)
+        yield done[key]
+
+
+def table(found: Sequence[Run]) -> Table:
+    """A row a run."""
+    shown = Table(title=f"{found[0].task}: test accuracy in %, {found[0].samples:,} calibration samples")
+    for heading in ("size", "method", "weights", "kept", "fewer", "before", "after fine-tuning", "seconds"):
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for run in found:
+        kept = (f"{run.weights:,}", f"{run.weights / run.dense:.1%}", f"{run.dense / max(run.weights, 1):.1f}×")
+        after = f"{100 * run.after:.2f}" if run.epochs else "–"
+        shown.add_row(run.size, run.method, *kept, f"{100 * run.before:.2f}", after, f"{run.seconds:.1f}")
+    return shown
+
+
+def plot(found: Sequence[Run], path: Path) -> Path:
+    """Accuracy against nonzeros, a curve a method, before and after fine-tuning."""
+    from matplotlib.figure import Figure
+
+    panels = ("before", "after") if found[0].epochs else ("before",)
+    figure = Figure(figsize=(1 + 5.5 * len(panels), 4.8), layout="constrained")
+    methods = list(dict.fromkeys(run.method for run in found if run.method != "dense"))
+    lowest = 100 * min(run.before for run in found)
+    for axes, when in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.axhline(100 * getattr(found[0], when), color="0.6", linestyle="--", label="dense")
+        for method, marker in zip(methods, "os^vD*Pp", strict=False):
+            points = sorted((run.weights, 100 * getattr(run, when)) for run in found if run.method == method)
+            axes.plot(*zip(*points, strict=True), marker=marker, label=method)
+        axes.set(xscale="log", xlabel="nonzero weights", title=f"{found[0].task}, {when} fine-tuning")
+        axes.set_ylim(bottom=max(lowest - 2, 85) if when == "before" else None)
+        axes.grid(which="both", alpha=0.3)
+    figure.axes[0].set_ylabel("test accuracy, %")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--eps", type=float, nargs="*", help="0.05 0.1 0.2 0.3 unless sparsities are given")
+    parser.add_argument("--sparsity", type=float, nargs="*", default=[])
+    parser.add_argument("--samples", type=int, help="for calibration: 10,000, 1,000 or 256 by network")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.eps = args.eps if args.eps is not None else ([] if args.sparsity else [0.05, 0.1, 0.2, 0.3])
+    given, console = args.samples, Console(width=130)
+    for name in args.tasks:
+        args.samples = given or SAMPLES[name]
+        task = TASKS[name](name, args.data, args.samples)
+        found = list(runs(task, args, args.out / f"networks-{name}.jsonl", console))
+        console.print(table(found), plot(found, args.out / f"networks-{name}.png"))
+
+
+if __name__ == "__main__":
+    main()

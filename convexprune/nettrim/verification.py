@@ -1,0 +1,127 @@
+"""What came of verifying a run, as data and as a table."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from io import StringIO
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any
+
+from convexprune.nettrim.rows import NetTrimLayer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Verification", "VerifiedLayer"]
+
+_COLUMNS = ("layer", "asked", "status", "ℓ1 value", "bound", "gap", "violation", "error", "verdict")
+_NARROW = ("layer", "gap", "violation", "error", "verdict")
+_WIDE = 120
+
+
+@dataclass(frozen=True)
+class VerifiedLayer:
+    """One entry of a run directory.
+
+    Attributes:
+        name: Of the layer.
+        goal: What was asked of it.
+        recorded: The row that the entry tells of; None where it cannot be read or posed.
+        recomputed: The same from the recorded weights and multipliers, the model and the data; None likewise.
+        differences: What is not as recorded; empty if all is.
+    """
+
+    name: str
+    goal: str
+    recorded: NetTrimLayer | None
+    recomputed: NetTrimLayer | None
+    differences: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that is recorded holds."""
+        return not self.differences
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        rows = {
+            name: row and asdict(row) for name, row in (("recorded", self.recorded), ("recomputed", self.recomputed))
+        }
+        return {"name": self.name, "goal": self.goal, "ok": self.ok, **rows, "differences": list(self.differences)}
+
+    def cells(self) -> dict[str, str]:
+        """Texts by column; figures are those recomputed."""
+        texts = dict.fromkeys(_COLUMNS, "–") | {"layer": self.name, "asked": self.goal}
+        if self.recorded is not None:
+            texts["status"] = self.recorded.status
+        if (row := self.recomputed) is not None:
+            figures = {"ℓ1 value": f"{row.value:.6g}", "bound": f"{row.bound:.6g}", "violation": f"{row.violation:.1e}"}
+            if row.gap < float("inf"):
+                texts |= {**figures, "gap": f"{row.gap:.1e}"}
+            texts["error"] = f"{row.output_error:.4f}"
+        return texts | {"verdict": "as recorded" if self.ok else "[red]differs[/red]"}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was recomputed of a run directory.
+
+    Attributes:
+        layers: A row for each entry that the recipe leads to, in that order.
+        missing: Layers that the recipe asks for and the run has not come to.
+        unreached: Files of entries that the recipe does not lead to, and that say nothing about this run; or that come
+            after one that cannot be used.
+        samples: Calibration samples.
+        provenance: The fingerprints and the recipe that the run recorded.
+    """
+
+    layers: tuple[VerifiedLayer, ...]
+    missing: tuple[str, ...]
+    unreached: tuple[str, ...]
+    samples: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that is recorded holds; a run that is not complete may well be in order."""
+        return not self.unreached and all(row.ok for row in self.layers)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no layer is missing."""
+        return not self.missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        own = {"ok": self.ok, "complete": self.complete, "layers": [row.to_dict() for row in self.layers]}
+        lists = {"missing": list(self.missing), "unreached": list(self.unreached)}
+        return own | lists | {"samples": self.samples, "provenance": dict(self.provenance)}
+
+    def table(self, width: int = 140) -> "Table":
+        """A rich table, a row an entry; figures as recomputed, and below it all that differs."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(caption=escape(self._caption()), caption_justify="left")
+        columns = _COLUMNS if width >= _WIDE else _NARROW
+        for name in columns:
+            left = name == columns[0]
+            table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
+        for row in self.layers:
+            table.add_row(*(row.cells()[name] for name in columns))
+        return table
+
+    def _caption(self) -> str:
+        wrong = [row for row in self.layers if not row.ok]
+        lines = [f"{len(self.layers) - len(wrong)} of {len(self.layers)} entries are as recorded"]
+        lines += [f"{row.name}: {difference}" for row in wrong for difference in row.differences]
+        lines += [f"not complete, nothing is recorded of: {', '.join(self.missing)}"] if self.missing else []
+        lines += [f"not looked at, for the recipe does not lead there: {name}" for name in self.unreached]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(file=StringIO(), width=max(80, get_terminal_size().columns))
+        console.print(self.table(console.width))
+        text: str = console.file.getvalue()  # type: ignore[attr-defined]
+        return text

@@ -1,0 +1,81 @@
+"""What the command line's texts mean."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from convexprune.coresets import Guarantee
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+
+__all__ = ["parsed_options", "parsed_size", "parsed_sparsity", "parsed_table"]
+
+
+def parsed_table(option: str, texts: Sequence[str], value: Callable[[str], Any] = float) -> Any:
+    """["0.1"] or ["features.*=0.05", "0.1"]: patterns in their order, then the plain value for the rest.
+
+    Raises:
+        InvalidInput: A value is no number, or none that ``value`` takes.
+    """
+    table: dict[str, Any] = {}
+    for text in texts:
+        pattern, equals, given = text.rpartition("=")
+        try:
+            table[pattern if equals else "*"] = value(given)
+        except ConvexPruneError:
+            raise  # it is a number, but not one that will do
+        except ValueError:
+            raise InvalidInput(f"{option}: expected a number or PATTERN=number, found {text!r}") from None
+    rest = table.pop("*", None)
+    return table | ({} if rest is None else {"*": rest}) if table else rest
+
+
+def parsed_sparsity(texts: Sequence[str]) -> Any:
+    """["0.8"] or ["features.*=0.9", "0.5"] as for eps, or ["2:4"].
+
+    Raises:
+        InvalidInput: Something else.
+    """
+    patterns = [text for text in texts if re.fullmatch(r"\d+:\d+", text)]
+    if not patterns:
+        return parsed_table("--sparsity", texts)
+    if len(texts) > 1:
+        raise InvalidInput(f"--sparsity: a pattern such as {patterns[0]} is for all layers; give nothing beside it")
+    return patterns[0]
+
+
+def parsed_size(keep: Sequence[str] | None, eps: Sequence[str] | None, delta: float | None) -> Any:
+    """The size of a coreset: from --keep, or from --eps and --delta.
+
+    Raises:
+        InvalidInput: Both or neither were given, or something that is no size.
+        InvalidTolerance: An eps or delta out of its range.
+    """
+    if delta is not None and eps and not keep:
+        return parsed_table("--eps", eps, lambda text: Guarantee(float(text), delta))
+    if delta is not None or eps:
+        raise InvalidInput("a coreset's size is either --keep, or --eps with --delta")
+    if not keep:
+        raise InvalidInput("--keep: expected a ratio (0.1) or a count (30) to keep, or --eps with --delta; found none")
+    return parsed_table("--keep", keep, _ratio_or_count)
+
+
+def parsed_options(texts: Sequence[str]) -> dict[str, Any]:
+    """["beta=2", "points=incoming"] as a method's options: numbers where they are numbers.
+
+    Raises:
+        InvalidInput: Something that is not NAME=VALUE.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidInput(f"--option: expected NAME=VALUE, found {text!r}")
+        try:
+            found[name] = _ratio_or_count(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _ratio_or_count(text: str) -> float | int:
+    return float(text) if any(mark in text.lower() for mark in ".e") else int(text)

@@ -1,0 +1,352 @@
+"""What can be asked of a network: an error of its outputs, a number of weights, a pattern, an end in time."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from promises import behind, promised, unchanged, with_modules_of
+from torch import Tensor, nn
+
+from convexprune import prune_
+from convexprune.solvers import Status
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, SolverRefused
+
+Made = tuple[nn.Module, Tensor]
+
+
+def chain(*sizes: int, seed: int = 0, samples: int = 60) -> Made:
+    """Weights as large as trained ones, inputs of both signs: a small error takes many weights."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+        nn.init.normal_(layers[-2].weight, std=(2 / before) ** 0.5)
+    return nn.Sequential(*layers[:-1]), torch.randn(samples, sizes[0])
+
+
+def convolutions() -> Made:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, groups=2, bias=False)
+    layers = [first, nn.BatchNorm2d(6), nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    return nn.Sequential(*layers).eval(), torch.randn(8, 4, 6, 6)
+
+
+class Twice(nn.Module):
+    """One layer before and behind another: its errors pass through its own pruned weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shared(self.inner(self.shared(x).relu()).relu()).relu())
+
+
+def twice() -> Made:
+    torch.manual_seed(0)
+    return Twice(), torch.randn(40, 6)
+
+
+def network_error(dense: nn.Module, pruned: nn.Module, x: Tensor) -> float:
+    Y, Z = behind(dense, "", [x]), behind(pruned, "", [x])
+    return float((Z - Y).norm() / Y.norm())
+
+
+# --- An error of the network's outputs ---
+
+
+@pytest.mark.parametrize("objective", ["l1", "nonzeros"])
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize(("make", "eps"), [(lambda: chain(8, 9, 7, 4), 0.2), (convolutions, 0.4), (twice, 1.0)])
+def test_the_bound_is_within_what_was_asked_and_holds(
+    make: Callable[[], Made], eps: float, mode: str, objective: str
+) -> None:
+    model, x = make()
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, network_eps=eps, mode=mode, objective=objective)
+    assert report.certified
+    assert report.network.bound <= eps
+    assert network_error(dense, model, x) == pytest.approx(report.network.error, rel=1e-3)
+    assert report.network.error <= report.network.bound * (1 + 1e-6)
+    assert report.network.bound > 0.3 * eps  # what is allowed is used
+    assert report.nonzeros < report.nonzeros_before
+    for row in report.layers:
+        promised(row, dense, model, [x], cascade=mode == "cascade") if make is not twice else None
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_fewest_nonzeros_are_clearly_fewer_where_layers_are_unequal(mode: str) -> None:
+    """A wide layer of low rank has much to lose; the one behind it has nothing."""
+    torch.manual_seed(0)
+    wide, x = nn.Linear(16, 12), torch.randn(80, 3) @ torch.randn(3, 16)
+    model = nn.Sequential(wide, nn.ReLU(), nn.Linear(12, 3), nn.Flatten())
+    counts = {}
+    for objective in ("l1", "nonzeros"):
+        report = prune_(copy.deepcopy(model), x, network_eps=0.3, mode=mode, objective=objective)
+        rows = {row.name: row.nonzeros for row in report.layers}
+        counts[objective] = rows.get("0", 192) + rows.get("2", 36)
+        assert report.network.bound <= 0.3
+    assert counts["nonzeros"] <= (0.9 if mode == "parallel" else 1.0) * counts["l1"]
+
+
+def test_an_error_too_small_for_any_layer_leaves_all_as_trained_and_says_so() -> None:
+    model, x = chain(8, 9, 7, 4)
+    same = unchanged(model)
+    report = prune_(model, x, network_eps=1e-5)
+    assert same()
+    assert not report.layers
+    assert {module.name for module in report.skipped} == {"0", "2", "4"}
+    assert all("its share of the network's error is an eps below" in module.reason for module in report.skipped)
+    assert (report.network.bound, report.network.error) == (0.0, 0.0)
+
+
+def test_networks_without_a_bound_are_refused_with_the_reason() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) * self.b(x)
+
+    model = Product()
+    same = unchanged(model)
+    with pytest.raises(InvalidInput, match=r"no bound on this network's outputs is known: .*mul.*; give eps"):
+        prune_(model, torch.randn(20, 4), network_eps=0.1)
+    assert same()
+    report = prune_(model, torch.randn(20, 4))
+    assert math.isinf(report.network.bound)
+    assert "mul" in str(report.network)
+
+
+# --- A number of weights ---
+
+
+@pytest.mark.parametrize("search", ["budget", "path"])
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_each_layer_keeps_no_more_than_its_part(mode: str, search: str) -> None:
+    model, x = convolutions()
+    dense = copy.deepcopy(model)
+    table = {"0": 0.6, "*": 0.75}
+    report = prune_(model, x, sparsity=table, mode=mode, search=search)
+    assert report.certified
+    for row in report.layers:
+        weight = model.get_submodule(row.name).weight
+        allowed = round((1 - table.get(row.name, 0.75)) * weight.numel())
+        assert allowed - 2 <= row.nonzeros == int(weight.count_nonzero()) <= allowed
+        promised(row, dense, model, [x], cascade=mode == "cascade")
+    halves = model[3].weight.detach().chunk(2)
+    assert all(int(half.count_nonzero()) <= 54 * 0.25 for half in halves)
+    assert 0 < report.output_error < 1
+
+
+def test_a_budgets_weights_fit_best_on_their_support() -> None:
+    """Where no ReLU follows it is least squares: the residual is orthogonal to the inputs that are kept."""
+    model, x = chain(8, 6)
+    dense = copy.deepcopy(model).double()
+    prune_(model, x, sparsity=0.5)
+    with torch.no_grad():
+        rest = copy.deepcopy(model).double()(x.double()) - dense(x.double())
+    gradient = rest.T @ torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64)], 1)
+    kept = torch.cat([model[0].weight != 0, torch.ones(6, 1, dtype=torch.bool)], 1)
+    assert float(gradient[kept].abs().max()) < 1e-4 * float(gradient.abs().max())
+
+
+def test_all_layers_together_keep_no_more_than_the_part_and_the_worthless_one_loses_most() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)), torch.randn(60, 12)
+    with torch.no_grad():
+        model[0].weight[:, 3:] *= 1e-3
+    report = prune_(model, x, sparsity=0.6, scope="network")
+    first, second = (int(model[i].weight.count_nonzero()) for i in (0, 2))
+    assert 0.3 * 160 < first + second <= 0.4 * 160 + 1e-9
+    assert first / 120 < 0.5 * (second / 40)
+    assert report.nonzeros == first + second or report.skipped
+
+
+def test_of_depthwise_convolutions_each_filter_keeps_one_weight_and_the_total_holds() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+    x = torch.randn(30, 4, 4, 4)
+    one, both = copy.deepcopy(model), copy.deepcopy(model)
+    row = prune_(one, x, sparsity=0.97, layers="0").layers[0]
+    assert (row.goal, row.nonzeros) == ("keep 4", 4)
+    assert one[0].weight.flatten(1).count_nonzero(1).tolist() == [1, 1, 1, 1]
+    prune_(both, x, sparsity=0.9, scope="network")
+    assert sum(int(both[i].weight.count_nonzero()) for i in (0, 3)) <= round(0.1 * (36 + 80))
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_two_of_four_inputs_are_kept_at_most(mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5))
+    report = prune_(model, torch.randn(20, 8, 4, 4), sparsity="2:4", mode=mode)
+    assert report.certified
+    for i in (0, 3):
+        fours = model[i].weight.flatten(1).reshape(-1, 4)
+        assert (fours.count_nonzero(1) <= 2).all()
+        assert (fours.count_nonzero(1) == 2).float().mean() > 0.9
+
+
+def test_patterns_that_do_not_divide_the_inputs_name_the_layer() -> None:
+    model, x = chain(8, 6, 3)
+    same = unchanged(model)
+    with pytest.raises(InvalidInput, match="needs a multiple of 4 inputs; '2' has 6: leave it out with layers="):
+        prune_(model, x, sparsity="2:4")
+    assert same()
+    assert prune_(model, x, sparsity="2:4", layers="0").nonzeros == 24
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_a_refit_lowers_the_error_at_the_same_support(mode: str) -> None:
+    """In parallel mode, where layers do not depend on each other, supports are the very same."""
+    (plain, x), (again, _) = chain(8, 9, 7, 4), chain(8, 9, 7, 4)
+    dense = copy.deepcopy(plain)
+    one, other = (prune_(m, x, 0.2, mode=mode, refit=r) for m, r in ((plain, False), (again, True)))
+    assert all(row.status == "refitted" for row in other.layers)
+    assert other.certified
+    for before, after in zip(one.layers, other.layers, strict=True):
+        promised(after, dense, again, [x], cascade=mode == "cascade")
+        if mode == "parallel" or before.name == "0":
+            supports = [model.get_submodule(before.name).weight != 0 for model in (plain, again)]
+            assert torch.equal(*supports)
+            assert after.output_error < 0.99 * before.output_error
+            assert after.value >= before.value * (1 - 1e-3)
+
+
+# --- Contradictions ---
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "two targets": ({"eps": 0.1, "sparsity": 0.5}, InvalidInput, "eps and sparsity: each says how far"),
+    "three targets": ({"eps": 0.1, "sparsity": 0.5, "network_eps": 0.1}, InvalidInput, "give one of them"),
+    "objective": ({"objective": "nonzeros"}, InvalidInput, "objective: it goes with network_eps"),
+    "scope": ({"scope": "network"}, InvalidInput, "scope: it goes with sparsity"),
+    "search": ({"network_eps": 0.1, "search": "path"}, InvalidInput, "search: it goes with sparsity"),
+    "unit": ({"unit": "neurons"}, InvalidInput, "unit: it goes with sparsity"),
+    "refit": ({"sparsity": 0.5, "refit": True}, InvalidInput, "refit: it goes with eps"),
+    "pattern and scope": ({"sparsity": "2:4", "scope": "network"}, InvalidInput, "each layer's own"),
+    "pattern and search": ({"sparsity": "2:4", "search": "path"}, InvalidInput, "each layer's own"),
+    "pattern of neurons": ({"sparsity": "2:4", "unit": "neurons"}, InvalidInput, "give sparsity a number alone"),
+    "neurons by layer": ({"sparsity": {"*": 0.5}, "unit": "neurons"}, InvalidInput, "a number alone"),
+    "table for the network": ({"sparsity": {"*": 0.5}, "scope": "network"}, InvalidInput, "one number for the network"),
+    "no number": ({"sparsity": "half"}, InvalidInput, "or a pattern such as '2:4', found 'half'"),
+    "more than there are": ({"sparsity": "5:4"}, InvalidInput, "5 of 4"),
+    "nothing kept": ({"sparsity": "0:4"}, InvalidInput, "≥ 1"),
+    "all zeros": ({"sparsity": 1.0}, InvalidTolerance, "0 to below 1"),
+    "negative": ({"sparsity": {"*": -0.1}}, InvalidTolerance, "sparsity of"),
+    "yes": ({"sparsity": True}, InvalidTolerance, "found True"),
+    "a layer without": ({"sparsity": {"0": 0.5}}, InvalidInput, "matches 2"),
+    "net-trim": ({"sparsity": 0.5, "fit": "net-trim"}, InvalidInput, "use 'relu-ball'"),
+    "a solver of sets": ({"sparsity": 0.5, "solver": "admm"}, SolverRefused, "not convex"),
+    "network_eps": ({"network_eps": -1.0}, InvalidTolerance, "network_eps"),
+    "network_eps NaN": ({"network_eps": math.nan}, InvalidTolerance, "network_eps"),
+    "gamma": ({"gamma": 0.9, "mode": "cascade"}, InvalidTolerance, "gamma: expected a number ≥ 1"),
+    "time": ({"time_limit": -1.0}, InvalidTolerance, "time_limit: expected a positive number"),
+    "no time": ({"time_limit": math.nan}, InvalidTolerance, "time_limit"),
+    "a word as time": ({"time_limit": "1 s"}, InvalidTolerance, "time_limit"),
+    "stop": ({"stop": 3}, InvalidInput, "stop: expected a function"),
+    "layer time": ({"layer_time_limit": 0.0}, InvalidTolerance, "time_limit"),
+    "jobs": ({"jobs": 0}, InvalidTolerance, "jobs"),
+    "jobs in cascade": ({"jobs": 2, "mode": "cascade"}, InvalidInput, "expected 1 in cascade"),
+    "norms": ({"norms": "drop"}, InvalidInput, "norms: expected 'fold' or 'leave', found 'drop'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_contradictions_are_refused(case: str) -> None:
+    arguments, error, message = REFUSED[case]
+    model, x = chain(8, 8, 3)
+    same = unchanged(model)
+    with pytest.raises(error, match=message) as caught:
+        prune_(model, x, **arguments)
+    assert isinstance(caught.value, ConvexPruneError)
+    assert same()
+
+
+# --- An end in time ---
+
+
+def stops_after(calls: int) -> Callable[[], bool]:
+    """True once, at a call of this number; a run must not need to be told twice."""
+    asked = itertools.count(1)
+    return lambda: next(asked) == calls
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("calls", [1, 2, 3, 5, 8, 13, 21])
+def test_a_run_that_is_stopped_leaves_a_valid_model(mode: str, calls: int, tmp_path: Any) -> None:
+    """What was written is feasible, what was not reached is named and as trained; started again, it ends as ever."""
+    (model, x), (whole, _) = chain(8, 9, 7, 4), chain(8, 9, 7, 4)
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, 0.15, mode=mode, run=tmp_path, stop=stops_after(calls))
+    written = {row.name for row in report.layers}
+    missing = {module.name for module in report.skipped}
+    assert written | missing == {"0", "2", "4"}
+    assert not written & missing
+    assert missing
+    assert report.provenance["stopped"] == "it was interrupted"
+    for name in missing:
+        assert torch.equal(model.get_submodule(name).weight, dense.get_submodule(name).weight)
+    for row in report.layers:
+        promised(row, dense, model, [x], cascade=mode == "cascade")
+        assert row.violation <= 1e-4
+        assert row.status in ("solved", str(Status.STOPPED))
+    again = prune_(copy.deepcopy(dense), x, 0.15, mode=mode, run=tmp_path)
+    assert again.certified
+    full = prune_(whole, x, 0.15, mode=mode)
+    assert [(row.nonzeros, row.bound) for row in again.layers] == [(row.nonzeros, row.bound) for row in full.layers]
+
+
+def test_a_layer_that_was_cut_short_keeps_its_promise_and_says_how() -> None:
+    """Whatever the iteration: sparse weights that are inside, or those refitted, or the trained ones."""
+    notes = set()
+    for calls in range(3, 12):
+        model, x = chain(8, 9, 4)
+        dense = copy.deepcopy(model)
+        report = prune_(model, x, 0.15, layers="0", stop=stops_after(calls), tol=1e-8)
+        for row in report.layers:
+            promised(row, dense, model, [x], cascade=False)
+            assert row.output_error <= 0.15 * (1 + 1.1e-4)
+            assert not report.certified
+            notes |= set(row.notes)
+    assert notes
+    assert all(note.startswith("stopped") for note in notes)
+
+
+@pytest.mark.parametrize("target", [{}, {"sparsity": 0.5}, {"sparsity": 0.5, "scope": "network"}, {"network_eps": 0.5}])
+def test_without_time_nothing_is_touched_and_everything_is_named(target: dict[str, Any]) -> None:
+    model, x = chain(8, 9, 7, 4)
+    same = unchanged(model)
+    report = prune_(model, x, **target, time_limit=1e-9)
+    assert same()
+    assert not report.layers
+    assert [module.name for module in report.skipped] == ["0", "2", "4"]
+    assert all("not reached: the time limit of 1e-09 s ran out" in module.reason for module in report.skipped)
+    assert report.network.error == 0
+
+
+def test_a_run_for_the_networks_error_is_the_same_with_and_without_a_folder(tmp_path: Any) -> None:
+    """In cascade a layer's answer depends on those before it, and these on how often eps was halved."""
+    made = [chain(8, 10, 9, 7, 4, samples=80) for _ in range(3)]
+    told = []
+    for number, (model, x) in enumerate(made):
+        report = prune_(model, x, network_eps=0.05, mode="cascade", run=tmp_path if number else None)
+        assert report.network.bound <= 0.05
+        told.append([(row.goal, row.nonzeros, row.bound) for row in report.layers])
+    assert told[0] == told[1] == told[2]
+    assert len({torch.cat([p.flatten() for p in model.parameters()]).sum().item() for model, _ in made}) == 1
+
+
+def test_layers_of_one_mixed_model_are_independent_in_parallel() -> None:
+    """The promise of each is about the original's inputs: the others may be exchanged for the trained ones."""
+    model, x = chain(8, 9, 7, 4)
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, 0.2)
+    for row in report.layers:
+        mixed = with_modules_of(dense, model, [row.name])
+        Y, Z = (behind(net, row.name, [x], row.fit != "ball") for net in (dense, mixed))
+        assert float((Z - Y).norm() / Y.norm()) <= 0.2 * (1 + 1.1e-4)
