@@ -1,7 +1,6 @@
 """The command line: ``convexprune demo``, ``prune``, ``verify``, ``report``, ``methods``, ``solvers``."""
 
 import dataclasses
-import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from convexprune.live import bars, interruptible
+from convexprune.live import INTERRUPTED, UNCERTIFIED, bars, console, errors, print_json
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
 __all__ = ["app"]
@@ -25,15 +23,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
 
 _NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others
 _asked = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: what is asked, in the place of --eps")
 _posed = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: how layers are posed and solved")
 _runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
 _coreset = partial(typer.Option, rich_help_panel=_CORESET)
-_UNCERTIFIED, _TIME_LIMIT, _INTERRUPTED = 3, 4, 130
 _STATUSES = (
     "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
     "hold; 4 the time limit ran out; 130 interrupted. After 4 and 130 the same command goes on."
@@ -123,9 +118,7 @@ def prune(
     time_limit: Annotated[float | None, _runs(help="Seconds for everything; the same command then goes on.")] = None,
     jobs: Annotated[int | None, _runs(help="Layers at a time, in processes of their own.", min=1)] = None,
     scheduler: Annotated[str | None, _runs(help="A Dask cluster's: tcp://host:8786.")] = None,
-    dry_run: Annotated[
-        bool, _runs("--dry-run", help="Show what would be done, time and memory; write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, _runs("--dry-run", help="Show the plan, with time and memory; write nothing.")] = False,
     keep: Annotated[list[str] | None, _coreset(help="Ratio (0.1) or count (30), or PATTERN=…; repeatable.")] = None,
     delta: Annotated[float | None, _coreset(help="With --eps, a guarantee instead of --keep.")] = None,
     order: Annotated[str, _coreset(help="bottom-up or top-down.")] = "bottom-up",
@@ -136,93 +129,22 @@ def prune(
 ) -> None:
     """Prune a trained model and write the smaller one, with a report, to a folder.
 
-    With Net-Trim the folder keeps each layer as soon as it is solved: the same command goes on where it was. Ctrl-C ends
-    a run in order, a second one at once.
+    With Net-Trim the folder keeps each layer as soon as it is solved: the same command goes on where it was. Ctrl-C
+    ends a run in order, a second one at once.
     """
     given = dict(locals())
     with _people_errors(as_json):
         sys.path.insert(0, str(Path.cwd()))  # so that the user's own module is found, as with `python -m`
         if out is None and not dry_run:
             raise InvalidInput("--out: expected a folder to write to, found none")
-        status = _net_trimmed(context, given) if method == "net-trim" else _coreset_taken(context, given)
+        if method == "net-trim":
+            _refuse_given(context, _CORESET, "for coresets only; give --method, too")
+        else:
+            _refuse_given(context, _NET_TRIM, f"for Net-Trim only, and {method} takes no notice; leave it out")
+        from convexprune.pruning import coreset, net_trim
+
+        status = net_trim(given) if method == "net-trim" else coreset(given)
     raise typer.Exit(status)
-
-
-def _net_trimmed(context: typer.Context, given: dict[str, Any]) -> int:
-    from convexprune.job import Job
-
-    _refuse_given(context, _CORESET, "for coresets only; give --method, too")
-    if not given["remove"] and given["unit"] != "neurons":
-        raise InvalidInput("--no-remove: it goes with --unit neurons; leave it out")
-    arguments = _arguments(given)
-    job = Job(_source(given), given["out"], resumes=not given["dry_run"], labelled=_labelled(given))
-    if given["dry_run"]:
-        _show_plan(job.plan(**arguments, jobs=given["jobs"] or 1), given["as_json"])
-        return 0
-    if (told := job.finished(**arguments)) is not None:
-        return _nothing_to_do(told, given["out"], given["as_json"])
-    with _workers(given) as jobs, interruptible(_say_stopping) as interrupt, bars(errors) as shown:
-        watched = {"progress": shown.progress, "callback": shown.callback}
-        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, **watched)
-    return _finish(job, report, given, interrupted=interrupt.asked)
-
-
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``prune_`` that go by the same names here, and those that are read from texts."""
-    from convexprune.wishes import parsed_sparsity, parsed_table
-
-    eps, sparsity = given["eps"], given["sparsity"]
-    texts = {
-        "eps": parsed_table("--eps", eps) if eps else None,
-        "sparsity": parsed_sparsity(sparsity) if sparsity else None,
-    }
-    return {name: given[name] for name in _SAME} | texts
-
-
-_SAME = (
-    *("network_eps", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms", "gamma", "refit"),
-    *("solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
-)
-
-
-def _coreset_taken(context: typer.Context, given: dict[str, Any]) -> int:
-    from convexprune.coresets.methods import make_method
-    from convexprune.job import Job
-    from convexprune.wishes import parsed_options, parsed_size
-
-    reason = f"for Net-Trim only, and {given['method']} takes no notice; leave it out"
-    _refuse_given(context, _NET_TRIM, reason)
-    _, pruner = make_method(given["method"], parsed_options(given["option"] or []))
-    size = parsed_size(given["keep"], given["eps"], given["delta"])
-    job = Job(_source(given), given["out"], labels_key=given["labels_key"], labelled=_labelled(given))
-    recipe = {name: given[name] for name in ("layers", "scope", "order", "remove", "baseline", "seed")}
-    with bars(errors) as shown:
-        report = job.coreset(pruner, size, progress=shown.progress, **recipe)
-    return _finish(job, report, given)
-
-
-def _source(given: dict[str, Any]) -> Any:
-    from convexprune.job import Source
-
-    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples")))
-
-
-def _labelled(given: dict[str, Any]) -> Any:
-    from convexprune.job import Labelled
-
-    return None if given["data"] is None else Labelled(given["data"], given["data_key"], given["label_key"])
-
-
-@contextmanager
-def _workers(given: dict[str, Any]) -> Iterator[int]:
-    """How many layers at a time; a scheduler's workers unless told otherwise."""
-    if given["scheduler"] is None:
-        yield given["jobs"] or 1
-        return
-    from convexprune.nettrim.pool import cluster
-
-    with cluster(given["scheduler"]) as workers:
-        yield given["jobs"] or max(2, workers)  # one at a time would be solved here
 
 
 def _refuse_given(context: typer.Context, panel: str, reason: str) -> None:
@@ -243,74 +165,6 @@ def _is_default(context: typer.Context, name: str) -> bool:
     return source is None or source.name.startswith("DEFAULT")
 
 
-def _say_stopping() -> None:
-    errors.print("stopping in order: what is solved is kept. Press Ctrl-C again to abort at once", highlight=False)
-
-
-def _show_plan(plan: Any, as_json: bool) -> None:
-    if as_json:
-        _print_json({"status": "planned", "plan": plan.to_dict()})
-    else:
-        console.print(plan.table(console.width))
-
-
-def _nothing_to_do(told: dict[str, Any], out: Path, as_json: bool) -> int:
-    status = 0 if told.get("certified") else _UNCERTIFIED
-    if as_json:
-        _print_json({"status": "finished before", "exit_status": status, "files": _files(out), "report": told})
-    else:
-        kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
-        console.print(f"{out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
-    return status
-
-
-def _files(out: Path) -> dict[str, str]:
-    names = {"model": "model.safetensors", "report": "report.json", "extras": "extras.json"}
-    return {what: str(out / name) for what, name in names.items() if (out / name).exists()}
-
-
-def _finish(job: Any, report: Any, given: dict[str, Any], *, interrupted: bool = False) -> int:
-    """Write and show; an exit status of its own where something is open."""
-    own = {"removed": given["remove"]} if given["method"] == "net-trim" else {}
-    files = job.write(report, **own)
-    stopped = report.provenance.get("stopped")
-    status = 0 if report.certified else _UNCERTIFIED
-    if stopped is not None:
-        status = _INTERRUPTED if interrupted else _TIME_LIMIT
-    if given["as_json"]:
-        what = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
-        what |= {"files": files, "notes": job.notes}
-        _print_json(what | {"report": job.told(report, **own)})
-        return status
-    _show_report(job, report, files)
-    if stopped is not None:
-        errors.print(_unfinished(report, stopped), markup=False, highlight=False, soft_wrap=True)
-    elif status == _UNCERTIFIED:
-        errors.print("[red]not every certificate or guarantee holds[/red]: see the status column")
-    return status
-
-
-def _show_report(job: Any, report: Any, files: dict[str, Path]) -> None:
-    if report.layers:
-        console.print(report.table(console.width))
-    if job.accuracy:
-        console.print("accuracy {before:.2%} before, {after:.2%} after".format(**job.accuracy), highlight=False)
-    names = {"model": "pruned model", "extras": "what sparsity buys"}
-    for what, path in files.items():
-        console.print(f"{names.get(what, what)}: {path}", markup=False, highlight=False, soft_wrap=True)
-    for note in job.notes:
-        errors.print(note, markup=False, highlight=False, soft_wrap=True)
-
-
-def _unfinished(report: Any, stopped: str) -> str:
-    early = [row.name for row in report.layers if row.status in ("stopped", "time limit")]
-    left = [module.name for module in report.skipped if module.reason.startswith("not reached")]
-    lines = [f"not finished: {stopped}"]
-    lines += [f"ended early, with the best weights so far: {', '.join(early)}"] if early else []
-    lines += [f"not reached, and as trained: {', '.join(left)}"] if left else []
-    return "; ".join(lines) + ". The same command goes on from here"
-
-
 @app.command(epilog=_STATUSES)
 def verify(
     folder: Annotated[Path, typer.Argument(help="The --out of a run of Net-Trim, finished or not.")],
@@ -329,9 +183,9 @@ def verify(
         sys.path.insert(0, str(Path.cwd()))
         trained, inputs, _ = Source(model, weights, calibration, key, samples).read()
         found = verified(trained, inputs, folder)
-        status = 0 if found.ok else _UNCERTIFIED
+        status = 0 if found.ok else UNCERTIFIED
         if as_json:
-            _print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
+            print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
         else:
             console.print(found.table(console.width))
     raise typer.Exit(status)
@@ -390,22 +244,16 @@ def _people_errors(as_json: bool = False) -> Iterator[None]:
         raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         _say(error, "aborted; in a folder that was given, every layer that was solved is kept", as_json)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _say(error: BaseException, message: str, as_json: bool) -> None:
     kind = type(error).__name__
     if as_json:
-        _print_json({"error": {"type": kind, "message": message}})
+        print_json({"error": {"type": kind, "message": message}})
         return
     errors.print(f"[red]error:[/red] {kind}: ", end="", highlight=False)
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    from convexprune.files import plain
-
-    typer.echo(json.dumps(plain(data), indent=2, default=str))
 
 
 @app.callback()

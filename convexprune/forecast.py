@@ -99,7 +99,7 @@ def forecast(
 
 
 def _sample_bytes(P: int, N: int, M: int, width: int) -> tuple[int, int]:
-    """X and Y; and the ADMM's 4.4 arrays of the size of Y, three N×N matrices in float64, eight of the weights' size."""
+    """X and Y; and 4.4 arrays of the size of Y, three N×N matrices in float64, eight of the size of the weights."""
     return width * P * (N + M), round(4.4 * width * P * M) + 24 * N * N + 64 * N * M
 
 

@@ -78,7 +78,7 @@ class Journal:
         if not place.is_dir():
             raise InvalidInput(f"{place}: a file, where the folder of a run is to be; choose another")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._unlock: weakref.finalize[..., Self] | None = weakref.finalize(self, _locked(self.folder).release)
+        self._unlock: weakref.finalize[..., Journal] | None = weakref.finalize(self, _locked(self.folder).release)
         try:
             self._open({"format": _FORMAT, **run})
         except BaseException:

@@ -1,15 +1,42 @@
-"""While a command runs: what the terminal shows, and Ctrl-C."""
+"""While a command runs: what it tells people and machines, and Ctrl-C."""
 
+import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["Bars", "Interrupt", "bars", "interruptible"]
+from convexprune.files import plain
+
+__all__ = [
+    "INTERRUPTED",
+    "TIME_LIMIT",
+    "UNCERTIFIED",
+    "Bars",
+    "Interrupt",
+    "bars",
+    "console",
+    "deaf",
+    "errors",
+    "interruptible",
+    "print_json",
+]
+
+UNCERTIFIED, TIME_LIMIT, INTERRUPTED = 3, 4, 130
+"""Exit statuses beside 0, 1 for errors and 2 for misspelt commands."""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One object on standard output; NaN and infinity become null."""
+    typer.echo(json.dumps(plain(data), indent=2, default=str))
 
 
 class Bars:
@@ -43,7 +70,7 @@ def bars(console: Console) -> Iterator[Bars]:
     """Shown on the console while the body runs, if that is a terminal; gone afterwards."""
     count, note = TextColumn("{task.fields[count]}"), TextColumn("{task.fields[note]}")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
-    with Progress(*columns, console=console, transient=True) as shown:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         yield Bars(shown)
 
 
@@ -53,6 +80,7 @@ class Interrupt:
     asked = False
 
     def __call__(self) -> bool:
+        """Whether to stop."""
         return self.asked
 
 
@@ -61,7 +89,7 @@ def interruptible(tell: Callable[[], None]) -> Iterator[Interrupt]:
     """The first SIGINT or SIGTERM is only noted, and told; the second raises KeyboardInterrupt. Main thread only."""
     interrupt = Interrupt()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(_number: int, _frame: FrameType | None) -> None:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
@@ -75,3 +103,13 @@ def interruptible(tell: Callable[[], None]) -> Iterator[Interrupt]:
         for number, handler in before.items():
             with suppress(TypeError):  # None: it was not set from Python, and cannot be put back from there
                 signal.signal(number, handler)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """SIGINT is ignored. Processes started meanwhile stay so: a terminal's Ctrl-C is for the parent."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -140,7 +140,7 @@ class Preview:
         together = f" with {self.jobs} at a time" if self.jobs > 1 else ""
         lines = [
             f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; about "
-            f"{_duration(self.seconds)}{together}, within a factor of three on an idle machine; about "
+            f"{_duration(self.seconds)}{together}, within a factor of three if the machine stays as busy; about "
             f"{_size(self.memory_bytes)} for the layer that takes most"
         ]
         lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]

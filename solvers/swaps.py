@@ -100,7 +100,8 @@ class _Tableau:
     def exchanged(self, support: Tensor, coupled: bool, limit: int) -> Tensor:
         """The support after the best exchanges, at most ``limit`` for each neuron."""
         T, (M, p) = self.table.clone(), self.pool.shape
-        inside = T.diagonal(dim1=1, dim2=2)[:, :p] < 0
+        # Not by the diagonal's sign: a Schur complement that should be 0 may be rounded below it.
+        inside = (torch.arange(p, device=T.device) < p // 2).repeat(M, 1)
         for _ in range(limit):
             within, i, j = self._best_pairs(T, inside)
             busy = torch.zeros(M, dtype=torch.bool, device=T.device)

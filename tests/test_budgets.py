@@ -288,3 +288,17 @@ def test_refusals_say_why() -> None:
 def test_options_outside_their_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidTolerance):
         Continuation(**options)
+
+
+def test_exchanges_keep_the_budget_where_neurons_have_died() -> None:
+    """A neuron that no sample activates has no curvature: its Schur complements are rounding, of either sign."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(12, 16)
+    X = torch.cat([torch.rand(90, 12), torch.ones(90, 1)], 1)
+    W = torch.cat([layer.weight.T, layer.bias[None]]).detach()
+    Y = (X @ W).relu()
+    assert bool((Y == 0).all(0).any())
+    for k in (40, 77, 96, 150):
+        solution = solve(LayerProgram(X, ReluLoss(Y), TopK(k, rows=12)), "continuation", start=W, rounds=5)
+        assert int(solution.weights[:12].count_nonzero()) <= k
+        assert solution.status is Status.NO_BOUND

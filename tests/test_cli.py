@@ -1,8 +1,19 @@
 """The command line, as a user types it."""
 
 import dataclasses
+import fcntl
 import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,16 +46,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str, out: str = "out") -> tuple[int, str]:
+def invoked(folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str, out: Path | str | None = "out") -> Any:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "160")
-    arguments = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz", "--out", out]
-    result = CliRunner().invoke(app, ["prune", *arguments, *extra])
+    arguments = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    target = [] if out is None else ["--out", str(out)]
+    return CliRunner().invoke(app, ["prune", *arguments, *target, *extra])
+
+
+def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str, out: str = "out") -> tuple[int, str]:
+    result = invoked(folder, monkeypatch, *extra, out=out)
     return result.exit_code, result.output
 
 
 def test_prune_writes_a_model_that_plain_torch_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, output = run(folder, monkeypatch, "--data", "y.npz", "--key", "x_train", "--multipliers", "--eps", "0.05")
+    code, output = run(folder, monkeypatch, "--data", "y.npz", "--key", "x_train", "--eps", "0.05")
     assert code == 0, output
     report = json.loads((folder / "out" / "report.json").read_text())
     model = train_digits_network(load_digits())
@@ -55,7 +71,9 @@ def test_prune_writes_a_model_that_plain_torch_loads(folder: Path, monkeypatch: 
     assert report["accuracy"]["before"] > 0.97
     assert f"{report['accuracy']['after']:.2%}" in output
     assert "solved" in output
-    assert load_file(folder / "out" / "multipliers.safetensors")["0.0"].shape == (300, 128)
+    entries = [json.loads(path.read_text()) for path in (folder / "out" / "layers").glob("*.json")]
+    assert sorted(entry["layer"] for entry in entries) == ["0", "2", "4"]
+    assert json.loads((folder / "out" / "extras.json").read_text())["latency"]["model"] > 0
 
 
 def test_nothing_is_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +146,7 @@ def test_a_coreset_needs_no_data_and_leaves_a_smaller_model(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["output_error"] is None
     assert report["provenance"]["method"] == method
-    assert not (tmp_path / "multipliers.safetensors").exists()
+    assert not (tmp_path / "run.json").exists()
     assert f"{left[0]} of 128" in output
 
 
@@ -253,10 +271,11 @@ def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(
         ("uniform", ["--eps", "0.1", "--delta", "0.1"], "proves nothing"),
         ("lownr", ["--keep", "0.5"], "did you mean 'lowner'"),
         ("net-trim", [], "give --calibration"),
-        ("net-trim", ["--keep", "0.5", "--no-remove"], "--keep, --remove: for coresets only"),
+        ("net-trim", ["--keep", "0.5", "--seed", "1"], "--keep, --seed: for coresets only"),
         ("net-trim", ["--delta", "0.5", "--option", "beta=1"], "--delta, --option: for coresets only"),
-        ("net-trim", ["--scope", "layer"], "--scope: for coresets only"),
         ("mussay", ["--keep", "0.5", "--tol", "0.1", "--fit", "ball"], "--fit, --tol: for Net-Trim only"),
+        ("mussay", ["--keep", "0.5", "--sparsity", "0.5"], "--sparsity: for Net-Trim only"),
+        ("mussay", ["--keep", "0.5", "--dry-run"], "--dry-run: for Net-Trim only"),
         *((name, ["--keep", "0.5"], "give calibration data") for name in ("corenet", "pfp", "sipp")),
     ],
 )
@@ -286,6 +305,15 @@ def test_methods_are_listed_with_their_options(monkeypatch: pytest.MonkeyPatch) 
         (["--eps", "-1"], "InvalidTolerance"),
         (["--eps", "a lot"], "expected a number or PATTERN=number"),
         (["--solver", "adm"], "did you mean 'admm'"),
+        (["--no-remove"], "--no-remove: it goes with --unit neurons"),
+        (["--scope", "network"], "scope: it goes with sparsity"),
+        (["--eps", "0.1", "--sparsity", "0.5"], "eps and sparsity: each says how far to prune"),
+        (["--sparsity", "2:4", "--sparsity", "0.5"], "give nothing beside it"),
+        (["--sparsity", "half"], "--sparsity: expected a number or PATTERN=number"),
+        (["--sparsity", "1.5"], "InvalidTolerance"),
+        (["--mode", "series"], "expected 'parallel' or 'cascade'"),
+        (["--mode", "cascade", "--jobs", "2"], "expected 1 in cascade"),
+        (["--gamma", "0.5"], "gamma: expected a number ≥ 1"),
         (["--key", "nothing"], "x_train"),
         (["--weights", "damaged.safetensors"], "DamagedFile"),
         (["--weights", "absent.safetensors"], "absent.safetensors"),
@@ -330,3 +358,244 @@ def test_a_global_seed_is_not_disturbed(folder: Path, monkeypatch: pytest.Monkey
     torch.manual_seed(5)
     train_digits_network(load_digits())
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_run_goes_on_where_its_time_ran_out_and_ends_only_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The unfinished results are its own, and do not stand in its way."""
+    out = str(tmp_path / "run")
+    code, output = run(folder, monkeypatch, "--time-limit", "1e-9", out=out)
+    assert code == 4, output
+    assert "not reached, and as trained: 0, 2, 4. The same command goes on" in output
+    dense = load_file(folder / "w.safetensors")
+    unfinished = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(dense[key], unfinished[key]) for key in dense)
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["provenance"]["stopped"] is not None
+
+    code, output = run(folder, monkeypatch, out=out)
+    assert code == 0, output
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix}
+    assert not all(torch.equal(dense[key], value) for key, value in load_file(Path(out) / "model.safetensors").items())
+
+    code, output = run(folder, monkeypatch, out=out)
+    assert code == 0
+    assert "holds this very run, finished" in output
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+
+    (tmp_path / "run" / "report.json").unlink()  # as if it had been killed in between: nothing is solved again
+    code, output = run(folder, monkeypatch, "--jobs", "1", out=out)
+    assert code == 0, output
+    assert all(path.stat().st_mtime_ns == then for path, then in written.items() if path.parent.name == "layers")
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [(["--eps", "0.3"], "another recipe (eps)"), (["--samples", "200"], "other calibration data")],
+)
+def test_the_folder_of_another_run_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], says: str
+) -> None:
+    run(folder, monkeypatch, out="one")
+    before = (folder / "one" / "report.json").read_bytes()
+    code, output = run(folder, monkeypatch, *extra, out="one")
+    assert code == 1
+    assert "OtherRun" in output
+    assert says in output
+    assert (folder / "one" / "report.json").read_bytes() == before
+
+
+def test_a_coreset_does_not_go_into_the_folder_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(folder, monkeypatch, out="one")
+    code, output = coreset(folder, monkeypatch, "lowner", "--keep", "0.5", out=folder / "one")
+    assert code == 1
+    assert "run.json" in output
+    assert "not overwritten" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "holds"),
+    [
+        (["--sparsity", "0=0.9", "--sparsity", "0.85"], lambda kept: kept == [819, 1229, 96]),
+        (["--sparsity", "0.75", "--scope", "network", "--search", "path"], lambda kept: sum(kept) <= 4256),
+        (["--network-eps", "0.3"], lambda kept: sum(kept) < 16000),
+        (["--mode", "cascade", "--gamma", "1.2", "--refit", "--norms", "leave"], lambda kept: sum(kept) < 16000),
+    ],
+)
+def test_targets_of_whole_networks_reach_the_pruner(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    options: list[str],
+    holds: Callable[[list[int]], bool],
+) -> None:
+    result = invoked(folder, monkeypatch, *options, "--samples", "80", "--tol", "1e-2", "--json", out=tmp_path)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    state = load_file(tmp_path / "model.safetensors")
+    kept = [int(state[f"{name}.weight"].count_nonzero()) for name in "024"]
+    assert holds(kept), kept
+    network = told["report"]["network"]
+    assert network["error"] <= network["bound"]
+    assert network["asked"] is None or network["bound"] <= network["asked"]
+    for option, given in zip(options[::2], options[1::2], strict=False):
+        if option in ("--mode", "--scope", "--search", "--norms"):
+            assert told["report"]["provenance"][option[2:]] == given
+
+
+@pytest.mark.parametrize(("flag", "shape"), [("--remove", [64, 64]), ("--no-remove", [128, 64])])
+def test_neurons_are_removed_or_left_as_zeros(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str, shape: list[int]
+) -> None:
+    options = ["--sparsity", "0.5", "--unit", "neurons", "--layers", "0", "--samples", "80", flag]
+    code, output = run(folder, monkeypatch, *options, out=str(tmp_path))
+    assert code == 0, output
+    weight = load_file(tmp_path / "model.safetensors")["0.weight"]
+    assert list(weight.shape) == shape
+    assert int(weight.any(1).sum()) == 64
+
+
+def test_with_json_there_is_one_object_on_standard_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = invoked(folder, monkeypatch, "--data", "y.npz", "--json", out=tmp_path / "run")
+    told = json.loads(result.stdout)
+    assert (result.exit_code, told["exit_status"], told["status"]) == (0, 0, "finished")
+    assert sorted(told["files"]) == ["extras", "model", "report"]
+    assert all(Path(path).exists() for path in told["files"].values())
+    assert told["report"] == json.loads(Path(told["files"]["report"]).read_text())
+    again = json.loads(invoked(folder, monkeypatch, "--json", out=tmp_path / "run").stdout)
+    assert again["status"] == "finished before"
+    assert {key: again[key] for key in ("files", "report")} == {key: told[key] for key in ("files", "report")}
+    failed = invoked(folder, monkeypatch, "--json", "--eps", "-1", out=tmp_path / "none")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["error"]["type"] == "InvalidTolerance"
+    assert not failed.stderr
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = invoked(folder, monkeypatch, "--dry-run", "--layers", "[02]", "--eps", "0.2", out=tmp_path / "none")
+    assert result.exit_code == 0, result.output
+    assert "65×128" in result.stdout
+    assert "not pruned: 4 (Linear): not chosen by the name patterns" in result.stdout
+    told = json.loads(invoked(folder, monkeypatch, "--dry-run", "--json", out=None).stdout)["plan"]
+    assert [row["matrices"] for row in told["layers"]] == [[[300, 65, 128]], [[300, 129, 64]], [[300, 65, 10]]]
+    assert told["seconds"] > 0
+    assert not (tmp_path / "none").exists()
+    missing = invoked(folder, monkeypatch, out=None)
+    assert missing.exit_code == 1
+    assert "--out: expected a folder" in missing.output
+
+
+def test_workers_give_what_one_process_gives(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ["--layers", "[24]", "--samples", "80"]
+    code, output = run(folder, monkeypatch, *options, "--jobs", "2", out=str(tmp_path / "two"))
+    assert code == 0, output
+    run(folder, monkeypatch, *options, out=str(tmp_path / "one"))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_verify_tells_a_sound_run_from_a_changed_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path))
+    given = [str(tmp_path), "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    result = CliRunner().invoke(app, ["verify", *given, "--samples", "80"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("as recorded") == 4
+    other = CliRunner().invoke(app, ["verify", *given, "--samples", "70", "--json"])
+    assert other.exit_code == 1
+    assert json.loads(other.stdout)["error"]["type"] == "OtherRun"
+    entry = next((tmp_path / "layers").glob("2-*.json"))
+    entry.write_text(entry.read_text().replace('"bound"', '"bond"'))
+    changed = CliRunner().invoke(app, ["verify", *given, "--samples", "80", "--json"])
+    assert changed.exit_code == 3
+    told = json.loads(changed.stdout)["verification"]
+    assert [row["ok"] for row in told["layers"]].count(False) == 1
+
+
+def test_report_writes_a_page_and_prints_its_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("jinja2")
+    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path / "run"))
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().lstrip().startswith("<!")
+    nothing = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert nothing.exit_code == 1
+    assert "no report.json" in nothing.output
+
+
+NEVER_DONE = ["--tol", "1e-15", "--eps", "0.01"]
+
+
+def test_ctrl_c_on_a_terminal_ends_a_run_in_order(folder: Path, tmp_path: Path) -> None:
+    """A real process with a terminal: its bars show the running solve, and the signal comes while they do."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    arguments = ["prune", "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    script = "from convexprune.cli import app; app()"
+    command = [sys.executable, "-c", script, *arguments, "--out", str(tmp_path), "--json", *NEVER_DONE]
+    environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=theirs, env=environment)  # noqa: S603
+    os.close(theirs)
+    shown, asked = "", False
+    try:
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                shown += os.read(ours, 65536).decode(errors="replace")
+            except OSError:  # the process has ended
+                break
+            if not asked and "iteration" in shown:
+                asked = True
+                process.send_signal(signal.SIGINT)
+        told = json.loads(process.communicate(timeout=60)[0])
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == told["exit_status"] == 130
+    assert "gap" in shown
+    assert "stopping in order" in shown
+    assert told["status"] == "stopped"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["provenance"]["stopped"] == "it was interrupted"
+    assert [row["status"] for row in report["layers"]] == ["stopped"]
+    assert report["layers"][0]["violation"] <= 1e-4  # what is written keeps the promise
+    assert [row["name"] for row in report["skipped"]] == ["2", "4"]
+    assert not list(tmp_path.glob("layers/*"))
+
+
+def test_a_second_signal_aborts_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    (folder / "impatient.py").write_text(IMPATIENT)
+    monkeypatch.chdir(folder)
+    given = ["--weights", "w.safetensors", "--calibration", "x.npz", "--out", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, ["prune", "impatient:build", *given])
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["error"]["type"] == "KeyboardInterrupt"
+    assert not (tmp_path / "model.safetensors").exists()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+IMPATIENT = """
+import signal
+from torch import nn
+
+class Impatient(nn.Sequential):
+    calls = 0
+
+    def forward(self, x):
+        Impatient.calls += 1
+        if Impatient.calls == 4:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(x)
+
+def build():
+    return Impatient(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+"""

@@ -255,6 +255,21 @@ def test_what_cannot_be_measured_is_refused() -> None:
         storage({"a": [1.0]})
     with pytest.raises(InvalidInput, match=r"'weight' is not a dense tensor"):
         storage(nn.Linear(2, 2, device="meta"))
+    for measure in (
+        storage,
+        lambda model: flops(model, torch.ones(2, 2)),
+        lambda model: latency(model, torch.ones(2, 2)),
+    ):
+        lazy = nn.Sequential(nn.LazyLinear(2))
+        with pytest.raises(InvalidInput, match=r"'0.weight' is not a dense tensor with values"):
+            measure(lazy)
+        assert nn.parameter.is_lazy(lazy[0].weight)  # a forward would have made it
+    with pytest.raises(InvalidInput, match=r"'weight' is not a dense tensor"):
+        latency(nn.Linear(2, 2, device="meta"), torch.ones(2, 2))
+    compressed = nn.Linear(2, 2)
+    compressed.weight = nn.Parameter(compressed.weight.detach().to_sparse())
+    with pytest.raises(InvalidInput, match=r"'weight' is not a dense tensor"):
+        flops(compressed, torch.ones(2, 2))
     with pytest.raises(InvalidTolerance, match="repeats"):
         latency(mlp(), torch.ones(2, 12), repeats=0)
     with pytest.raises(InvalidInput, match="failed on a batch"):

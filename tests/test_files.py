@@ -362,7 +362,7 @@ def test_the_flush_comes_before_the_rename(tmp_path: Path, monkeypatch: pytest.M
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, recorded(name))
     path = save_weights(network(), tmp_path / "w.safetensors")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]  # the file, its name, and the folder that holds the name
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # readable by whom other files are
 

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -127,6 +128,27 @@ def test_names_that_no_file_could_have_are_entries_of_their_own(tmp_path: Path) 
         journal.put(name, GOAL, Record({"number": number}, {}))
     assert [journal.get(name, GOAL).data["number"] for name in names] == list(range(len(names)))  # type: ignore[union-attr]
     assert sorted(record.data["layer"] for record in journal.entries()) == sorted(names)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be flushed there")
+def test_the_folder_is_flushed_after_each_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power failure could take the names of files away that were said to be on disk."""
+    calls: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        flush(descriptor)
+
+    def renamed(*paths: Path) -> None:
+        calls.append("rename")
+        rename(*paths)
+
+    journal = Journal(tmp_path, RUN)
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    journal.put("a", GOAL, RECORD)
+    assert calls == ["file", "rename", "folder"] * 2
 
 
 def test_what_killed_writes_left_behind_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOLVERS = sorted((ROOT / "solvers").rglob("*.py"))
 ADAPTER = sorted((ROOT / "convexprune").rglob("*.py"))
-OPTIONAL = {"cvxpy", "clarabel", "scs", "osqp", "sklearn", "matplotlib", "scipy"}
+SOLVING, SHOWING = {"cvxpy", "clarabel", "scs", "osqp", "scipy"}, {"jinja2", "matplotlib"}
+OPTIONAL = SOLVING | SHOWING | {"dask", "distributed", "sklearn", "transformers"}
 
 
 def path_name(path: Path) -> str:

@@ -24,6 +24,7 @@ from convexprune.masks import (
     make_permanent_,
     to_torch_prune_,
 )
+from convexprune.matrices import weight_matrices
 from convexprune.shrink import remove_neurons_
 from convexprune.solvers.errors import InvalidInput
 
@@ -366,10 +367,6 @@ def lazy():
 
 REFUSED = {
     "parametrized already, by _WeightNorm": lambda model: parametrizations.weight_norm(model[2]),
-    "parametrized already, by Mask, Twice": lambda model: (
-        keep_masks_(model, "2"),
-        parametrize.register_parametrization(model[2], "weight", Twice()),
-    ),
     "from_torch_prune_": lambda model: prune.l1_unstructured(model[2], "weight", 3),
     "no values yet": lambda model: model.append(nn.LazyLinear(3)),
     "load the weights": lambda model: model.append(nn.Linear(3, 3, device="meta")),
@@ -389,12 +386,44 @@ def test_weights_that_cannot_be_masked_are_refused_and_may_be_left_out(reason: s
     assert kinds == [type(module) for module in model.modules()]
     assert ids == [id(own) for own in model.parameters()]
     expected = outputs(model[0], x)
-    if "Twice" in reason:
-        with pytest.raises(UnsupportedModule, match=r"2\.weight.*on top of its mask"):
-            make_permanent_(model)
-        parametrize.remove_parametrizations(model[2], "weight")
     assert "0.weight" in keep_masks_(model, "0")
     assert same(outputs(model[0], x), expected)
+
+
+TAKING_MASKS = {
+    "all": keep_masks_,
+    "another layer's": lambda model: keep_masks_(model, "0"),
+    "torch's": from_torch_prune_,
+    "off": make_permanent_,
+    "over": to_torch_prune_,
+}
+
+
+@pytest.mark.parametrize("taking", TAKING_MASKS)
+def test_a_mask_under_another_parametrization_is_refused_before_anything_changes(taking: str) -> None:
+    model, x = built("mlp")
+    keep_masks_(model, "2")
+    parametrize.register_parametrization(model[2], "weight", Twice())
+    if taking == "torch's":
+        prune.l1_unstructured(model[0], "weight", 3)
+    before, expected = snapshot(model), outputs(model, x)
+    with pytest.raises(UnsupportedModule, match=r"2\.weight.*on top of its mask.*remove_parametrizations"):
+        TAKING_MASKS[taking](model)
+    assert_unchanged(model, before)
+    parametrize.remove_parametrizations(model[2], "weight")
+    assert (model[2].weight == 0).any()
+    assert same(outputs(model, x), expected)
+    TAKING_MASKS[taking](model)
+    assert same(outputs(model, x), expected)
+
+
+def test_a_masked_layer_is_not_pruned_before_its_mask_is_permanent() -> None:
+    model, _ = built("mlp")
+    keep_masks_(model)
+    with pytest.raises(UnsupportedModule, match=r"convexprune\.masks\.make_permanent_\(model\)"):
+        weight_matrices(model[0])
+    make_permanent_(model)
+    assert torch.equal(weight_matrices(model[0])[0][:5], model[0].weight.mT)
 
 
 def test_a_shared_weight_is_masked_everywhere_or_not_at_all() -> None:

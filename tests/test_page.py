@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convexprune import prune_
-from convexprune.coresets import coreset_prune_
+from convexprune.coresets import Guarantee, coreset_prune_
 from convexprune.errors import DamagedFile
 from convexprune.files import save_json
 from convexprune.page import sections
@@ -208,8 +208,8 @@ def test_charts_are_there_for_what_the_journal_holds(pages: dict[str, Page]) -> 
     traces = [f"Convergence of {name}" for name in "024"]
     assert labels["parallel"] == labels["cascade"] == bars + traces
     assert labels["network"] == [*bars, "Measured paths", *traces]
-    assert labels["budget"] == labels["coreset"] == bars
-    assert "a budget has no gap to trace" in pages["budget"].text
+    assert labels["budget"] == bars + traces  # of the ℓ1 programs whose supports it took
+    assert labels["coreset"] == bars
     assert "the folder has no journal" in pages["coreset"].text
 
 
@@ -289,6 +289,21 @@ def test_what_sparsity_buys_is_said_plainly(runs: dict[str, Ran], pages: dict[st
     assert gone["FLOPs, batch of 90, dense kernels"]["change"].text.startswith("−")
 
 
+def test_guarantees_of_coresets_are_told_with_what_they_rest_on(tmp_path: Path) -> None:
+    model, x = mlp()
+    report = coreset_prune_(model[:5], x, "lowner", Guarantee(0.9, 0.1))
+    save_json(report.to_dict(), tmp_path / "report.json")
+    page = page_of(tmp_path, tmp_path)
+    given = [row for row in report.layers if row.guarantee]  # type: ignore[attr-defined]
+    assert given
+    assert "guaranteed" in page.text
+    assert "a size was asked for" not in page.text
+    for row in given:
+        assert row.promise in page.text  # type: ignore[attr-defined]
+        for assumption in row.assumptions:  # type: ignore[attr-defined]
+            assert f"{row.name}: {assumption.text}" in page.text
+
+
 def test_a_report_alone_is_enough(runs: dict[str, Ran], tmp_path: Path) -> None:
     save_json(json.loads(runs["parallel"].report.to_json()), tmp_path / "report.json")
     page = page_of(tmp_path, tmp_path)
@@ -313,10 +328,14 @@ def test_of_large_runs_the_page_says_what_it_leaves_out(
     monkeypatch.setattr(sections, "MOST_TRACES", 2)
     points = tuple((i, i / 10, 0.5**i, 0.1**i) for i in range(1000))
     drawn = {f"block.{i}": Trace(f"block.{i}", 0, 1, "admm", 1e-3, 1e-4, points[: 400 + i]) for i in range(3)}
+    drawn["block.9"] = Trace("block.9", 0, 1, "continuation", None, None, ((300, 1.0, None, 0.0),))
     left_out: list[str] = []
     charts = sections.traces(replace(read_saved(tmp_path), traces=drawn), left_out)
     assert [chart.title for chart in charts] == ["block.1", "block.2"]
-    assert left_out == ["convergence traces of 1 of 3 layers; shown are the layers that took longest"]
+    assert left_out == [
+        "convergence traces of 1 of 3 layers; shown are the layers that took longest",
+        "convergence traces of 1 layer: a budget has no gap to trace",
+    ]
     assert all(len(chart.svg) < 60_000 for chart in charts)
 
 

@@ -68,6 +68,7 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
             return f"{name} is another of its parameters too, and each is pruned for itself: give it a copy"
         return (
             f"{name} is computed from other tensors: make it permanent first, with "
+            "convexprune.masks.make_permanent_(model), "
             f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{name}"), torch.nn.utils.prune.remove(layer, '
             f'"{name}") or torch.nn.utils.remove_weight_norm(layer)'
         )

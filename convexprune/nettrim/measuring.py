@@ -16,16 +16,17 @@ __all__ = ["Measure"]
 class Measure(Plain):
     """The layer's Pareto path at a few relative eps, to allocate by: at a gap of 1e-2, from at most ``rows``·N samples.
 
-    The weights are those of the loosest eps; nothing is promised of them.
+    The weights are those at ``probe``, to try what they do to the network; nothing is promised of them.
     """
 
     eps: tuple[float, ...] = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.45, 0.65, 0.9)
     rows: int = 4
+    probe: int = 4
     kind: ClassVar[str] = "measure"
 
     def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:
-        """That of the loosest eps."""
-        return Within(max(self.eps)).programs(posed, replace(how, cascade=False), share)
+        """That of the probe."""
+        return Within(self.eps[self.probe]).programs(posed, replace(how, cascade=False), share)
 
     def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
         """Warm starts along eps."""
@@ -41,8 +42,8 @@ class Measure(Plain):
             (eps, point.error / (thin.size or 1.0), int(point.solution.weights[free].count_nonzero()))
             for eps, point in zip(self.eps, path, strict=True)
         )
-        last = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
-        return replace(answered(program, last, thin, math.inf, math.inf, []), path=points)
+        probe = replace(path[self.probe].solution, status=Status.NO_BOUND)  # a measurement, no answer
+        return replace(answered(program, probe, thin, math.inf, math.inf, []), path=points)
 
     def __str__(self) -> str:
         return f"path of {len(self.eps)} eps"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from convexprune.allocation import allocate_eps, allocate_nonzeros
 from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
-from convexprune.nettrim.outcome import bound_of, radii_of
+from convexprune.nettrim.outcome import bound_of, network_error, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
 from convexprune.solvers.errors import Infeasible, InvalidInput
@@ -61,43 +61,66 @@ class NetworkEps:
         if not self.nonzeros:
             equal = min(1.0, total / (math.fsum(prices.values()) or math.inf))
             return dict.fromkeys(run.sites, equal)
-        curves = measured(run)
-        return None if curves is None else allocate_eps(curves, prices, total).values
+        found = measured(run)
+        if found is None:
+            return None
+        curves = {name: _curve(run, name, answers) for name, answers in found.items()}
+        return allocate_eps(curves, prices, total).values
 
 
 @dataclass(frozen=True)
 class NetworkSparsity:
-    """At most ``count`` weights in all layers, split so that the layers' relative errors add up to the least."""
+    """At most ``count`` weights in all layers, split so that what the layers do to the outputs adds up to the least.
+
+    Minimises Σ (s_l eps_l(n_l))²: eps_l is the layer's path, and s_l is measured, the error of the outputs by an error
+    of this layer alone. Small errors of different layers are taken as uncorrelated, so that their squares add up.
+    """
 
     count: int
     path: bool
 
     def pursue(self, run: Run) -> dict[str, Goal]:
         """Measure, split, solve and write."""
-        curves = measured(run)
-        if curves is None:
+        found = measured(run)
+        if found is None:
             return {}
         least = {name: site.groups for name, site in run.sites.items()}
-        curves = {name: [(eps, max(n, least[name])) for eps, n in curve] for name, curve in curves.items()}
-        split = allocate_nonzeros(curves, dict.fromkeys(curves, 1.0), self.count).values
+        gains = {name: _gain(run, name, answers) for name, answers in found.items()}
+        squares = {
+            name: [((gains[name] * eps) ** 2, max(n, least[name])) for eps, n in _curve(run, name, answers)]
+            for name, answers in found.items()
+        }
+        split = allocate_nonzeros(squares, dict.fromkeys(squares, 1.0), self.count).values
         kind = KeepByPath if self.path else Keep
         counts = {name: max(least[name], int(split[name] + 1e-9)) for name in run.sites}
         run.left |= {name: _WORTH_MORE for name, site in run.sites.items() if counts[name] >= site.weights}
         return Each({name: kind(counts[name]) for name in run.sites if name not in run.left}).pursue(run)
 
 
-def measured(run: Run) -> dict[str, list[tuple[float, float]]] | None:
-    """Each layer's path on the trained network's inputs, as points (eps, nonzeros); None if the run was stopped."""
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for name, answers in run.answers(dict.fromkeys(run.sites, Measure())):
-        curves[name] = [*_curve(answers), (0.0, float(run.sites[name].weights)), (1.0, 0.0)]
-    return {name: sorted(curves[name]) for name in run.sites} if len(curves) == len(run.sites) else None
+def measured(run: Run) -> dict[str, tuple[Answer, ...]] | None:
+    """Each layer's path on the trained network's inputs; None if the run was stopped."""
+    found = dict(run.answers(dict.fromkeys(run.sites, Measure())))
+    return {name: found[name] for name in run.sites} if len(found) == len(run.sites) else None
 
 
-def _curve(answers: tuple[Answer, ...]) -> list[tuple[float, float]]:
-    """Nonzeros of all groups at each eps."""
-    rows = zip(*(answer.path for answer in answers), strict=True)
-    return [(float(points[0][0]), float(sum(int(point[2]) for point in points))) for points in rows]
+def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float, float]]:
+    """Points (eps, nonzeros of all groups), from nothing removed to everything."""
+    points = [
+        (float(group[0][0]), float(sum(int(point[2]) for point in group)))
+        for group in zip(*(answer.path for answer in answers), strict=True)
+    ]
+    return [(0.0, float(run.sites[name].weights)), *points, (1.0, 0.0)]
+
+
+def _gain(run: Run, name: str, answers: tuple[Answer, ...]) -> float:
+    """The error of the outputs by the relative error of this layer alone, on the first batch."""
+    run.sites[name].write_([answer.stored for answer in answers])
+    try:
+        error = network_error(run, batches=1)
+    finally:
+        run.versions.restore_()
+    own = math.hypot(*(answer.error for answer in answers)) / (math.hypot(*(answer.size for answer in answers)) or 1.0)
+    return error / own if own > 0 else 0.0
 
 
 def _backwards(

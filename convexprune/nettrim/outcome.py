@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.capture import evaluating, outputs_of, run_model
@@ -66,11 +67,11 @@ def radii_of(run: Run) -> dict[str, float]:
     }
 
 
-def network_error(run: Run) -> float:
-    """‖f̂(x) − f(x)‖_F over the calibration data, batch by batch."""
+def network_error(run: Run, batches: int | None = None) -> float:
+    """‖f̂(x) − f(x)‖_F over the calibration data, or their first batches, one after the other."""
     wrong = []
     with evaluating(run.model):
-        for batch in run.calibration:
+        for batch in islice(run.calibration, batches):
             now = outputs_of(run_model(run.model, batch, run.forward))
             with run.versions.as_trained():
                 before = outputs_of(run_model(run.model, batch, run.forward))

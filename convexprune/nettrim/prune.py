@@ -7,6 +7,7 @@ Cascade: from what the network pruned so far computes, with the original network
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -183,10 +184,24 @@ def prune_(
     users = None if links is None else [user for link in links.values() for user in link.consumers]
     plan = make_plan(model, data, recipe, forward, partial(tell, "capture"), names=users)
     target = target_of(recipe, plan, links)
-    journal = None if run is None else Journal(run, _described(model, data, recipe))
     versions = Versions(plan.sites)
-    work = Run(model, data, forward, plan.sites, versions, recipe.how(), journal, ending, execute, tell, callback, keep_solutions)
-    with restoring(model) if links else versions.restoring():
+    with ExitStack() as stack:
+        stack.enter_context(restoring(model) if links else versions.restoring())
+        journal = None if run is None else stack.enter_context(Journal(run, _described(model, data, recipe)))
+        work = Run(
+            model=model,
+            calibration=data,
+            forward=forward,
+            sites=plan.sites,
+            versions=versions,
+            how=recipe.how(),
+            journal=journal,
+            stop=ending,
+            execute=execute,
+            tell=tell,
+            callback=callback,
+            multipliers=keep_solutions,
+        )
         goals = target.pursue(work)
         promise = network_promise(work, plan.size, recipe.network_eps)
         if isinstance(target, NeuronSparsity):
@@ -216,5 +231,4 @@ def _not_reached(work: Run, plan: Plan, goals: Mapping[str, Goal]) -> list[Skipp
 
 
 def _described(model: nn.Module, data: Calibration, recipe: Recipe) -> dict[str, Any]:
-    asked = recipe.to_dict()
-    return {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": asked, "asked": asked}
+    return {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}

@@ -91,7 +91,7 @@ class Run:
         for number, answers in self.execute(makers):
             name = waiting[number]
             self._keep(name, goals[name], answers)
-            answers = self._lean(answers)  # noqa: PLW2901 - no name for the others while the next layer is solved
+            answers = self._lean(answers)  # no name for the others while the next layer is solved
             done += 1
             self.tell(name, done, len(goals))
             yield name, answers

@@ -101,7 +101,7 @@ def traces(saved: Saved, left_out: list[str]) -> list[Chart]:
     if not every:
         left_out.append("no convergence traces: the folder has no journal of these layers")
     elif len(drawn) < len(every):
-        left_out.append(f"convergence traces of {len(every) - len(drawn)} layers: a budget has no gap to trace")
+        left_out.append(f"convergence traces of {_layers(len(every) - len(drawn))}: a budget has no gap to trace")
     return [
         Chart(_title(trace), convergence(f"Convergence of {trace.layer}", trace), _course(trace)) for trace in shown
     ]
@@ -138,6 +138,10 @@ def weight_maps(saved: Saved, left_out: list[str]) -> list[Pictures]:
         )
         found.append(Pictures(str(row["name"]), note, pair))
     return found
+
+
+def _layers(number: int) -> str:
+    return "1 layer" if number == 1 else f"{number} layers"
 
 
 def _label(row: Row) -> str:

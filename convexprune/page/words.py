@@ -167,17 +167,20 @@ def _guarantees(rows: Sequence[Row]) -> list[Finding]:
     holds = [row for row in given if row["status"] != "assumption fails"]
     if holds:
         text = "; ".join(dict.fromkeys(_guarantee(row) for row in holds))
-        told.append(Finding("good", f"{_who(holds, rows)}: {text}. What that rests on is listed below the table."))
+        rests = " What that rests on is listed below the table." if any(row.get("assumptions") for row in holds) else ""
+        told.append(Finding("good", f"{_who(holds, rows)}: {text}.{rests}"))
     told += [
         Finding("bad", f"The guarantee does not hold: {layer_name(str(row['name']))}, as an assumption fails.")
         for row in given
         if row not in holds
     ]
-    if len(given) < len(rows):
+    # Where a guarantee was asked for, layers that only lost inputs have none of their own.
+    rest = [row for row in rows if row not in given and not (given and row["status"] == "inputs only")]
+    if rest:
         text = "a size was asked for, not a guarantee, so nothing is promised"
-        measured = [row for row in rows if number(row.get("output_error")) is not None]
+        measured = any(number(row.get("output_error")) is not None for row in rest)
         tail = "; errors are measured on the calibration data" if measured else ", and nothing was measured"
-        told.append(Finding("plain", f"{_who([r for r in rows if r not in given], rows)}: {text}{tail}."))
+        told.append(Finding("plain", f"{_who(rest, rows)}: {text}{tail}."))
     return told
 
 
@@ -196,11 +199,11 @@ def _who(group: Sequence[Row], rows: Sequence[Row]) -> str:
     return f"{len(group)} of {len(rows)} layers"
 
 
-def badge(told: Sequence[Finding]) -> Finding:
+def badge(told: Sequence[Finding], coreset: bool) -> Finding:
     """All of it in a word."""
     kinds = {finding.kind for finding in told} - {"note"}
     if "bad" in kinds:
         return Finding("bad", "with exceptions")
     if kinds == {"good"}:
-        return Finding("good", "certified")
+        return Finding("good", "guaranteed" if coreset else "certified")
     return Finding("plain", "partly certified" if "good" in kinds else "measured, not certified")

@@ -76,7 +76,7 @@ def _view(saved: Saved) -> dict[str, Any]:
         "title": saved.title,
         "asked": asked(saved),
         "findings": told,
-        "badge": badge(told),
+        "badge": badge(told, saved.coreset),
         "cards": cards(saved),
         "gains": gains(saved),
         "latency": latency_table(saved),

@@ -1,0 +1,173 @@
+"""``convexprune prune``: from options to a folder with results, and what the terminal is told."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from convexprune.coresets.methods import make_method
+from convexprune.job import Job, Labelled, Source
+from convexprune.live import (
+    INTERRUPTED,
+    TIME_LIMIT,
+    UNCERTIFIED,
+    bars,
+    console,
+    deaf,
+    errors,
+    interruptible,
+    print_json,
+)
+from convexprune.preview import Preview
+from convexprune.report import Report
+from convexprune.solvers.errors import InvalidInput
+from convexprune.wishes import parsed_options, parsed_size, parsed_sparsity, parsed_table
+
+__all__ = ["coreset", "net_trim"]
+
+
+def net_trim(given: dict[str, Any]) -> int:
+    """With the options of ``convexprune prune`` by name; the exit status."""
+    if not given["remove"] and given["unit"] != "neurons":
+        raise InvalidInput("--no-remove: it goes with --unit neurons; leave it out")
+    arguments = _arguments(given)
+    job = Job(_source(given), given["out"], resumes=not given["dry_run"], labelled=_labelled(given))
+    if given["dry_run"]:
+        _show_plan(job.plan(**arguments, jobs=given["jobs"] or 1), given["as_json"])
+        return 0
+    if (told := job.finished(**arguments)) is not None:
+        return _nothing_to_do(told, given["out"], given["as_json"])
+    with _workers(given) as jobs, interruptible(partial(_say_stopping, jobs == 1)) as interrupt, bars(errors) as shown:
+        watched = {"progress": shown.progress, "callback": shown.callback}
+        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, **watched)
+    return _finish(job, report, given, interrupted=interrupt.asked)
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``prune_`` that go by the same names here, and those that are read from texts."""
+    eps, sparsity = given["eps"], given["sparsity"]
+    texts = {
+        "eps": parsed_table("--eps", eps) if eps else None,
+        "sparsity": parsed_sparsity(sparsity) if sparsity else None,
+    }
+    return {name: given[name] for name in _SAME} | texts
+
+
+_SAME = (
+    *("network_eps", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms", "gamma", "refit"),
+    *("solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
+)
+
+
+def coreset(given: dict[str, Any]) -> int:
+    """With the options of ``convexprune prune`` by name; the exit status."""
+    _, pruner = make_method(given["method"], parsed_options(given["option"] or []))
+    size = parsed_size(given["keep"], given["eps"], given["delta"])
+    job = Job(_source(given), given["out"], labels_key=given["labels_key"], labelled=_labelled(given))
+    recipe = {name: given[name] for name in ("layers", "scope", "order", "remove", "baseline", "seed")}
+    with bars(errors) as shown:
+        report = job.coreset(pruner, size, progress=shown.progress, **recipe)
+    return _finish(job, report, given)
+
+
+def _source(given: dict[str, Any]) -> Source:
+    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples")))
+
+
+def _labelled(given: dict[str, Any]) -> Labelled | None:
+    return None if given["data"] is None else Labelled(given["data"], given["data_key"], given["label_key"])
+
+
+@contextmanager
+def _workers(given: dict[str, Any]) -> Iterator[int]:
+    """How many layers at a time; a scheduler's workers unless told otherwise."""
+    if given["scheduler"] is None:
+        jobs = given["jobs"] or 1
+        if jobs > 1:
+            with deaf():
+                _start(jobs)
+        yield jobs
+        return
+    from convexprune.nettrim.pool import cluster
+
+    with cluster(given["scheduler"]) as workers:
+        yield given["jobs"] or max(2, workers)  # one at a time would be solved here
+
+
+def _start(jobs: int) -> None:
+    """joblib's workers, which then stay."""
+    from joblib import Parallel, delayed
+
+    Parallel(n_jobs=jobs)(delayed(int)() for _ in range(jobs))
+
+
+def _say_stopping(alone: bool) -> None:
+    rest = "" if alone else "; layers that workers are solving are waited for"
+    errors.print(
+        f"stopping in order{rest}. Press Ctrl-C again to abort at once: what is solved is kept", soft_wrap=True
+    )
+
+
+def _show_plan(plan: Preview, as_json: bool) -> None:
+    if as_json:
+        print_json({"status": "planned", "plan": plan.to_dict()})
+    else:
+        console.print(plan.table(console.width))
+
+
+def _nothing_to_do(told: dict[str, Any], out: Path, as_json: bool) -> int:
+    status = 0 if told.get("certified") else UNCERTIFIED
+    if as_json:
+        print_json({"status": "finished before", "exit_status": status, "files": _files(out), "report": told})
+    else:
+        kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
+        console.print(f"{out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+    return status
+
+
+def _files(out: Path) -> dict[str, str]:
+    names = {"model": "model.safetensors", "report": "report.json", "extras": "extras.json"}
+    return {what: str(out / name) for what, name in names.items() if (out / name).exists()}
+
+
+def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: bool = False) -> int:
+    """Write and show; an exit status of its own where something is open."""
+    own = {"removed": given["remove"]} if given["method"] == "net-trim" else {}
+    files = job.write(report, **own)
+    stopped = report.provenance.get("stopped")
+    status = 0 if report.certified else UNCERTIFIED
+    if stopped is not None:
+        status = INTERRUPTED if interrupted else TIME_LIMIT
+    if given["as_json"]:
+        told: dict[str, Any] = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
+        told |= {"files": files, "notes": job.notes, "report": job.told(report, **own)}
+        print_json(told)
+        return status
+    _show_report(job, report, files)
+    if stopped is not None:
+        errors.print(_unfinished(report, stopped), markup=False, highlight=False, soft_wrap=True)
+    elif status == UNCERTIFIED:
+        errors.print("[red]not every certificate or guarantee holds[/red]: see the status column")
+    return status
+
+
+def _show_report(job: Job, report: Report, files: dict[str, Path]) -> None:
+    if report.layers:
+        console.print(report.table(console.width))
+    if job.accuracy:
+        console.print("accuracy {before:.2%} before, {after:.2%} after".format(**job.accuracy), highlight=False)
+    names = {"model": "pruned model", "extras": "what sparsity buys"}
+    for what, path in files.items():
+        console.print(f"{names.get(what, what)}: {path}", markup=False, highlight=False, soft_wrap=True)
+    for note in job.notes:
+        errors.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _unfinished(report: Report, stopped: str) -> str:
+    early = [row.name for row in report.layers if row.status in ("stopped", "time limit")]
+    left = [module.name for module in report.skipped if module.reason.startswith("not reached")]
+    lines = [f"not finished: {stopped}"]
+    lines += [f"ended early, with the best weights so far: {', '.join(early)}"] if early else []
+    lines += [f"not reached, and as trained: {', '.join(left)}"] if left else []
+    return "; ".join(lines) + ". The same command goes on from here"

@@ -1,0 +1,142 @@
+"""What a run would do, told beforehand, against what it then does."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convexprune.capture import capture
+from convexprune.errors import NothingToPrune
+from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.nettrim import prune_
+from convexprune.preview import preview
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+
+
+def make_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(24, 5))
+
+
+def images(count: int = 40) -> Tensor:
+    return torch.rand(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_sizes_are_those_of_the_matrices_and_the_model_is_left() -> None:
+    model, x = make_network(), images()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = preview(model, x, batch_size=16)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.training
+    seen = capture(model, x, ["0", "3", "6"]).layers
+    for row in found.layers:
+        layer = model.get_submodule(row.name)
+        inputs = [input_matrices(layer, raw) for raw in seen[row.name].inputs]
+        X = [torch.cat(parts) for parts in zip(*inputs, strict=True)]
+        U = weight_matrices(layer)
+        assert row.matrices == tuple((*each.shape, W.shape[1]) for each, W in zip(X, U, strict=True))
+        assert row.data_bytes == sum(each.nbytes + (each @ W).nbytes for each, W in zip(X, U, strict=True))
+        assert not row.gram
+    assert [row.groups for row in found.layers] == [1, 2, 1]
+    assert [(row.fit, row.norm) for row in found.layers] == [("relu-ball", "1"), ("relu-ball", None), ("ball", None)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"eps": {"0": 0.3, "*": 0.2}, "norms": "leave"},
+        {"eps": 0.3, "layers": ["0", "6"]},
+        {"sparsity": 0.8},
+        {"network_eps": 0.5},
+        {"eps": 0.3, "mode": "cascade"},
+    ],
+)
+def test_the_run_does_what_was_told(arguments: dict[str, Any]) -> None:
+    model = make_network()
+    told = preview(model, images(), **arguments)
+    report = prune_(model, images(), **arguments, tol=1e-2, feas_tol=1e-2)
+    assert [row.name for row in told.layers] == [row.name for row in report.layers]
+    assert told.skipped == report.skipped
+    assert told.samples == report.samples
+    assert told.weights == report.nonzeros_before
+    for row, done in zip(told.layers, report.layers, strict=True):
+        assert (row.shape, row.fit, row.norm) == (done.shape, done.fit, done.norm)
+        assert row.matrices[0][0] == done.samples
+        if "network_eps" not in arguments:
+            assert row.goal == done.goal
+
+
+def test_layers_that_lose_inputs_are_told_where_neurons_go() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    arguments = {"sparsity": 0.5, "unit": "neurons", "layers": "0"}
+    told = preview(model, torch.rand(30, 8), **arguments)
+    report = prune_(model, torch.rand(30, 8), **arguments)
+    assert [row.name for row in told.layers] == ["2"]
+    assert told.skipped == report.skipped
+
+
+def test_a_linear_fit_of_many_samples_streams_and_its_memory_does_not_grow() -> None:
+    model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3))
+    small, large = (preview(model, torch.rand(count, 7)) for count in (1500, 6000))
+    assert [row.gram for row in large.layers] == [False, True]
+    assert small.layers[1].data_bytes == large.layers[1].data_bytes == 8 * 10 * (10 + 3)
+    assert large.layers[0].data_bytes == 4 * small.layers[0].data_bytes
+    assert large.memory_bytes > 3 * small.memory_bytes
+    assert not preview(model, torch.rand(1000, 7)).layers[1].gram
+
+
+def test_limits_bound_the_time_and_of_other_solvers_nothing_is_known() -> None:
+    model = make_network()
+    limited = preview(model, images(), layer_time_limit=1e-6, time_limit=1e-3)
+    assert limited.seconds is not None
+    assert 0 < limited.seconds <= 1e-3
+    other = preview(model, images(), solver="published")
+    assert [row.seconds for row in other.layers] == [None] * 3
+    assert other.seconds is None
+    free = preview(model, images())
+    assert free.seconds is not None
+    assert all(row.seconds is not None and 0 < row.seconds < free.seconds for row in free.layers)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"eps": -1},
+        {"eps": 0.1, "sparsity": 0.5},
+        {"mode": "series"},
+        {"mode": "cascade", "jobs": 2},
+        {"jobs": 0},
+        {"solver": "adm"},
+        {"fit": "cone"},
+        {"sparsity": "2of4"},
+        {"sparsity": {"0": 0.5}},
+        {"layers": "conv*"},
+    ],
+)
+def test_what_a_run_refuses_is_refused_in_the_same_words(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConvexPruneError) as told:
+        preview(make_network(), images(), **arguments)
+    with pytest.raises(type(told.value)) as refused:
+        prune_(make_network(), images(), **arguments)
+    assert str(told.value) == str(refused.value)
+
+
+def test_data_that_cannot_be_used_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="the model failed on a batch"):
+        preview(make_network(), torch.rand(4, 3, 6, 6))
+    with pytest.raises(NothingToPrune):
+        preview(nn.Tanh(), images())
+
+
+def test_it_is_data_and_a_table() -> None:
+    found = preview(make_network(), images(), layers=["0", "3"])
+    data = json.loads(json.dumps(found.to_dict()))
+    assert [row["groups"] for row in data["layers"]] == [1, 2]
+    assert data["pace"]["single"] > 0
+    text = str(found)
+    assert "640" in text  # 40 samples times 4 by 4 positions
+    assert "not pruned: 6 (Linear): not chosen by the name patterns" in text
