@@ -146,6 +146,7 @@ def _hooked(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode, without gradients and without fused paths that call no layers."""
     flags = [(module, module.training) for module in model.modules()]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
@@ -161,6 +162,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+    """The model's own return value for a batch, which is moved to the device of the first parameter.
+
+    Raises:
+        InvalidInput: The model cannot be called on the batch.
+    """
     parameter = next(model.parameters(), None)
     moved = batch if parameter is None else _moved(batch, parameter.device)
     if forward is not None:

@@ -14,8 +14,8 @@ from convexprune.digits import Digits, load_digits, train_digits_network
 from convexprune.evaluate import accuracy
 from convexprune.files import save_json, save_weights
 from convexprune.nettrim import prune_
-from convexprune.progress import silent
 from convexprune.plots import plot_accuracy
+from convexprune.progress import silent
 from convexprune.report import Report
 from convexprune.solvers.solution import TracePoint
 

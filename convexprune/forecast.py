@@ -23,7 +23,7 @@ _SOLVERS = (None, "admm", "quadratic", "continuation")  # those whose iterations
 _FOLDED = 1024  # rows from which on a linear fit's data is kept as products, as in nettrim.posed
 
 # Iterations on the samples: of ADMM to a gap of 1e-3 at an eps of 0.1, or what the rest comes to in such ones.
-_WITHIN, _KEEP, _PATTERN, _BY_PATH, _MEASURE, _RANK = 100, 600, 1500, 1200, 400, 440
+_WITHIN, _KEEP, _PATTERN, _BY_PATH, _MEASURE, _RANK = 100, 600, 1000, 800, 400, 440
 _ITERATIONS = {
     "within": _WITHIN,
     "keep": _KEEP,

@@ -222,4 +222,4 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def _running(module: nn.Module) -> bool:
     """Whether the norm is a fixed affine map in eval mode, with a shift of its own."""
     own = dict(module.named_parameters(recurse=False))
-    return module.running_var is not None and set(own) == {"weight", "bias"}  # type: ignore[union-attr]
+    return module.running_var is not None and set(own) == {"weight", "bias"}

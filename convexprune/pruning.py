@@ -111,7 +111,7 @@ def _say_stopping(alone: bool) -> None:
 
 def _show_plan(plan: Preview, as_json: bool) -> None:
     if as_json:
-        print_json({"status": "planned", "plan": plan.to_dict()})
+        print_json({"status": "planned", "exit_status": 0, "plan": plan.to_dict()})
     else:
         console.print(plan.table(console.width))
 

@@ -250,7 +250,10 @@ def test_a_failure_at_any_layer_leaves_the_model_as_it_was(layer: str, mode: str
 @given(st.integers(0, 1000), st.floats(0.02, 0.4), st.floats(1.0, 2.0))
 def test_random_chains_keep_every_promise(seed: int, eps: float, gamma: float) -> None:
     torch.manual_seed(seed)
-    model, x = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), [torch.randn(12, 3)]
+    model, x = (
+        nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
+        [torch.randn(12, 3)],
+    )
     dense = copy.deepcopy(model)
     report = prune_(model, x, eps, mode="cascade", gamma=gamma)
     for row in report.layers:

@@ -157,6 +157,18 @@ def test_a_norm_that_is_not_the_layers_alone_stays_outside(kind: str) -> None:
     assert "is part of its program" not in str(report)
 
 
+def test_a_norm_whose_shift_another_norm_shares_stays_outside() -> None:
+    """Else the shift of one layer would be written over by that of the other."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 5), nn.BatchNorm1d(5), nn.ReLU())
+    model[4].bias = model[1].bias
+    x, dense = torch.randn(40, 4), copy.deepcopy(model)
+    for row in prune_(model, x, 0.1).layers:
+        assert (row.fit, row.norm) == ("ball", None)
+        promised(row, dense, model, [x], cascade=False)
+    assert torch.equal(model[1].bias, dense[1].bias)
+
+
 def test_a_norm_alone_is_folded_whatever_follows_it() -> None:
     """Before a GELU the ball is around the norm's outputs, not the layer's."""
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -85,7 +85,7 @@ def _part(count: int, share: float) -> int:
 
 def _budgeted(program: LayerProgram, posed: Posed, how: How) -> Answer:
     # The tolerances are those of a certificate, which a budget has not.
-    limits = {name: how.options.get(name) for name in ("max_iter", "time_limit")}
+    limits: dict[str, Any] = {name: how.options.get(name) for name in ("max_iter", "time_limit")}
     own = {name: value for name, value in how.options.items() if name not in ("tol", "feas_tol", *limits)}
     solver = "continuation" if how.solver is None else how.solver
     solution = solve(program, solver, start=posed.W, callback=how.callback, **limits, **own)

@@ -47,8 +47,9 @@ def folds(norm: nn.Module | None, bias: Tensor | None, groups: int) -> tuple[Fol
     """For each group of a layer with this bias the norm behind it, computed in float64."""
     if norm is None:
         return (Fold(),) * groups
-    gamma, mean, variance = (value.detach().double() for value in (norm.weight, norm.running_mean, norm.running_var))
-    scale = gamma / (variance + norm.eps).sqrt()  # type: ignore[operator]
+    gamma = norm.get_parameter("weight").detach().double()
+    mean, variance = (norm.get_buffer(name).double() for name in ("running_mean", "running_var"))
+    scale = gamma / (variance + float(norm.eps)).sqrt()  # type: ignore[arg-type]
     b = torch.zeros_like(mean) if bias is None else bias.detach().double()
     offset = (b - mean) * scale
     return tuple(Fold(s, c) for s, c in zip(scale.chunk(groups), offset.chunk(groups), strict=True))

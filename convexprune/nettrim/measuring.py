@@ -1,15 +1,25 @@
 """What each error would cost: paths measured to allocate by."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import LayerProgram, Status, solve_path
+from convexprune.solvers import L1, EpsPath, LayerProgram, Status, solve_path
 
-__all__ = ["Measure"]
+__all__ = ["Measure", "measured_path"]
+
+
+def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath:
+    """The program at these relative eps, as closely as a measurement asks for."""
+    limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3}
+    limits |= {name: how.options.get(name) for name in ("max_iter", "time_limit")}
+    own = {name: value for name, value in how.options.items() if name not in limits}
+    solver = solver_for(posed, how) if isinstance(program.penalty, L1) else how.solver or "admm"
+    return solve_path(program, [value * posed.size for value in eps], solver, **limits, **own)
 
 
 @dataclass(frozen=True)
@@ -32,11 +42,7 @@ class Measure(Plain):
         """Warm starts along eps."""
         thin = posed.thinned(self.rows * len(posed.stored))
         program = self.programs(thin, how, share)
-        limits = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
-        limits |= {"time_limit": how.options.get("time_limit")}
-        own = {name: value for name, value in how.options.items() if name not in limits}
-        radii = [eps * thin.size for eps in self.eps]
-        path = solve_path(program, radii, solver_for(posed, how), **limits, **own)
+        path = measured_path(program, thin, self.eps, how)
         free = slice(0, posed.rows)
         points = tuple(
             (eps, point.error / (thin.size or 1.0), int(point.solution.weights[free].count_nonzero()))

@@ -65,7 +65,7 @@ class NetworkEps:
         if found is None:
             return None
         curves = {name: _curve(run, name, answers) for name, answers in found.items()}
-        return allocate_eps(curves, prices, total).values
+        return dict(allocate_eps(curves, prices, total).values)
 
 
 @dataclass(frozen=True)

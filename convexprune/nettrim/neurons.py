@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.answers import Answer, Plain, answered
+from convexprune.nettrim.measuring import measured_path
 from convexprune.nettrim.posed import How, Posed
-from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit, solve_path
+from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -57,18 +58,14 @@ class RankInputs(Plain):
         """Warm starts along eps."""
         thin = posed.thinned(self.rows * len(posed.stored))
         program = self.programs(thin, how, share)
-        limits = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
-        limits |= {"time_limit": how.options.get("time_limit")}
-        own = {name: value for name, value in how.options.items() if name not in limits}
-        solver = "admm" if how.solver is None else how.solver
-        path = solve_path(program, [eps * thin.size for eps in self.eps], solver, **limits, **own)
+        path = measured_path(program, thin, self.eps, how)
         last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
         for number, point in enumerate(path):
             added = self._added(thin, point.solution.weights)
             last[added > 0], size = number, torch.where(added > 0, added, size)
         points = tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
-        last = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
-        return replace(answered(program, last, thin, math.inf, math.inf, []), path=points)
+        loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
+        return replace(answered(program, loosest, thin, math.inf, math.inf, []), path=points)
 
     def _added(self, posed: Posed, U: Tensor) -> Tensor:
         """‖X_c U_c‖_F of each neuron [neurons], on the CPU."""
@@ -96,10 +93,12 @@ class KeepInputs(Plain):
         return posed.program(posed.loss(), TopK(count, rows=posed.rows))
 
     def support(self, posed: Posed) -> Tensor:
-        """Boolean [N, M]."""
+        """Boolean [N, M]; inputs that are nothing but rounding get no weights, which would have to be huge."""
         rows = torch.zeros(self.neurons, dtype=torch.bool, device=posed.stored.device)
         rows[list(self.kept)] = True
-        rows = rows.repeat_interleave(posed.rows // self.neurons)
+        sizes = posed.inputs[:, : posed.rows].double().norm(dim=0)
+        least = 16 * torch.finfo(posed.dtype).eps * sizes.max()
+        rows = rows.repeat_interleave(posed.rows // self.neurons) & (sizes > least)
         if posed.biased:
             rows = torch.cat([rows, rows.new_ones(1)])
         return rows[:, None].expand_as(posed.stored).contiguous()

@@ -93,7 +93,7 @@ def make_plan(
             taps[name],
             follows[name],
             norms[name],
-            model.get_submodule(norms[name]) if norms[name] else None,
+            None if (norm := norms[name]) is None else model.get_submodule(norm),
             fits[name],
             observed.calls,
         )

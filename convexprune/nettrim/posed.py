@@ -123,7 +123,7 @@ class Posed:
         if self.fit == "net-trim":
             raise InvalidInput("fit: 'net-trim' has a ceiling that a budget may not be able to keep; use 'relu-ball'")
         given = self.X if isinstance(self.X, Gram) else self.targets
-        return SquaredLoss(given) if self.fit == "ball" else ReluLoss(given)  # type: ignore[arg-type]
+        return SquaredLoss(given) if self.fit == "ball" else ReluLoss(given)
 
     def penalty(self, how: How) -> L1:
         """ℓ1, with a free bias unless asked otherwise."""
@@ -139,7 +139,7 @@ class Posed:
         if self.fit == "net-trim":
             return self._net_trim(radius, how)
         given = self.X if isinstance(self.X, Gram) else self.targets
-        fit = FITS[self.fit](given, radius)  # type: ignore[arg-type]
+        fit = FITS[self.fit](given, radius)
         if how.cascade:
             # h and not the error behind the ReLU, which is smaller where a positive target meets a negative output.
             reach = float(norm(fit.residual(self.inputs.to(fit.Y.dtype) @ self.W.to(fit.Y.dtype))))

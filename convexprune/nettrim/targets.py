@@ -1,10 +1,10 @@
 """A goal for each layer, and the way through them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from convexprune.nettrim.goals import Goal
+from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.run import Run
 
 __all__ = ["Each", "Target", "pursued"]
@@ -30,7 +30,7 @@ class Each:
         return {name: goal for name, goal in self.goals.items() if name in run.written}
 
 
-def pursued(run: Run, goals: Mapping[str, Goal]):
+def pursued(run: Run, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
     """Answers as they come, in the order of calls in cascade, where each must be written before the next."""
     if not run.how.cascade:
         yield from run.answers(goals)

@@ -1,0 +1,252 @@
+"""Passes over calibration data: nothing is kept that need not be, and streamed products give the same answers."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from promises import unchanged
+from tolerances import ROUNDING
+from torch import Tensor, nn
+from torch.nn import functional
+
+from convexprune import prune_
+from convexprune.errors import EmptyCalibration
+from convexprune.passes import observe, received
+from convexprune.solvers import Ball, Gram, LayerProgram, certify
+from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.solvers.registry import make_solver
+from convexprune.taps import tap
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)
+    )
+
+
+def figures(calibration: Any, mode: str = "parallel") -> list[tuple[Any, ...]]:
+    report = prune_(mlp(), calibration, mode=mode)
+    assert report.samples == 60
+    return [(row.name, row.samples, row.nonzeros, round(row.output_error, 2)) for row in report.layers]
+
+
+class Read:
+    """A data set that is made anew at each pass, and counts how many of its batches are alive."""
+
+    def __init__(self, x: Tensor, size: int) -> None:
+        self.x, self.size, self.passes, self.most = x, size, 0, 0
+        self.alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        for part in self.x.split(self.size):
+            self.alive.add(batch := part.clone())
+            self.most = max(self.most, len(self.alive))
+            yield batch
+            del batch
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_however_the_samples_are_cut_the_answers_are_the_same(mode: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(60, 6)
+    want = figures([x], mode)
+    cuts = [*x[:25].split([7, 0, 1, 17]), x[:0], *x[25:].split(35)]
+    for data in (x, x.numpy(), cuts, iter(cuts), (part for part in cuts), tuple(cuts), Read(x, 11)):
+        assert figures(data, mode) == want
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_of_a_data_set_only_the_batch_in_use_and_the_next_are_alive(mode: str) -> None:
+    """And it is read once a layer, not more: to look, to solve each, to measure the error."""
+    torch.manual_seed(1)
+    data = Read(torch.randn(60, 6), 5)
+    prune_(mlp(), data, mode=mode)
+    assert data.most <= 2
+    assert not data.alive
+    assert 4 <= data.passes <= 7
+
+
+class Watching:
+    """ADMM, or what suits, that remembers what earlier layers gave it, and sees whether that is still in memory."""
+
+    def __init__(self, name: str) -> None:
+        self.method = make_solver(name, {})[1]
+        self.seen: list[weakref.ref[Tensor]] = []
+        self.kept: list[int] = []
+
+    def refuses(self, program: LayerProgram) -> None:
+        return None
+
+    def run(self, program: LayerProgram, limits: Any, start: Any, watch: Any) -> Any:
+        gc.collect()
+        self.kept.append(sum(ref() is not None for ref in self.seen))
+        proposal = self.method.run(program, limits, start, watch)
+        arrays = [program.inputs, program.fit.Y, proposal.multipliers]
+        self.seen += [weakref.ref(array) for array in arrays if isinstance(array, Tensor)]
+        return proposal
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_memory_is_one_layers_data(mode: str) -> None:
+    """When a layer is solved, no inputs, targets or multipliers of those before it are left."""
+    torch.manual_seed(1)
+    solver = Watching("admm")
+    report = prune_(mlp(), torch.randn(60, 6), mode=mode, solver=solver)
+    assert report.certified
+    assert len(solver.seen) >= 9
+    assert solver.kept == [0, 0, 0]
+
+
+def test_the_forward_is_left_at_the_last_call_and_nothing_stays_behind() -> None:
+    torch.manual_seed(1)
+    model, calls = mlp().eval(), []
+    model[4].register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(9, 6)
+    with torch.no_grad():
+        (got,) = received(model, x, (tap(model, "2"),), 1)
+        want = functional.relu(model[0](x))
+    assert torch.equal(got, want)
+    assert not calls
+    assert not any(module._forward_hooks for module in model[:4])
+    with torch.no_grad():
+        assert torch.equal(*received(model, x, (tap(model, "2"),), None), want)
+    assert calls
+    model[4]._forward_hooks.clear()
+
+
+def test_in_place_operations_do_not_change_what_was_received() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1
+            y = self.shared(x)
+            x.zero_()
+            return self.shared(y.relu_())
+
+    torch.manual_seed(1)
+    model, x = Overwriting(), torch.randn(7, 4)
+    with torch.no_grad():
+        first, second = received(model, x, (tap(model, "shared"),), 2)
+        assert torch.equal(first, x)
+        assert torch.equal(second, model.shared(x).relu())
+
+
+def bad(x: Tensor, value: float) -> list[Tensor]:
+    parts = [part.clone() for part in x.split(20)]
+    parts[2][3, 4] = value
+    return parts
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("kind", ["in the data", "in the model", "raised", "no samples"])
+def test_what_goes_wrong_in_the_middle_of_a_pass_leaves_the_model_as_it_was(kind: str, mode: str) -> None:
+    torch.manual_seed(1)
+    x, model = torch.randn(60, 6), mlp()
+    data, error, match = {
+        "in the data": (bad(x, torch.nan), NonFinite, "batch 2 of the calibration data"),
+        "in the model": (bad(x, 3e38), NonFinite, "reaches layer"),
+        "raised": ([*x.split(20), torch.randn(4, 5)], InvalidInput, "the model failed on a batch"),
+        "no samples": ([x[:0], x[:0]], EmptyCalibration, "no sample"),
+    }[kind]
+    if kind == "in the model":
+        with torch.no_grad():
+            model[0].weight.mul_(1e3)
+    same = unchanged(model)
+    with pytest.raises(error, match=match):
+        prune_(model, data, mode=mode)
+    assert same()
+
+
+def test_a_data_set_that_fails_in_a_later_pass_leaves_the_model_as_it_was() -> None:
+    class Failing(Read):
+        def __iter__(self) -> Iterator[Tensor]:
+            if self.passes == 3:
+                raise OSError("disk")
+            yield from super().__iter__()
+
+    torch.manual_seed(1)
+    model = mlp()
+    same = unchanged(model)
+    with pytest.raises(OSError, match="disk"):
+        prune_(model, Failing(torch.randn(60, 6), 20), mode="cascade")
+    assert same()
+
+
+def test_one_pass_tells_order_calls_samples_and_the_outputs_norm() -> None:
+    torch.manual_seed(1)
+    model, x = mlp().eval(), torch.randn(23, 6)
+    seen: list[str] = []
+    taps = {name: (tap(model, name),) for name in ("4", "0", "2")}
+    found = observe(model, x.split(10), taps, see=lambda name, _: seen.append(name))
+    assert list(found.layers) == ["0", "2", "4"]
+    assert seen == ["0", "2", "4"] * 3
+    assert [layer.activation for layer in found.layers.values()] == ["relu", "relu", "output"]
+    assert {layer.calls for layer in found.layers.values()} == {1}
+    with torch.no_grad():
+        assert found.size == pytest.approx(float(model(x).double().norm()), rel=1e-6)
+    assert found.samples == 23
+
+
+def lifted(X: Tensor, Y: Tensor, gram: Gram, multipliers: Tensor) -> Tensor:
+    """Multipliers of the real samples from those of X̃ and Ỹ: Q from X = QR, and the direction of what X misses of Y."""
+    R, T = gram.inputs[:-1], gram.targets[:-1]
+    Q = torch.linalg.lstsq(R.T, X.T).solution.T
+    rest = Y - Q @ T
+    length = rest.norm(dim=0)
+    return Q @ multipliers[:-1] + rest / torch.where(length > 0, length, 1.0) * multipliers[-1]
+
+
+@pytest.mark.parametrize("samples", [1100, 1500])
+def test_streamed_products_prove_the_same_of_the_real_samples(samples: int) -> None:
+    """Beyond 1,024 samples a linear fit keeps XᵀX alone; its weights and multipliers certify on the samples."""
+    torch.manual_seed(1)
+    x = torch.randn(samples, 7, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(7, 4)).double()
+    W = torch.cat([model[0].weight.detach().T, model[0].bias.detach()[None]])
+    X = torch.cat([x, x.new_ones(samples, 1)], 1)
+    Y = X @ W
+    report = prune_(model, x.split(300), 0.2, tol=1e-6, keep_solutions=True)
+    (row,), (solution,) = report.layers, report.solutions["0"]
+    assert row.certified
+    assert row.samples == samples
+    gram = Gram.of([(X, Y)], torch.float64)
+    assert solution.multipliers.shape == (9, 4)
+    program = LayerProgram(X, Ball(Y, 0.2 * float(Y.norm())), _free_bias(8))
+    again = certify(program, solution.weights, lifted(X, Y, gram, solution.multipliers))
+    assert again.value == pytest.approx(row.value, rel=ROUNDING)
+    assert again.bound == pytest.approx(row.bound, rel=1e-6)
+    assert again.gap <= 2e-6
+    assert float((X @ solution.weights - Y).norm() / Y.norm()) == pytest.approx(row.output_error, rel=1e-6)
+
+
+def _free_bias(inputs: int) -> Any:
+    from convexprune.solvers import L1
+
+    return L1.free_bias(inputs)
+
+
+def test_streamed_and_kept_give_the_same_layer() -> None:
+    """The same weights by all samples in memory, a row of X each, as by their products."""
+    torch.manual_seed(1)
+    x = torch.randn(1200, 5)
+    streamed, kept = nn.Sequential(nn.Linear(5, 4)), nn.Sequential(nn.Linear(5, 4))
+    kept.load_state_dict(copy.deepcopy(streamed.state_dict()))
+    one = prune_(streamed, x, 0.2, tol=1e-6, feas_tol=1e-6).layers[0]
+    W = torch.cat([kept[0].weight.detach().T, kept[0].bias.detach()[None]]).double()
+    X = torch.cat([x, x.new_ones(1200, 1)], 1).double()
+    Y = X @ W
+    from convexprune.solvers import solve
+
+    other = solve(LayerProgram(X, Ball(Y, 0.2 * float(Y.norm())), _free_bias(6)), tol=1e-6, feas_tol=1e-6)
+    assert one.value == pytest.approx(other.certificate.value, rel=1e-4)
+    assert one.bound <= other.certificate.value * (1 + 1e-5)
+    assert other.certificate.bound <= one.value * (1 + 1e-5)
