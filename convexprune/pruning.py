@@ -39,8 +39,8 @@ def net_trim(given: dict[str, Any]) -> int:
     if (told := job.finished(**arguments)) is not None:
         return _nothing_to_do(told, given["out"], given["as_json"])
     with _workers(given) as jobs, interruptible(partial(_say_stopping, jobs == 1)) as interrupt, bars(errors) as shown:
-        watched = {"progress": shown.progress, "callback": shown.callback}
-        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, **watched)
+        callback = shown.callback if jobs == 1 else None  # what workers do is not seen here
+        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, progress=shown.progress, callback=callback)
     return _finish(job, report, given, interrupted=interrupt.asked)
 
 

@@ -133,7 +133,7 @@ class Report:
 
         table = Table(caption=self._caption(), caption_justify="left")
         wide = width >= _WIDE
-        columns = self.layers[0].columns
+        columns = self.layers[0].columns if self.layers else (("layer", True),)  # a run may have been stopped before the first one
         for number, (heading, always) in enumerate(columns):
             if wide or always:
                 name = number == 0  # the only one that may take several lines: figures are never cut

@@ -31,6 +31,7 @@ from convexprune.nettrim.tasks import executor
 from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule
 from convexprune.shrink import restoring
+from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.interface import Solver
 from convexprune.solvers.solution import TracePoint
 from convexprune.solvers.solve import environment
@@ -134,7 +135,8 @@ def prune_(
             ``joblib.parallel_config("dask")`` on a cluster. In parallel mode only.
         keep_solutions: Keep each layer's solutions, multipliers included, in the report.
         progress: Called as ``progress(stage, done, total)``, with the stage "capture" or a layer's name.
-        callback: Called as ``callback(layer, trace_point)`` while a layer is solved here; a true answer stops it.
+        callback: Called as ``callback(layer, trace_point)`` while a layer is solved; a true answer stops it. With
+            ``jobs`` > 1 it is refused.
         stop: Asked between iterations; a true answer ends the run as ``time_limit`` does.
         **options: The solver's own.
 
@@ -178,6 +180,8 @@ def prune_(
         options=options,
     )
     execute = executor(jobs, mode == "cascade")
+    if jobs > 1 and callback is not None:
+        raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
     data = Calibration(calibration, batch_size)
     ending = Stop(time_limit, stop)
     links, left = (None, None) if unit == "weights" else chosen_links(model, recipe.layers)
