@@ -2,8 +2,8 @@
 
 ``prune_(model, calibration, eps=0.1)`` prunes a whole model in place, ``coreset_prune_(model, calibration, "mussay",
 0.5)`` removes neurons or weights by a coreset; ``keep_masks_`` keeps zeros through fine-tuning; ``verify`` recomputes
-what a run claims; ``layer_program`` and ``write_back_`` do one layer by hand; ``convexprune.solvers`` is the optimisation
-underneath.
+what a run claims; ``layer_program`` and ``write_back_`` do one layer by hand; ``convexprune.solvers`` is the
+optimisation underneath.
 """
 
 from convexprune.coresets import coreset_prune_

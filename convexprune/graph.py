@@ -3,13 +3,14 @@
 import inspect
 import operator
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
-from convexprune.matrices import unsupported
+from convexprune.matrices.support import kind_of, unsupported
 
 __all__ = ["LAYERS", "NORMS", "Network", "inputs_of", "operation_of", "outputs_of", "traced"]
 
@@ -36,7 +37,8 @@ class Network:
     """The model's modules, and who uses which; ``layers`` are the kinds that may lose neurons."""
 
     def __init__(self, model: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
-        self.layers, self.graph, self.modules = layers, traced(model), dict(model.named_modules())
+        self.layers, self.modules = layers, dict(model.named_modules())
+        self.graph, self._constants = traced(model)
         self.calls: dict[str, list[fx.Node]] = {}
         self._read = set()  # modules whose tensors are used outside them
         for node in self.graph.nodes:
@@ -73,10 +75,10 @@ class Network:
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def is_number(self, node: fx.Node) -> bool:
-        """Whether the node is a tensor of the model with one entry."""
+        """Whether the node is a tensor with one entry, of the model or created in its forward."""
         holder, _, name = str(node.target).rpartition(".")
-        tensor = getattr(self.modules.get(holder), name, None) if node.op == "get_attr" else None
-        return isinstance(tensor, Tensor) and tensor.numel() == 1 and tensor.ndim <= 1
+        tensor = getattr(self.modules.get(holder), name, self._constants.get(str(node.target)))
+        return node.op == "get_attr" and isinstance(tensor, Tensor) and tensor.numel() == 1 and tensor.ndim <= 1
 
     def told(self, node: fx.Node) -> str:
         """The node in words."""
@@ -98,8 +100,11 @@ def outputs_of(module: nn.Module) -> int:
     return len(module.get_parameter("weight")) if isinstance(module, LAYERS) else inputs_of(module)
 
 
-def traced(model: nn.Module) -> fx.Graph:
+def traced(model: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     """The graph of the forward in eval mode, with the defaults of its options; the model is left as found.
+
+    The graph takes what the forward creates itself, such as torch.arange(6), from the model, by names that the model
+    does not have: these constants come with it.
 
     Raises:
         UnsupportedModule: The forward cannot be traced.
@@ -108,7 +113,8 @@ def traced(model: nn.Module) -> fx.Graph:
     try:
         options = inspect.signature(model.forward).parameters.values()
         model.eval()
-        return _Tracer().trace(model, {p.name: p.default for p in options if p.default is not p.empty} or None)
+        graph = _Tracer().trace(model, {p.name: p.default for p in options if p.default is not p.empty} or None)
+        return graph, {name: value for name, value in vars(model).items() if name not in found[0][1]}
     except Exception as error:
         what = f"{type(model).__name__} cannot be traced by torch.fx ({error}), so what follows its layers is unknown"
         raise UnsupportedModule(f"{what}: unwrap it, and let no condition in forward depend on the data") from error
@@ -120,4 +126,4 @@ def traced(model: nn.Module) -> fx.Graph:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LAYERS) or super().is_leaf_module(m, module_qualified_name)
+        return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)

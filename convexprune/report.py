@@ -131,9 +131,10 @@ class Report:
         """A rich table, a row a layer; the columns that matter least are left out below 120 characters."""
         from rich.table import Table
 
-        table = Table(caption=self._caption(), caption_justify="left")
+        table = Table(caption=self._caption(), caption_justify="left", min_width=0 if self.layers else 80)
         wide = width >= _WIDE
-        columns = self.layers[0].columns if self.layers else (("layer", True),)  # a run may have been stopped before the first one
+        # A run may have been stopped before its first layer.
+        columns = self.layers[0].columns if self.layers else (("layer", True),)
         for number, (heading, always) in enumerate(columns):
             if wide or always:
                 name = number == 0  # the only one that may take several lines: figures are never cut

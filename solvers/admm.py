@@ -237,10 +237,11 @@ class ADMM(IterativeSolver[Iterate]):
         """Scaled variables [N, M] to start from: the caller's, or a lightly damped least squares fit of the targets."""
         if start is not None:
             return start.weights.to(d) * d
-        damping = 1e-3 * gram.diagonal().clamp(min=_TINY)
+        # The same for all columns: a short one of the shape of a free bias would start far too large.
+        damping = 1e-3 * float(gram.diagonal().max()) + _TINY
         like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
-        factor = torch.linalg.cholesky(gram + torch.diag(damping))
+        factor = torch.linalg.cholesky(gram + damping * torch.eye(len(d), dtype=gram.dtype, device=gram.device))
         return torch.cholesky_solve(moment.to(gram), factor).to(d)
 
     def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:

@@ -159,12 +159,14 @@ def smallest_eps(
     tol: float = 1e-3,
     feas_tol: float = 1e-4,
     max_iter: int | None = None,
+    callback: Callable[[PathPoint], bool | None] | None = None,
     **options: Any,
 ) -> PathPoint:
     """The smallest eps at which the layer has at most so many nonzeros, by a search along the path.
 
     The search narrows an interval of log eps; the number of nonzeros need not fall everywhere as eps grows, so the
-    answer is the end of an interval below which a point with more nonzeros was found.
+    answer is the end of an interval below which a point with more nonzeros was found. A point that is not feasible
+    counts as one with too many: no weights keep to an eps below the distance of the data from the model.
 
     Args:
         program: As in ``solve_path``; its own eps, if positive, is where the search starts.
@@ -174,10 +176,11 @@ def smallest_eps(
         tol: Of each point, as in ``solve``, like the next two.
         feas_tol: Likewise.
         max_iter: Likewise.
+        callback: Called with each point; a true answer ends the search with the best one so far.
         **options: The solver's own, by name.
 
     Returns:
-        A point with at most so many nonzeros.
+        A point with at most so many nonzeros; if the callback ended the search before there was one, the last point.
 
     Raises:
         InvalidInput: As in ``solve_path``, or a number of nonzeros that is not a whole number ≥ 0.
@@ -189,21 +192,43 @@ def smallest_eps(
     walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None))
     size = program.fit.size or 1.0
     start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
-    best = walk.to(min(start, size))
-    low, factor, largest = 0.0, 2.0, size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
-    while best.nonzeros > nonzeros:
-        if best.eps >= largest:
-            raise Infeasible(f"nonzeros: expected a number that eps = ‖Y‖ = {size:g} allows, found {nonzeros}")
-        low, best = best.eps, walk.to(min(best.eps * factor, largest))
-    while low == 0.0:
-        if best.eps < 1e-6 * size:
-            return best
-        point = walk.to(best.eps / factor)
-        low, best = (point.eps, best) if point.nonzeros > nonzeros else (low, point)
-    while best.eps > low * (1 + rtol):
-        point = walk.to(math.sqrt(low * best.eps))
-        low, best = (point.eps, best) if point.nonzeros > nonzeros else (low, point)
-    return best
+    largest = size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
+    search = _Search(nonzeros, feas_tol)
+    point = walk.to(min(start, size))
+    while not search.ended_by(point, callback):
+        if search.best is None:
+            if point.eps >= largest:
+                raise Infeasible(f"nonzeros: expected a number that eps = ‖Y‖ = {size:g} allows, found {nonzeros}")
+            eps = min(2 * point.eps, largest)
+        elif search.low == 0.0:
+            eps = search.best.eps / 2
+            if search.best.eps < 1e-6 * size:
+                break
+        elif search.best.eps > search.low * (1 + rtol):
+            eps = math.sqrt(search.low * search.best.eps)
+        else:
+            break
+        point = walk.to(eps)
+    return search.best or point
+
+
+@dataclass
+class _Search:
+    """An interval of eps: too many nonzeros at ``low``, few enough at ``best``."""
+
+    nonzeros: int
+    feas_tol: float
+    low: float = 0.0
+    best: PathPoint | None = None
+
+    def ended_by(self, point: PathPoint, callback: Callable[[PathPoint], bool | None] | None) -> bool:
+        """Narrow the interval by a point; whether the callback asks to end."""
+        feasible = point.solution.certificate.violation <= 10 * self.feas_tol  # else it did not converge, or cannot
+        if feasible and point.nonzeros <= self.nonzeros:
+            self.best = point
+        else:
+            self.low = point.eps
+        return callback is not None and bool(callback(point))
 
 
 class _Walk:

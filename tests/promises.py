@@ -1,4 +1,4 @@
-"""What layers compute, by plain torch hooks in float64: the promises of ``prune_`` without the library's own helpers."""
+"""What layers compute, by plain torch hooks in float64: promises without the library's own helpers."""
 
 import copy
 from collections.abc import Callable, Sequence

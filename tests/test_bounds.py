@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
+from transformers.pytorch_utils import Conv1D
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
@@ -476,7 +477,7 @@ def test_on_long_axes_convolutions_come_close_to_their_norm(kernel, stride, leng
 
 
 def test_convolutions_too_large_for_frequencies_are_bounded_by_their_patches(monkeypatch):
-    monkeypatch.setattr("convexprune.bounds._EFFORT", 0)
+    monkeypatch.setattr("convexprune.bounds.norms._EFFORT", 0)
     model = randomised(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, padding=1)))
     found = output_bound(model, [PrunedLayer("0")], images(0)).coefficients["0"]
     assert found == pytest.approx(3 * float(torch.linalg.matrix_norm(model[1].weight.detach().flatten(1), 2)))
@@ -608,6 +609,126 @@ def test_hooks_and_forwards_that_change_what_is_returned_are_not_trusted():
     for mode in MODES:
         found = output_bound(model, [PrunedLayer("0"), PrunedLayer("1")], x, mode=mode)
         assert found.coefficients == {"0": math.inf, "1": math.inf}
+
+
+# --- Layers of other kinds ---
+
+
+class Attended(nn.Module):
+    """Attention between two Linears; with ``skip`` its inputs also go past it."""
+
+    def __init__(self, skip=False):
+        super().__init__()
+        self.a, self.attention, self.head = nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 3)
+        self.skip = skip
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.attention(x, x, x, need_weights=False)[0]
+        return self.head(y + z if self.skip else z), y
+
+
+ATTENTION = [PrunedLayer("attention.out_proj"), PrunedLayer("attention")]
+
+
+@pytest.mark.parametrize("chosen", [ATTENTION[:1], ATTENTION[1:], ATTENTION])
+def test_attentions_own_weights_have_no_bound(chosen):
+    found = output_bound(Attended(), [*chosen, PrunedLayer("a")], torch.randn(5, 2, 4))
+    assert found.coefficients == {**{layer.name: math.inf for layer in chosen}, "a": 1.0}
+    assert found.reason == "'attention' (MultiheadAttention) has pruned weights, and attention is not Lipschitz"
+
+
+@pytest.mark.parametrize("layers", [ATTENTION, ATTENTION[::-1]])
+def test_in_a_cascade_a_later_layer_makes_good_what_attention_did(layers):
+    layers = [*layers, PrunedLayer("a"), PrunedLayer("head")]
+    before, x = randomised(Attended(skip=True)), torch.randn(5, 2, 4, dtype=torch.float64)
+    after = pruned(before, layers)
+    found = output_bound(after, layers, x, mode="cascade")
+    assert found.coefficients == {"attention.out_proj": 0.0, "attention": 0.0, "a": 1.0, "head": 1.0}
+    own = radii(before, after, layers[2:], x, "cascade")
+    error = difference(before, after, x)
+    assert 0 < error <= found.at({"attention.out_proj": 7.0, "attention": 7.0, **own}) < 1.5 * error
+
+
+def test_attention_alone_is_a_network_without_a_bound():
+    x = torch.randn(5, 2, 4)
+    found = output_bound(nn.MultiheadAttention(4, 2), [PrunedLayer("")], (x, x, x))
+    assert found.coefficients == {"": math.inf}
+    assert "MultiheadAttention cannot be traced" in found.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(SEEDS)
+def test_a_transposed_linear_of_the_transformers_library_counts_as_a_linear(mode, seed):
+    x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    model = randomised(nn.Sequential(Conv1D(7, 5), nn.ReLU(), Conv1D(4, 7), nn.Tanh(), nn.Linear(4, 3)), seed)
+    plain = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            theirs.copy_(ours.mT if ours.shape != theirs.shape else ours)
+    layers = [PrunedLayer("0", relu=True), PrunedLayer("4")]
+    found, _, _ = check(model, layers, x, mode, seed)
+    assert found.coefficients["4"] == 1.0
+    unchanged = output_bound(model, layers, x[:1], mode=mode)
+    same = output_bound(plain, layers, x[:1], mode=mode)
+    assert unchanged.coefficients == pytest.approx(same.coefficients)
+    assert unchanged.norms == pytest.approx(same.norms)
+    assert "2" in unchanged.norms
+
+
+def test_a_transposed_linear_with_a_forward_of_its_own_has_no_bound():
+    class Scaled(Conv1D):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    found = output_bound(nn.Sequential(nn.Linear(5, 5), Scaled(4, 5)), [PrunedLayer("0")], torch.randn(3, 5))
+    assert found.coefficients == {"0": math.inf}
+    assert found.reason == "'1' (Scaled) has a forward of its own"
+
+
+# --- What a forward creates ---
+
+
+CREATED = {
+    "added": (lambda m, x: m.b(m.a(x) + torch.arange(6)), 1.0),
+    "scaling": (lambda m, x: m.b(m.a(x) * torch.linspace(-3.0, 1.0, 6)), 3.0),
+    "one number": (lambda m, x: m.b(m.a(x) / torch.tensor(4.0)), 0.25),
+    "indexing": (lambda m, x: m.b(m.a(x)[:, torch.tensor([5, 4, 3, 2, 1, 0])]), 1.0),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CREATED)
+def test_tensors_that_a_forward_creates_have_no_error(name, mode):
+    forward, factor = CREATED[name]
+    model = randomised(Net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2)))
+    attributes = dict(vars(model))
+    found, _, _ = check(model, [PrunedLayer("a")], torch.randn(7, 4, dtype=torch.float64), mode)
+    norm = float(torch.linalg.matrix_norm(model.b.weight.detach(), 2))
+    assert found.coefficients["a"] == pytest.approx(factor * norm, rel=1e-6)
+    assert dict(vars(model)) == attributes
+
+
+class Written(nn.Module):
+    """Keeps what a layer gives in a tensor that is not computed from the data: its own, or one that it creates."""
+
+    def __init__(self, created):
+        super().__init__()
+        self.a, self.created = nn.Linear(4, 4), created
+        self.register_buffer("held", torch.zeros(4))
+
+    def forward(self, x):
+        kept = torch.zeros(4) if self.created else self.held
+        kept.mul_(0).add_(self.a(x)[0])
+        return x + (kept if self.created else self.held)
+
+
+@pytest.mark.parametrize("created", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_forward_keeps_in_a_tensor_beside_the_data_is_noticed(created, mode):
+    found = output_bound(Written(created), [PrunedLayer("a")], torch.randn(3, 4), mode=mode)
+    assert found.coefficients == {"a": math.inf}
+    assert "uses a tensor that was changed in place" in found.reason
 
 
 # --- The call ---

@@ -509,7 +509,7 @@ def test_batches_that_are_not_finite(bad):
 
 @pytest.mark.parametrize("calibration", [None, 3, "data", torch.tensor(1.0)])
 def test_calibration_of_another_type(calibration):
-    with pytest.raises(InvalidInput, match="iterable of batches"):
+    with pytest.raises(InvalidInput, match="or batches"):
         as_batches(calibration)
 
 

@@ -1,4 +1,4 @@
-"""A BatchNorm as part of the layer's program: exact algebra, and in the model only weights and the norm's shift change."""
+"""A BatchNorm as part of the layer's program: exact algebra; in the model only weights and the shift change."""
 
 import copy
 from collections.abc import Callable

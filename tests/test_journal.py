@@ -57,15 +57,18 @@ def fork() -> Iterator[Callable[..., Any]]:
         else:
             os.environ["PYTHONPATH"] = before
 
+    started = []
+
     def start(target: Callable[..., None], *args: Any) -> "Child":
         here, there = context.Pipe()
         process = context.Process(target=_called, args=(target, there, *args))
         process.start()
+        started.append(process)
         there.close()
         return Child(process, here)
 
     yield start
-    for process in multiprocessing.active_children():
+    for process in started:
         process.kill()
         process.join()
 

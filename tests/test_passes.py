@@ -16,7 +16,7 @@ from torch.nn import functional
 from convexprune import prune_
 from convexprune.errors import EmptyCalibration
 from convexprune.passes import observe, received
-from convexprune.solvers import Ball, Gram, LayerProgram, certify
+from convexprune.solvers import L1, Ball, Gram, LayerProgram, certify, solve
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.solvers.registry import make_solver
 from convexprune.taps import tap
@@ -229,8 +229,6 @@ def test_streamed_products_prove_the_same_of_the_real_samples(samples: int) -> N
 
 
 def _free_bias(inputs: int) -> Any:
-    from convexprune.solvers import L1
-
     return L1.free_bias(inputs)
 
 
@@ -244,8 +242,6 @@ def test_streamed_and_kept_give_the_same_layer() -> None:
     W = torch.cat([kept[0].weight.detach().T, kept[0].bias.detach()[None]]).double()
     X = torch.cat([x, x.new_ones(1200, 1)], 1).double()
     Y = X @ W
-    from convexprune.solvers import solve
-
     other = solve(LayerProgram(X, Ball(Y, 0.2 * float(Y.norm())), _free_bias(6)), tol=1e-6, feas_tol=1e-6)
     assert one.value == pytest.approx(other.certificate.value, rel=1e-4)
     assert one.bound <= other.certificate.value * (1 + 1e-5)

@@ -682,3 +682,17 @@ def test_products_are_coarse_by_themselves_only_in_single_precision() -> None:
     assert solve(build(EASY)).provenance["effective"]["products dtype"] == "torch.float64"
     with pytest.raises(InvalidInput, match=r"products: expected a floating torch\.dtype"):
         solve(build(EASY), products=torch.int8)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-9, 3e-12, 1e-20])
+@pytest.mark.parametrize("constant", [False, True])
+def test_columns_far_shorter_than_others_are_solved_as_well(size: float, constant: bool) -> None:
+    """A change of a column's unit changes nothing; a constant one, as a pruned channel leaves it, is no second bias."""
+    torch.manual_seed(0)
+    X = torch.cat([torch.randn(200, 12).clamp(min=0), torch.ones(200, 1)], 1)
+    X[:, 3] = 1.0 if constant else X[:, 3]
+    Y = (X @ torch.randn(13, 5)).clamp(min=0)
+    X[:, 3] *= size
+    solution = solve(LayerProgram(X, ReluBall(Y, 0.2 * float(Y.norm())), L1.free_bias(13)), "admm", tol=1e-3)
+    assert solution.status is Status.SOLVED
+    assert solution.iterations < 300

@@ -63,10 +63,10 @@ class Goal(Protocol):
 
     kind: ClassVar[str]
 
-    def programs(self, posed: Posed, how: How, share: float) -> LayerProgram:
-        """The program whose certificate counts; ``share`` is the group's part of the layer's weights."""
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
+        """The program whose certificate counts."""
 
-    def meet(self, posed: Posed, how: How, share: float) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Solve it."""
 
     def to_dict(self) -> dict[str, Any]:

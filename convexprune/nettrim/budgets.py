@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from convexprune.nettrim.answers import Answer, Plain, answered, refitted, solver_for
+from convexprune.nettrim.measuring import until
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
 from convexprune.solvers import NM, LayerProgram, Status, TopK, smallest_eps, solve
@@ -21,13 +22,13 @@ class Keep(Plain):
     count: int
     kind: ClassVar[str] = "keep"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
         """The loss within the budget."""
-        return posed.program(posed.loss(), TopK(_part(self.count, share), rows=posed.rows))
+        return posed.program(posed.loss(), TopK(posed.portion(self.count), rows=posed.rows))
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Continuation, refit and exchanges."""
-        return _budgeted(self.programs(posed, how, share), posed, how)
+        return _budgeted(self.programs(posed, how), posed, how)
 
     def __str__(self) -> str:
         return f"keep {self.count:,}"
@@ -41,13 +42,13 @@ class Pattern(Plain):
     m: int
     kind: ClassVar[str] = "pattern"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
         """The loss within the pattern."""
         return posed.program(posed.loss(), NM(self.n, self.m, rows=posed.rows))
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Continuation, refit and exchanges."""
-        return _budgeted(self.programs(posed, how, share), posed, how)
+        return _budgeted(self.programs(posed, how), posed, how)
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
@@ -60,27 +61,26 @@ class KeepByPath(Plain):
     count: int
     kind: ClassVar[str] = "keep-by-path"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
         """The loss within the budget, which is what the answer is judged by."""
-        return posed.program(posed.loss(), TopK(_part(self.count, share), rows=posed.rows))
+        return posed.program(posed.loss(), TopK(posed.portion(self.count), rows=posed.rows))
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """A search along eps, then a refit."""
         path = Within(0.1).programs(posed, replace(how, cascade=False))
         free = posed.stored.shape[1] if posed.biased else 0  # the bias is never a zero
         options = {name: value for name, value in how.options.items() if name != "time_limit"}
-        point = smallest_eps(path, _part(self.count, share) + free, solver_for(posed, how), **options)
-        program = self.programs(posed, how, share)
-        found = replace(point.solution, status=Status.NO_BOUND, weights=_within_budget(program, point.solution.weights))
+        over = until(how)
+        count = posed.portion(self.count) + free
+        point = smallest_eps(path, count, solver_for(posed, how), callback=over, **options)
+        program = self.programs(posed, how)
+        status = Status.STOPPED if over(point) else Status.NO_BOUND
+        found = replace(point.solution, status=status, weights=_within_budget(program, point.solution.weights))
         note = f"support of eps {point.eps / (posed.size or 1.0):.4g}"
         return answered(program, refitted(program, found), posed, math.inf, math.inf, [note])
 
     def __str__(self) -> str:
         return f"path to {self.count:,}"
-
-
-def _part(count: int, share: float) -> int:
-    return max(1, math.floor(count * share + 1e-9))
 
 
 def _budgeted(program: LayerProgram, posed: Posed, how: How) -> Answer:

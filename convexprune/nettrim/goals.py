@@ -1,15 +1,13 @@
 """All that may be asked of a layer. A new goal is one small class, listed here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from convexprune.nettrim.answers import REFITTED, Answer, Goal
 from convexprune.nettrim.budgets import Keep, KeepByPath, Pattern
 from convexprune.nettrim.measuring import Measure
 from convexprune.nettrim.neurons import KeepInputs, RankInputs
-from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import LayerProgram
 
 __all__ = [
     "GOALS",
@@ -24,8 +22,6 @@ __all__ = [
     "RankInputs",
     "Within",
     "as_goal",
-    "posed_programs",
-    "shares",
 ]
 
 GOALS: Mapping[str, type[Any]] = {
@@ -40,14 +36,3 @@ def as_goal(data: Mapping[str, Any]) -> Goal:
     rest = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     goal: Goal = GOALS[data["kind"]](**rest)
     return goal
-
-
-def posed_programs(goal: Goal, posed: Sequence[Posed], how: How) -> list[LayerProgram]:
-    """The programs of a layer's groups."""
-    return [goal.programs(group, how, share) for group, share in zip(posed, shares(posed), strict=True)]
-
-
-def shares(posed: Sequence[Posed]) -> list[float]:
-    """Each group's part of the layer's weights."""
-    counts = [group.rows * group.stored.shape[1] for group in posed]
-    return [count / sum(counts) for count in counts]

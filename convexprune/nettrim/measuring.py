@@ -1,16 +1,31 @@
 """What each error would cost: paths measured to allocate by."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import L1, EpsPath, LayerProgram, Status, solve_path
+from convexprune.solvers import L1, EpsPath, LayerProgram, PathPoint, Solution, Status, certify, solve_path
+from convexprune.solvers.solution import Seconds
+from convexprune.solvers.solve import environment
 
-__all__ = ["Measure", "measured_path"]
+__all__ = ["Measure", "cut_short", "measured_path", "until"]
+
+
+def until(how: How) -> Callable[[PathPoint], bool]:
+    """Asked after each point of a path: whether the time for the layer is over, or the caller wants to stop."""
+    limit = how.options.get("time_limit")
+    end = math.inf if limit is None else time.monotonic() + limit
+
+    def over(point: PathPoint) -> bool:
+        asked = how.callback is not None and bool(point.solution.trace) and bool(how.callback(point.solution.trace[-1]))
+        return asked or time.monotonic() >= end
+
+    return over
 
 
 def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath:
@@ -19,7 +34,16 @@ def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how
     limits |= {name: how.options.get(name) for name in ("max_iter", "time_limit")}
     own = {name: value for name, value in how.options.items() if name not in limits}
     solver = solver_for(posed, how) if isinstance(program.penalty, L1) else how.solver or "admm"
-    return solve_path(program, [value * posed.size for value in eps], solver, **limits, **own)
+    return solve_path(program, [value * posed.size for value in eps], solver, callback=until(how), **limits, **own)
+
+
+def cut_short(program: LayerProgram, posed: Posed) -> Answer:
+    """The trained weights in the place of a measurement that was stopped."""
+    W = posed.W
+    told = {"solver": "none", "message": "stopped", "limits": {"tol": 0.0, "feas_tol": 0.0}} | environment(W)
+    certificate = certify(program, W)
+    solution = Solution(W, None, Status.STOPPED, certificate, (), 0, Seconds(), told)
+    return answered(program, solution, posed, math.inf, math.inf, [])
 
 
 @dataclass(frozen=True)
@@ -34,15 +58,17 @@ class Measure(Plain):
     probe: int = 4
     kind: ClassVar[str] = "measure"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """That of the probe."""
-        return Within(self.eps[self.probe]).programs(posed, replace(how, cascade=False), share)
+        return Within(self.eps[self.probe]).programs(posed, replace(how, cascade=False))
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Warm starts along eps."""
         thin = posed.thinned(self.rows * len(posed.stored))
-        program = self.programs(thin, how, share)
+        program = self.programs(thin, how)
         path = measured_path(program, thin, self.eps, how)
+        if len(path) < len(self.eps):
+            return cut_short(program, thin)
         free = slice(0, posed.rows)
         points = tuple(
             (eps, point.error / (thin.size or 1.0), int(point.solution.weights[free].count_nonzero()))

@@ -100,7 +100,8 @@ class NetworkSparsity:
 def measured(run: Run) -> dict[str, tuple[Answer, ...]] | None:
     """Each layer's path on the trained network's inputs; None if the run was stopped."""
     found = dict(run.answers(dict.fromkeys(run.sites, Measure())))
-    return {name: found[name] for name in run.sites} if len(found) == len(run.sites) else None
+    whole = len(found) == len(run.sites) and run.stopped is None
+    return {name: found[name] for name in run.sites} if whole else None
 
 
 def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.answers import Answer, Plain, answered
-from convexprune.nettrim.measuring import measured_path
+from convexprune.nettrim.measuring import cut_short, measured_path
 from convexprune.nettrim.posed import How, Posed
 from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
 from convexprune.solvers.solution import Seconds
@@ -36,7 +36,7 @@ class RankInputs(Plain):
     rows: int = 4
     kind: ClassVar[str] = "rank-inputs"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """The group program of the loosest eps."""
         fit, _ = posed.within(max(self.eps), replace(how, cascade=False))
         X = posed.inputs[:, : posed.rows]
@@ -54,11 +54,13 @@ class RankInputs(Plain):
             neuron = torch.cat([neuron, neuron.new_full((1,), self.neurons)])
         return neuron[:, None].expand(-1, posed.stored.shape[1]).contiguous()
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Warm starts along eps."""
         thin = posed.thinned(self.rows * len(posed.stored))
-        program = self.programs(thin, how, share)
+        program = self.programs(thin, how)
         path = measured_path(program, thin, self.eps, how)
+        if len(path) < len(self.eps):
+            return cut_short(program, thin)
         last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
         for number, point in enumerate(path):
             added = self._added(thin, point.solution.weights)
@@ -87,7 +89,7 @@ class KeepInputs(Plain):
     kept: tuple[int, ...]
     kind: ClassVar[str] = "keep-inputs"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
         """The loss, within as many weights as stay."""
         count = len(self.kept) * (posed.rows // self.neurons) * posed.stored.shape[1]
         return posed.program(posed.loss(), TopK(count, rows=posed.rows))
@@ -103,10 +105,10 @@ class KeepInputs(Plain):
             rows = torch.cat([rows, rows.new_ones(1)])
         return rows[:, None].expand_as(posed.stored).contiguous()
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:
+    def meet(self, posed: Posed, how: How) -> Answer:
         """A refit; where every neuron stays, the trained weights."""
         began = time.perf_counter()
-        program = self.programs(posed, how, share)
+        program = self.programs(posed, how)
         every = len(self.kept) == self.neurons and not how.cascade
         weights = posed.W if every else refit(program, self.support(posed))
         solved = time.perf_counter() - began

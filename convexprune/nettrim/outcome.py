@@ -7,7 +7,6 @@ from itertools import islice
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.capture import evaluating, outputs_of, run_model
-from convexprune.graph import LAYERS
 from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
 
@@ -48,11 +47,6 @@ class NetworkPromise:
 
 def bound_of(run: Run, norms: Mapping[str, float] | None = None) -> OutputBound:
     """How much each layer's error counts in that of the outputs, with the weights as they are now."""
-    other = [name for name, site in run.sites.items() if not isinstance(site.layer, LAYERS)]
-    if other:
-        kind = type(run.sites[other[0]].layer).__name__
-        reason = f"{other[0]!r} is a {kind}, for which no rule is known"
-        return OutputBound(dict.fromkeys(run.sites, math.inf), {}, reason)
     layers = [PrunedLayer(name, site.fit != "ball", site.norm_name) for name, site in run.sites.items()]
     mode = "cascade" if run.how.cascade else "parallel"
     first = next(iter(run.calibration))

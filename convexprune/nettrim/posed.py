@@ -1,5 +1,6 @@
 """One group of a layer as data: what a program is built from, on this machine or on another."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -58,6 +59,7 @@ class Posed:
         biased: Whether the last row is a bias.
         fit: Name of the fit.
         samples: P.
+        part: Where the group's weights begin and end among those of the layer, from 0 to 1.
     """
 
     X: Tensor | Gram
@@ -67,6 +69,7 @@ class Posed:
     biased: bool
     fit: str
     samples: int
+    part: tuple[float, float] = (0.0, 1.0)
 
     @property
     def W(self) -> Tensor:
@@ -100,6 +103,11 @@ class Posed:
             return self.X.targets
         assert self.Y is not None  # noqa: S101 - only a Gram goes without
         return self.Y
+
+    def portion(self, count: int) -> int:
+        """The group's part of a count for the layer; those of all groups add up to it."""
+        before, after = (math.floor(count * end + 1e-9) for end in self.part)
+        return max(1, after - before)
 
     def thinned(self, most: int) -> "Posed":
         """Every k-th sample, so that no more than ``most`` are left; a ``Gram`` as it is."""

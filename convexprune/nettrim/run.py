@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -122,9 +123,10 @@ class Run:
                         Y = X0.to(W) @ W
                         pile.add(X, Y if site.fit == "ball" else Y.clamp_(min=0))
         biased = site.biased
+        ends = list(accumulate((W.numel() for W in trained), initial=0))
         return tuple(
-            Posed(*pile.joined(), stored, fold, biased, site.fit, pile.samples)
-            for pile, stored, fold in zip(piles, trained, site.folds, strict=True)
+            Posed(*pile.joined(), stored, fold, biased, site.fit, pile.samples, (start / ends[-1], end / ends[-1]))
+            for pile, stored, fold, start, end in zip(piles, trained, site.folds, ends, ends[1:], strict=False)
         )
 
     def sizes(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from convexprune.nettrim.goals import Answer, Goal, shares
+from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.posed import How, Posed
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput
@@ -38,8 +38,7 @@ class Task:
         if before != self.threads:
             torch.set_num_threads(self.threads)
         try:
-            pairs = zip(self.posed, shares(self.posed), strict=True)
-            return tuple(self.goal.meet(group, self.how, share) for group, share in pairs)
+            return tuple(self.goal.meet(group, self.how) for group in self.posed)
         finally:
             if before != self.threads:
                 torch.set_num_threads(before)

@@ -17,11 +17,11 @@ class Within(Plain):
     eps: float
     kind: ClassVar[str] = "within"
 
-    def programs(self, posed: Posed, how: How, share: float = 1.0) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """ℓ1 on the fit's set."""
         return posed.program(posed.within(self.eps, how)[0], posed.penalty(how))
 
-    def meet(self, posed: Posed, how: How, share: float = 1.0) -> Answer:  # noqa: ARG002
+    def meet(self, posed: Posed, how: How) -> Answer:
         """Solve; if it was stopped outside the set, the support found so far serves, or else the trained weights."""
         fit, promised = posed.within(self.eps, how)
         program = posed.program(fit, posed.penalty(how))

@@ -21,7 +21,7 @@ from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import target_of
-from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measure, RankInputs, Within, shares
+from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measure, RankInputs, Within
 from convexprune.nettrim.planning import make_plan
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.recipe import Recipe, recipe_from_dict
@@ -180,10 +180,7 @@ def _judged(run: Run, name: str, goal: Goal, answers: tuple[Answer, ...]) -> Ver
     if reason := _misfit(answers, posed):
         return VerifiedLayer(name, str(goal), recorded, None, (reason,))
     try:
-        again = [
-            _again(answer, goal, group, run.how, share)
-            for answer, group, share in zip(answers, posed, shares(posed), strict=True)
-        ]
+        again = [_again(answer, goal, group, run.how) for answer, group in zip(answers, posed, strict=True)]
     except ConvexPruneError as error:  # multipliers of another program, a budget that this layer cannot have
         return VerifiedLayer(name, str(goal), recorded, None, (str(error),))
     # Of a measured path no multipliers are kept, so what proved its bound is gone; nothing is promised of it.
@@ -199,11 +196,11 @@ def _misfit(answers: Sequence[Answer], posed: Sequence[Posed]) -> str | None:
     return None if found == expected else f"its weights are {found}, those of the layer {expected}"
 
 
-def _again(answer: Answer, goal: Goal, posed: Posed, how: How, share: float) -> Answer:
+def _again(answer: Answer, goal: Goal, posed: Posed, how: How) -> Answer:
     """The answer with everything that can be recomputed."""
     if isinstance(goal, Measure | RankInputs):
         posed = posed.thinned(goal.rows * len(posed.stored))
-    program = goal.programs(posed, how, share)
+    program = goal.programs(posed, how)
     U = posed.fold.apply(answer.stored.to(posed.dtype))
     certificate = _certificate(program, posed, U, answer)
     radius, promised = math.inf, math.inf

@@ -5,54 +5,34 @@ is solved.
 """
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Self
 
 import torch
 
 from convexprune.nettrim.recipe import Recipe
-from convexprune.solvers import L1, LayerProgram, ReluBall, solve
+from convexprune.preview.pace import Pace
 from convexprune.solvers.arrays import working_dtype
 
-__all__ = ["Cost", "Pace", "forecast"]
+__all__ = ["Cost", "Kinds", "forecast"]
+
+Kinds = Sequence[tuple[str, float]]
+"""The kinds of goals that a layer is solved for, each with its eps; NaN where it has none."""
 
 _SOLVERS = (None, "admm", "quadratic", "continuation")  # those whose iterations are known
 _FOLDED = 1024  # rows from which on a linear fit's data is kept as products, as in nettrim.posed
 
 # Iterations on the samples: of ADMM to a gap of 1e-3 at an eps of 0.1, or what the rest comes to in such ones.
-_WITHIN, _KEEP, _PATTERN, _BY_PATH, _MEASURE, _RANK = 100, 600, 1000, 800, 400, 440
 _ITERATIONS = {
-    "within": _WITHIN,
-    "keep": _KEEP,
-    "pattern": _PATTERN,
-    "keep-by-path": _BY_PATH,
-    "measure": _MEASURE,
-    "rank-inputs": _RANK,
+    "within": 100,
+    "keep": 600,
+    "pattern": 1000,
+    "keep-by-path": 800,
+    "measure": 400,
+    "rank-inputs": 440,
     "keep-inputs": 1,
 }
-_THINNED = {"measure", "rank-inputs"}  # solved on at most 4N samples
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Speeds of this machine.
-
-    Attributes:
-        single, double: Floating-point operations a second of a product in float32 and float64.
-        iteration: Seconds of an iteration on hardly any data, judging included.
-    """
-
-    single: float
-    double: float
-    iteration: float
-
-    @classmethod
-    def measured(cls, device: torch.device) -> Self:
-        """Measure: some tenths of a second."""
-        return cls(_speed(device, torch.float32), _speed(device, torch.float64), _overhead(device))
+_THINNED = {"measure", "rank-inputs"}  # paths, solved on at most 4N samples
 
 
 @dataclass(frozen=True)
@@ -67,7 +47,7 @@ class Cost:
 
 def forecast(
     matrices: Sequence[tuple[int, int, int]],
-    kinds: Sequence[tuple[str, float]],
+    kinds: Kinds,
     linear: bool,
     recipe: Recipe,
     pace: Pace,
@@ -81,7 +61,7 @@ def forecast(
 
     Args:
         matrices: (P, N, M) of each group.
-        kinds: Of the goals it is solved for, each with its eps; NaN where it has none.
+        kinds: What it is solved for.
         linear: Whether ‖XU − Y‖ is all that the fit sees.
         recipe: What is asked.
         pace: Of this machine.
@@ -94,7 +74,8 @@ def forecast(
     if recipe.solver in _SOLVERS:
         works = [_seconds(P, N, M, kind, eps, gram, recipe, pace) for P, N, M in matrices for kind, eps in kinds]
         limit = recipe.limits["time_limit"]
-        seconds = sum(works) if limit is None else min(sum(works), limit * len(works))
+        passes = (2 if recipe.mode == "cascade" else 1) * len(kinds)
+        seconds = passes * pace.reading + min(sum(works), math.inf if limit is None else limit * len(works))
     return Cost(gram, sum(data for data, _ in sizes), max(own for _, own in sizes), seconds)
 
 
@@ -124,31 +105,4 @@ def _iterations(kind: str, eps: float, recipe: Recipe) -> float:
         digits = math.log10(1 / min(max(recipe.limits["tol"], 1e-12), 0.1)) / 3
         count *= max(1 / 3, digits) * math.sqrt(0.1 / min(max(eps, 1e-3), 1.0))
     most = recipe.limits["max_iter"]
-    return count if most is None else min(count, 10 * most if kind in ("measure", "rank-inputs") else most)
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    A, B = torch.ones(1024, 512, dtype=dtype, device=device), torch.ones(512, 128, dtype=dtype, device=device)
-    return 2 * A.numel() * B.shape[1] / _timed(lambda: A @ B, device)
-
-
-def _overhead(device: torch.device) -> float:
-    generator = torch.Generator().manual_seed(0)
-    X = torch.randn(64, 8, generator=generator).to(device)
-    Y = (X @ torch.randn(8, 4, generator=generator).to(device)).clamp(min=0)
-    program = LayerProgram(X, ReluBall(Y, 0.1 * float(Y.norm())), L1())
-    count = 20
-    return _timed(lambda: solve(program, "admm", tol=1e-12, max_iter=count), device, repeats=3) / count
-
-
-def _timed(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """Median seconds; the first run warms up."""
-    taken = []
-    for turn in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if turn:
-            taken.append(time.perf_counter() - began)
-    return median(taken)
+    return count if most is None else min(count, 10 * most if kind in _THINNED else most)

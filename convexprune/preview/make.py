@@ -1,0 +1,150 @@
+"""One pass over the data, for sizes, and a forecast from these."""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from convexprune.calibration import Calibration
+from convexprune.matrices import input_matrices
+from convexprune.nettrim import prune_
+from convexprune.nettrim.asked import target_of
+from convexprune.nettrim.network import NetworkEps, NetworkSparsity
+from convexprune.nettrim.planning import Plan, make_plan
+from convexprune.nettrim.recipe import Recipe, checked_recipe
+from convexprune.nettrim.sites import Site
+from convexprune.nettrim.structured import NeuronSparsity, chosen_links
+from convexprune.nettrim.targets import Each, Target
+from convexprune.nettrim.tasks import executor
+from convexprune.preview.forecast import Kinds, forecast
+from convexprune.preview.pace import Pace
+from convexprune.preview.records import LayerPreview, Preview
+from convexprune.progress import silent
+from convexprune.taps import Received
+
+__all__ = ["preview", "recipe_of"]
+
+
+def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: Any) -> Preview:
+    """What ``prune_`` would do with the same arguments: one pass over the data, and nothing is solved or written.
+
+    Seconds are those of documented operation counts at the speed of this machine, measured on one product and on a few
+    iterations of a tiny program (``convexprune.preview.forecast``): rather a magnitude than a promise.
+
+    Args:
+        model: As for ``prune_``; left as found.
+        calibration: As for ``prune_``.
+        eps: As for ``prune_``.
+        **arguments: As for ``prune_``.
+
+    Raises:
+        ConvexPruneError: As ``prune_`` before it solves anything.
+    """
+    asked = _bound(model, calibration, eps, arguments)
+    recipe = _recipe(asked)
+    executor(asked["jobs"], recipe.mode == "cascade")  # refuses what prune_ refuses
+    data = Calibration(calibration, recipe.batch_size)
+    links, left = (None, None) if recipe.unit == "weights" else chosen_links(model, recipe.layers)
+    users = None if links is None else [user for link in links.values() for user in link.consumers]
+    progress = partial(asked["progress"] or silent, "capture")
+    rows: dict[str, list[int]] = {}
+    began = time.perf_counter()
+    plan = make_plan(model, data, recipe, asked["forward"], progress, names=users, see=_counting(model, rows))
+    took = time.perf_counter() - began
+    goals = _goals(target_of(recipe, plan, links), plan)
+    pace = Pace.measured(next(model.parameters()).device, took)
+    layers = [_layer(plan.sites[name], *goals[name], rows[name], recipe, pace) for name in plan.order]
+    return Preview(
+        layers=tuple(layers),
+        skipped=plan.skipped if left is None else tuple(left),
+        samples=plan.samples,
+        weights=sum(site.weights for site in plan.sites.values()),
+        memory_bytes=max(max(2 * row.data_bytes, row.data_bytes + row.solver_bytes) for row in layers),
+        seconds=_total([row.seconds for row in layers], asked["jobs"], 4 * pace.reading, asked["time_limit"]),
+        jobs=asked["jobs"],
+        pace=pace,
+        recipe=recipe.to_dict(),
+    )
+
+
+def recipe_of(model: nn.Module, calibration: Any, eps: Any = None, **arguments: Any) -> Recipe:
+    """The recipe of ``prune_`` with these arguments, checked as it checks it.
+
+    Raises:
+        InvalidInput, InvalidTolerance, UnknownSolver, UnknownOption: As in ``prune_``.
+    """
+    return _recipe(_bound(model, calibration, eps, arguments))
+
+
+def _bound(model: nn.Module, calibration: Any, eps: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of ``prune_`` by name, defaults included."""
+    bound = inspect.signature(prune_).bind(model, calibration, eps, **arguments)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _recipe(asked: Mapping[str, Any]) -> Recipe:
+    own = {field.name: asked[field.name] for field in fields(Recipe) if field.name != "limits"}
+    limits = {name: asked[name] for name in ("tol", "feas_tol", "max_iter")}
+    return checked_recipe(**own, limits=limits | {"time_limit": asked["layer_time_limit"]})
+
+
+def _counting(model: nn.Module, rows: dict[str, list[int]]) -> Callable[[str, Received], None]:
+    """Adds up P of each group of the layers as their inputs pass by."""
+
+    def see(name: str, raw: Received) -> None:
+        found = [len(X) for X in input_matrices(model.get_submodule(name), raw)]
+        rows[name] = [a + b for a, b in zip(rows.get(name, [0] * len(found)), found, strict=True)]
+
+    return see
+
+
+def _goals(target: Target, plan: Plan) -> dict[str, tuple[str, Kinds]]:
+    """By layer, what is asked in words, and what it is solved for."""
+    if isinstance(target, Each):
+        return {name: (str(goal), [(goal.kind, getattr(goal, "eps", math.nan))]) for name, goal in target.goals.items()}
+    told, kinds = _shared(target)
+    return dict.fromkeys(plan.sites, (told, [(kind, getattr(target, "eps", math.nan)) for kind in kinds]))
+
+
+def _shared(target: Target) -> tuple[str, list[str]]:
+    """What is asked of all layers together, and the kinds of goals that each is solved for."""
+    if isinstance(target, NetworkEps):
+        return f"share of network eps {target.eps:g}", ["measure", "within"] if target.nonzeros else ["within"]
+    if isinstance(target, NetworkSparsity):
+        return f"share of {target.count:,}", ["measure", "keep-by-path" if target.path else "keep"]
+    assert isinstance(target, NeuronSparsity)  # noqa: S101 - there is no other
+    return f"inputs: {target.part:.0%} fewer", ["rank-inputs", "keep-inputs"]
+
+
+def _layer(site: Site, goal: str, kinds: Kinds, rows: list[int], recipe: Recipe, pace: Pace) -> LayerPreview:
+    stored = site.read()
+    matrices = tuple((P, *W.shape) for P, W in zip(rows, stored, strict=True))
+    cost = forecast(matrices, kinds, site.fit == "ball", recipe, pace, stored[0].dtype)
+    return LayerPreview(
+        name=site.name,
+        kind=type(site.layer).__name__,
+        shape=site.shape,
+        fit=site.fit,
+        norm=site.norm_name,
+        goal=goal,
+        matrices=matrices,
+        gram=cost.gram,
+        data_bytes=cost.data_bytes,
+        solver_bytes=cost.solver_bytes,
+        seconds=cost.seconds,
+    )
+
+
+def _total(seconds: list[float | None], jobs: int, around: float, limit: float | None) -> float | None:
+    """All layers, ``jobs`` at a time, and the passes of the run itself."""
+    known = [each for each in seconds if each is not None]
+    if len(known) < len(seconds):
+        return limit
+    total = around + max(max(known), sum(known) / jobs)
+    return total if limit is None else min(total, limit)
