@@ -212,6 +212,9 @@ def smallest_eps(
     return search.best or point
 
 
+_ASTRAY = 0.01  # a violation, relative to eps, of what did not converge
+
+
 @dataclass
 class _Search:
     """An interval of eps: too many nonzeros at ``low``, few enough at ``best``."""
@@ -248,7 +251,10 @@ class _Walk:
             raise InvalidTolerance(f"eps: expected finite numbers ≥ 0, found {eps}")
         program = replace(self.program, fit=self.fit.with_eps(eps))
         solution, state = attempt(program, self.name, self.method, self.limits, self.start, None)
-        if bool(torch.isfinite(solution.weights).all()):
+        certificate = solution.certificate
+        if certificate.infeasible or certificate.violation > _ASTRAY:
+            self.start = None  # multipliers that grew without end are no place to start from
+        elif bool(torch.isfinite(solution.weights).all()):
             expected = 10
             if self.start is not None and self.start.state is not None:
                 expected = min(100, max(5, round(0.7 * solution.iterations)))  # the next point takes about as many

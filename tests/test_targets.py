@@ -350,3 +350,30 @@ def test_layers_of_one_mixed_model_are_independent_in_parallel() -> None:
         mixed = with_modules_of(dense, model, [row.name])
         Y, Z = (behind(net, row.name, [x], row.fit != "ball") for net in (dense, mixed))
         assert float((Z - Y).norm() / Y.norm()) <= 0.2 * (1 + 1.1e-4)
+
+
+@pytest.mark.parametrize("search", ["budget", "path"])
+def test_the_groups_of_a_layer_spend_its_whole_budget(search: str) -> None:
+    """10 weights over 6 groups of 9 are no 6: what is rounded off one group goes to the next."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    report = prune_(model, torch.randn(40, 6, 6, 6), sparsity=1 - 10 / 54, layers="0", search=search)
+    assert report.nonzeros == 10 if search == "budget" else 6 <= report.nonzeros <= 10
+
+
+def test_a_path_search_in_cascade_does_not_count_weights_that_keep_to_nothing() -> None:
+    """Where no eps is feasible, below what the best weights miss on the pruned inputs, no count means anything."""
+    model, x = chain(20, 16, 12, 4)
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, sparsity=0.7, search="path", mode="cascade")
+    for row in report.layers:
+        size = dense.get_submodule(row.name).get_parameter("weight").numel()
+        assert 0.2 * size < row.nonzeros <= 0.3 * size + 1
+
+
+def test_a_path_search_ends_when_asked() -> None:
+    model, x = chain(30, 40, 30, 5)
+    asked = itertools.count()
+    report = prune_(model, x, sparsity=0.9, search="path", stop=lambda: next(asked) > 3)
+    assert report.provenance["stopped"]
+    assert len(report.layers) <= 1

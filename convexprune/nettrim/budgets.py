@@ -67,7 +67,7 @@ class KeepByPath(Plain):
 
     def meet(self, posed: Posed, how: How) -> Answer:
         """A search along eps, then a refit."""
-        path = Within(0.1).programs(posed, replace(how, cascade=False))
+        path = Within(0.1).programs(posed, how)  # in cascade from an eps at which the trained weights are feasible
         free = posed.stored.shape[1] if posed.biased else 0  # the bias is never a zero
         options = {name: value for name, value in how.options.items() if name != "time_limit"}
         over = until(how)
