@@ -235,7 +235,7 @@ def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(
     code, output = coreset(folder, monkeypatch, "mussay", *promise, "--calibration", "x.npz", out=tmp_path / "a")
     assert code == 3
     assert "assumption fails" in output
-    assert "does not hold" in output
+    assert "does not hold" in " ".join(output.split())  # lines break where the terminal is narrow
     assert (tmp_path / "a" / "model.safetensors").exists()
     code, output = coreset(folder, monkeypatch, "mussay", *promise, out=tmp_path / "b")
     assert code == 0, output  # nothing says that it fails
