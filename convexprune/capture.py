@@ -1,8 +1,9 @@
 """What a network computes on calibration data: its outputs, the inputs of its layers, and what follows each layer."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from convexprune.calibration import as_batches, samples_of
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput, NonFinite
 from convexprune.watch import Watch, summary, tensors_in
 
 __all__ = ["Capture", "Forward", "LayerCapture", "capture", "evaluating", "network_outputs", "outputs_of", "run_model"]
@@ -162,27 +163,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
-    """The model's own return value for a batch, which is moved to the device of the first parameter.
+    """The model's own return value for a copy of the batch on the device of the first parameter.
+
+    What a model does to its inputs in place is done to the copy: neither the caller nor the next forward sees it.
 
     Raises:
-        InvalidInput: The model cannot be called on the batch.
+        InvalidInput: The model cannot be called on the batch. What ``forward`` raises is raised as it is.
     """
     parameter = next(model.parameters(), None)
-    moved = batch if parameter is None else _moved(batch, parameter.device)
+    own = _own(batch, None if parameter is None else parameter.device)
     if forward is not None:
-        return forward(model, moved)
+        return forward(model, own)
     try:
-        if isinstance(moved, Mapping):
-            return model(**moved)
-        return model(*moved) if isinstance(moved, tuple | list) else model(moved)
-    except torch.cuda.OutOfMemoryError:
+        if isinstance(own, Mapping):
+            return model(**own)
+        return model(*own) if isinstance(own, tuple | list) else model(own)
+    except (torch.cuda.OutOfMemoryError, MemoryError, ConvexPruneError):
         raise
-    except (RuntimeError, TypeError) as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(moved))
+    except Exception as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(batch))
         advice = "pass what the model takes"
-        if isinstance(moved, tuple | list) and len(moved) > 1:
+        if isinstance(own, tuple | list) and len(own) > 1:
             advice = "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"
-        raise InvalidInput(f"the model failed on a batch of shape {shapes} ({error}); {advice}") from error
+        found = f"{type(error).__name__}: {error}"
+        raise InvalidInput(f"the model failed on a batch of shape {shapes} ({found}); {advice}") from error
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:
@@ -192,14 +196,23 @@ def _named(model: nn.Module, name: str) -> nn.Module:
         raise InvalidInput(f"the model has no module {name!r}: take names from model.named_modules()") from error
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
-    if hasattr(batch, "to"):
-        return batch.to(device)
+def _own(batch: Any, device: torch.device | None) -> Any:
+    """The batch with copies of its tensors, on the device."""
+    if isinstance(batch, Tensor):
+        return batch.detach().to(batch.device if device is None else device, copy=True)
+    if hasattr(batch, "to"):  # such as a PackedSequence, which knows what of it moves
+        own = copy.deepcopy(batch, {id(tensor): tensor.detach().clone() for tensor in tensors_in(batch)})
+        return own if device is None else own.to(device)
     if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: _own(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        parts = [_moved(value, device) for value in batch]
+        parts = [_own(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        own = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(own, field.name, _own(getattr(batch, field.name), device))  # frozen ones, too
+        return own
     return batch
 
 

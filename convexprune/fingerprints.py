@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.solvers.errors import InvalidInput
+from convexprune.ties import find_ties
 
 __all__ = ["data_fingerprint", "model_fingerprint"]
 
@@ -17,16 +18,17 @@ __all__ = ["data_fingerprint", "model_fingerprint"]
 def model_fingerprint(model: nn.Module) -> str:
     """SHA-256 of a model: the same wherever it is computed, on any device.
 
-    It covers the names and kinds of all modules, the settings of torch's own (stride, eps), and the names, dtypes,
-    shapes and values of all parameters and buffers, those that a state dict leaves out too, and which are the same
-    tensor under several names.
+    It covers the names and kinds of all modules, their settings (stride, eps: the public attributes that are numbers,
+    texts or sequences of these), and the names, dtypes, shapes and values of all parameters and buffers, those that a
+    state dict leaves out too, and which of them lie in the same memory. Code and other attributes are not covered.
     """
-    digest, first = hashlib.sha256(), dict[int, str]()
+    digest, first = hashlib.sha256(), dict[tuple[Any, ...], str]()
+    _feed(digest, sorted(find_ties(model).refused))  # what overlaps without being the same
     for name, module in model.named_modules(remove_duplicate=False):
         _feed(digest, [name, type(module).__qualname__, _settings(module)])
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in own:
-            known = first.setdefault(id(tensor), f"{name}.{key}")
+            known = first.setdefault(_place(tensor), f"{name}.{key}")
             _feed(digest, [key, tensor if known == f"{name}.{key}" else known])
     return digest.hexdigest()
 
@@ -102,10 +104,16 @@ def _feed_tensor(digest: Any, tensor: Tensor) -> None:
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where its entries lie: tensors of one place change together, whatever objects hold them."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not plain or tensor.is_meta or not tensor.numel():
+        return (id(tensor),)
+    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What torch's own modules compute with besides tensors; those of others may hold anything."""
-    if not type(module).__module__.startswith("torch.nn."):
-        return {}
+    """What a module computes with besides tensors, as far as it is plain."""
     own = {name: value for name, value in vars(module).items() if name != "training" and not name.startswith("_")}
     return {name: own[name] for name in sorted(own) if _is_setting(own[name])}
 
@@ -113,4 +121,4 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 def _is_setting(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_setting(item) for item in value)
-    return isinstance(value, bool | int | float | str | None)
+    return isinstance(value, bool | int | float | complex | str | None | np.generic | torch.dtype)

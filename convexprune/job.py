@@ -1,7 +1,9 @@
 """What ``convexprune prune`` reads, does and writes: everything is read and checked before anything is solved."""
 
 import copy
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from convexprune.calibration import Calibration
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
+from convexprune.errors import DamagedFile
 from convexprune.evaluate import accuracy
-from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, save_json, save_weights
+from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, plain, save_json, save_weights
 from convexprune.journal import Journal, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim import prune_
 from convexprune.preview import Preview, preview, recipe_of
@@ -100,6 +103,7 @@ class Job:
             self.labels = torch.from_numpy(np.asarray(load_array(source.calibration, labels_key)[: source.samples]))
         self.labelled = None if labelled is None else labelled.read(prepare)
         self.accuracy: dict[str, float] = {}
+        self.told: dict[str, Any] = {}
         self.notes: list[str] = []
 
     def plan(self, **arguments: Any) -> Preview:
@@ -107,7 +111,9 @@ class Job:
         return preview(self.model, self._data(), **arguments)
 
     def finished(self, **arguments: Any) -> dict[str, Any] | None:
-        """The report of this very run if the folder holds all its results, else None.
+        """The report of this very run if the folder holds all its results, undamaged, else None; ``notes`` says why.
+
+        Its accuracies are measured again where labelled samples were given.
 
         Raises:
             OtherRun: It holds those of another run.
@@ -122,36 +128,55 @@ class Job:
         data = Calibration(self._data(), recipe.batch_size)
         own = {"model": model_fingerprint(self.model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}
         check_same(self.out, Journal.existing(self.out)[1], own)
-        return report if told.get("removed") == arguments.get("remove", True) else None
+        if told.get("removed") != arguments.get("remove", True) or not self._sound(self.out, report):
+            return None
+        if self.labelled is None:
+            return report
+        load_weights_into_(self.model, self.out / "model.safetensors", resize=True)
+        self._measure(self.dense, "before")
+        self._measure(self.model, "after")
+        return report | {"accuracy": self.accuracy}
+
+    def _sound(self, out: Path, report: Mapping[str, Any]) -> bool:
+        """Whether the results are those that were written; a note if not."""
+        try:
+            whole = report.get("sha256") == _seal(report, out / "model.safetensors")
+            read_extras(out)
+        except DamagedFile:
+            whole = False
+        if not whole:
+            self.notes.append(f"the results in {out} were changed or cut short since: written again from its layers")
+        return whole
 
     def net_trim(self, **arguments: Any) -> Report:
         """``prune_`` with the folder as run directory, and the accuracy before and after."""
-        self._measure("before")
+        self._measure(self.dense, "before")  # a forward may leave its marks on the model, which is to be fingerprinted
         report = prune_(self.model, self._data(), run=self.out, **arguments)
-        self._measure("after")
+        self._measure(self.model, "after")
         return report
 
     def coreset(self, method: str | Method, size: Any, **recipe: Any) -> Report:
         """``coreset_prune_``, with the accuracy before and after."""
-        self._measure("before")
+        self._measure(self.dense, "before")
         report = coreset_prune_(self.model, self.inputs, method, size, labels=self.labels, **recipe)
-        self._measure("after")
+        self._measure(self.model, "after")
         return report
 
     def write(self, report: Report, **provenance: Any) -> dict[str, Path]:
-        """Write the results; their paths by what they are. ``notes`` says what could not be measured."""
+        """Write the results; their paths by what they are.
+
+        ``told`` is then the report as written, sealed with a SHA-256 of itself and the model; ``notes`` says what could
+        not be measured.
+        """
         assert self.out is not None  # noqa: S101 - without a folder nothing was pruned
-        told = self.told(report, **provenance)
         files = {"model": save_weights(self.model, self.out / "model.safetensors")}
-        files["report"] = save_json(told, self.out / "report.json")
-        if told["provenance"].get("stopped") is None:
+        data = report.to_dict()
+        data |= {"accuracy": self.accuracy, "provenance": {**data["provenance"], **provenance}}
+        self.told = data | {"sha256": _seal(data, files["model"])}
+        files["report"] = save_json(self.told, self.out / "report.json")
+        if data["provenance"].get("stopped") is None:
             files |= self._extras(self.out, report)
         return files
-
-    def told(self, report: Report, **provenance: Any) -> dict[str, Any]:
-        """The report as it is written."""
-        data = report.to_dict()
-        return data | {"accuracy": self.accuracy, "provenance": {**data["provenance"], **provenance}}
 
     def _extras(self, out: Path, report: Report) -> dict[str, Path]:
         from convexprune.page import save_extras
@@ -168,13 +193,21 @@ class Job:
             raise InvalidInput(_NO_DATA)
         return self.inputs
 
-    def _measure(self, when: str) -> None:
+    def _measure(self, model: nn.Module, when: str) -> None:
         if self.labelled is not None:
             inputs, labels = self.labelled
-            self.accuracy[when] = accuracy(self.model, inputs, labels)
+            self.accuracy[when] = accuracy(model, inputs, labels)
 
 
 _RESULTS = ("model.safetensors", "report.json")
+
+
+def _seal(report: Mapping[str, Any], model: Path) -> str:
+    """SHA-256 of the model's file and of all else in the report."""
+    digest = hashlib.sha256(model.read_bytes())
+    own = {key: value for key, value in report.items() if key != "sha256"}
+    digest.update(json.dumps(plain(own), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def _checked(out: Path, resumes: bool) -> Path:

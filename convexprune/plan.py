@@ -14,7 +14,7 @@ from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import Ties, find_ties, named_uses
 
-__all__ = ["check_module", "choose_layers", "layer_eps", "layer_fits", "looked_up", "name_patterns"]
+__all__ = ["check_module", "check_patterns", "choose_layers", "layer_eps", "layer_fits", "looked_up", "name_patterns"]
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def layer_fits(
     for name, activation in activations.items():
         given = looked_up(fit, name) if isinstance(fit, Mapping) else fit
         fits[name] = given or ("relu-ball" if activation == "relu" else "ball")
-        if fits[name] not in known:
+        if not isinstance(fits[name], str) or fits[name] not in known:
             raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
     return fits
 
@@ -117,6 +117,18 @@ def name_patterns(patterns: str | Iterable[str]) -> list[str]:
     if not all(isinstance(pattern, str) for pattern in found):
         raise InvalidInput(f"layers: expected patterns of names ('features.*'), found {patterns!r}")
     return found
+
+
+def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:
+    """Whether each pattern of a table by name patterns matches a layer; what is no table passes.
+
+    Raises:
+        InvalidInput: Some match none.
+    """
+    known = list(names)
+    patterns = list(table) if isinstance(table, Mapping) else []
+    if idle := [pattern for pattern in patterns if not _matches(known, [pattern])]:
+        raise InvalidInput(f"{argument}: no layer matches {idle}; the layers are {', '.join(known)}")
 
 
 def looked_up(table: Mapping[str, T], name: str) -> T | None:

@@ -31,13 +31,15 @@ def net_trim(given: dict[str, Any]) -> int:
     """With the options of ``convexprune prune`` by name; the exit status."""
     if not given["remove"] and given["unit"] != "neurons":
         raise InvalidInput("--no-remove: it goes with --unit neurons; leave it out")
+    if given["scheduler"] is not None and given["jobs"] == 1:
+        raise InvalidInput("--jobs: expected at least 2 with --scheduler, for one at a time is solved here; found 1")
     arguments = _arguments(given)
-    job = Job(_source(given), given["out"], resumes=not given["dry_run"], labelled=_labelled(given))
+    job = Job(_source(given), given["out"], resumes=True, labelled=_labelled(given))
     if given["dry_run"]:
-        _show_plan(job.plan(**arguments, jobs=given["jobs"] or 1), given["as_json"])
+        _show_plan(job.plan(**arguments, jobs=_jobs(given)), given["as_json"])
         return 0
     if (told := job.finished(**arguments)) is not None:
-        return _nothing_to_do(told, given["out"], given["as_json"])
+        return _nothing_to_do(job, told, given["as_json"])
     with _workers(given) as jobs, interruptible(partial(_say_stopping, jobs == 1)) as interrupt, bars(errors) as shown:
         callback = shown.callback if jobs == 1 else None  # what workers do is not seen here
         report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, progress=shown.progress, callback=callback)
@@ -79,11 +81,18 @@ def _labelled(given: dict[str, Any]) -> Labelled | None:
     return None if given["data"] is None else Labelled(given["data"], given["data_key"], given["label_key"])
 
 
+def _jobs(given: dict[str, Any], workers: int = 1) -> int:
+    """How many layers at a time; on a cluster as many as it has workers, unless told otherwise."""
+    least = 1 if given["scheduler"] is None else 2  # one at a time would be solved here
+    jobs: int = given["jobs"] or max(least, workers)
+    return jobs
+
+
 @contextmanager
 def _workers(given: dict[str, Any]) -> Iterator[int]:
-    """How many layers at a time; a scheduler's workers unless told otherwise."""
+    """Whoever solves layers, ready; how many at a time."""
     if given["scheduler"] is None:
-        jobs = given["jobs"] or 1
+        jobs = _jobs(given)
         if jobs > 1:
             with deaf():
                 _start(jobs)
@@ -92,7 +101,7 @@ def _workers(given: dict[str, Any]) -> Iterator[int]:
     from convexprune.nettrim.pool import cluster
 
     with cluster(given["scheduler"]) as workers:
-        yield given["jobs"] or max(2, workers)  # one at a time would be solved here
+        yield _jobs(given, workers)
 
 
 def _start(jobs: int) -> None:
@@ -116,13 +125,15 @@ def _show_plan(plan: Preview, as_json: bool) -> None:
         console.print(plan.table(console.width))
 
 
-def _nothing_to_do(told: dict[str, Any], out: Path, as_json: bool) -> int:
-    status = 0 if told.get("certified") else UNCERTIFIED
+def _nothing_to_do(job: Job, told: dict[str, Any], as_json: bool) -> int:
+    assert job.out is not None  # noqa: S101 - a report was found there
+    status = 0 if told["certified"] else UNCERTIFIED
     if as_json:
-        print_json({"status": "finished before", "exit_status": status, "files": _files(out), "report": told})
-    else:
-        kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
-        console.print(f"{out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+        print_json({"status": "finished before", "exit_status": status, "files": _files(job.out), "report": told})
+        return status
+    kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
+    console.print(f"{job.out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+    _show_accuracy(job)
     return status
 
 
@@ -141,7 +152,7 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
         status = INTERRUPTED if interrupted else TIME_LIMIT
     if given["as_json"]:
         told: dict[str, Any] = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
-        told |= {"files": files, "notes": job.notes, "report": job.told(report, **own)}
+        told |= {"files": files, "notes": job.notes, "report": job.told}
         print_json(told)
         return status
     _show_report(job, report, files)
@@ -155,13 +166,17 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
 def _show_report(job: Job, report: Report, files: dict[str, Path]) -> None:
     if report.layers:
         console.print(report.table(console.width))
-    if job.accuracy:
-        console.print("accuracy {before:.2%} before, {after:.2%} after".format(**job.accuracy), highlight=False)
+    _show_accuracy(job)
     names = {"model": "pruned model", "extras": "what sparsity buys"}
     for what, path in files.items():
         console.print(f"{names.get(what, what)}: {path}", markup=False, highlight=False, soft_wrap=True)
     for note in job.notes:
         errors.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_accuracy(job: Job) -> None:
+    if job.accuracy:
+        console.print("accuracy {before:.2%} before, {after:.2%} after".format(**job.accuracy), highlight=False)
 
 
 def _unfinished(report: Report, stopped: str) -> str:

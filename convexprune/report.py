@@ -1,6 +1,7 @@
 """What pruning did, as data, as a table, as JSON."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from io import StringIO
@@ -110,8 +111,9 @@ class Report:
 
     @property
     def certified(self) -> bool:
-        """Whether what was promised holds: of every layer, and of the network if something was asked of it."""
-        return all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
+        """Whether what was promised holds, of every layer and of the network, and the run came to its end."""
+        finished = self.provenance.get("stopped") is None and not math.isnan(self.output_error * bool(self.samples))
+        return finished and all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; solutions are left out."""

@@ -14,13 +14,16 @@ def parsed_table(option: str, texts: Sequence[str], value: Callable[[str], Any] 
     """["0.1"] or ["features.*=0.05", "0.1"]: patterns in their order, then the plain value for the rest.
 
     Raises:
-        InvalidInput: A value is no number, or none that ``value`` takes.
+        InvalidInput: A value is no number, or none that ``value`` takes, or two are given for the same.
     """
     table: dict[str, Any] = {}
     for text in texts:
         pattern, equals, given = text.rpartition("=")
+        pattern = pattern if equals else "*"
+        if pattern in table:
+            raise InvalidInput(f"{option}: a second value for {pattern!r}, {text!r}; give one for each pattern")
         try:
-            table[pattern if equals else "*"] = value(given)
+            table[pattern] = value(given)
         except ConvexPruneError:
             raise  # it is a number, but not one that will do
         except ValueError:

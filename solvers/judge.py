@@ -40,6 +40,7 @@ class Judge:
         self.judging = 0.0
         self.stopped = False
         self.last: tuple[_Identity, Certificate] | None = None
+        self.best: tuple[Tensor, Certificate] | None = None  # the cheapest feasible weights shown so far
 
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
         """How far ``proposal()`` is from what was asked for."""
@@ -59,6 +60,8 @@ class Judge:
         certificate = self.certify(proposal.weights, proposal.multipliers)
         self.last = (_Identity.of(proposal), certificate)
         c = certificate
+        if c.violation <= self.limits.feas_tol and (self.best is None or c.value < self.best[1].value):
+            self.best = (proposal.weights.clone(), c)
         point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals))
         self.trace.append(point)
         self.stopped = bool(self.callback and self.callback(point))
@@ -73,10 +76,16 @@ class Judge:
             certificate: Certificate | None = self.last[1]
         else:
             certificate = self.judge(proposal.iterations, proposal, {})
+        status = self._status(proposal, certificate)
+        weights = nothing if proposal.weights is None else proposal.weights
+        cut = status in (Status.STOPPED, Status.TIME_LIMIT) and certificate is not None
+        if cut and certificate.violation > self.limits.feas_tol and self.best is not None:  # type: ignore[union-attr]
+            weights = self.best[0]
+            certificate = self.certify(weights, proposal.multipliers)
         return Solution(
-            weights=nothing if proposal.weights is None else proposal.weights,
+            weights=weights,
             multipliers=proposal.multipliers,
-            status=self._status(proposal, certificate),
+            status=status,
             certificate=certificate or Certificate(math.inf, 0.0, math.inf, math.inf, math.inf),
             trace=tuple(self.trace),
             iterations=proposal.iterations,

@@ -12,6 +12,7 @@ from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 
 from convexprune import prune_
+from convexprune.errors import PruningFailed
 from convexprune.solvers import Status
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, SolverRefused
 
@@ -302,7 +303,7 @@ def test_a_run_that_is_stopped_leaves_a_valid_model(mode: str, calls: int, tmp_p
 
 
 def test_a_layer_that_was_cut_short_keeps_its_promise_and_says_how() -> None:
-    """Whatever the iteration: sparse weights that are inside, or those refitted, or the trained ones."""
+    """Whatever the iteration: the best weights inside that there were, or the trained ones."""
     notes = set()
     for calls in range(3, 12):
         model, x = chain(8, 9, 4)
@@ -314,7 +315,7 @@ def test_a_layer_that_was_cut_short_keeps_its_promise_and_says_how() -> None:
             assert not report.certified
             notes |= set(row.notes)
     assert notes
-    assert all(note.startswith("stopped") for note in notes)
+    assert all(note.startswith("ended") for note in notes)
 
 
 @pytest.mark.parametrize("target", [{}, {"sparsity": 0.5}, {"sparsity": 0.5, "scope": "network"}, {"network_eps": 0.5}])
@@ -377,3 +378,68 @@ def test_a_path_search_ends_when_asked() -> None:
     report = prune_(model, x, sparsity=0.9, search="path", stop=lambda: next(asked) > 3)
     assert report.provenance["stopped"]
     assert len(report.layers) <= 1
+
+
+class Lengths(nn.Module):
+    """Sums over as many positions as there are: what an error does to the outputs depends on the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.h = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.h(self.a(x).sum(1))
+
+
+def test_the_networks_bound_is_for_batches_of_all_lengths() -> None:
+    torch.manual_seed(0)
+    model = Lengths()
+    dense = copy.deepcopy(model)
+    batches = [torch.randn(4, 2, 4)] + [torch.rand(4, 200, 4) + 0.5] * 3
+    report = prune_(model, batches, network_eps=0.1, layers="a")
+    with torch.no_grad():
+        wrong = math.hypot(*(float((model(x) - dense(x)).norm()) for x in batches))
+        right = math.hypot(*(float(dense(x).norm()) for x in batches))
+    assert wrong / right <= report.network.bound * (1 + 1e-4) <= 0.1 * (1 + 1e-4)
+
+
+def test_a_measurement_that_was_cut_short_splits_nothing(tmp_path: Any) -> None:
+    for options in ({"scope": "network"}, {"unit": "neurons"}):
+        model, x = chain(20, 32, 16, 4)
+        same = unchanged(model)
+        with pytest.raises(PruningFailed, match="layer_time_limit"):
+            prune_(model, x, sparsity=0.5, layer_time_limit=1e-3, run=tmp_path / str(options), **options)
+        assert same()
+
+
+def test_what_a_callback_stopped_is_solved_again(tmp_path: Any) -> None:
+    model, x = chain(20, 32, 16, 4)
+    first = prune_(copy.deepcopy(model), x, 0.1, run=tmp_path, callback=lambda name, point: True)
+    assert {row.status for row in first.layers} == {str(Status.STOPPED)}
+    assert prune_(model, x, 0.1, run=tmp_path).certified
+
+
+def test_the_time_for_a_layer_is_that_of_all_its_groups() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.ReLU()), torch.randn(300, 24, 8, 8)
+    report = prune_(model, x, 0.05, tol=1e-9, max_iter=10**6, layer_time_limit=0.5)
+    assert report.layers[0].seconds < 3
+    assert report.layers[0].output_error <= 0.05 * (1 + 1e-3)
+
+
+def test_neurons_go_from_all_layers_or_from_none_when_a_run_is_stopped() -> None:
+    model, x = chain(12, 20, 20, 20, 4)
+    same = unchanged(model)
+    asked = itertools.count()
+    counts = []
+    for most in range(0, 120, 8):
+        copied = copy.deepcopy(model)
+        asked = itertools.count()
+        report = prune_(copied, x, sparsity=0.4, unit="neurons", stop=lambda: next(asked) > most)  # noqa: B023
+        if report.provenance["stopped"]:
+            assert not report.layers
+            assert not report.certified
+            assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), model.parameters(), strict=True))
+        counts.append(len(report.layers))
+    assert same()
+    assert counts[0] == 0

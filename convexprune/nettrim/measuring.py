@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from convexprune.errors import PruningFailed
 from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tolerance import Within
@@ -13,7 +14,7 @@ from convexprune.solvers import L1, EpsPath, LayerProgram, PathPoint, Solution, 
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
-__all__ = ["Measure", "cut_short", "measured_path", "until"]
+__all__ = ["Measure", "check_measured", "cut_short", "measured_path", "until"]
 
 
 def until(how: How) -> Callable[[PathPoint], bool]:
@@ -44,6 +45,20 @@ def cut_short(program: LayerProgram, posed: Posed) -> Answer:
     certificate = certify(program, W)
     solution = Solution(W, None, Status.STOPPED, certificate, (), 0, Seconds(), told)
     return answered(program, solution, posed, math.inf, math.inf, [])
+
+
+def check_measured(found: Mapping[str, Sequence[Answer]]) -> None:
+    """Every layer has its path.
+
+    Raises:
+        PruningFailed: One was cut short, by its own time limit or by the caller's callback.
+    """
+    for name, answers in found.items():
+        if not all(answer.path for answer in answers):
+            raise PruningFailed(
+                f"layer {name!r}: its path was cut short by layer_time_limit or the callback, and without it weights "
+                "cannot be shared among layers; give it more time. The model is unchanged"
+            )
 
 
 @dataclass(frozen=True)

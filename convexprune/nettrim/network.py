@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from convexprune.allocation import allocate_eps, allocate_nonzeros
 from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
+from convexprune.nettrim.measuring import check_measured
 from convexprune.nettrim.outcome import bound_of, network_error, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
@@ -100,8 +101,10 @@ class NetworkSparsity:
 def measured(run: Run) -> dict[str, tuple[Answer, ...]] | None:
     """Each layer's path on the trained network's inputs; None if the run was stopped."""
     found = dict(run.answers(dict.fromkeys(run.sites, Measure())))
-    whole = len(found) == len(run.sites) and run.stopped is None
-    return {name: found[name] for name in run.sites} if whole else None
+    if run.stopped is not None:
+        return None
+    check_measured(found)
+    return {name: found[name] for name in run.sites}
 
 
 def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float, float]]:

@@ -1,16 +1,26 @@
 """What pruning did to the network as a whole: the error of its outputs, and the bound on it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+from torch import Tensor
+
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.capture import evaluating, outputs_of, run_model
+from convexprune.errors import PruningFailed
 from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import ConvexPruneError
 
 __all__ = ["NetworkPromise", "bound_of", "network_error", "network_promise", "radii_of"]
+
+
+_SHAPES = 32
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class NetworkPromise:
         coefficients: c_l by layer.
         radii: r_l by layer: its own error, in the units of its outputs.
         reason: Why there is no bound, or None.
+        rounding: What two forwards in the model's dtype may differ by: the bound is for exact arithmetic.
     """
 
     bound: float
@@ -32,11 +43,13 @@ class NetworkPromise:
     coefficients: Mapping[str, float]
     radii: Mapping[str, float]
     reason: str | None
+    rounding: float
 
     @property
     def kept(self) -> bool:
-        """Whether the bound is within what was asked for."""
-        return self.asked is None or self.bound <= self.asked
+        """Whether the bound is within what was asked for, and above what was measured."""
+        broken = math.isnan(self.error) or self.error > self.bound + self.rounding
+        return not broken and (self.asked is None or self.bound <= self.asked)
 
     def __str__(self) -> str:
         if math.isinf(self.bound):
@@ -46,17 +59,28 @@ class NetworkPromise:
 
 
 def bound_of(run: Run, norms: Mapping[str, float] | None = None) -> OutputBound:
-    """How much each layer's error counts in that of the outputs, with the weights as they are now."""
+    """How much each layer's error counts in that of the outputs, with the weights as they are now.
+
+    The most over batches of all shapes: then Σ_b (Σ_l c_lb r_lb)² ≤ (Σ_l c_l r_l)² by Minkowski's inequality.
+    """
     layers = [PrunedLayer(name, site.fit != "ball", site.norm_name) for name, site in run.sites.items()]
     mode = "cascade" if run.how.cascade else "parallel"
-    first = next(iter(run.calibration))
-    return output_bound(run.model, layers, first, mode=mode, forward=run.forward, norms=norms)
+    if len(run.shapes) > _SHAPES:
+        reason = f"batches come in more than {_SHAPES} shapes, and the constants depend on them"
+        return OutputBound(dict.fromkeys(run.sites, math.inf), {}, reason)
+    known = dict(norms or {})
+    bounds = []
+    for batch in run.shapes:
+        bounds.append(output_bound(run.model, layers, batch, mode=mode, forward=run.forward, norms=known))
+        known |= bounds[-1].norms
+    coefficients = {name: max(bound.coefficients[name] for bound in bounds) for name in run.sites}
+    return OutputBound(coefficients, known, next((bound.reason for bound in bounds if bound.reason), None))
 
 
 def radii_of(run: Run) -> dict[str, float]:
-    """Each layer's own error ‖σ(XU) − Y‖_F; 0 of those that are as trained."""
+    """Each layer's own error ‖σ(XU) − Y‖_F; 0 of those that are as trained, and of no others."""
     return {
-        name: math.hypot(*(answer.error for answer in run.written[name])) if name in run.written else 0.0
+        name: math.hypot(*(answer.error for answer in run.written[name])) or _TINY if name in run.written else 0.0
         for name in run.sites
     }
 
@@ -84,4 +108,36 @@ def network_promise(run: Run, size: float, asked: float | None) -> NetworkPromis
         coefficients=dict(found.coefficients),
         radii=radii,
         reason=found.reason,
+        rounding=64 * torch.finfo(dtype_of(run)).eps,
     )
+
+
+@contextmanager
+def same_outputs(run: Run) -> Iterator[None]:
+    """What happens inside may not change what the model gives for the first batch, but for rounding.
+
+    Raises:
+        PruningFailed: It does, or the model cannot be called any more.
+    """
+    batch = next(iter(run.calibration))
+
+    def outputs() -> Tensor:
+        with evaluating(run.model):
+            found = outputs_of(run_model(run.model, batch, run.forward))
+        return found.to(torch.float64)
+
+    before = outputs()
+    yield
+    why = "something besides its layers depends on their sizes, such as a hook, or takes their outputs another way"
+    try:
+        after = outputs()
+    except ConvexPruneError as error:
+        raise PruningFailed(f"without these neurons the model cannot be called ({error}): {why}") from error
+    moved = float(norm(after - before)) / (float(norm(before)) or 1.0) if after.shape == before.shape else math.inf
+    if not moved <= math.sqrt(torch.finfo(dtype_of(run)).eps):
+        raise PruningFailed(f"without these neurons the outputs move by {moved:.2g} of their size: {why}")
+
+
+def dtype_of(run: Run) -> torch.dtype:
+    """The coarsest of the pruned weights."""
+    return max((answers[0].dtype for answers in run.trained.values()), key=lambda dtype: torch.finfo(dtype).eps)

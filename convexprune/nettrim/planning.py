@@ -14,7 +14,7 @@ from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
 from convexprune.passes import Observed, observe
-from convexprune.plan import choose_layers, layer_fits, looked_up
+from convexprune.plan import check_patterns, choose_layers, layer_fits, looked_up
 from convexprune.report import SkippedModule
 from convexprune.taps import Received, tap
 from convexprune.ties import find_ties, layer_uses
@@ -67,9 +67,12 @@ def make_plan(
     Raises:
         NothingToPrune: No layer can be pruned, none is reached, or the patterns choose none.
         NonFinite: Weights, or what reaches a layer, hold NaN or infinity.
-        InvalidInput: An unknown fit, or a model that cannot be called on a batch.
+        InvalidInput: An unknown fit, a pattern of the recipe's tables that matches no layer, pruned or not, or a model
+            that cannot be called on a batch.
     """
     chosen, skipped = choose_layers(model, recipe.layers if names is None else [escape(name) for name in names])
+    for argument in ("activations", "fit", "eps", "sparsity"):
+        check_patterns(argument, getattr(recipe, argument), [*chosen, *(module.name for module in skipped)])
     for layer in chosen.values():
         weight_matrices(layer)  # NaN in any layer is found first
     taps = {name: tuple(tap(model, use) for use in layer_uses(model, name)) for name in chosen}

@@ -19,7 +19,7 @@ from convexprune.files import StrPath
 from convexprune.journal import Journal, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import target_of
 from convexprune.nettrim.goals import Goal
-from convexprune.nettrim.outcome import network_promise
+from convexprune.nettrim.outcome import network_promise, same_outputs
 from convexprune.nettrim.planning import Plan, make_plan
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.rows import layer_row
@@ -32,7 +32,8 @@ from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule
 from convexprune.shrink import restoring
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.interface import Solver
+from convexprune.solvers.interface import Limits, Solver
+from convexprune.solvers.judge import checked_limits
 from convexprune.solvers.solution import TracePoint
 from convexprune.solvers.solve import environment
 
@@ -179,6 +180,7 @@ def prune_(
         batch_size=batch_size,
         options=options,
     )
+    checked_limits(Limits(tol, feas_tol, max_iter, layer_time_limit))
     execute = executor(jobs, mode == "cascade")
     if jobs > 1 and callback is not None:
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
@@ -209,7 +211,8 @@ def prune_(
         goals = target.pursue(work)
         promise = network_promise(work, plan.size, recipe.network_eps)
         if isinstance(target, NeuronSparsity):
-            target.shrink_(model, remove)
+            with same_outputs(work):
+                target.shrink_(model, remove)
             rows: Sequence[LayerReport] = target.rows(work)
         else:
             done = [name for name in plan.order if name in goals]

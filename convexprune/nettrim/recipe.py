@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 
 from convexprune.nettrim.posed import How
 from convexprune.plan import name_patterns
-from convexprune.solvers.arrays import checked_radius
+from convexprune.solvers.arrays import checked_count, checked_radius
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
-from convexprune.solvers.interface import Solver, options_of
+from convexprune.solvers.interface import Limits, Solver, options_of
+from convexprune.solvers.judge import checked_limits
 from convexprune.solvers.registry import make_solver
 
 __all__ = ["Recipe", "checked_recipe", "recipe_from_dict"]
@@ -86,6 +88,9 @@ def checked_recipe(**arguments: Any) -> Recipe:
             raise InvalidInput(f"{name}: expected {expected}, found {arguments[name]!r}")
     recipe = Recipe(**_defaults(arguments))
     _check_target(recipe)
+    _check_tables(recipe)
+    checked_limits(Limits(**recipe.limits))
+    checked_count("batch_size", recipe.batch_size)
     gamma = checked_radius("gamma", recipe.gamma)
     if gamma < 1:
         raise InvalidTolerance(f"gamma: expected a number ≥ 1, for the trained weights to be feasible; found {gamma}")
@@ -104,7 +109,11 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     if missing := [name for name in names if name not in data]:
         raise InvalidInput(f"recipe: expected all arguments of prune_, found none for {', '.join(missing)}")
     own = {name: data[name] for name in names} | {"solver": None, "options": {}}
-    return checked_recipe(**own | {"ceiling": float(own["ceiling"])})  # infinity was written as a text
+    if wrong := [name for name in ("refit", "penalise_bias") if not isinstance(own[name], bool)]:
+        raise InvalidInput(f"recipe: {', '.join(wrong)}: expected true or false, found {[own[name] for name in wrong]}")
+    own["ceiling"] = float(own["ceiling"])  # infinity was written as a text, here as well as of limits
+    own["limits"] = {name: math.inf if value == "inf" else value for name, value in dict(own["limits"]).items()}
+    return checked_recipe(**own)
 
 
 def _defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +121,45 @@ def _defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if len(asked) > 1:
         raise InvalidInput(f"{' and '.join(asked)}: each says how far to prune; give one of them")
     layers = arguments["layers"]
-    own = dict(arguments) | {"activations": dict(arguments["activations"] or {})}
+    own = dict(arguments) | {"activations": {} if arguments["activations"] is None else arguments["activations"]}
+    own["sparsity"] = _numbers(arguments["sparsity"])
     own["layers"] = None if layers is None else name_patterns(layers)
     if not asked:
         own["eps"] = 0.1
     return own
+
+
+def _numbers(given: Any) -> Any:
+    """Numbers of any type, alone or in a table, as Python's own."""
+    if isinstance(given, Mapping):
+        return {name: _numbers(value) for name, value in given.items()}
+    return float(given) if isinstance(given, Real) and not isinstance(given, bool | int) else given
+
+
+def _check_tables(recipe: Recipe) -> None:
+    """Types of what goes by name patterns, and of eps whatever it goes by."""
+    if not _is_table(recipe.activations, str):
+        found = recipe.activations
+        raise InvalidInput(f"activations: expected a mapping as {{'fc1': 'relu'}}, names to names, found {found!r}")
+    if not (recipe.fit is None or isinstance(recipe.fit, str) or _is_table(recipe.fit, str)):
+        raise InvalidInput(f"fit: expected a name, or a mapping from patterns to names, found {recipe.fit!r}")
+    for argument, table in (("eps", recipe.eps), ("sparsity", recipe.sparsity)):
+        if isinstance(table, Mapping) and not _is_table(table, object):
+            raise InvalidInput(f"{argument}: expected patterns of names ('features.*'), found {list(table)}")
+    for name, value in _entries(recipe.eps):
+        checked_radius(f"eps{name and f' of {name}'}", value)
+
+
+def _entries(eps: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(eps, Mapping):
+        return eps.items()
+    if isinstance(eps, Sequence) and not isinstance(eps, str):
+        return enumerate(eps, start=1)
+    return [("", eps)] if eps is not None else []
+
+
+def _is_table(value: object, kind: type) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
 
 
 def _check_target(recipe: Recipe) -> None:
@@ -139,7 +182,7 @@ def _check_target(recipe: Recipe) -> None:
         raise InvalidInput(
             f"sparsity: a pattern such as {recipe.sparsity!r} is each layer's own; leave scope, search out"
         )
-    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, int | float)):
+    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, Real)):
         raise InvalidInput(
             "unit: neurons are found along the path, one part for all layers: give sparsity a number alone"
         )
@@ -152,7 +195,7 @@ def _check_target(recipe: Recipe) -> None:
 
 
 def _check_part(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
+    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and 0 <= value < 1):
         raise InvalidTolerance(f"{name}: expected the part of weights to be zero, 0 to below 1, found {value!r}")
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -28,11 +28,12 @@ from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import Infeasible, InvalidInput
 from convexprune.solvers.solution import TracePoint
 from convexprune.taps import Received
+from convexprune.watch import tensors_in
 
 __all__ = ["Run"]
 
 _log = logging.getLogger(__name__)
-_EARLY = (str(Status.STOPPED), str(Status.TIME_LIMIT))
+_STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 
 @dataclass(eq=False)
@@ -129,6 +130,14 @@ class Run:
             for pile, stored, fold, start, end in zip(piles, trained, site.folds, ends, ends[1:], strict=False)
         )
 
+    @cached_property
+    def shapes(self) -> list[Any]:
+        """A batch of each shape that there is, the number of samples aside."""
+        found: dict[tuple[Any, ...], Any] = {}
+        for batch in self.calibration:
+            found.setdefault(tuple((tensor.dtype, tensor.shape[1:]) for tensor in tensors_in(batch)), batch)
+        return list(found.values())
+
     def sizes(self) -> dict[str, float]:
         """‖Y‖_F of each layer's targets, from one pass."""
         squares = dict.fromkeys(self.sites, 0.0)
@@ -164,14 +173,11 @@ class Run:
 
     def _task(self, name: str, goal: Goal) -> Task:
         _log.info("%s: %s", name, goal)
-        left = self.stop.left()
-        options = dict(self.how.options)
-        if left is not None:
-            given = options.get("time_limit")
-            options["time_limit"] = left if given is None else min(left, given)
         callback = partial(self._watched, name) if self.execute is serially else None
-        how = replace(self.how, options=options, callback=callback)
-        return Task(name, goal, self.pose(name), how, torch.get_num_threads())
+        posed = self.pose(name)
+        limits = [seconds for seconds in (self.stop.left(), self.how.options.get("time_limit")) if seconds is not None]
+        how = replace(self.how, callback=callback)
+        return Task(name, goal, posed, how, torch.get_num_threads(), min(limits, default=None))
 
     def _watched(self, name: str, point: TracePoint) -> bool:
         own = self.callback is not None and bool(self.callback(name, point))
@@ -196,10 +202,12 @@ class Run:
         """Check, and keep what the run's own end did not cut short."""
         for answer in answers:
             _check(name, answer)
-        reason = self.stop.reason()
-        if reason and any(answer.status in _EARLY for answer in answers):
-            self.stopped = self.stopped or reason
-        elif self.journal is not None:
+        statuses = {answer.status for answer in answers}
+        if statuses & {_STOPPED, _TIMED_OUT}:
+            self.stopped = self.stopped or self.stop.reason()
+        # What was stopped may get further another time; a layer's own time limit is a part of the recipe.
+        final = _STOPPED not in statuses and not (_TIMED_OUT in statuses and self.stopped)
+        if self.journal is not None and final:
             self.journal.put(name, self._key(goal), recorded(answers))
 
     def _lean(self, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:

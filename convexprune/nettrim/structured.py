@@ -13,12 +13,14 @@ from convexprune.errors import NothingToPrune
 from convexprune.graph import LAYERS, inputs_of
 from convexprune.links import Link, find_links
 from convexprune.nettrim.goals import Goal, KeepInputs, RankInputs
+from convexprune.nettrim.measuring import check_measured
 from convexprune.nettrim.run import Run
+from convexprune.nettrim.sites import Site
 from convexprune.nettrim.targets import Each
 from convexprune.report import LayerReport, SkippedModule
 from convexprune.shrink import mask_neurons_, remove_neurons_
 
-__all__ = ["NeuronLayer", "NeuronSparsity", "chosen_links"]
+__all__ = ["NeuronLayer", "NeuronSparsity", "chosen_links", "reachable"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,23 @@ def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict
     return chosen, [*skipped, *(SkippedModule(n, type(model.get_submodule(n)).__name__, _UNWANTED) for n in left)]
 
 
+def reachable(links: Mapping[str, Link], sites: Mapping[str, Site]) -> tuple[dict[str, Link], list[SkippedModule]]:
+    """The links whose consumers are all fitted in this run, and the first producers of the others, with the reason.
+
+    Raises:
+        NothingToPrune: There are none.
+    """
+    open_ends = {name: [user for user in link.consumers if user not in sites] for name, link in links.items()}
+    left = [
+        SkippedModule(name, "link", f"its outputs go to {', '.join(users)}, which cannot be fitted in this run")
+        for name, users in open_ends.items()
+        if users
+    ]
+    if len(left) == len(links):
+        raise NothingToPrune(f"no neurons can be removed: {'; '.join(f'{m.name}: {m.reason}' for m in left)}")
+    return {name: link for name, link in links.items() if not open_ends[name]}, left
+
+
 _UNWANTED = "not chosen by the name patterns"
 
 
@@ -122,18 +141,24 @@ class NeuronSparsity:
         self._before = {name: (tuple(w.shape), int(w.count_nonzero())) for name, w in weights.items()}
         widths = {name: _width(run.model, link) for name, link in self.links.items()}
         goals = {user: RankInputs(widths[name]) for name, link in self.links.items() for user in link.consumers}
-        ranks: dict[str, list[tuple[float, float]]] = {}
-        for user, answers in run.answers({name: goals[name] for name in run.sites}):
-            ranks[user] = [(eps, share) for eps, share, _ in answers[0].path]
-        if len(ranks) < len(goals):  # stopped
+        found = dict(run.answers({name: goals[name] for name in run.sites}))
+        if run.stopped is not None:
             return {}
+        check_measured(found)
+        ranks = {user: [(eps, share) for eps, share, _ in answers[0].path] for user, answers in found.items()}
         worth = {
             name: [max(values) for values in zip(*(ranks[user] for user in link.consumers), strict=True)]
             for name, link in self.links.items()
         }
-        self.kept = self._chosen(worth)
-        kept = {user: tuple(self.kept[name]) for name, link in self.links.items() for user in link.consumers}
-        return Each({user: KeepInputs(goals[user].neurons, kept[user]) for user in run.sites}).pursue(run)
+        chosen = self._chosen(worth)
+        kept = {user: tuple(chosen[name]) for name, link in self.links.items() for user in link.consumers}
+        wanted = Each({user: KeepInputs(goals[user].neurons, kept[user]) for user in run.sites}).pursue(run)
+        if run.stopped is not None:  # neurons go from all layers that take them, or from none
+            run.versions.restore_()
+            run.written.clear()
+            return {}
+        self.kept = chosen
+        return wanted
 
     def _chosen(self, worth: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, list[int]]:
         """The neurons that stay, ascending; at least one of each link."""
@@ -151,6 +176,8 @@ class NeuronSparsity:
 
     def rows(self, run: Run) -> list[NeuronLayer]:
         """A row for each layer that changed, once it was shrunk."""
+        if not self.kept:
+            return []
         touched = {name for link in self.links.values() for name in (*link.producers, *link.consumers)}
         return [self._row(run, name) for name in self._before if name in touched]
 

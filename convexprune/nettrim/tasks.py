@@ -1,7 +1,8 @@
 """A layer to be solved, with all that it takes: data that can be sent to another process or machine."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,6 +25,7 @@ class Task:
         posed: A group each.
         how: As for all layers.
         threads: torch's threads for it: sums are rounded in their order, so answers depend on the number.
+        seconds: For all groups together, from when it is run; None: no limit.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Task:
     posed: tuple[Posed, ...]
     how: How
     threads: int
+    seconds: float | None = None
 
     def run(self) -> tuple[Answer, ...]:
         """The answers, wherever this is called."""
@@ -38,10 +41,16 @@ class Task:
         if before != self.threads:
             torch.set_num_threads(self.threads)
         try:
-            return tuple(self.goal.meet(group, self.how) for group in self.posed)
+            end = None if self.seconds is None else time.monotonic() + self.seconds
+            return tuple(self.goal.meet(group, self._until(end)) for group in self.posed)
         finally:
             if before != self.threads:
                 torch.set_num_threads(before)
+
+    def _until(self, end: float | None) -> How:
+        """How, with the time that is left."""
+        left = None if end is None else max(1e-3, end - time.monotonic())
+        return replace(self.how, options={**self.how.options, "time_limit": left})
 
 
 Executor = Callable[[Iterable[Callable[[], Task]]], Iterator[tuple[int, tuple[Answer, ...]]]]

@@ -22,7 +22,7 @@ class Within(Plain):
         return posed.program(posed.within(self.eps, how)[0], posed.penalty(how))
 
     def meet(self, posed: Posed, how: How) -> Answer:
-        """Solve; if it was stopped outside the set, the support found so far serves, or else the trained weights."""
+        """Solve; if it was stopped before any weights were in the set, the trained weights stay."""
         fit, promised = posed.within(self.eps, how)
         program = posed.program(fit, posed.penalty(how))
         # No start: ADMM's own, a ridge solution, needs 10 to 25 % fewer iterations than the trained weights.
@@ -37,7 +37,7 @@ class Within(Plain):
         if solution.status in (Status.STOPPED, Status.TIME_LIMIT):
             solution, note = _inside(program, solution, posed)
             notes += [note] if note else []
-        elif how.refit:
+        elif how.refit and solution.status is Status.SOLVED:
             solution = refitted(program, solution)
             kept = solution.certificate.violation <= solution.provenance["limits"]["feas_tol"]
             answer = answered(program, solution, posed, radius, promised, notes)
@@ -52,11 +52,7 @@ def _inside(program: LayerProgram, solution: Solution, posed: Posed) -> tuple[So
     """Of a solve that was stopped: weights that keep the promise."""
     tolerance = solution.provenance["limits"]["feas_tol"]
     if solution.certificate.violation <= tolerance:
-        return solution, "stopped: feasible, not yet optimal"
-    if posed.fit != "net-trim" and bool(solution.weights.isfinite().all()):
-        again = refitted(program, solution)
-        if again.certificate.violation <= tolerance:
-            return again, "stopped: fitted again on the support found so far, which keeps the promise"
+        return solution, "ended early: the best feasible weights so far"
     W = posed.W
     trained = replace(solution, weights=W, certificate=certify(program, W, solution.multipliers))
-    return trained, "stopped before any sparse weights kept the promise: the trained weights stay"
+    return trained, "ended before any weights kept the promise: the trained ones stay"

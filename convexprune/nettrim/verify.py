@@ -20,9 +20,8 @@ from convexprune.capture import Forward
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
-from convexprune.nettrim.asked import target_of
+from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measure, RankInputs, Within
-from convexprune.nettrim.planning import make_plan
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.recipe import Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of, recalled, to_device
@@ -30,7 +29,6 @@ from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
-from convexprune.nettrim.structured import chosen_links
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.progress import silent
@@ -83,15 +81,13 @@ def verify(
     data = Calibration(calibration, recipe.batch_size if batch_size is None else batch_size)
     given = {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": described["recipe"]}
     check_same(run, described, given)
-    links = None if recipe.unit == "weights" else chosen_links(model, recipe.layers)[0]
-    users = None if links is None else [user for link in links.values() for user in link.consumers]
-    plan = make_plan(model, data, recipe, forward, partial(silent, "verify"), names=users)
+    plan, target, _ = planned(model, data, recipe, forward, partial(silent, "verify"))
     versions = Versions(plan.sites)
     replay = _Replay(journal)
     work = Run(model, data, forward, plan.sites, versions, recipe.how(), replay, Stop(), replay.end, silent, None)
     replay.run = work
     try:
-        target_of(recipe, plan, links).pursue(work)
+        target.pursue(work)
     finally:
         versions.restore_()
     return Verification(
