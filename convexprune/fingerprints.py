@@ -1,7 +1,7 @@
 """What a model, and what calibration data are: a short text that changes with any of their values."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convexprune.memory import place_of
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import find_ties
 
@@ -22,13 +23,13 @@ def model_fingerprint(model: nn.Module) -> str:
     texts or sequences of these), and the names, dtypes, shapes and values of all parameters and buffers, those that a
     state dict leaves out too, and which of them lie in the same memory. Code and other attributes are not covered.
     """
-    digest, first = hashlib.sha256(), dict[tuple[Any, ...], str]()
+    digest, first = hashlib.sha256(), dict[Hashable, str]()
     _feed(digest, sorted(find_ties(model).refused))  # what overlaps without being the same
     for name, module in model.named_modules(remove_duplicate=False):
         _feed(digest, [name, type(module).__qualname__, _settings(module)])
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for key, tensor in own:
-            known = first.setdefault(_place(tensor), f"{name}.{key}")
+            known = first.setdefault(place_of(tensor), f"{name}.{key}")
             _feed(digest, [key, tensor if known == f"{name}.{key}" else known])
     return digest.hexdigest()
 
@@ -102,14 +103,6 @@ def _feed_tensor(digest: Any, tensor: Tensor) -> None:
     plain = strided.cpu().resolve_conj().resolve_neg().contiguous()
     if plain.numel():
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where its entries lie: tensors of one place change together, whatever objects hold them."""
-    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-    if not plain or tensor.is_meta or not tensor.numel():
-        return (id(tensor),)
-    return (str(tensor.device), tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

@@ -120,33 +120,39 @@ class Job:
         """
         if self.out is None or not all((self.out / name).exists() for name in ("run.json", *_RESULTS)):
             return None
-        report = read_json(self.out / "report.json", "delete it: the same command writes it again")
-        told = report.get("provenance", {})
-        if told.get("stopped") is not None:
-            return None
         recipe = recipe_of(self.model, self._data(), **arguments)
         data = Calibration(self._data(), recipe.batch_size)
         own = {"model": model_fingerprint(self.model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}
         check_same(self.out, Journal.existing(self.out)[1], own)
-        if told.get("removed") != arguments.get("remove", True) or not self._sound(self.out, report):
+        report = self._sound(self.out)
+        if report is None or report["provenance"]["stopped"] is not None:
             return None
-        if self.labelled is None:
-            return report
-        load_weights_into_(self.model, self.out / "model.safetensors", resize=True)
-        self._measure(self.dense, "before")
-        self._measure(self.model, "after")
-        return report | {"accuracy": self.accuracy}
+        if report["provenance"].get("removed") != arguments.get("remove", True):
+            return None
+        return report | self._measured_again(self.out)
 
-    def _sound(self, out: Path, report: Mapping[str, Any]) -> bool:
-        """Whether the results are those that were written; a note if not."""
+    def _sound(self, out: Path) -> dict[str, Any] | None:
+        """The report, if the results are those that were written; else None, and a note."""
+        from convexprune.page.extras import read_extras
+
         try:
-            whole = report.get("sha256") == _seal(report, out / "model.safetensors")
+            report = read_json(out / "report.json")
             read_extras(out)
         except DamagedFile:
-            whole = False
-        if not whole:
-            self.notes.append(f"the results in {out} were changed or cut short since: written again from its layers")
-        return whole
+            report = {}
+        if report.get("sha256") == _seal(report, out / "model.safetensors"):
+            return report
+        self.notes.append(f"the results in {out} are not as they were written: written again from its layers")
+        return None
+
+    def _measured_again(self, out: Path) -> dict[str, Any]:
+        """The accuracies with the written model, where labelled samples were given."""
+        if self.labelled is None:
+            return {}
+        load_weights_into_(self.model, out / "model.safetensors", resize=True)
+        self._measure(self.dense, "before")
+        self._measure(self.model, "after")
+        return {"accuracy": self.accuracy}
 
     def net_trim(self, **arguments: Any) -> Report:
         """``prune_`` with the folder as run directory, and the accuracy before and after."""
@@ -206,7 +212,7 @@ def _seal(report: Mapping[str, Any], model: Path) -> str:
     """SHA-256 of the model's file and of all else in the report."""
     digest = hashlib.sha256(model.read_bytes())
     own = {key: value for key, value in report.items() if key != "sha256"}
-    digest.update(json.dumps(plain(own), sort_keys=True).encode())
+    digest.update(json.dumps(plain(own), sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

@@ -266,9 +266,16 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """New parameters and buffers in place of the module's."""
     for name, tensor in tensors.items():
-        old, new = getattr(module, name), tensor.contiguous()
+        old = getattr(module, name)
+        new = _laid_out_as(old, tensor)
         parameter = isinstance(old, nn.Parameter)
         setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
+
+
+def _laid_out_as(old: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with its axes in memory in the old one's order, such as channels last."""
+    order = sorted(range(old.dim()), key=old.stride, reverse=True)
+    return tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
 
 
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convexprune.errors import UnsupportedModule
 from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Received", "Tap", "tap"]
@@ -39,6 +40,7 @@ def tap(model: nn.Module, name: str) -> Tap:
 
     Raises:
         InvalidInput: The model has no such module.
+        UnsupportedModule: It is compiled by ``torch.jit``.
     """
     layer = _named(model, name)
     parent, _, child = name.rpartition(".")
@@ -48,6 +50,8 @@ def tap(model: nn.Module, name: str) -> Tap:
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModule(f"{type(model).__name__} is compiled by torch.jit: prune the Python module, then script it")
     try:
         return model.get_submodule(name)
     except AttributeError as error:

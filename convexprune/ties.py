@@ -1,13 +1,13 @@
 """Weights that several modules share, found by the memory they lie in, not by the objects that hold them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from convexprune.matrices.support import kind_of, unsupported
+from convexprune.memory import Holders, place_of
 from convexprune.taps import tap
 
 __all__ = ["Ties", "find_ties", "layer_uses", "named_uses"]
@@ -34,13 +34,15 @@ class Ties:
 def find_ties(model: nn.Module, joint: bool = True) -> Ties:
     """Which modules of a model share parameters, as one layer or otherwise.
 
-    Memory is shared where the bytes from a tensor's first entry to its last overlap those of another. Modules are one
-    layer if all tensors of their products lie in the same places, in the same shapes, and they are of one kind, with
-    the same stride, padding and dilation.
+    Memory is shared where tensors have an entry in common. Modules are one layer if all tensors of their products lie
+    in the same places, in the same shapes, and they are of one kind, with the same stride, padding and dilation.
 
     Args:
         model: Any module.
         joint: Whether layers may be solved together; if not, all that share a parameter are refused.
+
+    Raises:
+        UnsupportedModule: The model is compiled by ``torch.jit``.
     """
     modules = named_uses(model)
     shared = _overlaps(modules)
@@ -56,6 +58,8 @@ def find_ties(model: nn.Module, joint: bool = True) -> Ties:
 
 def layer_uses(model: nn.Module, name: str) -> tuple[str, ...]:
     """All names under which the layer is used, in the model's order; each has a ``tap`` of its own.
+
+    For many layers call ``find_ties`` once, and its ``uses_of`` for each.
 
     Raises:
         InvalidInput: The model has no such module.
@@ -84,49 +88,20 @@ def _refusal(others: Collection[str], joint: bool) -> str:
     return f"shares a parameter with {names}, and {only}: untie them, by a copy of the parameter"
 
 
-@dataclass(frozen=True, order=True)
-class _Span:
-    """The bytes from a tensor's first entry to its last."""
-
-    place: str
-    first: int
-    end: int
-    owner: str
-    trained: bool  # a parameter, not a buffer
-
-
 def _overlaps(modules: Mapping[str, nn.Module]) -> dict[str, set[str]]:
     """Which modules each module shares memory with, if any; what only buffers share is never pruned."""
+    held = [(tensor, name) for name, module in modules.items() for tensor in _own(module)]
+    everyone = Holders((tensor, (name, isinstance(tensor, nn.Parameter))) for tensor, name in held)
     shared: dict[str, set[str]] = {}
-    before: list[_Span] = []  # those that may reach further than the next one's first byte
-    for span in sorted(span for name, module in modules.items() for span in _spans(name, module)):
-        before = [other for other in before if other.place == span.place and other.end > span.first]
-        for other in before:
-            if other.owner != span.owner and (other.trained or span.trained):
-                shared.setdefault(span.owner, set()).add(other.owner)
-                shared.setdefault(other.owner, set()).add(span.owner)
-        before.append(span)
+    for tensor, name in held:
+        for other, trained in everyone.of(tensor):
+            if other != name and (trained or isinstance(tensor, nn.Parameter)):
+                shared.setdefault(name, set()).add(other)
     return shared
 
 
-def _spans(owner: str, module: nn.Module) -> Iterator[_Span]:
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    for tensor in own:
-        address = _address(tensor)
-        if address is None:  # what has no place is shared if it is the same object
-            yield _Span("", id(tensor), id(tensor) + 1, owner, isinstance(tensor, nn.Parameter))
-        elif tensor.numel():
-            steps = zip(tensor.shape, tensor.stride(), strict=True)
-            entries = 1 + sum((size - 1) * step for size, step in steps)
-            end = address + entries * tensor.element_size()
-            yield _Span(str(tensor.device), address, end, owner, isinstance(tensor, nn.Parameter))
-
-
-def _address(tensor: Tensor) -> int | None:
-    """Of the first entry; None where there is none (lazy, meta, sparse), or none that is known (subclasses)."""
-    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
-        return None
-    return tensor.data_ptr() or (None if tensor.numel() else 0)
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _identity(module: nn.Module) -> tuple[Any, ...] | None:
@@ -135,5 +110,5 @@ def _identity(module: nn.Module) -> tuple[Any, ...] | None:
     if kind is None or unsupported(module) is not None:
         return None
     tensors = [tensor for group in kind.groups(module) for tensor in group]
-    places = [None if t is None else (t.device, t.dtype, t.data_ptr(), t.shape, t.stride()) for t in tensors]
+    places = [None if t is None else place_of(t) for t in tensors]
     return (kind.base, *places, *(getattr(module, setting) for setting in kind.settings))

@@ -165,8 +165,8 @@ def smallest_eps(
     """The smallest eps at which the layer has at most so many nonzeros, by a search along the path.
 
     The search narrows an interval of log eps; the number of nonzeros need not fall everywhere as eps grows, so the
-    answer is the end of an interval below which a point with more nonzeros was found. A point that is not feasible
-    counts as one with too many: no weights keep to an eps below the distance of the data from the model.
+    answer is the end of an interval below which a point with more nonzeros was found. An eps that is proven infeasible
+    counts as one with too many.
 
     Args:
         program: As in ``solve_path``; its own eps, if positive, is where the search starts.
@@ -193,7 +193,7 @@ def smallest_eps(
     size = program.fit.size or 1.0
     start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
     largest = size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
-    search = _Search(nonzeros, feas_tol)
+    search = _Search(nonzeros)
     point = walk.to(min(start, size))
     while not search.ended_by(point, callback):
         if search.best is None:
@@ -220,14 +220,12 @@ class _Search:
     """An interval of eps: too many nonzeros at ``low``, few enough at ``best``."""
 
     nonzeros: int
-    feas_tol: float
     low: float = 0.0
     best: PathPoint | None = None
 
     def ended_by(self, point: PathPoint, callback: Callable[[PathPoint], bool | None] | None) -> bool:
         """Narrow the interval by a point; whether the callback asks to end."""
-        feasible = point.solution.certificate.violation <= 10 * self.feas_tol  # else it did not converge, or cannot
-        if feasible and point.nonzeros <= self.nonzeros:
+        if not point.solution.certificate.infeasible and point.nonzeros <= self.nonzeros:
             self.best = point
         else:
             self.low = point.eps

@@ -14,6 +14,7 @@ from convexprune.capture import capture, network_outputs
 from convexprune.errors import EmptyCalibration
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.watch import tensors_in
 
 
 class Net(nn.Module):
@@ -283,6 +284,68 @@ def test_the_model_is_left_as_found_after_a_failure(error, seen, fails_at):
     assert model.fc.training
     assert not model.out.training
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError])
+def test_whatever_the_model_raises_on_a_batch_is_about_the_batch(error):
+    def fail(net, x, y):
+        raise error("too odd")
+
+    with pytest.raises(InvalidInput, match=rf"failed on a batch of shape \[3, 4\] \({error.__name__}: .*too odd"):
+        network_outputs(Net(fail), [torch.randn(3, 4)])
+
+
+def test_what_torch_itself_says_of_a_batch_is_told():
+    with pytest.raises(InvalidInput, match="ValueError: expected 2D or 3D input"):
+        network_outputs(nn.BatchNorm1d(4), torch.rand(1, 1, 3, 4))
+    with pytest.raises(InvalidInput, match="IndexError: index out of range"):
+        network_outputs(nn.Embedding(5, 4), torch.full((6,), 7))
+
+
+class Shift(nn.Module):
+    """Changes its input in place."""
+
+    def forward(self, x):
+        return x.sub_(0.5)
+
+
+@dataclass(frozen=True)
+class Pair:
+    images: torch.Tensor
+    weight: float
+
+
+Named = namedtuple("Named", "images label")
+KINDS = {
+    "tensor": (lambda x: x, None),
+    "tuple": (lambda x: (x,), None),
+    "mapping": (lambda x: {"input": x}, None),
+    "nested": (lambda x: {"a": [(x, 3)]}, lambda model, batch: model(batch["a"][0][0])),
+    "named tuple": (lambda x: Named(x, "one"), lambda model, batch: model(batch.images)),
+    "dataclass": (lambda x: Pair(x, 1.0), lambda model, batch: model(batch.images)),
+    "packed": (
+        lambda x: nn.utils.rnn.PackedSequence(x, torch.tensor([len(x)])),
+        lambda model, batch: model(batch.data),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("first", [Shift, lambda: nn.ReLU(inplace=True)])
+def test_a_model_that_changes_its_inputs_changes_copies_of_them(kind, first):
+    """Else each forward would see what the one before has left, and the caller, too."""
+    make, forward = KINDS[kind]
+    torch.manual_seed(0)
+    model, x = nn.Sequential(first(), nn.Linear(4, 3)), torch.randn(5, 4)
+    with torch.no_grad():
+        want = model(x.clone())
+    data = [make(x.clone())]
+    for _ in range(2):
+        assert torch.equal(network_outputs(model, data, forward), want)
+    found = capture(model, data, ["1"], forward=forward)
+    assert torch.equal(found.outputs, want)
+    assert torch.equal(found.layers["1"].inputs[0], model[0](x.clone()))
+    assert all(torch.equal(tensor, x) for tensor in tensors_in(data) if tensor.is_floating_point())
 
 
 def test_the_model_runs_in_eval_mode_without_gradients():

@@ -166,6 +166,20 @@ def test_what_goes_wrong_in_the_middle_of_a_pass_leaves_the_model_as_it_was(kind
     assert same()
 
 
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_a_first_operation_in_place_changes_neither_the_data_nor_the_report(mode: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(60, 6)
+    plain, shifted = nn.Sequential(nn.ReLU(), mlp()), nn.Sequential(nn.ReLU(inplace=True), mlp())
+    trained, data = copy.deepcopy(shifted), x.clone()
+    want, found = prune_(plain, x, mode=mode), prune_(shifted, data, mode=mode)
+    assert torch.equal(data, x)
+    assert [row.output_error for row in found.layers] == [row.output_error for row in want.layers]
+    with torch.no_grad():
+        before, after = trained(x.clone()), shifted(x.clone())
+    assert found.output_error == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
+
+
 def test_a_data_set_that_fails_in_a_later_pass_leaves_the_model_as_it_was() -> None:
     class Failing(Read):
         def __iter__(self) -> Iterator[Tensor]:

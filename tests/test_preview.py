@@ -94,7 +94,7 @@ def test_limits_bound_the_time_and_of_other_solvers_nothing_is_known() -> None:
     limited = preview(model, images(), layer_time_limit=1e-6, time_limit=1e-3)
     assert limited.seconds is not None
     assert 0 < limited.seconds <= 1e-3
-    other = preview(model, images(), solver="published")
+    other = preview(model, images(), solver="published", fit="ball", penalise_bias=True)
     assert [row.seconds for row in other.layers] == [None] * 3
     assert other.seconds is None
     free = preview(model, images())
@@ -115,6 +115,19 @@ def test_limits_bound_the_time_and_of_other_solvers_nothing_is_known() -> None:
         {"sparsity": "2of4"},
         {"sparsity": {"0": 0.5}},
         {"layers": "conv*"},
+        {"sparsity": {"typo": 0.5, "*": 0.8}},
+        {"fit": {"typo": "ball"}},
+        {"solver": "quadratic"},
+        {"solver": "published", "fit": "ball"},
+        {"solver": "admm", "sparsity": 0.5},
+        {"solver": "continuation", "sparsity": 0.5, "scope": "network"},
+        {"solver": "quadratic", "sparsity": 0.5, "search": "path"},
+        {"sparsity": 0.5, "fit": {"6": "net-trim"}},
+        {"sparsity": 0.5, "fit": "net-trim", "search": "path"},
+        {"sparsity": "0:2", "layers": "6"},
+        {"tol": -1},
+        {"layer_time_limit": 0},
+        {"time_limit": 0},
     ],
 )
 def test_what_a_run_refuses_is_refused_in_the_same_words(arguments: dict[str, Any]) -> None:
@@ -123,6 +136,42 @@ def test_what_a_run_refuses_is_refused_in_the_same_words(arguments: dict[str, An
     with pytest.raises(type(told.value)) as refused:
         prune_(make_network(), images(), **arguments)
     assert str(told.value) == str(refused.value)
+
+
+def test_a_network_without_a_known_bound_is_refused_in_the_same_words() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+    with pytest.raises(InvalidInput, match="network_eps: no bound on this network's outputs is known") as told:
+        preview(model, torch.rand(20, 6), network_eps=0.3)
+    with pytest.raises(InvalidInput) as refused:
+        prune_(model, torch.rand(20, 6), network_eps=0.3)
+    assert str(told.value) == str(refused.value)
+    preview(model, torch.rand(20, 6), eps=0.3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"solver": "quadratic", "fit": "ball"},
+        {"solver": "continuation", "sparsity": 0.8},
+        {"solver": "admm", "sparsity": 0.8, "search": "path", "max_iter": 30},
+        {"sparsity": 0.8, "scope": "network", "max_iter": 30},
+        {"sparsity": "1:2", "layers": ["3", "6"]},
+        {"fit": "net-trim", "mode": "cascade"},
+    ],
+)
+def test_nothing_is_refused_that_a_run_takes(arguments: dict[str, Any]) -> None:
+    told = preview(make_network(), images(), **arguments)
+    report = prune_(make_network(), images(), **arguments)
+    assert {row.name for row in report.layers} <= {row.name for row in told.layers}
+
+
+def test_of_many_samples_a_solver_for_products_alone_is_asked_about_these() -> None:
+    """What is kept as XᵀX has no samples for the programs of "published"."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3)), torch.rand(1100, 4)
+    assert preview(model, x, solver="quadratic").layers[0].gram
+    assert prune_(model, x, solver="quadratic").certified
 
 
 def test_data_that_cannot_be_used_is_refused() -> None:

@@ -18,6 +18,7 @@ from zoo import SMALL, build, gaussian, infeasible_ceiling, multipliers, tight
 
 from convexprune.solvers import (
     L1,
+    Ball,
     IterativeSolver,
     LayerProgram,
     NetTrimSet,
@@ -696,3 +697,24 @@ def test_columns_far_shorter_than_others_are_solved_as_well(size: float, constan
     solution = solve(LayerProgram(X, ReluBall(Y, 0.2 * float(Y.norm())), L1.free_bias(13)), "admm", tol=1e-3)
     assert solution.status is Status.SOLVED
     assert solution.iterations < 300
+
+
+def test_a_solve_that_is_stopped_gives_the_best_feasible_weights_that_it_had() -> None:
+    """The last iterate may be outside the set; one before it that was inside keeps the promise."""
+    torch.manual_seed(0)
+    X, W = torch.randn(40, 6), torch.randn(6, 3)
+    program = LayerProgram(X, Ball(X @ W, 0.1))
+
+    class Strays:
+        def refuses(self, program: LayerProgram) -> None:
+            return None
+
+        def run(self, program: LayerProgram, limits: Any, start: Any, watch: Any) -> Proposal:
+            for iteration, U in enumerate((1.001 * W, W, 0.5 * W), start=1):
+                watch(iteration, lambda U=U: Proposal(U, None, "watch", 1, 0.0), {})
+            return Proposal(0.5 * W, None, "time limit", 3, 0.0)
+
+    solution = solve(program, Strays(), tol=1e-9)
+    assert solution.status is Status.TIME_LIMIT
+    assert torch.equal(solution.weights, W)
+    assert solution.certificate == certify(program, W)

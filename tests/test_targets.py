@@ -443,3 +443,10 @@ def test_neurons_go_from_all_layers_or_from_none_when_a_run_is_stopped() -> None
         counts.append(len(report.layers))
     assert same()
     assert counts[0] == 0
+
+
+def test_a_path_search_without_the_iterations_to_converge_empties_nothing() -> None:
+    model, x = chain(20, 32, 16, 4, samples=200)
+    report = prune_(model, x, sparsity=0.5, search="path", max_iter=4)
+    assert all(row.nonzeros > 0.2 * row.nonzeros_before for row in report.layers)
+    assert any("iteration limit" in note for row in report.layers for note in row.notes)

@@ -14,7 +14,7 @@ from convexprune.bounds.pruned import Pruned, is_product
 from convexprune.bounds.rules import constant
 from convexprune.bounds.tensor_error import TensorError, combined, lost, summed
 from convexprune.graph import traced
-from convexprune.matrices.support import kind_of
+from convexprune.matrices.support import altered
 from convexprune.watch import tensors_in
 
 __all__ = ["Propagation"]
@@ -94,7 +94,7 @@ class Propagation(fx.Interpreter):
     def _behind_layer(self, call: Call, own: TensorError, operands: list[fx.Node]) -> TensorError:
         """The layer's own radius is still to come, or comes here; errors before it come in, or were made good."""
         self.seen.add(own.own)
-        if fault := _altered(call.module):
+        if fault := altered(call.module):
             return summed([lost([own.own], f"{call} {fault}"), self._behind(call, operands)])
         before = TensorError() if self.pruned.cascade else self._behind(call, operands)
         error = replace(own, coefficients=before.coefficients, reason=before.reason)
@@ -123,7 +123,7 @@ class Propagation(fx.Interpreter):
 
     def _lipschitz(self, call: Call, operand: fx.Node) -> tuple[float, str | None]:
         """The operation's constant for this input; infinity and the reason where none is known."""
-        if fault := _altered(call.module):
+        if call.module is not None and (fault := altered(call.module)):
             return math.inf, f"{call} {fault}"
         if not self.fixed.issuperset(n for n in call.node.all_input_nodes if n is not operand):
             return math.inf, f"{call} combines computed tensors"
@@ -153,15 +153,3 @@ def _use_of_pruned(call: Call) -> str:
     if isinstance(call.module, nn.MultiheadAttention):
         return f"{call} has pruned weights, and attention is not Lipschitz"
     return f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
-
-
-def _altered(module: nn.Module | None) -> str | None:
-    """Why a module may compute something else than its kind says."""
-    if module is None:
-        return None
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "has hooks, which may change what it takes or returns"
-    kind, names = kind_of(module), ("forward", "_conv_forward")
-    base = type(module) if kind is None else kind.base
-    own = any(getattr(type(module), name, None) is not getattr(base, name, None) for name in names)
-    return "has a forward of its own" if own or "forward" in vars(module) else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from convexprune.bounds.tensor_error import TensorError
 from convexprune.graph import NORMS
 from convexprune.matrices.attention import ATTENTION
 from convexprune.matrices.support import kind_of
+from convexprune.memory import Holders, place_of
 from convexprune.solvers.errors import InvalidInput
 from convexprune.watch import tensors_in
 
@@ -44,21 +46,20 @@ class Pruned:
     def __init__(self, model: nn.Module, layers: list[PrunedLayer], cascade: bool) -> None:
         self.cascade, self.names = cascade, [layer.name for layer in layers]
         self.errors: list[tuple[nn.Module, TensorError]] = []
-        self.tensors: dict[int, list[str]] = {}  # the layers' names by address
+        changed: list[tuple[Tensor, str]] = []
         for layer in layers:
             module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
             norms = [] if layer.norm is None else [_module(model, layer.norm, "a BatchNorm", _is_norm)]
             if is_product(module):
                 awaited = (*norms, *(["relu"] if layer.relu else []))
                 self.errors.append((module, TensorError(own=layer.name, awaited=awaited)))
-            tensors = (tensor for changed in (module, *norms) for tensor in changed.parameters() if tensor.numel())
-            for tensor in tensors:
-                self.tensors.setdefault(tensor.data_ptr(), []).append(layer.name)
+            changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
+        self.holders = Holders(changed)
 
     def held_by(self, holder: nn.Module | Tensor | None) -> list[str]:
-        """The pruned layers with tensors in it."""
-        tensors = holder.parameters() if isinstance(holder, nn.Module) else tensors_in(holder)
-        return list(dict.fromkeys(name for tensor in tensors for name in self.tensors.get(tensor.data_ptr(), [])))
+        """The pruned layers with weights in it, or parts of these."""
+        own = (holder.parameters(), holder.buffers()) if isinstance(holder, nn.Module) else (tensors_in(holder),)
+        return list(dict.fromkeys(name for tensor in chain(*own) for name in self.holders.of(tensor)))
 
     def error(self, module: nn.Module | None) -> TensorError | None:
         """The error that a pruned layer itself makes; None for other modules."""
@@ -84,5 +85,5 @@ def _same(one: nn.Module | None, other: nn.Module) -> bool:
     if one is None or type(one) is not type(other):
         return False
     own = [dict(module.named_parameters(recurse=False)) for module in (one, other)]
-    places = [{name: (t.data_ptr(), t.shape, t.stride()) for name, t in tensors.items()} for tensors in own]
+    places = [{name: place_of(tensor) for name, tensor in tensors.items()} for tensors in own]
     return places[0] == places[1] and "weight" in own[0] and own[0]["weight"].numel() > 0

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from convexprune.costs.shared import against, checked_tensor, permanent
+from convexprune.memory import place_of
 from convexprune.solvers.errors import InvalidInput
 
 __all__ = ["Storage", "WeightStorage", "storage"]
@@ -153,6 +154,6 @@ def _distinct(state: Mapping[str, object]) -> dict[str, Tensor]:
     found: dict[object, tuple[str, Tensor]] = {}
     for name, value in state.items():
         tensor = checked_tensor(name, value)
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        place = place_of(tensor) if tensor.numel() else name
         found.setdefault(place, (name, tensor))
     return dict(found.values())

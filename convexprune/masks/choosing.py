@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune, UnsupportedModule
 from convexprune.masks.sites import Site
+from convexprune.memory import Holders
 from convexprune.plan import check_module, name_patterns
 
 __all__ = ["check_ties", "chosen_sites", "obstacle"]
@@ -56,23 +57,27 @@ def obstacle(site: Site) -> str | None:
 
 
 def check_ties(model: nn.Module, chosen: Iterable[Site], masked: Iterable[Site]) -> None:
-    """A shared weight must be masked wherever it is used.
+    """A weight whose memory is shared must be masked wherever it is used.
 
     Raises:
         UnsupportedModule: One that gets a mask is used by a module that is not chosen.
     """
-    holders = Counter(
-        id(own)
-        for module in model.modules()
-        for _, own in module.named_parameters(recurse=False, remove_duplicate=False)
-    )
     known = Counter(id(site.original) for site in chosen)
+    used = [own for module in model.modules() for own in _own(module)]
+    left_out = Counter(map(id, used)) - known
+    holders = Holders((own, None) for own in used if left_out[id(own)])
     for site in masked:
-        if holders[id(site.original)] != known[id(site.original)]:
+        if holders.of(site.original):
             raise UnsupportedModule(
                 f"{site.key} is shared with a module that the patterns leave out, where its zeros would not stay: "
                 "choose all modules that share it, or untie them. The model is unchanged"
             )
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    """Its own tensors, as often as it has them."""
+    named = (module.named_parameters, module.named_buffers)
+    return [own for each in named for _, own in each(recurse=False, remove_duplicate=False)]
 
 
 def _sites_of(path: str, module: nn.Module) -> list[Site]:

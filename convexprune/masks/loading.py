@@ -34,8 +34,9 @@ def load_masked_state_dict_(model: nn.Module, state: Mapping[str, Tensor], *, re
     with restoring(model):
         if resize:
             resize_(model, {re.sub(r"parametrizations\.(\w+)\.original$", r"\1", key): state[key] for key in state})
-        sites = [_site(model, *found.groups()) for found in map(_KEY.fullmatch, state) if found]
-        with adding_masks({site: torch.ones_like(site.tensor, dtype=torch.bool) for site in sites if not site.mask}):
+        named = [_site(model, *found.groups()) for found in map(_KEY.fullmatch, state) if found]
+        sites = {(id(site.module), site.name): site for site in named if not site.mask}  # a module may have two names
+        with adding_masks({site: torch.ones_like(site.tensor, dtype=torch.bool) for site in sites.values()}):
             try:
                 model.load_state_dict(state)
             except RuntimeError as error:

@@ -1,5 +1,7 @@
 """Which modules are matrix products that can be written down, and why others are not."""
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import nn
 
@@ -8,8 +10,9 @@ from convexprune.matrices.attention import ATTENTION
 from convexprune.matrices.convolution import CONVOLUTIONS
 from convexprune.matrices.kinds import Kind
 from convexprune.matrices.linear import LINEAR, transformers_kinds
+from convexprune.memory import Holders, overlaps_itself
 
-__all__ = ["kind_of", "supported", "unsupported"]
+__all__ = ["altered", "kind_of", "supported", "unsupported"]
 
 _KINDS = [LINEAR, *CONVOLUTIONS, ATTENTION]
 _NAMES = "Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Transformers library's Conv1D"
@@ -40,6 +43,8 @@ def unsupported(layer: nn.Module) -> str | None:
     parameters.
     """
     name, own = type(layer).__name__, dict(layer.named_parameters(recurse=False))
+    if isinstance(layer, torch.jit.ScriptModule):
+        return f"{name} is compiled by torch.jit: prune the Python module, then script it"
     if any(nn.parameter.is_lazy(parameter) for parameter in own.values()):
         return f"{name} has no weights yet: run the model once on a batch"
     if "quantized" in type(layer).__module__:
@@ -50,14 +55,39 @@ def unsupported(layer: nn.Module) -> str | None:
         if not held:
             return f"{name} holds no weight matrix of its own: choose {_NAMES.replace(' and ', ' or ')} modules"
         return f"{name} keeps weights in {held}, and only {_NAMES} can be pruned: leave this module out"
-    # A _conv_forward of its own changes a convolution without touching forward (weight standardisation does this).
-    same = all(getattr(type(layer), key, None) is getattr(kind.base, key, None) for key in ("forward", "_conv_forward"))
-    if not same or "forward" in vars(layer):
+    if _has_own_forward(layer):
         return (
             f"{name} has a forward of its own, so its output may not be X U: replace it by a plain {kind.base.__name__}"
         )
-    reasons = (_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters)
+    reasons = [_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters]
+    reasons += _shared(own) if not any(reasons) else []
     return next((f"{name}'s {reason}" for reason in reasons if reason), None)
+
+
+def altered(module: nn.Module) -> str | None:
+    """Why a module may compute something else than its kind says; None if it does not."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "has hooks, which may change what it takes or returns"
+    return "has a forward of its own" if _has_own_forward(module) else None
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    """Whether it overrides that of its kind.
+
+    A _conv_forward of its own changes a convolution without touching forward (weight standardisation does this).
+    """
+    kind, names = kind_of(module), ("forward", "_conv_forward")
+    base = type(module) if kind is None else kind.base
+    same = all(getattr(type(module), name, None) is getattr(base, name, None) for name in names)
+    return not same or "forward" in vars(module)
+
+
+def _shared(own: Mapping[str, nn.Parameter]) -> Iterator[str]:
+    holders = Holders((parameter, name) for name, parameter in own.items())
+    for name, parameter in own.items():
+        others = [other for other in holders.of(parameter) if other != name]
+        if others:
+            yield f"{name} shares memory with its {others[0]}, and each is pruned for itself: give it a copy"
 
 
 def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | None) -> str | None:
@@ -72,6 +102,8 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
             f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{name}"), torch.nn.utils.prune.remove(layer, '
             f'"{name}") or torch.nn.utils.remove_weight_norm(layer)'
         )
+    if not value.numel():
+        return f"{name} has no entries (its shape is {list(value.shape)}): leave this module out"
     if value.is_meta:
         return f"{name} is on the meta device, without values: load the weights first"
     if value.is_complex():
@@ -80,4 +112,8 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
         return f"{name} is quantised to {value.dtype}: prune the floating-point model, then quantise it"
     if type(value) is not nn.Parameter or value.layout != torch.strided:
         return f"{name} is not a plain dense tensor ({type(value).__name__}, {value.layout}): make it a dense Parameter"
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        return f"{name} was made in torch.inference_mode and cannot be written to: build the model outside, or clone it"
+    if overlaps_itself(value):
+        return f"{name} has several entries in one place of memory, as expand() makes them: give it a contiguous copy"
     return None

@@ -76,7 +76,8 @@ class KeepByPath(Plain):
         program = self.programs(posed, how)
         status = Status.STOPPED if over(point) else Status.NO_BOUND
         found = replace(point.solution, status=status, weights=_within_budget(program, point.solution.weights))
-        note = f"support of eps {point.eps / (posed.size or 1.0):.4g}"
+        ended = "" if point.solution.status is Status.SOLVED else f", whose solve ended {point.solution.status}"
+        note = f"support of eps {point.eps / (posed.size or 1.0):.4g}{ended}"
         return answered(program, refitted(program, found), posed, math.inf, math.inf, [note])
 
     def __str__(self) -> str:

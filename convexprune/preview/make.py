@@ -1,7 +1,6 @@
 """One pass over the data, for sizes, and a forecast from these."""
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -13,17 +12,16 @@ from torch import nn
 from convexprune.calibration import Calibration
 from convexprune.matrices import input_matrices
 from convexprune.nettrim import prune_
-from convexprune.nettrim.asked import target_of
-from convexprune.nettrim.network import NetworkEps, NetworkSparsity
-from convexprune.nettrim.planning import Plan, make_plan
+from convexprune.nettrim.asked import planned
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.sites import Site
-from convexprune.nettrim.structured import NeuronSparsity, chosen_links
-from convexprune.nettrim.targets import Each, Target
+from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor
 from convexprune.preview.forecast import Kinds, forecast
+from convexprune.preview.goals import goals_of
 from convexprune.preview.pace import Pace
 from convexprune.preview.records import LayerPreview, Preview
+from convexprune.preview.refusals import check_bound, check_goals
 from convexprune.progress import silent
 from convexprune.taps import Received
 
@@ -47,21 +45,26 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     """
     asked = _bound(model, calibration, eps, arguments)
     recipe = _recipe(asked)
-    executor(asked["jobs"], recipe.mode == "cascade")  # refuses what prune_ refuses
+    executor(asked["jobs"], recipe.mode == "cascade")  # these two refuse what prune_ refuses
+    Stop(asked["time_limit"], asked["stop"])
     data = Calibration(calibration, recipe.batch_size)
-    links, left = (None, None) if recipe.unit == "weights" else chosen_links(model, recipe.layers)
-    users = None if links is None else [user for link in links.values() for user in link.consumers]
     progress = partial(asked["progress"] or silent, "capture")
     rows: dict[str, list[int]] = {}
     began = time.perf_counter()
-    plan = make_plan(model, data, recipe, asked["forward"], progress, names=users, see=_counting(model, rows))
+    plan, target, left = planned(model, data, recipe, asked["forward"], progress, _counting(model, rows))
     took = time.perf_counter() - began
-    goals = _goals(target_of(recipe, plan, links), plan)
+    if recipe.network_eps is not None:
+        check_bound(model, data, asked["forward"], plan, recipe)
+    goals = goals_of(target, plan)
     pace = Pace.measured(next(model.parameters()).device, took)
-    layers = [_layer(plan.sites[name], *goals[name], rows[name], recipe, pace) for name in plan.order]
+    layers = [
+        _layer(plan.sites[name], goals[name].told, goals[name].kinds, rows[name], recipe, pace) for name in plan.order
+    ]
+    for row in layers:
+        check_goals(plan.sites[row.name], goals[row.name].goals, row.gram, recipe)
     return Preview(
         layers=tuple(layers),
-        skipped=plan.skipped if left is None else tuple(left),
+        skipped=left,
         samples=plan.samples,
         weights=sum(site.weights for site in plan.sites.values()),
         memory_bytes=max(max(2 * row.data_bytes, row.data_bytes + row.solver_bytes) for row in layers),
@@ -102,24 +105,6 @@ def _counting(model: nn.Module, rows: dict[str, list[int]]) -> Callable[[str, Re
         rows[name] = [a + b for a, b in zip(rows.get(name, [0] * len(found)), found, strict=True)]
 
     return see
-
-
-def _goals(target: Target, plan: Plan) -> dict[str, tuple[str, Kinds]]:
-    """By layer, what is asked in words, and what it is solved for."""
-    if isinstance(target, Each):
-        return {name: (str(goal), [(goal.kind, getattr(goal, "eps", math.nan))]) for name, goal in target.goals.items()}
-    told, kinds = _shared(target)
-    return dict.fromkeys(plan.sites, (told, [(kind, getattr(target, "eps", math.nan)) for kind in kinds]))
-
-
-def _shared(target: Target) -> tuple[str, list[str]]:
-    """What is asked of all layers together, and the kinds of goals that each is solved for."""
-    if isinstance(target, NetworkEps):
-        return f"share of network eps {target.eps:g}", ["measure", "within"] if target.nonzeros else ["within"]
-    if isinstance(target, NetworkSparsity):
-        return f"share of {target.count:,}", ["measure", "keep-by-path" if target.path else "keep"]
-    assert isinstance(target, NeuronSparsity)  # noqa: S101 - there is no other
-    return f"inputs: {target.part:.0%} fewer", ["rank-inputs", "keep-inputs"]
 
 
 def _layer(site: Site, goal: str, kinds: Kinds, rows: list[int], recipe: Recipe, pace: Pace) -> LayerPreview:

@@ -1,0 +1,52 @@
+"""What each layer would be solved for."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from convexprune.nettrim.goals import Goal, Keep, KeepByPath, KeepInputs, Measure, RankInputs, Within
+from convexprune.nettrim.network import NetworkEps, NetworkSparsity
+from convexprune.nettrim.planning import Plan
+from convexprune.nettrim.structured import NeuronSparsity
+from convexprune.nettrim.targets import Each, Target
+from convexprune.preview.forecast import Kinds
+
+__all__ = ["Asked", "goals_of"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Of a layer.
+
+    Attributes:
+        told: What is asked, in words.
+        goals: What it is solved for, one after the other; numbers that are known only later are stood in for.
+        eps: Of those that have one; NaN where it is not known.
+    """
+
+    told: str
+    goals: Sequence[Goal]
+    eps: float = math.nan
+
+    @property
+    def kinds(self) -> Kinds:
+        """The kinds of the goals, with the eps."""
+        return [(goal.kind, self.eps) for goal in self.goals]
+
+
+def goals_of(target: Target, plan: Plan) -> Mapping[str, Asked]:
+    """What is asked of each layer."""
+    if isinstance(target, Each):
+        return {name: Asked(str(goal), [goal], getattr(goal, "eps", math.nan)) for name, goal in target.goals.items()}
+    return dict.fromkeys(plan.sites, _shared(target))
+
+
+def _shared(target: Target) -> Asked:
+    """What is asked of all layers together."""
+    if isinstance(target, NetworkEps):
+        goals: list[Goal] = [Measure()] if target.nonzeros else []
+        return Asked(f"share of network eps {target.eps:g}", [*goals, Within(target.eps)], target.eps)
+    if isinstance(target, NetworkSparsity):
+        return Asked(f"share of {target.count:,}", [Measure(), KeepByPath(1) if target.path else Keep(1)])
+    assert isinstance(target, NeuronSparsity)  # noqa: S101 - there is no other
+    return Asked(f"inputs: {target.part:.0%} fewer", [RankInputs(1), KeepInputs(1, (0,))])
