@@ -1,8 +1,14 @@
-"""A network's forward as a graph of operations, and who uses which of its modules."""
+"""A network's forward as a graph of operations, and who uses which of its modules.
+
+The graph is that of evaluation. Neurons are removed for training too, so modules must have the same way there: where
+train mode leads a module's outputs to other modules, tensors or outputs, it can lose no neurons. Only operations
+without weights may differ, such as dropout, noise and dropped paths, and are taken to fit any number of neurons.
+"""
 
 import inspect
 import operator
-from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +16,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
-from convexprune.matrices.support import kind_of, unsupported
+from convexprune.matrices.support import altered, kind_of, unsupported
+from convexprune.memory import Holders
+from convexprune.ties import find_ties
+from convexprune.watch import tensors_in
 
 __all__ = ["LAYERS", "NORMS", "Network", "inputs_of", "operation_of", "outputs_of", "traced"]
 
@@ -39,15 +48,17 @@ class Network:
     def __init__(self, model: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
         self.layers, self.modules = layers, dict(model.named_modules())
         self.graph, self._constants = traced(model)
+        self._tied = find_ties(model, joint=False).refused
+        self._diverted = _diverted(self.modules, self.graph, traced(model, training=True)[0])
         self.calls: dict[str, list[fx.Node]] = {}
-        self._read = set()  # modules whose tensors are used outside them
+        self._read = set[str]()  # modules whose tensors are used outside them
+        holders = Holders((p, name) for name, module in self.modules.items() for p in module.parameters(recurse=False))
         for node in self.graph.nodes:
             if node.op == "call_module":
                 self.calls.setdefault(str(node.target), []).append(node)
             elif node.op == "get_attr" and node.users:
-                self._read.add(str(node.target).rpartition(".")[0])
+                self._read |= {str(node.target).rpartition(".")[0], *holders.of(self._tensor(node))}
         self.calls |= {name: [] for name in self.modules if name not in self.calls}
-        self._owners = Counter(id(p) for module in self.modules.values() for p in module.parameters(recurse=False))
 
     def fault(self, name: str, along: bool = False) -> str | None:
         """Why the module itself cannot lose neurons or inputs; ``along`` if it is to lose both at once."""
@@ -61,11 +72,13 @@ class Network:
             f"it is a {kind}, and neurons are those of {kinds}": not isinstance(module, (*self.layers, *_CARRIERS)),
             "its weight or bias is computed from other tensors: make it permanent first": computed,
             f"it is a grouped convolution ({groups} groups), whose filters see different inputs": grouped,
-            "it shares a parameter with another module: untie them": any(self._owners[id(p)] > 1 for p in own.values()),
+            f"it {self._tied.get(name, '')}": name in self._tied,
             "it is the whole model, so its outputs are the network's outputs": name == "",
             "no call of it is seen: forward does not use it, or a module that holds it does so unseen": times == 0,
             f"it is called {times} times in one forward, and its outputs may go different ways": times > 1,
             "its parameters are also used outside its own forward": name in self._read,
+            f"it {altered(module)}: take that away first": altered(module) is not None,
+            f"its outputs do not go the same way in train mode, to {self._diverted.get(name)}": name in self._diverted,
         }
         fault = None if carries else unsupported(module)
         return fault or next((reason for reason, holds in reasons.items() if holds), None)
@@ -76,9 +89,13 @@ class Network:
 
     def is_number(self, node: fx.Node) -> bool:
         """Whether the node is a tensor with one entry, of the model or created in its forward."""
-        holder, _, name = str(node.target).rpartition(".")
-        tensor = getattr(self.modules.get(holder), name, self._constants.get(str(node.target)))
+        tensor = self._tensor(node)
         return node.op == "get_attr" and isinstance(tensor, Tensor) and tensor.numel() == 1 and tensor.ndim <= 1
+
+    def _tensor(self, node: fx.Node) -> Any:
+        """What a node takes from the model."""
+        holder, _, name = str(node.target).rpartition(".")
+        return getattr(self.modules.get(holder), name, self._constants.get(str(node.target)))
 
     def told(self, node: fx.Node) -> str:
         """The node in words."""
@@ -100,8 +117,8 @@ def outputs_of(module: nn.Module) -> int:
     return len(module.get_parameter("weight")) if isinstance(module, LAYERS) else inputs_of(module)
 
 
-def traced(model: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
-    """The graph of the forward in eval mode, with the defaults of its options; the model is left as found.
+def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str, Any]]:
+    """The graph of the forward in eval or train mode, with the defaults of its options; the model is left as found.
 
     The graph takes what the forward creates itself, such as torch.arange(6), from the model, by names that the model
     does not have: these constants come with it.
@@ -109,19 +126,70 @@ def traced(model: nn.Module) -> tuple[fx.Graph, dict[str, Any]]:
     Raises:
         UnsupportedModule: The forward cannot be traced.
     """
+    attributes = set(vars(model))
+    with _left_as_found(model):
+        try:
+            options = inspect.signature(model.forward).parameters.values()
+            model.train(training)
+            graph = _Tracer().trace(model, {p.name: p.default for p in options if p.default is not p.empty} or None)
+            return graph, {name: value for name, value in vars(model).items() if name not in attributes}
+        except Exception as error:
+            what = (
+                f"{type(model).__name__} cannot be traced by torch.fx{' in train mode' if training else ''} ({error})"
+            )
+            advice = "unwrap it, and let no condition in forward depend on the data"
+            raise UnsupportedModule(f"{what}, so what follows its layers is unknown: {advice}") from error
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Attributes, values of all tensors but parameters, and the random state, which a forward may change in its trace.
+
+    The forward runs where no input is involved: ``self.steps += 1``. What it does to parameters is only recorded.
+    """
     found = [(module, dict(vars(module))) for module in model.modules()]
+    held = [own for _, attributes in found for own in tensors_in(attributes) if _may_change(own)]
+    values = [(own, own._version, own.detach().clone()) for own in held]
     try:
-        options = inspect.signature(model.forward).parameters.values()
-        model.eval()
-        graph = _Tracer().trace(model, {p.name: p.default for p in options if p.default is not p.empty} or None)
-        return graph, {name: value for name, value in vars(model).items() if name not in found[0][1]}
-    except Exception as error:
-        what = f"{type(model).__name__} cannot be traced by torch.fx ({error}), so what follows its layers is unknown"
-        raise UnsupportedModule(f"{what}: unwrap it, and let no condition in forward depend on the data") from error
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         for module, attributes in found:
             vars(module).clear()
             vars(module).update(attributes)
+        with torch.no_grad():
+            for own, version, value in values:
+                if own._version != version:
+                    own.copy_(value)
+
+
+def _may_change(own: Tensor) -> bool:
+    return not (isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own) or own.is_inference())
+
+
+def _diverted(modules: Mapping[str, nn.Module], evaluation: fx.Graph, training: fx.Graph) -> dict[str, str]:
+    """Modules and tensors whose values do not go the same way in both modes, and where that is."""
+    weighted = {name for name, module in modules.items() if [*module.parameters(), *module.buffers()]}
+    differing = _routes(evaluation, weighted) ^ _routes(training, weighted)
+    return {origin: target for target, origins in sorted(differing, key=lambda route: route[0]) for origin in origins}
+
+
+def _routes(graph: fx.Graph, weighted: set[str]) -> set[tuple[str, frozenset[str]]]:
+    """What each module with weights and each of the network's outputs is made of: modules, tensors and inputs.
+
+    Operations without weights do not count, so that the modes may differ in these.
+    """
+    origins: dict[fx.Node, frozenset[str]] = {}
+    routes = set[tuple[str, frozenset[str]]]()
+    for node in graph.nodes:
+        before = [origins[source] for source in node.all_input_nodes]
+        origins[node] = frozenset[str]().union(*before)
+        if node.op == "output":
+            routes.update(("the network's outputs", each) for each in before)
+        elif node.op in ("placeholder", "get_attr") or (node.op == "call_module" and node.target in weighted):
+            routes.add((repr(str(node.target)), origins[node]))
+            origins[node] = frozenset({str(node.target)})
+    return routes
 
 
 class _Tracer(fx.Tracer):

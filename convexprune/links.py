@@ -56,7 +56,9 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
     """The layers whose neurons can be removed, by name, and every other module that holds weights, with the reason.
 
     Both are in the order in which forward calls them; modules that it does not call come last. The model is traced in
-    eval mode, with the defaults of forward's options; it is not run, and left as found.
+    eval mode, with the defaults of forward's options; it is not run, and left as found. It is traced in train mode too:
+    a layer whose outputs go to other modules or outputs there, such as a second classifier, has no link. What train
+    mode alone does without weights (noise, dropped paths) is taken to fit any number of neurons.
 
     Args:
         model: Any module that torch.fx can trace.
@@ -67,7 +69,7 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
 
     Raises:
         InvalidInput: The model is no module.
-        UnsupportedModule: The model's forward cannot be traced.
+        UnsupportedModule: The model's forward cannot be traced, in eval or in train mode.
     """
     network = Network(check_module(model), LAYERS if residual else (nn.Linear, nn.Conv2d))
     groups, links = Flow(network, residual).groups, dict[str, Link]()

@@ -48,16 +48,15 @@ def place_of(tensor: Tensor) -> Hashable:
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two entries lie in the same place, as in what ``expand`` gives."""
+    axes = [(step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
     reach = 1
-    for step, size in sorted((step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1):
-        if step < reach:
-            break
+    for step, size in sorted(axes):
+        if step < reach:  # so it may be: count the places
+            used = torch.zeros(_extent(tensor), dtype=torch.bool)
+            _entries(used, tensor, 0, 1).fill_(True)
+            return int(used.sum()) < tensor.numel()
         reach += step * (size - 1)
-    else:
-        return False
-    used = torch.zeros(_extent(tensor), dtype=torch.bool)
-    _entries(used, tensor, 0, 1).fill_(True)
-    return int(used.sum()) < tensor.numel()
+    return False
 
 
 def _span(tensor: Tensor) -> _Span | None:
@@ -89,10 +88,10 @@ def _meet(one: Tensor, other: Tensor) -> bool:
     if one is other or all(_bytes(t) <= t.numel() * t.element_size() for t in pair):
         return True
     first = min(t.data_ptr() for t in pair)
-    begins, sizes = [t.data_ptr() - first for t in pair], [t.element_size() for t in pair]
-    unit = math.gcd(*begins, *sizes)
-    used = torch.zeros(max(map(sum, zip(begins, map(_bytes, pair), strict=True))) // unit, dtype=torch.bool)
-    mine, theirs = (_entries(used, t, begin // unit, t.element_size() // unit) for t, begin in zip(pair, begins, strict=True))
+    placed = [(t, t.data_ptr() - first, t.element_size()) for t in pair]
+    unit = math.gcd(*(number for _, begin, size in placed for number in (begin, size)))
+    used = torch.zeros(max(begin + _bytes(t) for t, begin, _ in placed) // unit, dtype=torch.bool)
+    mine, theirs = (_entries(used, t, begin // unit, size // unit) for t, begin, size in placed)
     mine.fill_(True)
     return bool(theirs.any())
 

@@ -7,6 +7,7 @@ from itertools import chain
 from torch import fx, nn
 
 from convexprune.graph import LAYERS, NORMS, Network, inputs_of, operation_of, outputs_of
+from convexprune.matrices.support import altered
 from convexprune.operations import (
     ACTIVATION,
     asks_other_lengths,
@@ -170,6 +171,8 @@ class Flow:
     def _layout(self, node: fx.Node, operation: str, module: nn.Module | None, layout: str) -> str:
         """The layout behind an operation without weights."""
         axes = _AXES[layout]
+        if module and (fault := altered(module)):
+            raise _Blocked(f"reach {node.target!r}, which {fault}")
         # Another tensor may decide what becomes of a neuron; so may a PReLU, if it has a slope for each.
         plain = len(node.all_input_nodes) == 1 and getattr(module, "num_parameters", 1) == 1
         pools = axes and operation.endswith(layout) and operation.removesuffix(layout) in _POOLS

@@ -51,7 +51,9 @@ def tap(model: nn.Module, name: str) -> Tap:
 
 def _named(model: nn.Module, name: str) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModule(f"{type(model).__name__} is compiled by torch.jit: prune the Python module, then script it")
+        raise UnsupportedModule(
+            f"{type(model).__name__} is compiled by torch.jit: prune the Python module, then script it"
+        )
     try:
         return model.get_submodule(name)
     except AttributeError as error:

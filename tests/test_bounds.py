@@ -719,7 +719,7 @@ class Written(nn.Module):
 
     def forward(self, x):
         kept = torch.zeros(4) if self.created else self.held
-        kept.mul_(0).add_(self.a(x)[0])
+        kept.copy_(self.a(x)[0])
         return x + (kept if self.created else self.held)
 
 
@@ -729,6 +729,26 @@ def test_what_a_forward_keeps_in_a_tensor_beside_the_data_is_noticed(created, mo
     found = output_bound(Written(created), [PrunedLayer("a")], torch.randn(3, 4), mode=mode)
     assert found.coefficients == {"a": math.inf}
     assert "uses a tensor that was changed in place" in found.reason
+
+
+class Aliased(nn.Module):
+    """Uses rows of the first layer's weight, which are no parameter, in place of a second layer."""
+
+    def __init__(self, computed):
+        super().__init__()
+        self.a, self.computed = nn.Linear(4, 4), computed
+        self.rows = self.a.weight.detach()[1:]
+
+    def forward(self, x):
+        return F.linear(torch.relu(self.a(x)), self.rows * 2 if self.computed else self.rows)
+
+
+@pytest.mark.parametrize("computed", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_part_of_a_pruned_weight_that_is_used_elsewhere_is_noticed(computed, mode):
+    found = output_bound(Aliased(computed), [PrunedLayer("a")], torch.randn(3, 4), mode=mode)
+    assert found.coefficients == {"a": math.inf}
+    assert ("also in a tensor that is no parameter" if computed else "uses parameters of pruned layers") in found.reason
 
 
 # --- The call ---

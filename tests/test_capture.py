@@ -310,7 +310,7 @@ class Shift(nn.Module):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Weighted:
     images: torch.Tensor
     weight: float
 
@@ -322,7 +322,7 @@ KINDS = {
     "mapping": (lambda x: {"input": x}, None),
     "nested": (lambda x: {"a": [(x, 3)]}, lambda model, batch: model(batch["a"][0][0])),
     "named tuple": (lambda x: Named(x, "one"), lambda model, batch: model(batch.images)),
-    "dataclass": (lambda x: Pair(x, 1.0), lambda model, batch: model(batch.images)),
+    "dataclass": (lambda x: Weighted(x, 1.0), lambda model, batch: model(batch.images)),
     "packed": (
         lambda x: nn.utils.rnn.PackedSequence(x, torch.tensor([len(x)])),
         lambda model, batch: model(batch.data),

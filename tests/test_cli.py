@@ -319,6 +319,13 @@ def test_methods_are_listed_with_their_options(monkeypatch: pytest.MonkeyPatch) 
         (["--weights", "absent.safetensors"], "absent.safetensors"),
         (["--data", "y.npz", "--label-key", "absent"], "y_test"),
         (["--layers", "conv*"], "conv*"),
+        (["--eps", ".1", "--eps", ".3"], "--eps: a second value for '*', '.3'"),
+        (["--eps", "0=.1", "--eps", "*=.2", "--eps", "0=.3"], "--eps: a second value for '0', '0=.3'"),
+        (["--sparsity", ".1", "--sparsity", ".3"], "--sparsity: a second value for '*'"),
+        (["--eps", "typo=.1", "--eps", ".3"], "eps: no layer matches ['typo']"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--jobs", "1"], "--jobs: expected at least 2 with --scheduler"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--mode", "cascade", "--dry-run"], "expected 1 in cascade"),
+        (["--solver", "quadratic", "--dry-run"], "SolverRefused"),
     ],
 )
 def test_errors_are_for_people(
@@ -387,6 +394,85 @@ def test_a_run_goes_on_where_its_time_ran_out_and_ends_only_once(
     code, output = run(folder, monkeypatch, "--jobs", "1", out=out)
     assert code == 0, output
     assert all(path.stat().st_mtime_ns == then for path, then in written.items() if path.parent.name == "layers")
+
+
+SMALL = ["--samples", "80", "--layers", "4"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "report.json", "extras.json", "maps.safetensors"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content.replace(b"0", b"1", 20)])
+def test_results_that_were_damaged_are_written_again_from_the_layers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    code, output = run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+    assert code == 0, output
+    whole = {key: value.clone() for key, value in load_file(tmp_path / "model.safetensors").items()}  # it is mapped
+    layers = {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    again = invoked(folder, monkeypatch, *SMALL, "--json", out=tmp_path)
+    assert again.exit_code == 0, again.output
+    told = json.loads(again.stdout)
+    assert told["status"] == "finished"
+    assert "are not as they were written: written again from its layers" in " ".join(told["notes"])
+    found = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in whole.items())
+    assert layers == {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
+    code, output = run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+    assert code == 0
+    assert "Nothing to do" in output
+
+
+@pytest.mark.parametrize("how", [[], ["--sparsity", "0.5", "--unit", "neurons", "--layers", "2"]])
+def test_accuracies_asked_for_later_are_those_of_the_written_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: list[str]
+) -> None:
+    options = how or SMALL
+    options = [*options, "--samples", "80"]
+    run(folder, monkeypatch, *options, "--data", "y.npz", out=str(tmp_path / "measured"))
+    want = json.loads((tmp_path / "measured" / "report.json").read_text())["accuracy"]
+    run(folder, monkeypatch, *options, out=str(tmp_path / "later"))
+    code, output = run(folder, monkeypatch, *options, "--data", "y.npz", out=str(tmp_path / "later"))
+    assert code == 0, output
+    assert "Nothing to do" in output
+    assert f"accuracy {want['before']:.2%} before, {want['after']:.2%} after" in output
+    told = invoked(folder, monkeypatch, *options, "--data", "y.npz", "--json", out=tmp_path / "later")
+    assert json.loads(told.stdout)["report"]["accuracy"] == want
+
+
+def test_a_dry_run_may_name_the_folder_of_its_own_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, output = run(folder, monkeypatch, *SMALL, "--dry-run", out=str(tmp_path))
+    assert code == 0, output
+    assert "1 layers with 640 weights" in output
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_what_a_model_says_of_a_batch_is_one_json_object(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (folder / "picky.py").write_text(PICKY)
+    monkeypatch.chdir(folder)
+    given = ["--weights", "w.safetensors", "--calibration", "x.npz", "--out", str(tmp_path / "none"), "--json"]
+    result = CliRunner().invoke(app, ["prune", "picky:build", *given])
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "InvalidInput"
+    assert "IndexError: no such row" in error["message"]
+
+
+PICKY = """
+from torch import nn
+
+class Picky(nn.Sequential):
+    def forward(self, x):
+        raise IndexError("no such row")
+
+def build():
+    return Picky(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+"""
 
 
 @pytest.mark.parametrize(

@@ -554,6 +554,14 @@ def test_a_folder_that_cannot_be_written_to_is_an_error_that_names_it(tmp_path: 
 # Fingerprints
 
 
+class Dilated(nn.Conv2d):
+    """A user's own convolution."""
+
+    def __init__(self, dilation: int) -> None:
+        super().__init__(1, 2, 3, dilation=dilation)
+        self.scales, self.word, self.flag, self._seen, self.training = (1.0, 2.0), "sum", True, 0, False
+
+
 class Odd(nn.Module):
     """Tied weights, a buffer that no state dict holds, one of integers, several dtypes."""
 
@@ -564,6 +572,7 @@ class Odd(nn.Module):
         self.tied = nn.Linear(3, 4)
         self.tied.weight = self.one.weight
         self.convolution = nn.Conv2d(1, 2, 3, stride=2)
+        self.dilated = Dilated(2)
         self.norm = nn.BatchNorm2d(2)
         self.attention = nn.MultiheadAttention(4, 2)
         self.register_buffer("hidden", torch.arange(3.0), persistent=False)
@@ -600,6 +609,11 @@ def untied(model: Odd) -> None:
     model.tied.weight = nn.Parameter(model.one.weight.detach().clone())
 
 
+def tied_by_memory(model: Odd) -> None:
+    """The objects differ, and each change of one is a change of the other."""
+    model.other.weight.data = model.one.weight.data
+
+
 def swapped(model: Odd) -> None:
     model.one.bias, model.tied.bias = model.tied.bias, model.one.bias
 
@@ -614,12 +628,19 @@ def set_to(module: str, name: str, value: Any) -> Callable[[Odd], None]:
         wider,
         renamed,
         untied,
+        tied_by_memory,
         swapped,
         set_to("", "single", nn.Parameter(torch.tensor([2.0]))),
         set_to("", "short", nn.Parameter(torch.ones(4, 1, dtype=torch.bfloat16))),
         set_to("", "short", nn.Parameter(torch.ones(2, 2, dtype=torch.float16))),
         set_to("one", "bias", None),
         set_to("convolution", "stride", (1, 1)),
+        set_to("dilated", "dilation", (1, 1)),
+        set_to("dilated", "scales", (1.0, 3.0)),
+        set_to("dilated", "scales", [1.0, 2.0]),
+        set_to("dilated", "word", "mean"),
+        set_to("dilated", "flag", False),
+        set_to("", "steps", 3),
         set_to("norm", "eps", 1e-3),
         set_to("attention", "num_heads", 4),
         set_to("", "norm", nn.Identity()),
@@ -631,6 +652,34 @@ def test_everything_else_about_a_model_counts(change: Callable[[Odd], None]) -> 
     before = model_fingerprint(model)
     change(model)
     assert model_fingerprint(model) != before
+
+
+def test_the_same_memory_counts_and_equal_values_in_others_do_not_stand_for_it() -> None:
+    """Whether two objects or one hold it does not matter."""
+    tied, again, untied = Odd(), Odd(), Odd()
+    for model in (tied, again):
+        model.other.weight.data = model.one.weight.data
+    untied.other.weight.data = untied.one.weight.data.clone()
+    assert model_fingerprint(tied) == model_fingerprint(again)
+    assert model_fingerprint(tied) != model_fingerprint(untied)
+    again.other.weight = again.one.weight
+    assert model_fingerprint(tied) == model_fingerprint(again)
+    rows = torch.randn(6, 3)
+    apart, over = Odd(), Odd()
+    for model, own in ((apart, rows.clone()), (over, rows)):
+        model.one.weight.data, model.other.weight.data = rows[:4], own[2:]
+    assert model_fingerprint(apart) != model_fingerprint(over)
+
+
+def test_a_run_of_another_convolution_is_not_taken_for_this_one_s(tmp_path: Path) -> None:
+    """All weights are the same; only a setting of a class of the user's own differs."""
+    x, models = torch.rand(12, 1, 8, 8), []
+    for dilation in (1, 2):
+        torch.manual_seed(0)
+        models.append(nn.Sequential(Dilated(dilation), nn.ReLU(), nn.AdaptiveAvgPool2d(2)))
+    prune_(models[0], x, run=tmp_path)
+    with pytest.raises(OtherRun, match="another model"):
+        prune_(models[1], x, run=tmp_path)
 
 
 def test_where_a_model_is_how_it_lies_in_memory_and_whether_it_trains_do_not_count() -> None:

@@ -435,6 +435,117 @@ def test_shared_parameters_are_refused():
     assert "shares a parameter" in reasons["2"]
 
 
+TIED = {
+    "the same memory": lambda weight: nn.Parameter(weight.data),
+    "some of its rows": lambda weight: nn.Parameter(weight.data[:2]),
+}
+
+
+@pytest.mark.parametrize("case", TIED)
+def test_parameters_in_one_place_of_memory_are_shared(case):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = TIED[case](model[0].weight)
+    links, reasons = together(model)
+    assert not links
+    assert "shares a parameter with '2'" in reasons["0"]
+    assert "shares a parameter with '0'" in reasons["2"]
+
+
+def test_a_weight_that_is_read_under_another_name_is_refused():
+    model = Net(lambda net, x: x + (x @ net.alias).mean())
+    model.alias = model.first.weight.detach()[:, :1]
+    links, reasons = together(model)
+    assert not links
+    assert "its parameters are also used outside its own forward" in reasons["first"]
+
+
+HOOKED = {
+    "first": "it has hooks",
+    "second": "reach 'second', which cannot lose inputs (it has hooks",
+    "norm": "reach 'norm', which cannot lose inputs (it has hooks",
+    "act": "reach 'act', which has hooks",
+}
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", HOOKED)
+def test_modules_with_hooks_of_their_own_lose_no_neurons(name, before):
+    model = Net(lambda net, x: net.act(net.norm(x)), norm=nn.BatchNorm1d(4), act=nn.ReLU())
+    assert find_links(model)[0].keys() == {"first"}
+    module = model.get_submodule(name)
+    scales = torch.rand(2 if name == "second" and not before else 3 if name == "first" and before else 4)
+    if before:
+        hook = module.register_forward_pre_hook(lambda _module, args: (args[0] * scales,))
+    else:
+        hook = module.register_forward_hook(lambda _module, _args, output: output * scales)
+    links, skipped = find_links(model)
+    assert not links
+    assert HOOKED[name] in {module.name: module.reason for module in skipped}["first"]
+    hook.remove()
+    assert find_links(model)[0].keys() == {"first"}
+
+
+class Modes(nn.Module):
+    """Two layers, and what becomes of the first one's outputs in train mode."""
+
+    def __init__(self, training):
+        super().__init__()
+        self.first, self.second, self.aux = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.other, self.training_step = nn.Linear(3, 4), training
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        hidden = self.first(x).relu()
+        return self.training_step(self, x, hidden) if self.training else self.second(hidden)
+
+
+DIVERTED = {
+    "a second classifier": (lambda net, x, h: (net.second(h), net.aux(h)), "'aux'"),
+    "another classifier": (lambda net, x, h: net.aux(h), "'aux'"),
+    "features returned": (lambda net, x, h: (net.second(h), h), "the network's outputs"),
+    "another layer's outputs": (lambda net, x, h: net.second(net.other(x).relu()), "'second'"),
+    "added to another layer's": (lambda net, x, h: net.second(h + net.other(x)), "'second'"),
+    "a buffer": (lambda net, x, h: net.second(h - net.mean), "'second'"),
+    "twice": (lambda net, x, h: net.second(net.aux(h) @ x.T @ h), "'aux'"),
+}
+
+
+@pytest.mark.parametrize("case", DIVERTED)
+def test_layers_whose_outputs_go_elsewhere_in_train_mode_have_no_link(case):
+    step, target = DIVERTED[case]
+    links, reasons = together(Modes(step))
+    assert not links
+    assert reasons["first"].startswith("its outputs do not go the same way in train mode, to ")
+    assert target in reasons["first"]
+
+
+SAME_WAY = {
+    "noise": lambda net, x, h: net.second(h + torch.randn_like(h)),
+    "dropped samples": lambda net, x, h: net.second(h * x.new_empty(x.shape[0], 1).bernoulli_(0.5)),
+    "random": lambda net, x, h: net.second(h * float(torch.rand(()))),
+    "dropout": lambda net, x, h: net.second(functional.dropout(h)),
+    "statistics kept": lambda net, x, h: (net.mean.mul_(0.9).add_(1), net.second(h))[1],
+}
+
+
+@pytest.mark.parametrize("case", SAME_WAY)
+def test_train_mode_may_have_operations_of_its_own_and_changes_nothing_in_the_trace(case):
+    model = Modes(SAME_WAY[case])
+    before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert find_links(model)[0].keys() == {"first"}
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+
+
+def test_a_forward_that_cannot_be_traced_in_train_mode_is_refused():
+    def step(net, x, hidden):
+        return net.second(hidden if x.sum() > 0 else -hidden)
+
+    with pytest.raises(UnsupportedModule, match=r"Modes cannot be traced by torch\.fx in train mode \(.*control flow"):
+        find_links(Modes(step))
+
+
 def test_every_module_with_weights_is_accounted_for():
     class Model(nn.Module):
         def __init__(self):

@@ -440,6 +440,40 @@ def test_a_shared_weight_is_masked_everywhere_or_not_at_all() -> None:
     assert model.embedding.weight is model.decoder.weight
 
 
+def test_weights_in_one_place_of_memory_are_shared() -> None:
+    model = mlp()
+    model.append(nn.Linear(3, 5, bias=False))
+    model[3].weight = nn.Parameter(model[0].weight.data[:5, 2:])
+    with torch.no_grad():
+        model[0].weight[::2] = 0
+    before = snapshot(model)
+    for layers in ("0", "3"):
+        with pytest.raises(UnsupportedModule, match=rf"{layers}\.weight is shared.*unchanged"):
+            keep_masks_(model, layers)
+        assert_unchanged(model, before)
+    masks = keep_masks_(model)
+    assert torch.equal(masks["3.weight"], masks["0.weight"][:5, 2:])
+    make_permanent_(model)
+    model[0].register_buffer("view", model[0].weight.detach()[1:])
+    with pytest.raises(UnsupportedModule, match=r"0\.weight is shared"):
+        keep_masks_(model)
+
+
+def test_a_module_of_two_names_is_loaded_with_its_mask() -> None:
+    def build() -> nn.Module:
+        layer = nn.Linear(4, 4)
+        return nn.Sequential(layer, nn.Tanh(), layer)
+
+    model, fresh, x = build(), build(), torch.randn(3, 4)
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    keep_masks_(model)
+    load_masked_state_dict_(fresh, model.state_dict())
+    assert fresh[0] is fresh[2]
+    assert same(outputs(fresh, x), outputs(model, x))
+    assert alike(kept_masks(fresh), kept_masks(model))
+
+
 def test_other_parametrizations_of_the_module_stay() -> None:
     model, x = built("mlp")
     parametrize.register_parametrization(model[0], "bias", Twice())

@@ -378,6 +378,21 @@ class CountCopies(TorchDispatchMode):
         return result
 
 
+def with_keys_in_the_place_of_queries():
+    layer = nn.MultiheadAttention(4, 2, kdim=4, vdim=3)
+    layer.k_proj_weight = nn.Parameter(layer.q_proj_weight.data)
+    return layer
+
+
+@torch.inference_mode()
+def in_inference_mode():
+    return nn.Linear(3, 2)
+
+
+def scripted():
+    return torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+
+
 REFUSED = {
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), "keeps weights in weight.*only Linear.*leave this module out"),
     "embedding": (lambda: nn.Embedding(5, 3), "only Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Trans"),
@@ -387,6 +402,13 @@ REFUSED = {
         "in_proj_weight is computed",
     ),
     "attention with one weight for two": (with_queries_as_keys, "k_proj_weight is another of its parameters too"),
+    "attention with one memory for two": (with_keys_in_the_place_of_queries, "q_proj_weight shares memory with its k_"),
+    "inference": (in_inference_mode, "weight was made in torch.inference_mode.*clone it"),
+    "expanded": (lambda: with_weight(lambda w: nn.Parameter(w[:, :1].expand(2, 3))), "several entries in one place"),
+    "windows": (lambda: with_weight(lambda w: nn.Parameter(w.as_strided((2, 3), (2, 1)))), "several entries in one"),
+    "no inputs": (lambda: with_weight(lambda w: nn.Parameter(w[:, :0])), r"no entries \(its shape is \[2, 0\]\)"),
+    "no outputs": (lambda: with_weight(lambda w: nn.Parameter(w[:0])), r"no entries.*leave this module out"),
+    "scripted": (scripted, r"compiled by torch\.jit: prune the Python module"),
     "meta attention": (lambda: nn.MultiheadAttention(4, 2, device="meta"), "in_proj_weight is on the meta device"),
     "standardised along one axis": (lambda: Standardised1d(3, 2, 3), "forward of its own.*plain Conv1d"),
     "pruned Conv1D": (lambda: prune.l1_unstructured(Conv1D(3, 2), "weight", 0.5), "prune.remove"),

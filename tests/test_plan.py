@@ -1,12 +1,19 @@
 """Which layers are pruned: by name, by kind, and once for all the modules that share a weight."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from convexprune import prune_
 from convexprune.errors import NothingToPrune
 from convexprune.matrices import weight_matrices, write_back_
+from convexprune.memory import Holders, overlaps_itself
 from convexprune.plan import choose_layers
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import find_ties, layer_uses
@@ -20,6 +27,63 @@ def reasons(model, *args, **kwargs):
 def test_patterns_are_texts(patterns):
     with pytest.raises(InvalidInput, match="layers: expected patterns of names"):
         choose_layers(nn.Sequential(nn.Linear(4, 4)), patterns)
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"activations": {"typo": "relu"}},
+        {"fit": {"typo": "ball", "*": "ball"}},
+        {"eps": {"typo": 0.1, "*": 0.2}},
+        {"sparsity": {"*": 0.2, "typo": 0.5}},
+    ],
+)
+def test_a_pattern_that_matches_no_layer_is_named(given):
+    model = mlp()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(
+        InvalidInput, match=rf"{next(iter(given))}: no layer matches \['typo'\]; the layers are 0, 2, 4"
+    ):
+        prune_(model, torch.rand(20, 5), **given)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_table_may_speak_of_layers_that_are_not_chosen():
+    report = prune_(mlp(), torch.rand(20, 5), {"2": 0.3, "0": 0.1}, layers="0", fit={"4": "ball"})
+    assert [(row.name, row.eps) for row in report.layers] == [("0", 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"activations": ["relu"]}, "activations: expected a mapping"),
+        ({"activations": "relu"}, "activations: expected a mapping"),
+        ({"activations": {"0": 1}}, "activations: expected a mapping"),
+        ({"fit": 3}, "fit: expected a name"),
+        ({"fit": {"0": None}}, "fit: expected a name"),
+        ({"eps": {0: 0.1}}, "eps: expected patterns of names"),
+        ({"sparsity": {0: 0.1}}, "sparsity: expected patterns of names"),
+        ({"eps": [0.1, "x", 0.1]}, "eps of 2: expected a number"),
+        ({"sparsity": True}, "sparsity: expected the part"),
+        ({"sparsity": np.float32(1)}, "sparsity: expected the part"),
+    ],
+)
+def test_what_is_no_table_is_refused(given, says):
+    with pytest.raises(InvalidInput, match=says):
+        prune_(mlp(), torch.rand(20, 5), **given)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5), 0.5])
+@pytest.mark.parametrize("wrap", [lambda part: part, lambda part: {"*": part}])
+def test_a_part_is_a_number_of_any_type(number, wrap):
+    report = prune_(mlp(), torch.rand(20, 5), sparsity=wrap(number))
+    assert [row.nonzeros for row in report.layers] == [15, 12, 6]
+    assert report.provenance["sparsity"] == wrap(0.5)
 
 
 def test_patterns_may_come_one_by_one():
@@ -207,6 +271,44 @@ def test_neighbours_in_one_flat_storage_are_not_tied():
     ties = find_ties(model)
     assert (dict(ties.uses), dict(ties.refused)) == ({}, {})
     assert list(choose_layers(model)[0]) == ["0", "1", "2"]
+
+
+def test_columns_of_one_matrix_are_tied_only_where_they_overlap():
+    matrix, model = torch.randn(4, 9), nn.Sequential(*[nn.Linear(3, 4, bias=False) for _ in range(3)])
+    for layer, first in zip(model, (0, 3, 5), strict=True):
+        layer.weight = nn.Parameter(matrix[:, first : first + 3])
+    ties = find_ties(model)
+    assert ties.refused.keys() == {"1", "2"}
+    assert [ties.uses_of(name) for name in "012"] == [("0",), ("1",), ("2",)]
+    assert list(choose_layers(model)[0]) == ["0"]
+
+
+FLAT = torch.zeros(8, dtype=torch.float64)
+
+
+@st.composite
+def views(draw):
+    """A view of some entries of one storage in some type, and the bytes in which each of its entries lies."""
+    flat = FLAT.view(draw(st.sampled_from([torch.float64, torch.float32, torch.int16])))
+    shape = draw(st.lists(st.integers(0, 3), max_size=2))
+    most = len(flat) // 4
+    strides, first = [draw(st.integers(0, most)) for _ in shape], draw(st.integers(0, most - 1))
+    places = [
+        first + sum(i * step for i, step in zip(index, strides, strict=True))
+        for index in itertools.product(*map(range, shape))
+    ]
+    size = flat.element_size()
+    return flat.as_strided(shape, strides, first), [{size * place + k for k in range(size)} for place in places]
+
+
+@given(views(), views())
+def test_memory_is_shared_where_entries_lie_in_the_same_bytes(one, other):
+    (a, mine), (b, theirs) = one, other
+    shared = bool(set().union(*mine) & set().union(*theirs))
+    assert Holders([(a, "a")]).of(b) == (["a"] if shared else [])
+    several = Holders([(b, "b"), (a, "a"), (a, "a"), (torch.zeros(1), "c")])
+    assert sorted(several.of(a)) == ["a"] * bool(mine) + ["b"] * shared
+    assert overlaps_itself(a) == (len({min(place) for place in mine}) < len(mine))
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -220,7 +220,8 @@ def test_channels_last_weights():
     remove_neurons_(model, link, kept, scales)
     mask_neurons_(masked, link, kept, scales)
     close(model(x), masked(x), EXACT[torch.float64])
-    assert model[3].weight.is_contiguous()
+    assert model[3].weight.shape == (6, len(kept), 3, 3)
+    assert all(model[name].weight.is_contiguous(memory_format=torch.channels_last) for name in (0, 3))
 
 
 def test_masking_keeps_the_parameters():
@@ -349,7 +350,9 @@ def test_shared_parameters_and_modules_are_not_resized():
     tied, twice = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)
     tied[1].weight = tied[0].weight
     state = {"0.weight": torch.zeros(3, 3), "1.weight": torch.zeros(3, 3)}
-    for model in (tied, nn.Sequential(twice, twice)):
+    placed = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    placed[1].weight = nn.Parameter(placed[0].weight.data)
+    for model in (tied, placed, nn.Sequential(twice, twice)):
         with pytest.raises(ShapeMismatch, match=r"0.weight .* 1.weight .* expected \[4, 4\]"):
             resize_(model, state)
 

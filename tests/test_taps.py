@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from convexprune.errors import UnsupportedModule
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.solvers.errors import InvalidInput
 from convexprune.taps import tap
@@ -178,6 +179,13 @@ def test_a_tap_says_whether_its_module_gives_the_layers_output():
     model = nn.TransformerEncoderLayer(4, 2, 8)
     plain = {name: tap(model, name).plain for name in ("linear1", "self_attn", "self_attn.out_proj")}
     assert plain == {"linear1": True, "self_attn": False, "self_attn.out_proj": False}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_refused_in_words():
+    compiled = torch.jit.trace(nn.Sequential(nn.Linear(3, 3)), torch.zeros(1, 3))
+    with pytest.raises(UnsupportedModule, match=r"compiled by torch\.jit: prune the Python module, then script it"):
+        tap(compiled, "0")
 
 
 @pytest.mark.parametrize("name", ["nothing", "layer.weight", "conv.deeper", "out_proj.out_proj"])

@@ -370,10 +370,46 @@ def test_a_recipe_changed_afterwards_is_found(kept: tuple[nn.Module, Tensor, Pat
     found = verify(model, x, copied)
     assert not found.ok
     assert all("belongs to another run" in row.differences[0] for row in found.layers)
-    for recipe in (None, [], {}, {**described["recipe"], "mode": "os.system"}, {**described["recipe"], "ceiling": "x"}):
+    described["recipe"]["limits"]["tol"] = 1e-3
+    for recipe in (None, [], {}, 5, "limits", *({**described["recipe"], **change} for change in WRONG)):
         (copied / "run.json").write_text(json.dumps({**described, "recipe": recipe}))
         with pytest.raises(DamagedFile, match=r"run\.json"):
             verify(model, x, copied)
+
+
+WRONG: list[dict[str, Any]] = [
+    {"mode": "os.system"},
+    {"mode": [1]},
+    {"ceiling": "x"},
+    {"ceiling": None},
+    {"gamma": "x"},
+    {"batch_size": "x"},
+    {"batch_size": 0},
+    {"limits": {}},
+    {"limits": [1]},
+    {"limits": {"tol": "x", "feas_tol": 1e-4, "max_iter": None, "time_limit": None}},
+    {"fit": [1]},
+    {"fit": {"*": [1]}},
+    {"activations": 5},
+    {"activations": ["relu"]},
+    {"activations": {"*": 5}},
+    {"layers": 5},
+    {"eps": "x"},
+    {"eps": {"*": {"0": 1}}},
+    {"eps": [0.1, "x", 0.1]},
+    {"eps": None, "sparsity": [0.5]},
+    {"eps": None, "sparsity": {"*": "x"}},
+    {"eps": None, "network_eps": "x"},
+    {"refit": "x"},
+    {"penalise_bias": "x"},
+]
+
+
+def test_a_run_without_a_time_limit_is_read_as_one(tmp_path: Path) -> None:
+    """Infinity has no number in JSON."""
+    model, x = mlp()
+    prune_(copy.deepcopy(model), x, layers="4", layer_time_limit=math.inf, run=tmp_path)
+    assert verify(model, x, tmp_path).ok
 
 
 def test_a_folder_without_a_run_is_none_to_verify(tmp_path: Path) -> None:

@@ -48,7 +48,10 @@ class Propagation(fx.Interpreter):
             return lost(self.pruned.names, "the traced forward computes something else on the batch")
         found = next(self.errors[node] for node in self.graph.nodes if node.op == "output")
         unseen = [name for name in self.pruned.names if name not in self.seen]
-        return summed([found, lost(unseen, f"no call of {', '.join(unseen)} is seen")]) if unseen else found
+        errors = [found, lost(unseen, f"no call of {', '.join(unseen)} is seen")] if unseen else [found]
+        if aliased := self.pruned.aliased:
+            errors.append(lost(aliased, f"weights of {', '.join(aliased)} are also in a tensor that is no parameter"))
+        return summed(errors)
 
     def fetch_attr(self, target: str) -> Any:
         """The module or tensor of this name; tensors that the forward creates are kept beside the model."""

@@ -1,6 +1,6 @@
 """The pruned layers of a network, and where their weights are used."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -55,11 +55,17 @@ class Pruned:
                 self.errors.append((module, TensorError(own=layer.name, awaited=awaited)))
             changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
         self.holders = Holders(changed)
+        tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
+        others = [tensor for tensor in tensors if not isinstance(tensor, nn.Parameter)]
+        self.aliased = self._owners(others)  # what a forward computes of these is not in its graph
 
     def held_by(self, holder: nn.Module | Tensor | None) -> list[str]:
         """The pruned layers with weights in it, or parts of these."""
         own = (holder.parameters(), holder.buffers()) if isinstance(holder, nn.Module) else (tensors_in(holder),)
-        return list(dict.fromkeys(name for tensor in chain(*own) for name in self.holders.of(tensor)))
+        return self._owners(chain(*own))
+
+    def _owners(self, tensors: Iterable[Tensor]) -> list[str]:
+        return list(dict.fromkeys(name for tensor in tensors for name in self.holders.of(tensor)))
 
     def error(self, module: nn.Module | None) -> TensorError | None:
         """The error that a pruned layer itself makes; None for other modules."""

@@ -112,7 +112,7 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
         return f"{name} is quantised to {value.dtype}: prune the floating-point model, then quantise it"
     if type(value) is not nn.Parameter or value.layout != torch.strided:
         return f"{name} is not a plain dense tensor ({type(value).__name__}, {value.layout}): make it a dense Parameter"
-    if value.is_inference() and not torch.is_inference_mode_enabled():
+    if value.is_inference():
         return f"{name} was made in torch.inference_mode and cannot be written to: build the model outside, or clone it"
     if overlaps_itself(value):
         return f"{name} has several entries in one place of memory, as expand() makes them: give it a contiguous copy"

@@ -17,16 +17,16 @@ from convexprune.calibration import Calibration
 from convexprune.capture import Forward
 from convexprune.files import StrPath
 from convexprune.journal import Journal, data_fingerprint, model_fingerprint
-from convexprune.nettrim.asked import target_of
+from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Goal
 from convexprune.nettrim.outcome import network_promise, same_outputs
-from convexprune.nettrim.planning import Plan, make_plan
+from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
-from convexprune.nettrim.structured import NeuronSparsity, chosen_links
+from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.tasks import executor
 from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule
@@ -186,13 +186,11 @@ def prune_(
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
     data = Calibration(calibration, batch_size)
     ending = Stop(time_limit, stop)
-    links, left = (None, None) if unit == "weights" else chosen_links(model, recipe.layers)
-    users = None if links is None else [user for link in links.values() for user in link.consumers]
-    plan = make_plan(model, data, recipe, forward, partial(tell, "capture"), names=users)
-    target = target_of(recipe, plan, links)
+    plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
+    neurons = isinstance(target, NeuronSparsity)
     versions = Versions(plan.sites)
     with ExitStack() as stack:
-        stack.enter_context(restoring(model) if links else versions.restoring())
+        stack.enter_context(restoring(model) if neurons else versions.restoring())
         journal = None if run is None else stack.enter_context(Journal(run, _described(model, data, recipe)))
         work = Run(
             model=model,
@@ -219,7 +217,7 @@ def prune_(
             rows = [layer_row(plan.sites[name], goals[name], work.written[name]) for name in done]
     return Report(
         layers=tuple(rows),
-        skipped=(*(plan.skipped if left is None else left), *_not_reached(work, plan, goals)),
+        skipped=(*skipped, *_not_reached(work, plan, goals)),
         output_error=promise.error,
         network=promise,
         samples=plan.samples,

@@ -182,7 +182,7 @@ def _check_target(recipe: Recipe) -> None:
         raise InvalidInput(
             f"sparsity: a pattern such as {recipe.sparsity!r} is each layer's own; leave scope, search out"
         )
-    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, Real)):
+    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, int | float)):
         raise InvalidInput(
             "unit: neurons are found along the path, one part for all layers: give sparsity a number alone"
         )
@@ -195,7 +195,7 @@ def _check_target(recipe: Recipe) -> None:
 
 
 def _check_part(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and 0 <= value < 1):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
         raise InvalidTolerance(f"{name}: expected the part of weights to be zero, 0 to below 1, found {value!r}")
 
 
