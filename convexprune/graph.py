@@ -9,6 +9,7 @@ import inspect
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = ["LAYERS", "NORMS", "Network", "inputs_of", "operation_of", "outputs_o
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_OUTPUTS = "the network's outputs"
 _CARRIERS = (*NORMS, nn.PReLU)  # have weights for each neuron, and are no layers
 
 
@@ -49,15 +51,18 @@ class Network:
         self.layers, self.modules = layers, dict(model.named_modules())
         self.graph, self._constants = traced(model)
         self._tied = find_ties(model, joint=False).refused
-        self._diverted = _diverted(self.modules, self.graph, traced(model, training=True)[0])
+        training, _ = traced(model, training=True)
+        self._diverted = _diverted(self.modules, self.graph, training)
         self.calls: dict[str, list[fx.Node]] = {}
         self._read = set[str]()  # modules whose tensors are used outside them
         holders = Holders((p, name) for name, module in self.modules.items() for p in module.parameters(recurse=False))
         for node in self.graph.nodes:
             if node.op == "call_module":
                 self.calls.setdefault(str(node.target), []).append(node)
-            elif node.op == "get_attr" and node.users:
-                self._read |= {str(node.target).rpartition(".")[0], *holders.of(self._tensor(node))}
+        for node in (*self.graph.nodes, *training.nodes):
+            if node.op == "get_attr" and node.users:
+                read = tensors_in(self._tensor(node))
+                self._read.update([str(node.target).rpartition(".")[0], *chain(*map(holders.of, read))])
         self.calls |= {name: [] for name in self.modules if name not in self.calls}
 
     def fault(self, name: str, along: bool = False) -> str | None:
@@ -134,9 +139,8 @@ def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str
             graph = _Tracer().trace(model, {p.name: p.default for p in options if p.default is not p.empty} or None)
             return graph, {name: value for name, value in vars(model).items() if name not in attributes}
         except Exception as error:
-            what = (
-                f"{type(model).__name__} cannot be traced by torch.fx{' in train mode' if training else ''} ({error})"
-            )
+            mode = " in train mode" if training else ""
+            what = f"{type(model).__name__} cannot be traced by torch.fx{mode} ({error})"
             advice = "unwrap it, and let no condition in forward depend on the data"
             raise UnsupportedModule(f"{what}, so what follows its layers is unknown: {advice}") from error
 
@@ -170,8 +174,11 @@ def _may_change(own: Tensor) -> bool:
 def _diverted(modules: Mapping[str, nn.Module], evaluation: fx.Graph, training: fx.Graph) -> dict[str, str]:
     """Modules and tensors whose values do not go the same way in both modes, and where that is."""
     weighted = {name for name, module in modules.items() if [*module.parameters(), *module.buffers()]}
-    differing = _routes(evaluation, weighted) ^ _routes(training, weighted)
-    return {origin: target for target, origins in sorted(differing, key=lambda route: route[0]) for origin in origins}
+    one, other = (_routes(graph, weighted) for graph in (evaluation, training))
+    stray = {target for target, _ in one ^ other} - {_OUTPUTS}  # all that such a module takes must fit it in both modes
+    differing = [route for route in one | other if route[0] in stray or route in one ^ other]
+    ordered = sorted(differing, key=lambda route: route[0], reverse=True)
+    return {origin: target for target, origins in ordered for origin in origins}
 
 
 def _routes(graph: fx.Graph, weighted: set[str]) -> set[tuple[str, frozenset[str]]]:
@@ -185,7 +192,7 @@ def _routes(graph: fx.Graph, weighted: set[str]) -> set[tuple[str, frozenset[str
         before = [origins[source] for source in node.all_input_nodes]
         origins[node] = frozenset[str]().union(*before)
         if node.op == "output":
-            routes.update(("the network's outputs", each) for each in before)
+            routes.update((_OUTPUTS, each) for each in before)
         elif node.op in ("placeholder", "get_attr") or (node.op == "call_module" and node.target in weighted):
             routes.add((repr(str(node.target)), origins[node]))
             origins[node] = frozenset({str(node.target)})

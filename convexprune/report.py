@@ -112,7 +112,7 @@ class Report:
     @property
     def certified(self) -> bool:
         """Whether what was promised holds, of every layer and of the network, and the run came to its end."""
-        finished = self.provenance.get("stopped") is None and not math.isnan(self.output_error * bool(self.samples))
+        finished = self.provenance.get("stopped") is None and not (self.samples and math.isnan(self.output_error))
         return finished and all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
 
     def to_dict(self) -> dict[str, Any]:

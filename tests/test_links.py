@@ -506,8 +506,13 @@ DIVERTED = {
     "another layer's outputs": (lambda net, x, h: net.second(net.other(x).relu()), "'second'"),
     "added to another layer's": (lambda net, x, h: net.second(h + net.other(x)), "'second'"),
     "a buffer": (lambda net, x, h: net.second(h - net.mean), "'second'"),
-    "twice": (lambda net, x, h: net.second(net.aux(h) @ x.T @ h), "'aux'"),
+    "twice": (lambda net, x, h: net.second(h) + net.second(net.other(x)), "'second'"),
 }
+
+
+def test_a_weight_that_train_mode_reads_is_refused():
+    _, reasons = together(Modes(lambda net, x, h: (net.second(h), x @ net.first.weight.T @ torch.ones(4))))
+    assert reasons["first"] == "its parameters are also used outside its own forward"
 
 
 @pytest.mark.parametrize("case", DIVERTED)
@@ -521,7 +526,7 @@ def test_layers_whose_outputs_go_elsewhere_in_train_mode_have_no_link(case):
 
 SAME_WAY = {
     "noise": lambda net, x, h: net.second(h + torch.randn_like(h)),
-    "dropped samples": lambda net, x, h: net.second(h * x.new_empty(x.shape[0], 1).bernoulli_(0.5)),
+    "dropped samples": lambda net, x, h: net.second(h * h.new_empty(h.shape[0], 1).bernoulli_(0.5)),
     "random": lambda net, x, h: net.second(h * float(torch.rand(()))),
     "dropout": lambda net, x, h: net.second(functional.dropout(h)),
     "statistics kept": lambda net, x, h: (net.mean.mul_(0.9).add_(1), net.second(h))[1],

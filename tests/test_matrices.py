@@ -389,10 +389,6 @@ def in_inference_mode():
     return nn.Linear(3, 2)
 
 
-def scripted():
-    return torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
-
-
 REFUSED = {
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3), "keeps weights in weight.*only Linear.*leave this module out"),
     "embedding": (lambda: nn.Embedding(5, 3), "only Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Trans"),
@@ -408,7 +404,6 @@ REFUSED = {
     "windows": (lambda: with_weight(lambda w: nn.Parameter(w.as_strided((2, 3), (2, 1)))), "several entries in one"),
     "no inputs": (lambda: with_weight(lambda w: nn.Parameter(w[:, :0])), r"no entries \(its shape is \[2, 0\]\)"),
     "no outputs": (lambda: with_weight(lambda w: nn.Parameter(w[:0])), r"no entries.*leave this module out"),
-    "scripted": (scripted, r"compiled by torch\.jit: prune the Python module"),
     "meta attention": (lambda: nn.MultiheadAttention(4, 2, device="meta"), "in_proj_weight is on the meta device"),
     "standardised along one axis": (lambda: Standardised1d(3, 2, 3), "forward of its own.*plain Conv1d"),
     "pruned Conv1D": (lambda: prune.l1_unstructured(Conv1D(3, 2), "weight", 0.5), "prune.remove"),
@@ -448,6 +443,12 @@ def test_unsupported_modules_are_refused_with_a_reason(case):
         with pytest.raises(UnsupportedModule, match=reason) as caught:
             call()
         assert isinstance(caught.value, ConvexPruneError)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_modules_are_refused():
+    compiled = torch.jit.trace(nn.Linear(3, 2), torch.zeros(1, 3))
+    assert "prune the Python module, then script it" in unsupported(compiled)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

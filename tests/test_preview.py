@@ -79,6 +79,34 @@ def test_layers_that_lose_inputs_are_told_where_neurons_go() -> None:
     assert told.skipped == report.skipped
 
 
+class Halves(nn.Module):
+    """Two networks side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(5, 6), nn.Linear(6, 4), nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def one(self, x: Tensor) -> Tensor:
+        found: Tensor = self.b(torch.relu(self.a(x)))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.one(x) + self.d(torch.relu(self.c(x)))
+        return found
+
+
+def test_neurons_whose_users_the_data_do_not_reach_are_left_by_the_run_as_was_told() -> None:
+    torch.manual_seed(0)
+    model, x = Halves(), torch.rand(30, 5)
+    arguments: dict[str, Any] = {"sparsity": 0.5, "unit": "neurons", "forward": Halves.one}
+    told = preview(model, x, **arguments)
+    report = prune_(model, x, **arguments)
+    assert [row.name for row in told.layers] == ["b"]
+    assert (model.a.weight.shape, model.c.weight.shape) == ((3, 5), (6, 5))
+    assert told.skipped == report.skipped
+    assert "its outputs go to d, which cannot be fitted in this run" in [module.reason for module in told.skipped]
+
+
 def test_a_linear_fit_of_many_samples_streams_and_its_memory_does_not_grow() -> None:
     model = nn.Sequential(nn.Linear(7, 9), nn.ReLU(), nn.Linear(9, 3))
     small, large = (preview(model, torch.rand(count, 7)) for count in (1500, 6000))

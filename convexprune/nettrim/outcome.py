@@ -65,14 +65,15 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None) -> OutputBound:
     """
     layers = [PrunedLayer(name, site.fit != "ball", site.norm_name) for name, site in run.sites.items()]
     mode = "cascade" if run.how.cascade else "parallel"
-    if len(run.shapes) > _SHAPES:
-        reason = f"batches come in more than {_SHAPES} shapes, and the constants depend on them"
-        return OutputBound(dict.fromkeys(run.sites, math.inf), {}, reason)
     known = dict(norms or {})
-    bounds = []
-    for batch in run.shapes:
+    bounds: list[OutputBound] = []
+    for batch in run.shapes():
+        if len(bounds) == _SHAPES:
+            reason = f"batches come in more than {_SHAPES} shapes, and the constants depend on them"
+            return OutputBound(dict.fromkeys(run.sites, math.inf), {}, reason)
         bounds.append(output_bound(run.model, layers, batch, mode=mode, forward=run.forward, norms=known))
         known |= bounds[-1].norms
+        del batch  # else it would live while the next one is made
     coefficients = {name: max(bound.coefficients[name] for bound in bounds) for name in run.sites}
     return OutputBound(coefficients, known, next((bound.reason for bound in bounds if bound.reason), None))
 

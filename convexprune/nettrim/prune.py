@@ -32,8 +32,7 @@ from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule
 from convexprune.shrink import restoring
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.interface import Limits, Solver
-from convexprune.solvers.judge import checked_limits
+from convexprune.solvers.interface import Solver
 from convexprune.solvers.solution import TracePoint
 from convexprune.solvers.solve import environment
 
@@ -180,18 +179,18 @@ def prune_(
         batch_size=batch_size,
         options=options,
     )
-    checked_limits(Limits(tol, feas_tol, max_iter, layer_time_limit))
     execute = executor(jobs, mode == "cascade")
     if jobs > 1 and callback is not None:
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
     data = Calibration(calibration, batch_size)
     ending = Stop(time_limit, stop)
+    described = None if run is None else _described(model, data, recipe)  # a forward may set attributes of the model
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
     neurons = isinstance(target, NeuronSparsity)
     versions = Versions(plan.sites)
     with ExitStack() as stack:
         stack.enter_context(restoring(model) if neurons else versions.restoring())
-        journal = None if run is None else stack.enter_context(Journal(run, _described(model, data, recipe)))
+        journal = None if run is None or described is None else stack.enter_context(Journal(run, described))
         work = Run(
             model=model,
             calibration=data,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -130,13 +130,14 @@ class Run:
             for pile, stored, fold, start, end in zip(piles, trained, site.folds, ends, ends[1:], strict=False)
         )
 
-    @cached_property
-    def shapes(self) -> list[Any]:
+    def shapes(self) -> Iterator[Any]:
         """A batch of each shape that there is, the number of samples aside."""
-        found: dict[tuple[Any, ...], Any] = {}
+        seen = set()
         for batch in self.calibration:
-            found.setdefault(tuple((tensor.dtype, tensor.shape[1:]) for tensor in tensors_in(batch)), batch)
-        return list(found.values())
+            shape = tuple((tensor.dtype, tensor.shape[1:]) for tensor in tensors_in(batch))
+            if shape not in seen:
+                seen.add(shape)
+                yield batch
 
     def sizes(self) -> dict[str, float]:
         """‖Y‖_F of each layer's targets, from one pass."""
