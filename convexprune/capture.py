@@ -147,16 +147,28 @@ def _hooked(layers: Mapping[str, nn.Module], see: See) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, without gradients and without fused paths that call no layers."""
+    """Inside, the model is in eval mode, without gradients and without fused paths that call no layers.
+
+    Nor does a caller's autocast reach inside: it keeps rounded copies of weights, which would outlive their change.
+    A forward may open one of its own.
+    """
     flags = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
+    devices = {parameter.device.type for parameter in model.parameters()} - {"meta"}
     try:
         model.eval()
+        torch.set_autocast_cache_enabled(False)
         # The fused eval path of nn.TransformerEncoderLayer calls none of its layers, so no hook would see them.
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.inference_mode(False), torch.no_grad():  # inference tensors could not be used with autograd later
+        with ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(torch.autocast(device, enabled=False))
+            # Inference tensors could not be used with autograd later.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in flags:
             module.training = training

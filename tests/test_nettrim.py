@@ -375,3 +375,15 @@ def test_limits_that_run_out_are_reported_not_hidden(caplog: pytest.LogCaptureFi
     assert not report.certified
     assert "iteration limit" in {row.status for row in report.layers}
     assert "raise max_iter" in caplog.text
+
+
+def test_a_callers_autocast_does_not_hide_what_was_written() -> None:
+    """Its cache of rounded weights would make every measured error 0, and cascade the same as parallel."""
+    model, x = mlp()
+    dense = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = prune_(model, x, 0.3, mode="cascade")
+    with torch.no_grad():
+        error = float((model(x) - dense(x)).norm() / dense(x).norm())
+    assert error > 0.01
+    assert report.output_error == pytest.approx(error, rel=1e-3)

@@ -92,7 +92,7 @@ def verify(
         versions.restore_()
     return Verification(
         layers=tuple(replay.rows),
-        missing=tuple(name for name in plan.order if name not in work.written),
+        missing=tuple(name for name in plan.order if name not in work.written and name not in work.left),
         unreached=tuple(path.name for path in journal.paths() if path not in replay.seen),
         samples=plan.samples,
         provenance={key: described[key] for key in ("model", "data", "recipe")},
