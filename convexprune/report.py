@@ -4,12 +4,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from io import StringIO
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from convexprune.files import plain
 from convexprune.solvers import Solution
+from convexprune.tables import as_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -155,12 +154,7 @@ class Report:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=StringIO(), width=max(80, get_terminal_size().columns))
-        console.print(self.table(console.width))
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return text
+        return as_text(self.table)
 
 
 _WIDE = 120

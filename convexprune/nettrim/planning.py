@@ -17,7 +17,7 @@ from convexprune.passes import Observed, observe
 from convexprune.plan import check_patterns, choose_layers, layer_fits, looked_up
 from convexprune.report import SkippedModule
 from convexprune.taps import Received, tap
-from convexprune.ties import find_ties, layer_uses
+from convexprune.ties import find_ties
 
 __all__ = ["Plan", "make_plan"]
 
@@ -75,7 +75,8 @@ def make_plan(
         check_patterns(argument, getattr(recipe, argument), [*chosen, *(module.name for module in skipped)])
     for layer in chosen.values():
         weight_matrices(layer)  # NaN in any layer is found first
-    taps = {name: tuple(tap(model, use) for use in layer_uses(model, name)) for name in chosen}
+    ties = find_ties(model)
+    taps = {name: tuple(tap(model, use) for use in ties.uses_of(name)) for name in chosen}
     found = observe(model, calibration, taps, forward=forward, see=see, progress=lambda done: progress(done, done))
     seen = found.layers
     if not seen:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from io import StringIO
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from convexprune.nettrim.rows import NetTrimLayer
+from convexprune.tables import as_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -119,9 +118,4 @@ class Verification:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=StringIO(), width=max(80, get_terminal_size().columns))
-        console.print(self.table(console.width))
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return text
+        return as_text(self.table)
