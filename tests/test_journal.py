@@ -46,9 +46,9 @@ RECORD = Record(
 def fork() -> Iterator[Callable[..., Any]]:
     """Starts children of a process that has imported everything: each is there in milliseconds, and may be killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_journal"])
+    context.set_forkserver_preload([__name__])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     try:
         context.Process(target=os.getpid).start()  # starts the server, with that path
     finally:
