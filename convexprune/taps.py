@@ -1,6 +1,7 @@
 """Where in a running model a layer's inputs are seen."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.errors import InvalidInput, NonFinite
+from convexprune.watch import tensors_in
 
-__all__ = ["Received", "Tap", "tap"]
+__all__ = ["Received", "Tap", "check_received", "tap", "tapped"]
 
 Received = Tensor | tuple[Tensor, ...]
 """What ``input_matrices`` takes: a module's raw input, or a MultiheadAttention's (query, key, value)."""
@@ -47,6 +49,33 @@ def tap(model: nn.Module, name: str) -> Tap:
     if child == "out_proj" and _is_attention(owner := model.get_submodule(parent)):
         return Tap(owner, partial(_attended, owner), plain=False)
     return Tap(layer, _projected, plain=False) if _is_attention(layer) else Tap(layer, _first)
+
+
+@contextmanager
+def tapped(taps: Mapping[str, Sequence[Tap]], see: Callable[[str, Received], None]) -> Iterator[None]:
+    """Calls ``see(name, inputs)`` after each call of a tapped module; always unhooked."""
+
+    def hook(name: str, tap: Tap, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        see(name, tap.received(args, kwargs, output))
+
+    with ExitStack() as stack:
+        # In front of others, which may change the output; the last one registered is the first to run.
+        for name, several in reversed(list(taps.items())):
+            for tap in several:
+                stack.enter_context(
+                    tap.module.register_forward_hook(partial(hook, name, tap), prepend=True, with_kwargs=True)
+                )
+        yield
+
+
+def check_received(name: str, received: Received) -> None:
+    """What the layer of this name receives is finite.
+
+    Raises:
+        NonFinite: It is not.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(received)):
+        raise NonFinite(f"NaN or infinity reaches layer {name!r}: check the layers before it and the data's scale")
 
 
 def _named(model: nn.Module, name: str) -> nn.Module:

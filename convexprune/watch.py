@@ -51,7 +51,8 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = _operation(func, args, kwargs or {})
-        if any(True for _ in tensors_in(result)) or not (name == "get" or isinstance(result, _METADATA)):
+        entries = any(True for _ in tensors_in(result)) or not (name == "get" or isinstance(result, _METADATA))
+        if entries and not name.startswith("new_") and not name.endswith("_like"):  # zeros_like takes shape and dtype
             self.note({id(t): t for t in tensors_in((args, kwargs))}.values(), name, result)
         return result
 

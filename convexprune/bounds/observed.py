@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convexprune.capture import Forward, run_model
+from convexprune.forwards import Forward, run_model
 from convexprune.solvers.arrays import norm
 from convexprune.watch import tensors_in
 

@@ -10,8 +10,8 @@ from torch import nn
 from convexprune.bounds.observed import observed
 from convexprune.bounds.propagation import Propagation
 from convexprune.bounds.pruned import Pruned, PrunedLayer
-from convexprune.capture import Forward, evaluating
 from convexprune.errors import UnsupportedModule
+from convexprune.forwards import Forward, evaluating
 from convexprune.plan import check_module
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput

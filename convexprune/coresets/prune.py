@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import as_batches
-from convexprune.capture import Capture, Forward, capture, network_outputs
+from convexprune.capture import Capture, capture, network_outputs
 from convexprune.coresets.base import Method
 from convexprune.coresets.edges import prune_edges_
 from convexprune.coresets.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
@@ -21,6 +21,7 @@ from convexprune.coresets.neurons import prune_neurons_
 from convexprune.coresets.recipe import Order, Recipe, Scope
 from convexprune.coresets.rows import Pruned
 from convexprune.coresets.sizes import Size
+from convexprune.forwards import Forward
 from convexprune.progress import silent
 from convexprune.report import Report
 from convexprune.shrink import restoring

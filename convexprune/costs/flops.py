@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from convexprune.calibration import as_batches, samples_of
-from convexprune.capture import Forward, evaluating, run_model
 from convexprune.costs.shared import against, checked_tensor, density, permanent
+from convexprune.forwards import Forward, evaluating, run_model
 from convexprune.watch import tensors_in
 
 __all__ = ["Flops", "WeightFlops", "flops"]

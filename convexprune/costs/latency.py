@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from convexprune.calibration import as_batches, samples_of
-from convexprune.capture import Forward, capture, evaluating, run_model
+from convexprune.capture import capture
 from convexprune.costs.shared import permanent
 from convexprune.costs.timing import LayerLatency, layer_latency, not_compared, seconds
+from convexprune.forwards import Forward, evaluating, run_model
 from convexprune.report import SkippedModule
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.solve import environment

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward
+from convexprune.forwards import Forward
 from convexprune.links import Link
 from convexprune.nettrim.goals import Goal, Keep, KeepByPath, Pattern, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity

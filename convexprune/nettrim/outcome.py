@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
-from convexprune.capture import evaluating, outputs_of, run_model
 from convexprune.errors import PruningFailed
+from convexprune.forwards import evaluating, outputs_of, run_model
 from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ConvexPruneError

@@ -7,8 +7,8 @@ from glob import escape
 from torch import nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward
 from convexprune.errors import NothingToPrune
+from convexprune.forwards import Forward
 from convexprune.matrices import weight_matrices
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
@@ -17,7 +17,7 @@ from convexprune.passes import Observed, observe
 from convexprune.plan import check_patterns, choose_layers, layer_fits, looked_up
 from convexprune.report import SkippedModule
 from convexprune.taps import Received, tap
-from convexprune.ties import find_ties
+from convexprune.ties import Ties, find_ties
 
 __all__ = ["Plan", "make_plan"]
 
@@ -84,10 +84,13 @@ def make_plan(
     reasons = {name: _UNCALLED for name in chosen if name not in seen}
     if recipe.mode == "cascade":
         reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
-    norms = _folded(model, chosen, seen, recipe)
+    reasons |= {
+        name: _read(operations) for name, observed in seen.items() if (operations := observed.follows.elsewhere)
+    }
+    norms = _folded(model, chosen, seen, recipe, ties)
     follows = {}
     for name, observed in seen.items():
-        activation = observed.activation if norms[name] or observed.norm is None else "batch_norm"
+        activation = observed.follows.behind if norms[name] else observed.follows.activation
         follows[name] = looked_up(recipe.activations, name) or activation
     fits = layer_fits(recipe.fit, follows, FITS)
     sites = {
@@ -118,14 +121,20 @@ def _repeated(observed: Observed) -> str:
     )
 
 
+def _read(operations: Sequence[str]) -> str:
+    return (
+        f"its weight or bias is also read by {', '.join(operations)} outside the layer's own call, and weights can be "
+        "pruned for one use only: give that use a copy"
+    )
+
+
 def _folded(
-    model: nn.Module, chosen: Mapping[str, nn.Module], seen: Mapping[str, Observed], recipe: Recipe
+    model: nn.Module, chosen: Mapping[str, nn.Module], seen: Mapping[str, Observed], recipe: Recipe, ties: Ties
 ) -> dict[str, str | None]:
     """The norm that is part of each layer's program."""
     found: dict[str, str | None] = {}
-    ties = find_ties(model)
     for name, observed in seen.items():
-        norm = observed.norm if recipe.norms == "fold" and observed.calls == 1 else None
+        norm = observed.follows.norm if recipe.norms == "fold" and observed.calls == 1 else None
         if norm is not None:
             norm = None if norm in ties.refused else norm  # another module's shift would change with it
         if norm is not None:

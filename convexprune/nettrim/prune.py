@@ -14,8 +14,8 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward
 from convexprune.files import StrPath
+from convexprune.forwards import Forward
 from convexprune.journal import Journal, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Goal

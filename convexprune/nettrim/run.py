@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward, evaluating
 from convexprune.errors import PruningFailed
+from convexprune.forwards import Forward, evaluating
 from convexprune.journal import Journal
 from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.posed import How, Pile, Posed

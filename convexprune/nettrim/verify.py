@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
+from convexprune.forwards import Forward
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measure, RankInputs, Within

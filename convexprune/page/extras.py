@@ -14,10 +14,10 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from convexprune.capture import Forward
 from convexprune.costs import flops, latency, storage
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath, save_json, write_atomically
+from convexprune.forwards import Forward
 from convexprune.journal import read_json
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.page.maps import pooled

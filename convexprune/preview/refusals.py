@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from convexprune.calibration import Calibration
-from convexprune.capture import Forward
+from convexprune.forwards import Forward
 from convexprune.nettrim.goals import Goal, KeepByPath, KeepInputs, Within
 from convexprune.nettrim.outcome import bound_of
 from convexprune.nettrim.planning import Plan
