@@ -22,10 +22,10 @@ from torch import Tensor
 from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
 from convexprune.solvers.curvature import OneSided, Point, Quadratic, model_of
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.interface import Ending, Limits, Proposal, Start, Watch
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import conjugate, descend, unfit
+from convexprune.solvers.refit import SETTLED, conjugate, descend, unfit
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -95,27 +95,27 @@ class Continuation:
         dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
         setup = time.perf_counter() - began
-        end = None if limits.time_limit is None else began + limits.time_limit
+        late = Ending(limits, began)
         steps = min(self.steps, limits.max_iter or self.steps)
-        done = descent.run(steps, self.penalty, budget, end)
+        done = descent.run(steps, self.penalty, budget, late)
         model = loss.damped(self.ridge * unit, dense)
-        at = self._improved(model, descent.weights, budget, exchange=done == steps)
-        ended = "time limit" if done < steps else "iteration limit" if steps < self.steps else "own rule"
+        at = self._improved(model, descent.weights, budget, late)
+        ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
 
-    def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, exchange: bool) -> Point:
+    def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:
         support = budget.support(U)
         support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
         single = U.dtype == torch.float32
         if single and isinstance(model, Quadratic):
             at = conjugate(model, model.at(U), support)
-            return improve(model, at, support, budget, self.rounds, self.pool)[0] if exchange else at
+            return improve(model, at, support, budget, self.rounds, self.pool, late)[0]
         at = model.at(U)
-        if exchange and self.rounds:
-            at = descend(model, at, support, settled=1e-2)
-            at, support = improve(model, at, support, budget, self.rounds, self.pool)
-        return descend(model, at, support, settled=1e-5) if single else descend(model, at, support)
+        if self.rounds and not late():
+            at = descend(model, at, support, settled=1e-2, stop=late)
+            at, support = improve(model, at, support, budget, self.rounds, self.pool, late)
+        return descend(model, at, support, settled=1e-5 if single else SETTLED, stop=late)
 
 
 @dataclass
@@ -142,13 +142,13 @@ class _Descent:
             targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
         return cls(vectors.to(dtype), values.clamp(min=0)[:, None].to(dtype), scale, targets, V, dense.to(dtype))
 
-    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, end: float | None) -> int:
+    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Ending) -> int:
         """Iterate; returns how often."""
         first, last = penalty
         growth = (last / first) ** (1 / max(1, steps - 1))
         V = T = self.dense
         S, sigma, done = torch.zeros_like(V), first, 0
-        while done < steps and (end is None or time.perf_counter() < end):
+        while done < steps and not late():
             right = torch.add(self.targets.renewed(V, done), T + S, alpha=sigma)
             V = self.vectors @ ((self.vectors.T @ right) / (self.values + sigma))
             R = V - S

@@ -12,17 +12,45 @@ from torch import Tensor
 
 from convexprune.solvers.program import LayerProgram
 
-__all__ = ["Excess", "Iterative", "IterativeSolver", "Limits", "Proposal", "Solver", "Start", "Watch"]
+__all__ = ["Ending", "Excess", "Iterative", "IterativeSolver", "Limits", "Proposal", "Solver", "Start", "Watch"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call asks of a solver: tolerances on the certificate, and where to give up (None: nowhere)."""
+    """What a call asks of a solver: tolerances on the certificate, and where to give up (None: nowhere).
+
+    ``stop`` is asked between iterations; a true answer ends the solve as the time limit does.
+    """
 
     tol: float
     feas_tol: float
     max_iter: int | None
     time_limit: float | None
+    stop: Callable[[], bool] | None = None
+
+
+@dataclass(eq=False)
+class Ending:
+    """Asked between iterations: whether the limits say to end now.
+
+    Attributes:
+        limits: Those of the call.
+        began: When it began, by ``time.perf_counter``.
+        why: "stopped" or "time limit", once there was a reason; it stays.
+    """
+
+    limits: Limits
+    began: float
+    why: str | None = None
+
+    def __call__(self) -> bool:
+        """Whether there is, or was, a reason."""
+        stop, seconds = self.limits.stop, self.limits.time_limit
+        if self.why is None and stop is not None and stop():
+            self.why = "stopped"
+        elif self.why is None and seconds is not None and time.perf_counter() - self.began >= seconds:
+            self.why = "time limit"
+        return self.why is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +74,7 @@ class Proposal:
     Attributes:
         weights: U [N, M], or None where the solver has nothing.
         multipliers: Λ [P, M] of Z = XU in the Lagrangian g(U) + f(Z) + ⟨Λ, XU − Z⟩, or None.
-        ended: Why it stopped: "own rule", "iteration limit", "time limit", "watch", "diverged" or "failed".
+        ended: Why it stopped: "own rule", "iteration limit", "time limit", "stopped", "watch", "diverged" or "failed".
         iterations: How many it took.
         setup: Seconds before the first iteration.
         message: The solver's own word, kept in the provenance.
@@ -149,6 +177,7 @@ class Iterative(Generic[Problem, State]):
     def run(self, program: Problem, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Iterate until the watch, the method's own rule or a limit says stop."""
         began = time.perf_counter()
+        late = Ending(limits, began)
         left = None if start is None else start.state
         state = None if left is None else self.retarget(left, program)
         state = self.init(program, start) if state is None else state
@@ -166,8 +195,8 @@ class Iterative(Generic[Problem, State]):
         while k < last:
             self.step(state)
             k += 1
-            own, late = self.done(state), _past(began, limits.time_limit)
-            if not (k == rhythm.due or k == last or own or late or self.ready(state, limits)):
+            own = self.done(state)
+            if not (k == rhythm.due or k == last or own or late() or self.ready(state, limits)):
                 continue
             residuals = self.residuals(state)
             if any(map(math.isnan, residuals.values())):
@@ -177,8 +206,8 @@ class Iterative(Generic[Problem, State]):
             if max(excess) <= 1:
                 ended = "watch"
                 break
-            if own or late:
-                ended = "own rule" if own else "time limit"
+            if own or late():
+                ended = "own rule" if own else late.why or ""
                 break
             self.steer(state, excess)
             rhythm.next(k, max(excess))
@@ -209,10 +238,6 @@ class _Rhythm:
             ahead = round(math.log(excess) * (k - self.last[0]) / math.log(self.last[1] / excess))
             ahead = min(ahead, k // 2 + 10)
         self.due, self.last = k + max(3, ahead), (k, excess)
-
-
-def _past(began: float, time_limit: float | None) -> bool:
-    return time_limit is not None and time.perf_counter() - began >= time_limit
 
 
 def options_of(solver: object) -> dict[str, Any]:

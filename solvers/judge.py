@@ -139,6 +139,7 @@ def _version(array: Tensor) -> int:
 _ENDED = {
     "iteration limit": Status.ITERATION_LIMIT,
     "time limit": Status.TIME_LIMIT,
+    "stopped": Status.STOPPED,
     "diverged": Status.DIVERGED,
 }
 
@@ -153,6 +154,7 @@ def checked_limits(limits: Limits) -> Limits:
 
     Raises:
         InvalidTolerance: A tolerance or a limit outside its range.
+        InvalidInput: Something to ask that is no function.
     """
     tol, feas_tol = checked_radius("tol", limits.tol), checked_radius("feas_tol", limits.feas_tol)
     max_iter, seconds = limits.max_iter, limits.time_limit
@@ -160,6 +162,7 @@ def checked_limits(limits: Limits) -> Limits:
         raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {max_iter!r}")
     if seconds is not None and not as_number("time_limit", seconds) > 0:
         raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {seconds!r}")
-    return Limits(
-        tol, feas_tol, None if max_iter is None else int(max_iter), None if seconds is None else float(seconds)
-    )
+    if limits.stop is not None and not callable(limits.stop):
+        raise InvalidInput(f"stop: expected a function without arguments, found {limits.stop!r}")
+    most = None if max_iter is None else int(max_iter)
+    return Limits(tol, feas_tol, most, None if seconds is None else float(seconds), limits.stop)

@@ -13,7 +13,7 @@ from convexprune.solvers.fits.base import SetFit
 from convexprune.solvers.interface import Limits, Solver, Start
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
-from convexprune.solvers.solution import Solution
+from convexprune.solvers.solution import Solution, Status
 from convexprune.solvers.solve import attempt, default_solver
 
 __all__ = ["EpsPath", "PathPoint", "smallest_eps", "solve_path"]
@@ -110,6 +110,7 @@ def solve_path(
     max_iter: int | None = None,
     time_limit: float | None = None,
     callback: Callable[[PathPoint], bool | None] | None = None,
+    stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> EpsPath:
     """Solve a set program for several eps, each from the answer to the one before.
@@ -127,6 +128,7 @@ def solve_path(
         max_iter: Likewise.
         time_limit: Likewise.
         callback: Called with each point; a true answer ends the path there.
+        stop: As in ``solve``; the point that it ends, the last, is ``STOPPED``.
         **options: The solver's own, by name.
 
     Returns:
@@ -138,14 +140,14 @@ def solve_path(
     """
     if order not in ("tighten", "loosen"):
         raise InvalidInput(f'order: expected "tighten" or "loosen", found {order!r}')
-    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, time_limit))
+    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, time_limit, stop))
     radii = [float(radius) for radius in eps]
     if not radii:
         raise InvalidInput("eps: expected at least one radius, found none")
     points: dict[int, PathPoint] = {}
     for index in sorted(range(len(radii)), key=radii.__getitem__, reverse=order == "tighten"):
         points[index] = walk.to(radii[index])
-        if callback is not None and callback(points[index]):
+        if (callback is not None and callback(points[index])) or _stopped(points[index]):
             break
     return EpsPath(tuple(points[index] for index in sorted(points)), program.fit.size)
 
@@ -160,6 +162,7 @@ def smallest_eps(
     feas_tol: float = 1e-4,
     max_iter: int | None = None,
     callback: Callable[[PathPoint], bool | None] | None = None,
+    stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> PathPoint:
     """The smallest eps at which the layer has at most so many nonzeros, by a search along the path.
@@ -177,10 +180,11 @@ def smallest_eps(
         feas_tol: Likewise.
         max_iter: Likewise.
         callback: Called with each point; a true answer ends the search with the best one so far.
+        stop: As in ``solve``; the point that it ends does not count, and ends the search.
         **options: The solver's own, by name.
 
     Returns:
-        A point with at most so many nonzeros; if the callback ended the search before there was one, the last point.
+        A point with at most so many nonzeros; if the search was ended before there was one, the last point.
 
     Raises:
         InvalidInput: As in ``solve_path``, or a number of nonzeros that is not a whole number ≥ 0.
@@ -189,7 +193,7 @@ def smallest_eps(
     if isinstance(nonzeros, bool) or not isinstance(nonzeros, int) or nonzeros < 0:
         raise InvalidInput(f"nonzeros: expected a whole number ≥ 0, found {nonzeros!r}")
     checked_positive("rtol", rtol)
-    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None))
+    walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None, stop))
     size = program.fit.size or 1.0
     start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
     largest = size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
@@ -224,12 +228,18 @@ class _Search:
     best: PathPoint | None = None
 
     def ended_by(self, point: PathPoint, callback: Callable[[PathPoint], bool | None] | None) -> bool:
-        """Narrow the interval by a point; whether the callback asks to end."""
+        """Narrow the interval by a point; whether the search is to end."""
+        if _stopped(point):
+            return True
         if not point.solution.certificate.infeasible and point.nonzeros <= self.nonzeros:
             self.best = point
         else:
             self.low = point.eps
         return callback is not None and bool(callback(point))
+
+
+def _stopped(point: PathPoint) -> bool:
+    return point.solution.status is Status.STOPPED
 
 
 class _Walk:

@@ -4,7 +4,7 @@ Given which weights may be nonzero, neurons are independent convex problems. Eac
 S, the normal equations H_SS δ = −g_S of its local quadratic model (``curvature``).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from convexprune.solvers.fits.base import TargetFit
 from convexprune.solvers.program import LayerProgram
 
 __all__ = [
+    "SETTLED",
     "Packed",
     "conjugate",
     "descend",
@@ -29,10 +30,10 @@ __all__ = [
 _ENTRIES = 2**22  # of the matrices that are factorised together
 _CURVATURES = 50  # at most
 _SLOW = 0.2  # the part of the last promise that the next may still make
-_SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
+SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
 
 
-def refit(program: LayerProgram, support: Tensor) -> Tensor:
+def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | None = None) -> Tensor:
     """Minimise ½‖h(XU)‖² over U that vanishes off the support: h = Z − Y, or the one-sided h of the ReLU fits.
 
     Where inputs depend on each other the minimiser is not unique: steps then use a curvature damped by 1e-12 of its
@@ -41,6 +42,7 @@ def refit(program: LayerProgram, support: Tensor) -> Tensor:
     Args:
         program: Its loss counts; of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
         support: Boolean [N, M], the weights that may be nonzero.
+        stop: Asked between steps; a true answer ends the search with the best weights so far.
 
     Returns:
         U [N, M] in the program's dtype.
@@ -57,10 +59,10 @@ def refit(program: LayerProgram, support: Tensor) -> Tensor:
         raise SolverRefused(f"refit cannot take this program: {reason}")
     support = support.to(program.inputs.device)
     linear = Quadratic(program)
-    U = descend(linear, linear.at(linear.zeros()), support).weights
+    U = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights
     model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
-        U = descend(model, model.at(U.to(program.dtype)), support).weights
+        U = descend(model, model.at(U.to(program.dtype)), support, stop=stop).weights
     return U.to(program.dtype)
 
 
@@ -75,7 +77,12 @@ def unfit(program: LayerProgram) -> str | None:
 
 
 def descend(
-    model: Model, at: Point, support: Tensor, settled: float = _SETTLED, neurons: Tensor | None = None
+    model: Model,
+    at: Point,
+    support: Tensor,
+    settled: float = SETTLED,
+    neurons: Tensor | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Point:
     """Newton steps on the support until they promise nothing more; no neuron's loss ever rises.
 
@@ -85,6 +92,7 @@ def descend(
         support: Boolean [N, M].
         settled: A neuron is done once a step promises less than this part of its loss.
         neurons: Boolean [M], those to look at; None: all.
+        stop: Asked after each curvature; a true answer ends it there.
     """
     if bool((at.weights * ~support).count_nonzero()):
         at = model.at(at.weights * support)
@@ -99,6 +107,8 @@ def descend(
         at = after if len(todo) == len(at.value) else at.put(todo, after)
         # What no longer falls although a step promises it to is down to rounding.
         todo = todo[(promised > settled * after.value + floor) & (after.value < before.value)]
+        if stop is not None and stop():
+            break
     return at
 
 

@@ -2,6 +2,7 @@
 
 import math
 import platform
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -31,6 +32,7 @@ def solve(
     time_limit: float | None = None,
     start: Solution | Start | ArrayLike | None = None,
     callback: Callback | None = None,
+    stop: Callable[[], bool] | None = None,
     **options: Any,
 ) -> Solution:
     """Minimise penalty(U) + fit(X U).
@@ -45,6 +47,8 @@ def solve(
         time_limit: Seconds at most, judging included. Checked between iterations: one, or a set-up, is not interrupted.
         start: Weights [N, M], a ``Start`` with multipliers too, or an earlier ``Solution``.
         callback: Called with a ``TracePoint`` each time the solve is judged; a true answer stops it.
+        stop: Asked between iterations, as the clock is; a true answer ends the solve. Solvers of other packages, which
+            keep time themselves, do not ask.
         **options: The solver's own, by name.
 
     Returns:
@@ -59,7 +63,7 @@ def solve(
     if solver is None:
         solver = default_solver(program)
     name, method = make_solver(solver, options)
-    limits = Limits(tol, feas_tol, max_iter, time_limit)
+    limits = Limits(tol, feas_tol, max_iter, time_limit, stop)
     return attempt(program, name, method, limits, _as_start(program, start), callback)[0]
 
 

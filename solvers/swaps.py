@@ -10,6 +10,7 @@ that promise most.
 Source: the sweep operator of Beaton (1964), as in Goodnight, "A tutorial on the SWEEP operator" (1979).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,13 @@ _WORTH = 1e-9  # of the loss, the least that an exchange must gain
 
 
 def improve(
-    model: Model, at: Point, support: Tensor, budget: TopK | NM, rounds: int, pool: int
+    model: Model,
+    at: Point,
+    support: Tensor,
+    budget: TopK | NM,
+    rounds: int,
+    pool: int,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[Point, Tensor]:
     """Exchange, refit, keep what lowered the loss; the budget stays spent as it was.
 
@@ -38,6 +45,7 @@ def improve(
         budget: Within what weights may be exchanged.
         rounds: Tableaus built at most.
         pool: Inputs of each neuron that take part, half of them from its support.
+        stop: Asked before each round; a true answer ends them.
 
     Returns:
         Where it ends, and its support.
@@ -45,6 +53,8 @@ def improve(
     coupled = isinstance(budget, TopK) and budget.per == "layer"
     limit = _AT_ONCE
     for _ in range(rounds):
+        if stop is not None and stop():
+            break
         trial = _Tableau.build(model, at, support, budget, pool).exchanged(support, coupled, limit)
         if torch.equal(trial, support):
             break

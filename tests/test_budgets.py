@@ -302,3 +302,52 @@ def test_exchanges_keep_the_budget_where_neurons_have_died() -> None:
         solution = solve(LayerProgram(X, ReluLoss(Y), TopK(k, rows=12)), "continuation", start=W, rounds=5)
         assert int(solution.weights[:12].count_nonzero()) <= k
         assert solution.status is Status.NO_BOUND
+
+
+# --- An end in time ---
+
+
+class After:
+    """True at one call, and False before and after it; ``calls`` counts them."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.calls = number, 0
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        return self.calls == self.number
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_budget_is_asked_all_along_and_what_comes_back_keeps_it(kind: Any, dtype: torch.dtype) -> None:
+    X, W = layer(3)
+    program = LayerProgram(X.to(dtype), target(kind, X.to(dtype), W.to(dtype)), TopK(20))
+    never = After(0)
+    whole = solve(program, start=W, stop=never)
+    assert whole.status is Status.NO_BOUND
+    assert never.calls > 300  # each step of the continuation, each round of exchanges, each curvature
+    for number in (1, 150, 300, 301, *range(302, never.calls + 1)):
+        asked = After(number)
+        solution = solve(program, start=W, stop=asked)
+        assert solution.status is Status.STOPPED
+        assert asked.calls == number
+        assert solution.nonzeros <= 20
+        assert solution.certificate.value < float("inf")
+    assert solution.certificate.value <= whole.certificate.value * (1 + 1e-3)  # all but the last look was done
+    assert torch.equal(solve(program, start=W).weights, whole.weights)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_refit_that_is_stopped_is_on_the_support_and_no_worse_than_what_it_had(kind: Any) -> None:
+    X, W = layer(4)
+    program = LayerProgram(X, target(kind, X, W), TopK(30))
+    support = some_support(program, 4)
+    losses = []
+    for number in range(1, 5):
+        U = refit(program, support, After(number))
+        assert not bool(U[~support].any())
+        losses.append(float(loss(program, U).sum()))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] >= float(loss(program, refit(program, support)).sum())
+    assert losses[0] < float(loss(program, torch.zeros_like(W)).sum())

@@ -15,6 +15,7 @@ from convexprune.solvers import (
     Ball,
     EpsPath,
     LayerProgram,
+    PathPoint,
     ReluLoss,
     Solution,
     Status,
@@ -88,6 +89,25 @@ def test_points_come_in_the_order_asked_for_and_the_callback_ends_it() -> None:
     path = solve_path(program, radii(program), callback=lambda point: seen.append(point.eps) or len(seen) == 2)
     assert seen == sorted(radii(program))[:2]
     assert [point.eps for point in path] == [eps for eps in radii(program) if eps in seen]
+
+
+@pytest.mark.parametrize("solver", ["admm", "quadratic"])
+def test_a_path_and_a_search_end_within_a_point_when_asked(solver: str) -> None:
+    """What was cut short is the last point of a path, and counts for nothing in a search."""
+    program = build("ball plain 60x30x40")
+    each = [point.solution.iterations for point in solve_path(program, sorted(radii(program)), solver)]
+    answers = iter([*[False] * (each[0] + 5), True])
+    path = solve_path(program, radii(program), solver, stop=lambda: next(answers))
+    assert [point.eps for point in path] == [eps for eps in radii(program) if eps <= sorted(radii(program))[1]]
+    by_eps = sorted(path, key=lambda point: point.eps)
+    assert [point.solution.status for point in by_eps] == [Status.SOLVED, Status.STOPPED]
+
+    seen: list[PathPoint] = []
+    found = smallest_eps(program, 200, solver, callback=seen.append, stop=lambda: len(seen) == 4)
+    enough = [point for point in seen if point.nonzeros <= 200]
+    assert len(seen) == 4
+    assert enough
+    assert found is enough[-1]
 
 
 def test_the_programs_own_eps_is_not_used() -> None:

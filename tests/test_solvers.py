@@ -320,6 +320,22 @@ def test_stopped_by_the_callback() -> None:
     assert solution.iterations == seen[-1].iteration == 20
 
 
+@pytest.mark.parametrize("program", ["relu-ball plain 60x30x40", "ball plain 60x30x40"])
+def test_stopped_between_iterations(program: str) -> None:
+    """By the first true answer, whatever comes after it: not only where the certificate is due."""
+    for asked in (1, 7, 13):
+        answers = iter([*[False] * (asked - 1), True])
+        solution = solve(build(program), tol=0, stop=lambda: next(answers))  # noqa: B023
+        assert solution.status is Status.STOPPED
+        assert solution.iterations == asked
+        assert not list(answers)
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="stop: expected a function"):
+        solve(build(EASY), stop=3)
+
+
 def test_a_callback_that_says_nothing_stops_nothing() -> None:
     assert solve(build(EASY), callback=lambda point: None).status is Status.SOLVED
 

@@ -380,6 +380,34 @@ def test_a_path_search_ends_when_asked() -> None:
     assert len(report.layers) <= 1
 
 
+TARGETS: dict[str, dict[str, Any]] = {
+    "budget": {"sparsity": 0.6},
+    "pattern": {"sparsity": "2:4"},
+    "path": {"sparsity": 0.6, "search": "path"},
+    "refit": {"eps": 0.2, "refit": True},
+    "network": {"sparsity": 0.6, "scope": "network"},
+    "neurons": {"sparsity": 0.4, "unit": "neurons"},
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_whatever_is_asked_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not(case: str, tmp_path: Any) -> None:
+    """Each time it comes one step of a kind further; nothing that was cut short is taken for an answer."""
+    (whole, x), (model, _) = chain(8, 12, 4), chain(8, 12, 4)
+    asked = itertools.count()
+    full = prune_(whole, x, **TARGETS[case], stop=lambda: next(asked) < 0)
+    steps = next(asked)
+    assert steps > 30
+    for number in range(1, steps, max(1, steps // 5)):
+        folder = tmp_path / str(number)
+        stopped = prune_(copy.deepcopy(model), x, **TARGETS[case], run=folder, stop=stops_after(number))
+        assert stopped.provenance["stopped"]
+        again = copy.deepcopy(model)
+        report = prune_(again, x, **TARGETS[case], run=folder)
+        assert [row.nonzeros for row in report.layers] == [row.nonzeros for row in full.layers]
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+
+
 class Lengths(nn.Module):
     """Sums over as many positions as there are: what an error does to the outputs depends on the length."""
 

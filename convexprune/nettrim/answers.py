@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
@@ -94,9 +94,9 @@ def solver_for(posed: Posed, how: How) -> Any:
     return "quadratic" if isinstance(posed.X, Gram) else "admm"
 
 
-def refitted(program: LayerProgram, solution: Solution) -> Solution:
-    """The same support with the weights that fit best on it."""
-    weights = refit(program, solution.weights != 0)
+def refitted(program: LayerProgram, solution: Solution, stop: Callable[[], bool] | None = None) -> Solution:
+    """The same support with the weights that fit best on it; if it is stopped, the best so far."""
+    weights = refit(program, solution.weights != 0, stop)
     return replace(solution, weights=weights, certificate=certify(program, weights, solution.multipliers))
 
 

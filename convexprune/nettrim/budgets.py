@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from convexprune.nettrim.answers import Answer, Plain, answered, refitted, solver_for
-from convexprune.nettrim.measuring import until
 from convexprune.nettrim.posed import How, Posed
+from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
 from convexprune.solvers import NM, LayerProgram, Status, TopK, smallest_eps, solve
 
@@ -70,15 +70,15 @@ class KeepByPath(Plain):
         path = Within(0.1).programs(posed, how)  # in cascade from an eps at which the trained weights are feasible
         free = posed.stored.shape[1] if posed.biased else 0  # the bias is never a zero
         options = {name: value for name, value in how.options.items() if name != "time_limit"}
-        over = until(how)
+        over = Until(how)
         count = posed.portion(self.count) + free
-        point = smallest_eps(path, count, solver_for(posed, how), callback=over, **options)
+        point = smallest_eps(path, count, solver_for(posed, how), callback=over.seen, stop=over, **options)
         program = self.programs(posed, how)
-        status = Status.STOPPED if over(point) else Status.NO_BOUND
-        found = replace(point.solution, status=status, weights=_within_budget(program, point.solution.weights))
+        found = replace(point.solution, weights=_within_budget(program, point.solution.weights))
+        found = replace(refitted(program, found, over), status=over.ended or Status.NO_BOUND)
         ended = "" if point.solution.status is Status.SOLVED else f", whose solve ended {point.solution.status}"
         note = f"support of eps {point.eps / (posed.size or 1.0):.4g}{ended}"
-        return answered(program, refitted(program, found), posed, math.inf, math.inf, [note])
+        return answered(program, found, posed, math.inf, math.inf, [note])
 
     def __str__(self) -> str:
         return f"path to {self.count:,}"
@@ -89,7 +89,7 @@ def _budgeted(program: LayerProgram, posed: Posed, how: How) -> Answer:
     limits: dict[str, Any] = {name: how.options.get(name) for name in ("max_iter", "time_limit")}
     own = {name: value for name, value in how.options.items() if name not in ("tol", "feas_tol", *limits)}
     solver = "continuation" if how.solver is None else how.solver
-    solution = solve(program, solver, start=posed.W, callback=how.callback, **limits, **own)
+    solution = solve(program, solver, start=posed.W, callback=how.callback, stop=how.stop, **limits, **own)
     return answered(program, solution, posed, math.inf, math.inf, [])
 
 

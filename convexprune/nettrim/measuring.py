@@ -1,41 +1,30 @@
 """What each error would cost: paths measured to allocate by."""
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from convexprune.errors import PruningFailed
 from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
+from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import L1, EpsPath, LayerProgram, PathPoint, Solution, Status, certify, solve_path
+from convexprune.solvers import L1, EpsPath, LayerProgram, Solution, Status, certify, solve_path
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
-__all__ = ["Measure", "check_measured", "cut_short", "measured_path", "until"]
+__all__ = ["Measure", "check_measured", "cut_short", "measured_path"]
 
 
-def until(how: How) -> Callable[[PathPoint], bool]:
-    """Asked after each point of a path: whether the time for the layer is over, or the caller wants to stop."""
-    limit = how.options.get("time_limit")
-    end = math.inf if limit is None else time.monotonic() + limit
-
-    def over(point: PathPoint) -> bool:
-        asked = how.callback is not None and bool(point.solution.trace) and bool(how.callback(point.solution.trace[-1]))
-        return asked or time.monotonic() >= end
-
-    return over
-
-
-def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath:
-    """The program at these relative eps, as closely as a measurement asks for."""
-    limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3}
-    limits |= {name: how.options.get(name) for name in ("max_iter", "time_limit")}
-    own = {name: value for name, value in how.options.items() if name not in limits}
+def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath | None:
+    """The program at these relative eps, as closely as a measurement asks for; None if that was cut short."""
+    limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
+    own = {name: value for name, value in how.options.items() if name not in (*limits, "time_limit")}
     solver = solver_for(posed, how) if isinstance(program.penalty, L1) else how.solver or "admm"
-    return solve_path(program, [value * posed.size for value in eps], solver, callback=until(how), **limits, **own)
+    radii, over = [value * posed.size for value in eps], Until(how)
+    path = solve_path(program, radii, solver, callback=over.seen, stop=over, **limits, **own)
+    return None if over.ended else path
 
 
 def cut_short(program: LayerProgram, posed: Posed) -> Answer:
@@ -82,7 +71,7 @@ class Measure(Plain):
         thin = posed.thinned(self.rows * len(posed.stored))
         program = self.programs(thin, how)
         path = measured_path(program, thin, self.eps, how)
-        if len(path) < len(self.eps):
+        if path is None:
             return cut_short(program, thin)
         free = slice(0, posed.rows)
         points = tuple(

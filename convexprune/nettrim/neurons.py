@@ -16,6 +16,7 @@ from torch import Tensor
 from convexprune.nettrim.answers import Answer, Plain, answered
 from convexprune.nettrim.measuring import cut_short, measured_path
 from convexprune.nettrim.posed import How, Posed
+from convexprune.nettrim.stopping import Until
 from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
@@ -59,7 +60,7 @@ class RankInputs(Plain):
         thin = posed.thinned(self.rows * len(posed.stored))
         program = self.programs(thin, how)
         path = measured_path(program, thin, self.eps, how)
-        if len(path) < len(self.eps):
+        if path is None:
             return cut_short(program, thin)
         last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
         for number, point in enumerate(path):
@@ -109,14 +110,15 @@ class KeepInputs(Plain):
         """A refit; where every neuron stays, the trained weights."""
         began = time.perf_counter()
         program = self.programs(posed, how)
-        every = len(self.kept) == self.neurons and not how.cascade
-        weights = posed.W if every else refit(program, self.support(posed))
+        every, over = len(self.kept) == self.neurons and not how.cascade, Until(how)
+        weights = posed.W if every else refit(program, self.support(posed), over)
         solved = time.perf_counter() - began
         told = {"solver": "refit", "message": ""} | environment(weights)
         limits = {"tol": how.options["tol"], "feas_tol": how.options["feas_tol"]}
         certificate = certify(program, weights)
         seconds = Seconds(0.0, solved, time.perf_counter() - began - solved)
-        solution = Solution(weights, None, Status.NO_BOUND, certificate, (), 0, seconds, told | {"limits": limits})
+        status = over.ended or Status.NO_BOUND
+        solution = Solution(weights, None, status, certificate, (), 0, seconds, told | {"limits": limits})
         return answered(program, solution, posed, math.inf, math.inf, [])
 
     def __str__(self) -> str:

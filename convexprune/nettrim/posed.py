@@ -35,6 +35,7 @@ class How:
         cascade: Whether inputs are those of the pruned network.
         refit: Whether weights are fitted again on the support that was found.
         callback: Called with each trace point; a true answer stops.
+        stop: Asked between iterations; a true answer stops.
     """
 
     solver: str | Solver | None = None
@@ -45,6 +46,7 @@ class How:
     cascade: bool = False
     refit: bool = False
     callback: Callable[[TracePoint], bool | None] | None = None
+    stop: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True, eq=False)

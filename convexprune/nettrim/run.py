@@ -174,15 +174,13 @@ class Run:
 
     def _task(self, name: str, goal: Goal) -> Task:
         _log.info("%s: %s", name, goal)
-        callback = partial(self._watched, name) if self.execute is serially else None
         posed = self.pose(name)
         limits = [seconds for seconds in (self.stop.left(), self.how.options.get("time_limit")) if seconds is not None]
-        how = replace(self.how, callback=callback)
+        how = self.how
+        if self.execute is serially:  # other processes cannot ask back
+            callback = None if self.callback is None else partial(self.callback, name)
+            how = replace(how, callback=callback, stop=lambda: self.stop.reason() is not None)
         return Task(name, goal, posed, how, torch.get_num_threads(), min(limits, default=None))
-
-    def _watched(self, name: str, point: TracePoint) -> bool:
-        own = self.callback is not None and bool(self.callback(name, point))
-        return own or self.stop.reason() is not None
 
     def _until_stopped(self, names: list[str]) -> Iterator[str]:
         for name in names:

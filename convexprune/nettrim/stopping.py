@@ -1,13 +1,15 @@
-"""When a run is to end early."""
+"""When a run, or the work on a layer, is to end early."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from convexprune.nettrim.posed import How
+from convexprune.solvers import PathPoint, Status
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Stop"]
+__all__ = ["Stop", "Until"]
 
 
 @dataclass(eq=False)
@@ -46,3 +48,33 @@ class Stop:
     def left(self) -> float | None:
         """Seconds until the limit, at least a little; None without one."""
         return None if self.seconds is None else max(1e-3, self.seconds - (time.monotonic() - self.began))
+
+
+@dataclass(eq=False)
+class Until:
+    """Asked between the steps of a layer that takes several solves: whether to end.
+
+    Attributes:
+        how: With the time for the layer, and whom to ask.
+        ended: STOPPED or TIME_LIMIT, once there was a reason; it stays.
+    """
+
+    how: How
+    ended: Status | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> bool:
+        """Whether there is, or was, a reason."""
+        limit = self.how.options.get("time_limit")
+        if self.ended is None and self.how.stop is not None and self.how.stop():
+            self.ended = Status.STOPPED
+        elif self.ended is None and limit is not None and time.monotonic() - self.began >= limit:
+            self.ended = Status.TIME_LIMIT
+        return self.ended is not None
+
+    def seen(self, point: PathPoint) -> bool:
+        """The same, once the caller has seen a point of a path."""
+        trace = point.solution.trace
+        if self.how.callback is not None and trace and self.how.callback(trace[-1]):
+            self.ended = self.ended or Status.STOPPED
+        return self()

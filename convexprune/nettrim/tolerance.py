@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from convexprune.nettrim.answers import REFITTED, Answer, Plain, answered, refitted, solver_for
 from convexprune.nettrim.posed import How, Posed
+from convexprune.nettrim.stopping import Until
 from convexprune.solvers import LayerProgram, Solution, Status, certify, solve
 
 __all__ = ["Within"]
@@ -26,7 +27,7 @@ class Within(Plain):
         fit, promised = posed.within(self.eps, how)
         program = posed.program(fit, posed.penalty(how))
         # No start: ADMM's own, a ridge solution, needs 10 to 25 % fewer iterations than the trained weights.
-        solution = solve(program, solver_for(posed, how), callback=how.callback, **how.options)
+        solution = solve(program, solver_for(posed, how), callback=how.callback, stop=how.stop, **how.options)
         radius = float(fit.eps)
         notes = []
         if radius > self.eps * posed.size * (1 + 1e-12):
@@ -38,7 +39,12 @@ class Within(Plain):
             solution, note = _inside(program, solution, posed)
             notes += [note] if note else []
         elif how.refit and solution.status is Status.SOLVED:
-            solution = refitted(program, solution)
+            over = Until(how)
+            fitted = refitted(program, solution, over)
+            if over.ended:
+                notes.append("ended early: before the refit")
+                return answered(program, replace(solution, status=over.ended), posed, radius, promised, notes)
+            solution = fitted
             kept = solution.certificate.violation <= solution.provenance["limits"]["feas_tol"]
             answer = answered(program, solution, posed, radius, promised, notes)
             return replace(answer, status=REFITTED if kept else answer.status)
