@@ -50,6 +50,32 @@ class Answer:
     notes: tuple[str, ...] = ()
     path: tuple[tuple[float, float, int], ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        solution: Solution,
+        stored: Tensor,
+        posed: Posed,
+        radius: float,
+        promised: float,
+        status: str,
+        notes: Sequence[str],
+    ) -> "Answer":
+        """With all that follows from the weights; ``promised`` is without what they violate."""
+        return cls(
+            solution=solution,
+            stored=stored,
+            radius=radius,
+            promised=promised * (1 + solution.certificate.violation),
+            size=posed.size,
+            error=posed.missed(solution.weights),
+            samples=posed.samples,
+            before=int(posed.stored[: posed.rows].count_nonzero()),
+            nonzeros=int(stored[: posed.rows].count_nonzero()),
+            status=status,
+            notes=tuple(notes),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -114,19 +140,9 @@ def answered(
     certificate = solution.certificate
     if not torch.equal(U.to(solution.weights.dtype), solution.weights):
         certificate = certify(program, U, solution.multipliers)
-    return Answer(
-        solution=replace(solution, weights=U, certificate=certificate),
-        stored=stored,
-        radius=radius,
-        promised=promised * (1 + certificate.violation),
-        size=posed.size,
-        error=posed.missed(U),
-        samples=posed.samples,
-        before=int(posed.stored[: posed.rows].count_nonzero()),
-        nonzeros=int(stored[: posed.rows].count_nonzero()),
-        status=_status(solution, certificate),
-        notes=tuple(notes),
-    )
+    status = _status(solution, certificate)
+    judged = replace(solution, weights=U, certificate=certificate)
+    return Answer.of(judged, stored, posed, radius, promised, status, notes)
 
 
 def _status(solution: Solution, certificate: Certificate) -> str:

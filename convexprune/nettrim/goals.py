@@ -5,7 +5,7 @@ from typing import Any
 
 from convexprune.nettrim.answers import REFITTED, Answer, Goal
 from convexprune.nettrim.budgets import Keep, KeepByPath, Pattern
-from convexprune.nettrim.measuring import Measure
+from convexprune.nettrim.measuring import Measure, Measurement
 from convexprune.nettrim.neurons import KeepInputs, RankInputs
 from convexprune.nettrim.tolerance import Within
 
@@ -18,6 +18,7 @@ __all__ = [
     "KeepByPath",
     "KeepInputs",
     "Measure",
+    "Measurement",
     "Pattern",
     "RankInputs",
     "Within",

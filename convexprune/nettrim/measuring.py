@@ -10,14 +10,14 @@ from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import L1, EpsPath, LayerProgram, Solution, Status, certify, solve_path
+from convexprune.solvers import L1, EpsPath, LayerProgram, PathPoint, Solution, Status, certify, solve_path
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
-__all__ = ["Measure", "check_measured", "cut_short", "measured_path"]
+__all__ = ["Measure", "Measurement", "check_measured"]
 
 
-def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath | None:
+def _path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath | None:
     """The program at these relative eps, as closely as a measurement asks for; None if that was cut short."""
     limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
     own = {name: value for name, value in how.options.items() if name not in (*limits, "time_limit")}
@@ -27,7 +27,7 @@ def measured_path(program: LayerProgram, posed: Posed, eps: Sequence[float], how
     return None if over.ended else path
 
 
-def cut_short(program: LayerProgram, posed: Posed) -> Answer:
+def _cut_short(program: LayerProgram, posed: Posed) -> Answer:
     """The trained weights in the place of a measurement that was stopped."""
     W = posed.W
     told = {"solver": "none", "message": "stopped", "limits": {"tol": 0.0, "feas_tol": 0.0}} | environment(W)
@@ -50,8 +50,34 @@ def check_measured(found: Mapping[str, Sequence[Answer]]) -> None:
             )
 
 
+class Measurement(Plain):
+    """Base of goals that are read off a path, solved from at most ``rows``·N samples; nothing is promised of it."""
+
+    eps: tuple[float, ...]
+    rows: int
+
+    def meet(self, posed: Posed, how: How) -> Answer:
+        """Warm starts along eps, then what the path says."""
+        thin = posed.thinned(self.rows * len(posed.stored))
+        program = self.programs(thin, how)
+        path = _path(program, thin, self.eps, how)
+        if path is None:
+            return _cut_short(program, thin)
+        shown, points = self.read(thin, path)
+        judged = replace(shown.solution, status=Status.NO_BOUND)  # a measurement, no answer
+        return replace(answered(program, judged, thin, math.inf, math.inf, []), path=points)
+
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
+        """As for any goal."""
+        raise NotImplementedError
+
+    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
+        """The point whose weights are kept, and the answer's path."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Measure(Plain):
+class Measure(Measurement):
     """The layer's Pareto path at a few relative eps, to allocate by: at a gap of 1e-2, from at most ``rows``·N samples.
 
     The weights are those at ``probe``, to try what they do to the network; nothing is promised of them.
@@ -66,20 +92,13 @@ class Measure(Plain):
         """That of the probe."""
         return Within(self.eps[self.probe]).programs(posed, replace(how, cascade=False))
 
-    def meet(self, posed: Posed, how: How) -> Answer:
-        """Warm starts along eps."""
-        thin = posed.thinned(self.rows * len(posed.stored))
-        program = self.programs(thin, how)
-        path = measured_path(program, thin, self.eps, how)
-        if path is None:
-            return cut_short(program, thin)
-        free = slice(0, posed.rows)
+    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
+        """(eps, error, nonzeros) along it."""
         points = tuple(
-            (eps, point.error / (thin.size or 1.0), int(point.solution.weights[free].count_nonzero()))
+            (eps, point.error / (posed.size or 1.0), int(point.solution.weights[: posed.rows].count_nonzero()))
             for eps, point in zip(self.eps, path, strict=True)
         )
-        probe = replace(path[self.probe].solution, status=Status.NO_BOUND)  # a measurement, no answer
-        return replace(answered(program, probe, thin, math.inf, math.inf, []), path=points)
+        return path[self.probe], points
 
     def __str__(self) -> str:
         return f"path of {len(self.eps)} eps"

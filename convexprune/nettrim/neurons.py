@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.answers import Answer, Plain, answered
-from convexprune.nettrim.measuring import cut_short, measured_path
+from convexprune.nettrim.measuring import Measurement
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
-from convexprune.solvers import GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
+from convexprune.solvers import EpsPath, GroupL2, LayerProgram, PathPoint, Solution, Status, TopK, certify, refit
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -25,7 +25,7 @@ __all__ = ["KeepInputs", "RankInputs"]
 
 
 @dataclass(frozen=True)
-class RankInputs(Plain):
+class RankInputs(Measurement):
     """For each neuron that feeds the layer the relative eps at which it vanishes along the path.
 
     ``path`` of the answer has a point (eps, share, neuron) for each: the last eps of the grid at which it is there, and
@@ -55,20 +55,14 @@ class RankInputs(Plain):
             neuron = torch.cat([neuron, neuron.new_full((1,), self.neurons)])
         return neuron[:, None].expand(-1, posed.stored.shape[1]).contiguous()
 
-    def meet(self, posed: Posed, how: How) -> Answer:
-        """Warm starts along eps."""
-        thin = posed.thinned(self.rows * len(posed.stored))
-        program = self.programs(thin, how)
-        path = measured_path(program, thin, self.eps, how)
-        if path is None:
-            return cut_short(program, thin)
+    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
+        """The last eps of each neuron, and its part of what those that are last there add."""
         last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
         for number, point in enumerate(path):
-            added = self._added(thin, point.solution.weights)
+            added = self._added(posed, point.solution.weights)
             last[added > 0], size = number, torch.where(added > 0, added, size)
         points = tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
-        loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
-        return replace(answered(program, loosest, thin, math.inf, math.inf, []), path=points)
+        return path[len(path) - 1], points
 
     def _added(self, posed: Posed, U: Tensor) -> Tensor:
         """‖X_c U_c‖_F of each neuron [neurons], on the CPU."""

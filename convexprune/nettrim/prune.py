@@ -18,8 +18,7 @@ from convexprune.files import StrPath
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
-from convexprune.nettrim.goals import Goal
-from convexprune.nettrim.outcome import network_promise, same_outputs
+from convexprune.nettrim.outcome import NetworkPromise, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.rows import layer_row
@@ -27,6 +26,7 @@ from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.structured import NeuronSparsity
+from convexprune.nettrim.targets import Target
 from convexprune.nettrim.tasks import executor
 from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule
@@ -186,17 +186,14 @@ def prune_(
     ending = Stop(time_limit, stop)
     described = None if run is None else _described(model, data, recipe)  # a forward may set attributes of the model
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
-    neurons = isinstance(target, NeuronSparsity)
-    versions = Versions(plan.sites)
     with ExitStack() as stack:
-        stack.enter_context(restoring(model) if neurons else versions.restoring())
-        journal = None if run is None or described is None else stack.enter_context(Journal(run, described))
+        journal = None if described is None or run is None else stack.enter_context(Journal(run, described))
         work = Run(
             model=model,
             calibration=data,
             forward=forward,
             sites=plan.sites,
-            versions=versions,
+            versions=Versions(plan.sites),
             how=recipe.how(),
             journal=journal,
             stop=ending,
@@ -205,18 +202,10 @@ def prune_(
             callback=callback,
             multipliers=keep_solutions,
         )
-        goals = target.pursue(work)
-        promise = network_promise(work, plan.size, recipe.network_eps)
-        if isinstance(target, NeuronSparsity):
-            with same_outputs(work):
-                target.shrink_(model, remove)
-            rows: Sequence[LayerReport] = target.rows(work)
-        else:
-            done = [name for name in plan.order if name in goals]
-            rows = [layer_row(plan.sites[name], goals[name], work.written[name]) for name in done]
+        rows, promise = _pursued(work, plan, target, recipe.network_eps, remove)
     return Report(
-        layers=tuple(rows),
-        skipped=(*skipped, *_not_reached(work, plan, goals)),
+        layers=rows,
+        skipped=(*skipped, *_not_reached(work, plan)),
         output_error=promise.error,
         network=promise,
         samples=plan.samples,
@@ -226,11 +215,27 @@ def prune_(
     )
 
 
-def _not_reached(work: Run, plan: Plan, goals: Mapping[str, Goal]) -> list[SkippedModule]:
+def _pursued(
+    run: Run, plan: Plan, target: Target, network_eps: float | None, remove: bool
+) -> tuple[tuple[LayerReport, ...], NetworkPromise]:
+    """The model pruned, or as it was if anything fails: its layers' rows, and what holds of its outputs."""
+    neurons = target if isinstance(target, NeuronSparsity) else None
+    with run.versions.restoring() if neurons is None else restoring(run.model):
+        goals = target.pursue(run)
+        promise = network_promise(run, plan.size, network_eps)
+        if neurons is None:
+            done = [name for name in plan.order if name in goals]
+            return tuple(layer_row(plan.sites[name], goals[name], run.written[name]) for name in done), promise
+        with same_outputs(run):
+            neurons.shrink_(run.model, remove)
+        return tuple(neurons.rows(run)), promise
+
+
+def _not_reached(run: Run, plan: Plan) -> list[SkippedModule]:
     return [
-        SkippedModule(name, type(plan.sites[name].layer).__name__, work.left.get(name, f"not reached: {work.stopped}"))
+        SkippedModule(name, type(plan.sites[name].layer).__name__, run.left.get(name, f"not reached: {run.stopped}"))
         for name in plan.order
-        if name not in goals
+        if name not in run.written
     ]
 
 

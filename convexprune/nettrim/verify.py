@@ -21,7 +21,7 @@ from convexprune.files import StrPath
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
-from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measure, RankInputs, Within
+from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measurement, Within
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.recipe import Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of, recalled, to_device
@@ -180,7 +180,7 @@ def _judged(run: Run, name: str, goal: Goal, answers: tuple[Answer, ...]) -> Ver
     except ConvexPruneError as error:  # multipliers of another program, a budget that this layer cannot have
         return VerifiedLayer(name, str(goal), recorded, None, (str(error),))
     # Of a measured path no multipliers are kept, so what proved its bound is gone; nothing is promised of it.
-    left_out = ("bound", "gap") if isinstance(goal, Measure | RankInputs) else ()
+    left_out = ("bound", "gap") if isinstance(goal, Measurement) else ()
     return VerifiedLayer(
         name, str(goal), recorded, layer_row(site, goal, again), _differences(answers, again, left_out)
     )
@@ -194,7 +194,7 @@ def _misfit(answers: Sequence[Answer], posed: Sequence[Posed]) -> str | None:
 
 def _again(answer: Answer, goal: Goal, posed: Posed, how: How) -> Answer:
     """The answer with everything that can be recomputed."""
-    if isinstance(goal, Measure | RankInputs):
+    if isinstance(goal, Measurement):
         posed = posed.thinned(goal.rows * len(posed.stored))
     program = goal.programs(posed, how)
     U = posed.fold.apply(answer.stored.to(posed.dtype))
@@ -203,18 +203,9 @@ def _again(answer: Answer, goal: Goal, posed: Posed, how: How) -> Answer:
     if isinstance(goal, Within):
         fit, promised = posed.within(goal.eps, how)
         radius = float(fit.eps)
-    return replace(
-        answer,
-        solution=replace(answer.solution, weights=U, certificate=certificate),
-        radius=radius,
-        promised=promised * (1 + certificate.violation),
-        size=posed.size,
-        error=posed.missed(U),
-        samples=posed.samples,
-        before=int(posed.stored[: posed.rows].count_nonzero()),
-        nonzeros=int(answer.stored[: posed.rows].count_nonzero()),
-        status=_status(answer, goal, posed, how, certificate),
-    )
+    status = _status(answer, goal, posed, how, certificate)
+    judged = replace(answer.solution, weights=U, certificate=certificate)
+    return replace(Answer.of(judged, answer.stored, posed, radius, promised, status, answer.notes), path=answer.path)
 
 
 def _certificate(program: LayerProgram, posed: Posed, U: Tensor, answer: Answer) -> Certificate:
@@ -239,7 +230,7 @@ def _status(answer: Answer, goal: Goal, posed: Posed, how: How, certificate: Cer
         REFITTED: isinstance(goal, Within) and how.refit and inside,
         str(Status.NO_BOUND): not isinstance(goal, Within) and inside and _kept(goal, posed, answer, certificate),
     }
-    if isinstance(goal, Measure | RankInputs) or holds.get(answer.status, True):
+    if isinstance(goal, Measurement) or holds.get(answer.status, True):
         return answer.status
     return f"not {answer.status}"
 
