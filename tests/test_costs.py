@@ -190,6 +190,15 @@ def test_a_weight_counts_at_each_of_its_uses() -> None:
     assert apart.dense == twice.dense
 
 
+def test_weights_in_one_flat_storage_are_told_apart() -> None:
+    model = mlp(0.5)
+    flat = torch.cat([model[i].weight.detach().flatten() for i in (0, 2)])
+    before = flops(model, torch.ones(3, 12))
+    for i, part in ((0, flat[:240].view(20, 12)), (2, flat[240:].view(4, 20))):
+        model[i].weight = nn.Parameter(part)
+    assert flops(model, torch.ones(3, 12)) == before
+
+
 def test_removed_neurons_are_no_longer_computed() -> None:
     before, model = flops(mlp(1), torch.ones(3, 12)), mlp(1)
     remove_neurons_(model, find_links(model)[0]["0"], torch.arange(5))

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convexprune.calibration import as_batches, samples_of
 from convexprune.costs.shared import against, checked_tensor, density, permanent
 from convexprune.forwards import Forward, evaluating, run_model
+from convexprune.memory import Holders
 from convexprune.watch import tensors_in
 
 __all__ = ["Flops", "WeightFlops", "flops"]
@@ -114,7 +115,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.counter = counter
         tensors = {name: checked_tensor(name, own) for name, own in model.named_parameters()}
-        self.names = {own.untyped_storage().data_ptr(): name for name, own in tensors.items() if own.dim() >= 2}
+        self.holders = Holders((own, name) for name, own in tensors.items() if own.dim() >= 2)
         self.found: dict[str, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -127,7 +128,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _attribute(self, count: int, operands: Any) -> None:
         for operand in operands:
-            name = self.names.get(operand.untyped_storage().data_ptr())
+            name = next(iter(self.holders.of(operand)), None)
             if name is not None:  # the operand is a part of it where projections are packed
                 dense, remaining = self.found.get(name, (0, 0))
                 part = int(operand.count_nonzero()) * count // max(operand.numel(), 1)

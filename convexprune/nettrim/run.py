@@ -24,7 +24,7 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Executor, Task, serially
 from convexprune.passes import observe, received
 from convexprune.solvers import Solution, Status
-from convexprune.solvers.arrays import norm
+from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import Infeasible, InvalidInput
 from convexprune.solvers.solution import TracePoint
 from convexprune.taps import Received
@@ -115,7 +115,7 @@ class Run:
         """The data of a layer's groups, from one pass over the calibration data."""
         site = self.sites[name]
         trained = self.trained[name]
-        weights = [fold.apply(W.to(_working(W))) for W, fold in zip(trained, site.folds, strict=True)]
+        weights = [fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, site.folds, strict=True)]
         piles = [Pile(site.fit == "ball") for _ in trained]
         with evaluating(self.model), nullcontext() if self.how.cascade else self.versions.as_trained():
             for batch in self.calibration:
@@ -146,7 +146,7 @@ class Run:
         def add(name: str, raw: Received) -> None:
             site = self.sites[name]
             for X, stored, fold in zip(site.inputs(raw), self.trained[name], site.folds, strict=True):
-                W = fold.apply(stored.to(_working(stored)))
+                W = fold.apply(stored.to(working_dtype(stored.dtype)))
                 Y = X.to(W) @ W
                 squares[name] += float(norm(Y if site.fit == "ball" else Y.clamp_(min=0))) ** 2
 
@@ -225,10 +225,6 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
-
-
-def _working(W: Tensor) -> torch.dtype:
-    return torch.float64 if W.dtype == torch.float64 else torch.float32
 
 
 def _check(name: str, answer: Answer) -> None:
