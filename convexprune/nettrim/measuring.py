@@ -10,7 +10,7 @@ from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import L1, EpsPath, LayerProgram, PathPoint, Solution, Status, certify, solve_path
+from convexprune.solvers import L1, EpsPath, LayerProgram, Solution, Status, certify, solve_path
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -51,7 +51,10 @@ def check_measured(found: Mapping[str, Sequence[Answer]]) -> None:
 
 
 class Measurement(Plain):
-    """Base of goals that are read off a path, solved from at most ``rows``·N samples; nothing is promised of it."""
+    """Base of goals that are read off a path, at a gap of 1e-2, from at most ``rows``·N samples.
+
+    The weights are those of the loosest eps; nothing is promised of them.
+    """
 
     eps: tuple[float, ...]
     rows: int
@@ -63,42 +66,36 @@ class Measurement(Plain):
         path = _path(program, thin, self.eps, how)
         if path is None:
             return _cut_short(program, thin)
-        shown, points = self.read(thin, path)
-        judged = replace(shown.solution, status=Status.NO_BOUND)  # a measurement, no answer
-        return replace(answered(program, judged, thin, math.inf, math.inf, []), path=points)
+        loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
+        return replace(answered(program, loosest, thin, math.inf, math.inf, []), path=self.read(thin, path))
 
     def programs(self, posed: Posed, how: How) -> LayerProgram:
-        """As for any goal."""
+        """That of the loosest eps."""
         raise NotImplementedError
 
-    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
-        """The point whose weights are kept, and the answer's path."""
+    def read(self, posed: Posed, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
+        """The path of the answer."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Measure(Measurement):
-    """The layer's Pareto path at a few relative eps, to allocate by: at a gap of 1e-2, from at most ``rows``·N samples.
-
-    The weights are those at ``probe``, to try what they do to the network; nothing is promised of them.
-    """
+    """The layer's Pareto path at a few relative eps, to allocate by."""
 
     eps: tuple[float, ...] = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.45, 0.65, 0.9)
     rows: int = 4
-    probe: int = 4
     kind: ClassVar[str] = "measure"
 
     def programs(self, posed: Posed, how: How) -> LayerProgram:
-        """That of the probe."""
-        return Within(self.eps[self.probe]).programs(posed, replace(how, cascade=False))
+        """That of the loosest eps."""
+        return Within(max(self.eps)).programs(posed, replace(how, cascade=False))
 
-    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
+    def read(self, posed: Posed, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """(eps, error, nonzeros) along it."""
-        points = tuple(
+        return tuple(
             (eps, point.error / (posed.size or 1.0), int(point.solution.weights[: posed.rows].count_nonzero()))
             for eps, point in zip(self.eps, path, strict=True)
         )
-        return path[self.probe], points
 
     def __str__(self) -> str:
         return f"path of {len(self.eps)} eps"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from convexprune.allocation import allocate_eps, allocate_nonzeros
 from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
 from convexprune.nettrim.measuring import check_measured
-from convexprune.nettrim.outcome import bound_of, network_error, radii_of
+from convexprune.nettrim.outcome import bound_of, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
 from convexprune.solvers.errors import Infeasible, InvalidInput
@@ -18,6 +18,7 @@ __all__ = ["NetworkEps", "NetworkSparsity"]
 _ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
 _HALVINGS = 16
 _LEAST = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
+_MOST = 0.999  # an eps at which nothing is left; what it costs is finite, for counts that are small as well
 _WORTH_MORE = "left as trained: the weights that are allowed are worth more here than in other layers"
 _TOO_LITTLE = f"left as trained: its share of the network's error is an eps below {_LEAST:g}"
 
@@ -71,10 +72,11 @@ class NetworkEps:
 
 @dataclass(frozen=True)
 class NetworkSparsity:
-    """At most ``count`` weights in all layers, split so that what the layers do to the outputs adds up to the least.
+    """At most ``count`` weights in all layers, split so that the outputs keep their correlation with the old ones.
 
-    Minimises Σ (s_l eps_l(n_l))²: eps_l is the layer's path, and s_l is measured, the error of the outputs by an error
-    of this layer alone. Small errors of different layers are taken as uncorrelated, so that their squares add up.
+    Least squares leave ‖Y‖² = ‖Ŷ‖² + ‖Ŷ − Y‖², so a layer of relative error eps keeps the squared correlation 1 − eps².
+    Those of the layers are taken to multiply: this maximises Π (1 − eps_l(n_l)²), where eps_l is the layer's path. No
+    layer is given up: its factor would be 0.
     """
 
     count: int
@@ -86,12 +88,11 @@ class NetworkSparsity:
         if found is None:
             return {}
         least = {name: site.groups for name, site in run.sites.items()}
-        gains = {name: _gain(run, name, answers) for name, answers in found.items()}
-        squares = {
-            name: [((gains[name] * eps) ** 2, max(n, least[name])) for eps, n in _curve(run, name, answers)]
+        lost = {
+            name: [(-math.log1p(-(min(eps, _MOST) ** 2)), max(n, least[name])) for eps, n in _curve(run, name, answers)]
             for name, answers in found.items()
         }
-        split = allocate_nonzeros(squares, dict.fromkeys(squares, 1.0), self.count).values
+        split = allocate_nonzeros(lost, dict.fromkeys(lost, 1.0), self.count).values
         kind = KeepByPath if self.path else Keep
         counts = {name: max(least[name], int(split[name] + 1e-9)) for name in run.sites}
         run.left |= {name: _WORTH_MORE for name, site in run.sites.items() if counts[name] >= site.weights}
@@ -114,17 +115,6 @@ def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float
         for group in zip(*(answer.path for answer in answers), strict=True)
     ]
     return [(0.0, float(run.sites[name].weights)), *points, (1.0, 0.0)]
-
-
-def _gain(run: Run, name: str, answers: tuple[Answer, ...]) -> float:
-    """The error of the outputs by the relative error of this layer alone, on the first batch."""
-    run.sites[name].write_([answer.stored for answer in answers])
-    try:
-        error = network_error(run, batches=1)
-    finally:
-        run.versions.restore_()
-    own = math.hypot(*(answer.error for answer in answers)) / (math.hypot(*(answer.size for answer in answers)) or 1.0)
-    return error / own if own > 0 else 0.0
 
 
 def _backwards(

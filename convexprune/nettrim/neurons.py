@@ -17,7 +17,7 @@ from convexprune.nettrim.answers import Answer, Plain, answered
 from convexprune.nettrim.measuring import Measurement
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
-from convexprune.solvers import EpsPath, GroupL2, LayerProgram, PathPoint, Solution, Status, TopK, certify, refit
+from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -55,14 +55,13 @@ class RankInputs(Measurement):
             neuron = torch.cat([neuron, neuron.new_full((1,), self.neurons)])
         return neuron[:, None].expand(-1, posed.stored.shape[1]).contiguous()
 
-    def read(self, posed: Posed, path: EpsPath) -> tuple[PathPoint, tuple[tuple[float, float, int], ...]]:
+    def read(self, posed: Posed, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """The last eps of each neuron, and its part of what those that are last there add."""
         last, size = torch.full((self.neurons,), -1), torch.zeros(self.neurons, dtype=torch.float64)
         for number, point in enumerate(path):
             added = self._added(posed, point.solution.weights)
             last[added > 0], size = number, torch.where(added > 0, added, size)
-        points = tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
-        return path[len(path) - 1], points
+        return tuple((0.0 if last[c] < 0 else self.eps[int(last[c])], float(size[c]), c) for c in range(self.neurons))
 
     def _added(self, posed: Posed, U: Tensor) -> Tensor:
         """‖X_c U_c‖_F of each neuron [neurons], on the CPU."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ConvexPruneError
 
-__all__ = ["NetworkPromise", "bound_of", "network_error", "network_promise", "radii_of"]
+__all__ = ["NetworkPromise", "bound_of", "network_promise", "radii_of"]
 
 
 _SHAPES = 32
@@ -86,11 +85,11 @@ def radii_of(run: Run) -> dict[str, float]:
     }
 
 
-def network_error(run: Run, batches: int | None = None) -> float:
-    """‖f̂(x) − f(x)‖_F over the calibration data, or their first batches, one after the other."""
+def _network_error(run: Run) -> float:
+    """‖f̂(x) − f(x)‖_F over the calibration data, batch after batch."""
     wrong = []
     with evaluating(run.model):
-        for batch in islice(run.calibration, batches):
+        for batch in run.calibration:
             now = outputs_of(run_model(run.model, batch, run.forward))
             with run.versions.as_trained():
                 before = outputs_of(run_model(run.model, batch, run.forward))
@@ -104,7 +103,7 @@ def network_promise(run: Run, size: float, asked: float | None) -> NetworkPromis
     found, radii, unit = bound_of(run), radii_of(run), size or 1.0
     return NetworkPromise(
         bound=found.at(radii) / unit,
-        error=network_error(run) / unit,
+        error=_network_error(run) / unit,
         asked=asked,
         coefficients=dict(found.coefficients),
         radii=radii,
