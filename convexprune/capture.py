@@ -83,7 +83,7 @@ def capture(
         inputs.setdefault(name, []).append(next(tensors_in(received)).detach().clone())
 
     with evaluating(model):
-        follows = followed(model, listed[0], taps, forward)
+        follows, _ = followed(model, listed[0], taps, forward)
         with tapped(taps, keep):
             for done, batch in enumerate(listed, start=1):
                 outputs.append(outputs_of(run_model(model, batch, forward)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from convexprune.forwards import Forward, run_model
+from convexprune.forwards import Forward, keeping_buffers, run_model
 from convexprune.taps import Tap
 from convexprune.watch import Watch, summary, tensors_in
 
@@ -36,8 +36,8 @@ class Followed:
 
 def followed(
     model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None = None
-) -> dict[str, Followed]:
-    """Each layer that the forward reaches, by name; the model must be in eval mode.
+) -> tuple[dict[str, Followed], Any]:
+    """Each layer that the forward reaches, by name, and what the model returned; it must be in eval mode.
 
     Args:
         model: The network.
@@ -76,7 +76,7 @@ def followed(
                 stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
         for name, module in norms.items():
             stack.enter_context(module.register_forward_hook(partial(pass_norm, name), prepend=True))
-        with watch:
+        with watch, keeping_buffers(model):
             outputs = run_model(model, batch, forward)
     watch.note(tensors_in(outputs), "output")
     found = {}
@@ -89,7 +89,7 @@ def followed(
         )
         if alone and _running(norms[norm]) and not shifts[norm]:
             found[name] = replace(found[name], norm=norm, behind=summary([after]))
-    return found
+    return found, outputs
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 from convexprune.watch import tensors_in
 
-__all__ = ["Forward", "evaluating", "outputs_of", "run_model"]
+__all__ = ["Forward", "evaluating", "keeping_buffers", "outputs_of", "run_model"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """Called with the model and a batch, in the place of the model's own call."""
@@ -23,7 +23,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode, without gradients and without fused paths that call no layers.
 
     Nor does a caller's autocast reach inside: it keeps rounded copies of weights, which would outlive their change.
-    A forward may open one of its own.
+    A forward may open one of its own. Buffers that a forward writes are afterwards what they were before.
     """
     flags = [(module, module.training) for module in model.modules()]
     fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
@@ -39,12 +39,32 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             # Inference tensors could not be used with autograd later.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(keeping_buffers(model))
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model has the buffers that it had, with the values that they had; call it without gradients."""
+    held = [(module, dict(module._buffers)) for module in model.modules()]
+    known = [buffer for _, buffers in held for buffer in buffers.values() if buffer is not None]
+    # Lazy ones have no values yet; those made in inference mode cannot be changed here, nor do they count changes.
+    own = [buffer for buffer in known if not (nn.parameter.is_lazy(buffer) or buffer.is_inference())]
+    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in own]
+    try:
+        yield
+    finally:
+        for module, buffers in held:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, version, value in values:
+            if buffer._version != version:
+                buffer.resize_(value.shape).copy_(value)
 
 
 def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:

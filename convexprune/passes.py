@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import samples_of
 from convexprune.following import Followed, followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
 from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import InvalidInput
 from convexprune.taps import Received, Tap, check_received, tapped
 
 __all__ = ["Observation", "Observed", "observe", "received"]
@@ -69,7 +71,7 @@ def observe(
         progress: Called with the number of batches done.
 
     Raises:
-        InvalidInput: The model cannot be called on a batch.
+        InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
         NonFinite: NaN or infinity reaches a layer.
     """
     calls: dict[str, list[int]] = {}
@@ -86,12 +88,14 @@ def observe(
     with evaluating(model):
         for batch in batches:
             if not number:
-                follows = followed(model, batch, taps, forward)
+                follows, first = followed(model, batch, taps, forward)
             number += 1
             for counts in calls.values():
                 counts.append(0)
             with tapped(taps, count):
                 outputs = outputs_of(run_model(model, batch, forward))
+            if number == 1:
+                _check_repeated(outputs_of(first), outputs)
             sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
             samples += samples_of(batch)
             if progress is not None:
@@ -134,6 +138,16 @@ def received(
     except _Enough:
         pass
     return inputs
+
+
+def _check_repeated(one: Tensor, other: Tensor) -> None:
+    """Layers are captured one by one, so each forward must compute what the one before did, up to rounding."""
+    apart = float(norm(one - other)) / (float(norm(one)) or 1.0) if one.shape == other.shape else math.inf
+    if apart > math.sqrt(torch.finfo(one.dtype).eps):
+        raise InvalidInput(
+            f"the model's outputs for one batch differ by {apart:.2g} of their size from call to call, in eval mode: "
+            "make what is random fixed, as by forward=lambda model, batch: (torch.manual_seed(0), model(batch))[1]"
+        )
 
 
 class _Enough(BaseException):

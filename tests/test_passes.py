@@ -260,3 +260,65 @@ def test_streamed_and_kept_give_the_same_layer() -> None:
     assert one.value == pytest.approx(other.certificate.value, rel=1e-4)
     assert one.bound <= other.certificate.value * (1 + 1e-5)
     assert other.certificate.bound <= one.value * (1 + 1e-5)
+
+
+# --- Forwards that do not repeat, or leave traces ---
+
+
+class Noisy(nn.Module):
+    """Two layers with noise between them, in eval mode as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(functional.dropout(self.a(x).relu(), 0.5, training=True))
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_a_forward_that_does_not_repeat_is_refused_unless_it_is_made_to(mode: str) -> None:
+    model, x = Noisy(), torch.randn(40, 6)
+    same = unchanged(model)
+    with pytest.raises(InvalidInput, match=r"differ by .* from call to call, in eval mode: make what is random fixed"):
+        prune_(model, x, 0.1, mode=mode)
+    assert same()
+    report = prune_(model, x, 0.1, mode=mode, forward=lambda net, batch: (torch.manual_seed(0), net(batch))[1])
+    assert report.certified
+
+
+class Remembers(nn.Module):
+    """Counts its calls, keeps its last inputs in a buffer of their size, and a sum in place; outputs depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.register_buffer("last", torch.zeros(0))
+        self.register_buffer("total", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x.detach()
+        hidden = self.a(x + self.total)
+        self.total.add_(x.mean(0))
+        return self.b(hidden.relu())
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_what_a_forward_remembers_is_forgotten_after_each_pass(mode: str) -> None:
+    """So passes agree with each other, whether a run succeeds or not, and the model is left as found."""
+    torch.manual_seed(0)
+    model, x = Remembers(), torch.randn(40, 6)
+    with torch.no_grad():
+        model(x)
+    before, buffers = copy.deepcopy(model.state_dict()), dict(model.named_buffers())
+    report = prune_(model, x.split(10), 0.1, mode=mode)
+    assert report.certified
+    assert report.network is not None
+    assert report.network.kept
+    with pytest.raises(InvalidInput, match="activation"):
+        prune_(model, x, 0.1, mode=mode, activations={"nothing": "relu"})
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, before[name])

@@ -13,7 +13,6 @@ from convexprune.errors import PruningFailed
 from convexprune.forwards import evaluating, outputs_of, run_model
 from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.solvers.errors import ConvexPruneError
 
 __all__ = ["NetworkPromise", "bound_of", "network_promise", "radii_of"]
 
@@ -131,7 +130,7 @@ def same_outputs(run: Run) -> Iterator[None]:
     why = "something besides its layers depends on their sizes, such as a hook, or takes their outputs another way"
     try:
         after = outputs()
-    except ConvexPruneError as error:
+    except Exception as error:
         raise PruningFailed(f"without these neurons the model cannot be called ({error}): {why}") from error
     moved = float(norm(after - before)) / (float(norm(before)) or 1.0) if after.shape == before.shape else math.inf
     if not moved <= math.sqrt(torch.finfo(dtype_of(run)).eps):
