@@ -14,26 +14,21 @@ zero and keep these at zero. All leave as many weights: those that are left once
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from finetune import finetune_
-from resnet20 import build, prepare
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from trained import Kept, finetune_, load
 
-from convexprune import coreset_prune_, load_weights_into_, prune_
+from convexprune import coreset_prune_, prune_
 from convexprune.evaluate import accuracy
-from convexprune.reference import find_model
 
 Apply = Callable[[nn.Module, int], None]  # (model, seed): prunes in place
 
@@ -74,11 +69,7 @@ class Run:
 
 def lenet(data: Path) -> Task:
     """LeNet-300-100: 33 and 33 hidden neurons hold a tenth of its weights."""
-    reference, files = find_model("lenet-300-100"), np.load(data / "mnist.npz")
-    model = reference.build()
-    load_weights_into_(model, data / "lenet300_mnist.safetensors")
-    sets = [(reference.prepare(files[f"x_{k}"]), torch.from_numpy(files[f"y_{k}"]).long()) for k in ("train", "test")]
-    return Task("lenet-300-100", model.eval(), sets[0], sets[1], _hidden, rate=3e-3, calibration=1000)
+    return Task("lenet-300-100", *load("lenet-300-100", data), _hidden, rate=3e-3, calibration=1000)
 
 
 def _hidden(keep: float) -> dict[str, int]:
@@ -93,11 +84,7 @@ def _second(first: int) -> int:
 
 def resnet(data: Path) -> Task:
     """ResNet-20: the filters inside its blocks."""
-    model = build()
-    load_weights_into_(model, data / "resnet20_cifar10.safetensors")
-    files = [np.load(data / f"cifar10_{name}.npz") for name in ("calib", "test")]
-    sets = [(prepare(file["x"]), torch.from_numpy(file["y"])) for file in files]
-    return Task("resnet-20", model.eval(), sets[0], sets[1], lambda keep: {"*": keep}, rate=1e-3, calibration=100)
+    return Task("resnet-20", *load("resnet-20", data), lambda keep: {"*": keep}, rate=1e-3, calibration=100)
 
 
 TASKS = {"lenet-300-100": lenet, "resnet-20": resnet}
@@ -184,20 +171,14 @@ def made(task: Task, keep: float, name: str, prune: Apply, seed: int, epochs: in
 
 def runs(task: Task, args: argparse.Namespace, log: Path, console: Console) -> Iterator[Run]:
     """All of them, those in the log first made earlier."""
-    known = [Run(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(run.task, run.keep, run.method, run.seed, run.epochs): run for run in known}
+    kept = Kept(log, Run, lambda run: (run.task, run.keep, run.method, run.seed, run.epochs), console)
     for keep in args.keep:
         for name, prune in methods(task, keep).items():
             if args.methods and name not in args.methods:
                 continue
             for seed in range(args.seeds):
                 key = (task.name, keep, name, seed, args.epochs)
-                if key not in done:
-                    done[key] = made(task, keep, name, prune, seed, args.epochs)
-                    with log.open("a") as file:
-                        file.write(json.dumps(asdict(done[key])) + "\n")
-                    console.print(done[key], highlight=False)
-                yield done[key]
+                yield kept.get(key, partial(made, task, keep, name, prune, seed, args.epochs))
 
 
 def table(found: Sequence[Run]) -> Table:

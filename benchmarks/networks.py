@@ -1,7 +1,6 @@
 """Whole networks: accuracy against nonzeros for Net-Trim, exact budgets and magnitude, before and after fine-tuning.
 
-    python benchmarks/networks.py lenet-300-100 lenet-5 [--eps 0.05 0.1 0.2 0.3] [--epochs 2] [--data ../shared/data]
-    python benchmarks/networks.py resnet-20 --sparsity 0.5 0.7 0.9 --epochs 0
+    python benchmarks/networks.py lenet-300-100 lenet-5 resnet-20 [--data ../shared/data]
 
 For each eps Net-Trim prunes in parallel and in cascade. The others prune to as many nonzeros as Net-Trim in parallel
 leaves: "budget" and "magnitude" to the same number in each layer, "network" to the same total. With --sparsity the
@@ -16,21 +15,20 @@ import copy
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from finetune import finetune_
-from resnet20 import build, prepare
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from trained import Kept, finetune_, load
 
-from convexprune import load_weights_into_, prune_
+from convexprune import prune_
 from convexprune.baselines.magnitude import magnitude_prune_
 from convexprune.evaluate import accuracy
-from convexprune.reference import find_model
 
 Counts = Mapping[str, int]  # nonzeros by layer
 
@@ -64,27 +62,19 @@ class Run:
     seconds: float
 
 
-def lenet(name: str, data: Path, samples: int) -> Task:
-    """A LeNet on MNIST, calibrated on its first training images."""
-    reference, files = find_model(name), np.load(data / "mnist.npz")
-    model = reference.build()
-    load_weights_into_(model, data / f"{'lenet300' if name == 'lenet-300-100' else 'lenet5'}_mnist.safetensors")
-    sets = [(reference.prepare(files[f"x_{k}"]), torch.from_numpy(files[f"y_{k}"]).long()) for k in ("train", "test")]
-    return Task(name, model, sets[0], sets[1], sets[0][0][:samples], 1e-3)
+def task_of(name: str, data: Path, samples: int) -> Task:
+    """Calibrated on its first training images; where these come one class after the other, on a tenth of each."""
+    model, train, test = load(name, data)
+    images = train[0] if name != "resnet-20" else train[0][torch.arange(len(train[0])).view(10, -1).T.flatten()]
+    return Task(name, model, train, test, images[:samples], 1e-3)
 
 
-def resnet(name: str, data: Path, samples: int) -> Task:
-    """ResNet-20 on JPEG-coded CIFAR-10, calibrated on images of its training set, a tenth of each class."""
-    model = build()
-    load_weights_into_(model, data / "resnet20_cifar10.safetensors")
-    files = [np.load(data / f"cifar10_{part}.npz") for part in ("calib", "test")]
-    sets = [(prepare(file["x"]), torch.from_numpy(file["y"])) for file in files]
-    spread = torch.arange(len(sets[0][0])).view(10, -1).T.flatten()  # the file holds one class after the other
-    return Task(name, model, sets[0], sets[1], sets[0][0][spread[:samples]], 1e-3)
-
-
-TASKS = {"lenet-300-100": lenet, "lenet-5": lenet, "resnet-20": resnet}
-SAMPLES = {"lenet-300-100": 10_000, "lenet-5": 1_000, "resnet-20": 256}  # of a convolution each position is a sample
+_LENET = {"eps": [0.05, 0.1, 0.2, 0.3], "sparsity": [0.95, 0.98], "epochs": 2}
+DEFAULTS: dict[str, dict[str, Any]] = {  # of a convolution each position is a sample
+    "lenet-300-100": _LENET | {"samples": 10_000},
+    "lenet-5": _LENET | {"samples": 1_000},
+    "resnet-20": {"eps": [], "sparsity": [0.5, 0.7, 0.9], "epochs": 0, "samples": 256},
+}
 
 
 def nonzeros(model: nn.Module) -> dict[str, int]:
@@ -160,18 +150,10 @@ def made(task: Task, size: str, method: str, prune: Callable[[nn.Module], float]
 
 def runs(task: Task, args: argparse.Namespace, log: Path, console: Console) -> Iterator[Run]:
     """All of them, those in the log first made earlier."""
-    known = [Run(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(run.size, run.method, run.epochs, run.samples): run for run in known}
+    kept = Kept(log, Run, lambda run: (run.size, run.method, run.epochs, run.samples), console)
     for size, method, prune in [("", "dense", lambda _: 0.0), *plans(task, args)]:
-        key = (size, method, args.epochs, args.samples)
-        if args.methods and method not in (*args.methods, "dense"):
-            continue
-        if key not in done:
-            done[key] = made(task, size, method, prune, args)
-            with log.open("a") as file:
-                file.write(json.dumps(asdict(done[key])) + "\n")
-            console.print(done[key], highlight=False)
-        yield done[key]
+        if not args.methods or method in (*args.methods, "dense"):
+            yield kept.get((size, method, args.epochs, args.samples), partial(made, task, size, method, prune, args))
 
 
 def table(found: Sequence[Run]) -> Table:
@@ -210,21 +192,20 @@ def plot(found: Sequence[Run], path: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", choices=TASKS)
+    parser.add_argument("tasks", nargs="+", choices=DEFAULTS)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--eps", type=float, nargs="*", help="0.05 0.1 0.2 0.3 unless sparsities are given")
-    parser.add_argument("--sparsity", type=float, nargs="*", default=[])
-    parser.add_argument("--samples", type=int, help="for calibration: 10,000, 1,000 or 256 by network")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--eps", type=float, nargs="*", help="LeNets: 0.05 0.1 0.2 0.3; ResNet-20: none")
+    parser.add_argument("--sparsity", type=float, nargs="*", help="LeNets: 0.95 0.98; ResNet-20: 0.5 0.7 0.9")
+    parser.add_argument("--samples", type=int, help="for calibration: 10,000, 1,000 and 256")
+    parser.add_argument("--epochs", type=int, help="LeNets: 2; ResNet-20: 0")
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    args.eps = args.eps if args.eps is not None else ([] if args.sparsity else [0.05, 0.1, 0.2, 0.3])
-    given, console = args.samples, Console(width=130)
+    given, console = {key: value for key, value in vars(args).items() if value is not None}, Console(width=130)
     for name in args.tasks:
-        args.samples = given or SAMPLES[name]
-        task = TASKS[name](name, args.data, args.samples)
+        args = argparse.Namespace(**DEFAULTS[name] | given)
+        task = task_of(name, args.data, args.samples)
         found = list(runs(task, args, args.out / f"networks-{name}.jsonl", console))
         console.print(table(found), plot(found, args.out / f"networks-{name}.png"))
 
