@@ -3,9 +3,8 @@
     python benchmarks/networks.py lenet-300-100 lenet-5 resnet-20 [--data ../shared/data]
 
 For each eps Net-Trim prunes in parallel and in cascade. The others prune to as many nonzeros as Net-Trim in parallel
-leaves: "budget" and "magnitude" to the same number in each layer, "network" to the same total. With --sparsity the
-number in each layer is that part instead, and Net-Trim, whose numbers follow from eps, is left out unless eps is
-given too.
+leaves: "budget" and "magnitude" to the same number in each layer, "network" to the same total. For each sparsity the
+number in each layer is that part instead, and Net-Trim, whose numbers follow from eps, is left out.
 Fine-tuning is short, with Adam, and zeros stay zeros. A line a run goes to a .jsonl file as soon as it is done, and
 runs that are there already are not made again; a table and a picture follow at the end.
 """
