@@ -28,7 +28,7 @@ class Calibration:
         batch_size: Samples at a time where ``data`` is one tensor.
 
     Raises:
-        InvalidInput: Not a tensor, an array or an iterable of batches.
+        InvalidInput: Not a tensor, an array of numbers or an iterable of batches.
         InvalidTolerance: The batch size is not a whole number above 0.
         EmptyCalibration: There is no sample: raised at the end of a pass.
         NonFinite: A batch holds NaN or infinity: raised when it is reached; the message says which.
@@ -50,8 +50,10 @@ class Calibration:
         for number, batch in enumerate(self._cut()):
             if not samples_of(batch):
                 continue
+            where = f"batch {number} of the calibration data (the first is 0)"
+            if any(tensor.is_meta for tensor in tensors_in(batch)):
+                raise InvalidInput(f"{where} is on the device 'meta', which holds no values: give real samples")
             if not all(tensor.isfinite().all() for tensor in tensors_in(batch)):
-                where = f"batch {number} of the calibration data (the first is 0)"
                 raise NonFinite(f"{where} holds NaN or infinity: remove it")
             found = True
             yield batch
@@ -84,5 +86,9 @@ def samples_of(batch: Any) -> int:
 
 
 def _as_tensor(batch: Any) -> Any:
-    # A copy: torch warns when it shares an array that is read-only.
-    return torch.tensor(batch) if isinstance(batch, np.ndarray) else batch
+    if not isinstance(batch, np.ndarray):
+        return batch
+    try:
+        return torch.tensor(batch)  # a copy: torch warns when it shares an array that is read-only
+    except TypeError as error:
+        raise InvalidInput(f"calibration data: expected an array of numbers, found one of {batch.dtype}") from error

@@ -4,6 +4,7 @@ Nothing is ever unpickled: weights come from safetensors or from ``torch.load(we
 ``numpy.load(allow_pickle=False)``. Every write goes to a temporary file first, so the old file survives a crash.
 """
 
+import errno
 import json
 import math
 import os
@@ -109,7 +110,7 @@ def load_array(path: StrPath, key: str | None = None, names: Sequence[str] = INP
 
     Raises:
         FileNotFoundError: nothing is at ``path``.
-        InvalidInput: another suffix, no such key, no conventional name among several, or not numbers.
+        InvalidInput: another suffix, no such key, no conventional name among several, or no array of numbers.
         DamagedFile: the file is cut short, is not what its suffix says, or holds pickled objects.
         EmptyInput: the array has no elements.
         NonFinite: the array holds NaN or infinity.
@@ -120,6 +121,8 @@ def load_array(path: StrPath, key: str | None = None, names: Sequence[str] = INP
         raise DamagedFile(f"{path} holds something that is not an array; {_SAVE_ARRAYS}.")
     if array.dtype.kind not in "biufc":
         raise InvalidInput(f"{path} holds an array of {array.dtype}, expected numbers; {_SAVE_ARRAYS}.")
+    if array.ndim == 0:
+        raise InvalidInput(f"{path} holds a single number, expected an array of samples; {_SAVE_ARRAYS}.")
     if array.size == 0:
         raise EmptyInput(f"{path} holds an empty array of shape {array.shape}; expected at least one sample.")
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
@@ -164,9 +167,14 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
     """Write to a temporary file in the same folder, which is made if need be, flush it to disk, then rename it.
 
     Raises:
+        InvalidInput: a device or a pipe is at ``path``, which a rename would replace.
         OSError: the file could not be written; what was at ``path`` before is still there.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{path} is a device or a pipe, where a file is to be written; choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

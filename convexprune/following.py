@@ -1,14 +1,14 @@
 """What follows each layer, and where else its parameters go, from one watched forward."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from convexprune.forwards import Forward, keeping_buffers, run_model
+from convexprune.forwards import Forward, run_model
 from convexprune.taps import Tap
 from convexprune.watch import Watch, summary, tensors_in
 
@@ -45,7 +45,13 @@ def followed(
         taps: For each layer one for each module that uses its weight.
         forward: As for ``capture``.
     """
-    watch = Watch()
+    readers = {
+        name: _Readers(model.get_submodule(name), [tap.module for tap in several]) for name, several in taps.items()
+    }
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    shifts = {name: _Readers(module, [module]) for name, module in norms.items()}
+    every = [*readers.values(), *shifts.values()]
+    watch = Watch([(parameter, one.names) for one in every for parameter in one.layer.parameters(recurse=False)])
     calls: dict[str, list[list[str]]] = {}
     behind: dict[int, tuple[str, list[str]]] = {}  # by the id of the consumers of a layer's output
     times: dict[str, int] = {}  # calls of norms
@@ -63,20 +69,16 @@ def followed(
             behind[id(consumers)] = (name, after)
         watch.follow(output, after)
 
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
     with ExitStack() as stack:
-        elsewhere = {
-            name: _read_outside(stack, watch, model.get_submodule(name), [tap.module for tap in several])
-            for name, several in taps.items()
-        }
-        shifts = {name: _read_outside(stack, watch, module, [module]) for name, module in norms.items()}
+        for one in every:
+            one.hook(stack)
         for name, several in taps.items():
             for tap in several:
                 hook = partial(follow, name, tap.plain)
                 stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
         for name, module in norms.items():
             stack.enter_context(module.register_forward_hook(partial(pass_norm, name), prepend=True))
-        with watch, keeping_buffers(model):
+        with watch:
             outputs = run_model(model, batch, forward)
     watch.note(tensors_in(outputs), "output")
     found = {}
@@ -85,9 +87,9 @@ def followed(
         alone = len(consumers) == 1 and consumers[0] == ["batch_norm"] and times.get(norm) == 1
         found[name] = Followed(
             activation=summary(consumers) if all(tap.plain for tap in taps[name]) else None,
-            elsewhere=tuple(dict.fromkeys(elsewhere[name])),
+            elsewhere=tuple(dict.fromkeys(readers[name].names)),
         )
-        if alone and _running(norms[norm]) and not shifts[norm]:
+        if alone and _running(norms[norm]) and not shifts[norm].names:
             found[name] = replace(found[name], norm=norm, behind=summary([after]))
     return found, outputs
 
@@ -101,20 +103,23 @@ def _running(module: nn.Module) -> bool:
     return module.running_var is not None and set(own) == {"weight", "bias"}
 
 
-def _read_outside(stack: ExitStack, watch: Watch, layer: nn.Module, modules: Iterable[nn.Module]) -> list[str]:
-    """The list of what reads the layer's parameters; what happens in a call of one of the modules is taken off."""
-    readers: list[str] = []
-    begun: list[int] = []
+@dataclass(frozen=True, eq=False)
+class _Readers:
+    """What reads a layer's parameters; what happens in a call of one of its modules is taken off again."""
 
-    def begin(_module: nn.Module, _args: Any) -> None:
-        begun.append(len(readers))
+    layer: nn.Module
+    modules: Sequence[nn.Module]
+    names: list[str] = field(default_factory=list)
 
-    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
-        del readers[begun.pop() :]
+    def hook(self, stack: ExitStack) -> None:
+        begun: list[int] = []
 
-    for parameter in layer.parameters(recurse=False):
-        watch.follow(parameter, readers)
-    for module in modules:
-        stack.enter_context(module.register_forward_pre_hook(begin))
-        stack.enter_context(module.register_forward_hook(end, prepend=True))
-    return readers
+        def begin(_module: nn.Module, _args: Any) -> None:
+            begun.append(len(self.names))
+
+        def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+            del self.names[begun.pop() :]
+
+        for module in self.modules:
+            stack.enter_context(module.register_forward_pre_hook(begin))
+            stack.enter_context(module.register_forward_hook(end, prepend=True))

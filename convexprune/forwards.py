@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+from convexprune.untouched import left_as_found
 from convexprune.watch import tensors_in
 
-__all__ = ["Forward", "evaluating", "keeping_buffers", "outputs_of", "run_model"]
+__all__ = ["Forward", "call_model", "copy_for", "evaluating", "outputs_of", "run_model"]
 
 Forward = Callable[[nn.Module, Any], Any]
 """Called with the model and a batch, in the place of the model's own call."""
@@ -23,7 +24,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in eval mode, without gradients and without fused paths that call no layers.
 
     Nor does a caller's autocast reach inside: it keeps rounded copies of weights, which would outlive their change.
-    A forward may open one of its own. Buffers that a forward writes are afterwards what they were before.
+    A forward may open one of its own.
     """
     flags = [(module, module.training) for module in model.modules()]
     fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
@@ -39,7 +40,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             # Inference tensors could not be used with autograd later.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
-            stack.enter_context(keeping_buffers(model))
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
@@ -48,35 +48,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards the model has the buffers that it had, with the values that they had; call it without gradients."""
-    held = [(module, dict(module._buffers)) for module in model.modules()]
-    known = [buffer for _, buffers in held for buffer in buffers.values() if buffer is not None]
-    # Lazy ones have no values yet; those made in inference mode cannot be changed here, nor do they count changes.
-    own = [buffer for buffer in known if not (nn.parameter.is_lazy(buffer) or buffer.is_inference())]
-    values = [(buffer, buffer._version, buffer.detach().clone()) for buffer in own]
-    try:
-        yield
-    finally:
-        for module, buffers in held:
-            module._buffers.clear()
-            module._buffers.update(buffers)
-        for buffer, version, value in values:
-            if buffer._version != version:
-                buffer.resize_(value.shape).copy_(value)
-
-
 def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     """The model's own return value for a copy of the batch on the device of the first parameter.
 
-    What a model does to its inputs in place is done to the copy: neither the caller nor the next forward sees it.
+    What a model does to its inputs in place is done to the copy, and what it does to its attributes and buffers is
+    taken back, however it is left: neither the caller nor the next forward sees it.
 
     Raises:
         InvalidInput: The model cannot be called on the batch. What ``forward`` raises is raised as it is.
     """
+    own = copy_for(model, batch)
+    with left_as_found(model):
+        return call_model(model, own, forward)
+
+
+def copy_for(model: nn.Module, batch: Any) -> Any:
+    """A copy of the batch on the device of the model's first parameter."""
     parameter = next(model.parameters(), None)
-    own = _own(batch, None if parameter is None else parameter.device)
+    return _own(batch, None if parameter is None else parameter.device)
+
+
+def call_model(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+    """As ``run_model``, on a batch that is the model's to change, and with whatever it does to itself."""
     if forward is not None:
         return forward(model, own)
     try:
@@ -86,7 +79,7 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
     except (torch.cuda.OutOfMemoryError, MemoryError, ConvexPruneError):
         raise
     except Exception as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(batch))
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(own))
         advice = "pass what the model takes"
         if isinstance(own, tuple | list) and len(own) > 1:
             advice = "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"

@@ -7,8 +7,7 @@ without weights may differ, such as dropout, noise and dropped paths, and are ta
 
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
@@ -20,6 +19,7 @@ from convexprune.errors import UnsupportedModule
 from convexprune.matrices.support import altered, kind_of, unsupported
 from convexprune.memory import Holders
 from convexprune.ties import find_ties
+from convexprune.untouched import left_as_found
 from convexprune.watch import tensors_in
 
 __all__ = ["LAYERS", "NORMS", "Network", "inputs_of", "operation_of", "outputs_of", "traced"]
@@ -132,7 +132,8 @@ def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str
         UnsupportedModule: The forward cannot be traced.
     """
     attributes = set(vars(model))
-    with _left_as_found(model):
+    # The forward runs where no input is involved: ``self.steps += 1``, or a draw of random numbers.
+    with left_as_found(model), torch.random.fork_rng(devices=[]):
         try:
             options = inspect.signature(model.forward).parameters.values()
             model.train(training)
@@ -143,32 +144,6 @@ def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str
             what = f"{type(model).__name__} cannot be traced by torch.fx{mode} ({error})"
             advice = "unwrap it, and let no condition in forward depend on the data"
             raise UnsupportedModule(f"{what}, so what follows its layers is unknown: {advice}") from error
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Attributes, values of all tensors but parameters, and the random state, which a forward may change in its trace.
-
-    The forward runs where no input is involved: ``self.steps += 1``. What it does to parameters is only recorded.
-    """
-    found = [(module, dict(vars(module))) for module in model.modules()]
-    held = [own for _, attributes in found for own in tensors_in(attributes) if _may_change(own)]
-    values = [(own, own._version, own.detach().clone()) for own in held]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, attributes in found:
-            vars(module).clear()
-            vars(module).update(attributes)
-        with torch.no_grad():
-            for own, version, value in values:
-                if own._version != version:
-                    own.copy_(value)
-
-
-def _may_change(own: Tensor) -> bool:
-    return not (isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own) or own.is_inference())
 
 
 def _diverted(modules: Mapping[str, nn.Module], evaluation: fx.Graph, training: fx.Graph) -> dict[str, str]:

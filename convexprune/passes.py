@@ -17,8 +17,9 @@ from convexprune.calibration import samples_of
 from convexprune.following import Followed, followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.taps import Received, Tap, check_received, tapped
+from convexprune.watch import tensors_in
 
 __all__ = ["Observation", "Observed", "observe", "received"]
 
@@ -72,30 +73,38 @@ def observe(
 
     Raises:
         InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
-        NonFinite: NaN or infinity reaches a layer.
+        NonFinite: NaN or infinity reaches a layer, or is among the outputs.
     """
     calls: dict[str, list[int]] = {}
     follows: dict[str, Followed] = {}
     sizes: list[float] = []
     samples = number = 0
+    marks: list[tuple[str, list[tuple[float, float, float]]]] = []
 
     def count(name: str, inputs: Received) -> None:
         check_received(name, inputs)
         calls.setdefault(name, [0] * number)[-1] += 1
+        if number == 1:
+            marks.append((name, _marks(inputs)))
         if see is not None:
             see(name, inputs)
 
     with evaluating(model):
         for batch in batches:
             if not number:
-                follows, first = followed(model, batch, taps, forward)
+                follows, _ = followed(model, batch, taps, forward)
             number += 1
             for counts in calls.values():
                 counts.append(0)
             with tapped(taps, count):
                 outputs = outputs_of(run_model(model, batch, forward))
+            if not bool(outputs.isfinite().all()):
+                raise NonFinite(
+                    "NaN or infinity in the model's outputs on the calibration data: errors of these have no size; "
+                    "give forward=, a function that returns finite ones"
+                )
             if number == 1:
-                _check_repeated(outputs_of(first), outputs)
+                _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
             sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
             samples += samples_of(batch)
             if progress is not None:
@@ -140,14 +149,40 @@ def received(
     return inputs
 
 
-def _check_repeated(one: Tensor, other: Tensor) -> None:
+def _check_repeated(
+    model: nn.Module,
+    batch: Any,
+    taps: Mapping[str, Sequence[Tap]],
+    forward: Forward | None,
+    before: list[tuple[str, list[tuple[float, float, float]]]],
+) -> None:
     """Layers are captured one by one, so each forward must compute what the one before did, up to rounding."""
-    apart = float(norm(one - other)) / (float(norm(one)) or 1.0) if one.shape == other.shape else math.inf
-    if apart > math.sqrt(torch.finfo(one.dtype).eps):
-        raise InvalidInput(
-            f"the model's outputs for one batch differ by {apart:.2g} of their size from call to call, in eval mode: "
-            "make what is random fixed, as by forward=lambda model, batch: (torch.manual_seed(0), model(batch))[1]"
-        )
+    again: list[tuple[str, list[tuple[float, float, float]]]] = []
+    with tapped(taps, lambda name, inputs: again.append((name, _marks(inputs)))):
+        again.append(("", _marks(outputs_of(run_model(model, batch, forward)))))
+    for (name, one), (other_name, other) in zip(before, again, strict=False):
+        what = f"what layer {name!r} receives" if name else "the outputs"
+        same = name == other_name and all(map(_alike, one, other)) and len(one) == len(other)
+        if not same or len(before) != len(again):
+            raise InvalidInput(
+                f"the model does not repeat: in eval mode {what} differs from call to call for one batch. Make what is "
+                "random fixed, as by forward=lambda model, batch: (torch.manual_seed(0), model(batch))[1]"
+            )
+
+
+def _marks(received: Received) -> list[tuple[float, float, float]]:
+    """Of each tensor its norm, its product with a fixed vector of unordered signs, and what rounding makes of it."""
+    found = []
+    for tensor in tensors_in(received):
+        entries = tensor.flatten().to(torch.float64)
+        signs = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
+        eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        found.append((float(entries.norm()), float(entries @ signs), max(4 * eps, min(eps**0.5, 1e-3))))
+    return found
+
+
+def _alike(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) <= one[2] * one[0]
 
 
 class _Enough(BaseException):

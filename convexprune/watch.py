@@ -1,12 +1,14 @@
 """What happens to a tensor while a model runs: which operations consume it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from convexprune.memory import Holders
 
 __all__ = ["Watch", "summary", "tensors_in"]
 
@@ -18,10 +20,17 @@ _METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
 
 
 class Watch(TorchFunctionMode):
-    """Follows tensors through views and copies, and notes the name of every operation that consumes their entries."""
+    """Follows tensors through views and copies, and notes the name of every operation that consumes their entries.
 
-    def __init__(self) -> None:
+    Args:
+        held: Tensors that are followed by the memory they lie in, too, each with the list for its consumers: so what
+            was made a view of them beforehand is followed as well.
+    """
+
+    def __init__(self, held: Sequence[tuple[Tensor, list[str]]] = ()) -> None:
         super().__init__()
+        self._held = [consumers for _, consumers in held]
+        self._holders = Holders((tensor, number) for number, (tensor, _) in enumerate(held))
         # Keyed by id, with the tensor: one that is held cannot hand its id on to another.
         self._followed: dict[int, tuple[Tensor, list[list[str]]]] = {}
 
@@ -35,7 +44,11 @@ class Watch(TorchFunctionMode):
 
     def note(self, tensors: Iterable[Tensor], name: str, result: Any = None) -> None:
         """An operation of this name has consumed the tensors and given the result."""
-        for tensor, consumers in [self._followed[id(t)] for t in tensors if id(t) in self._followed]:
+        given = list(tensors)
+        for tensor in given:
+            for number in self._holders.of(tensor) if id(tensor) not in self._followed else ():
+                self.follow(tensor, self._held[number])
+        for tensor, consumers in [self._followed[id(t)] for t in given if id(t) in self._followed]:
             if _passes_on(name, tensor, result):
                 for noted in consumers if result is not tensor else ():
                     self.follow(result, noted)

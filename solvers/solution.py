@@ -42,7 +42,7 @@ _ADVICE = {
     "loosen tol or feas_tol, or pass this solution as start.",
     Status.TIME_LIMIT: "The time ran out before the certificate closed. The bound holds; raise time_limit, loosen tol "
     "or feas_tol, or pass this solution as start.",
-    Status.STOPPED: "The callback, or stop, asked for an end. The bound holds; pass this solution as start to go on.",
+    Status.STOPPED: "It was asked to stop before it was done. Given as start, it is where a solve goes on.",
     Status.UNCERTIFIED: "The solver was content, the certificate is not: tighten the solver's own tolerances, work in "
     "float64, or try another solver.",
     Status.INFEASIBLE: "No weights of a sensible size satisfy the fit: the bound proves that any would cost many "

@@ -580,3 +580,16 @@ def test_calibration_of_another_type(calibration):
 def test_batch_sizes_are_whole_numbers_from_one(size):
     with pytest.raises(InvalidInput, match=f"batch_size: .* found {size!r}"):
         as_batches(torch.ones(2, 3), batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.empty(3, 2, device="meta"), "batch 0 .* on the device 'meta'"),
+        ([torch.ones(3, 2), torch.empty(3, 2, device="meta")], "batch 1 .* on the device 'meta'"),
+        (np.array([object(), None]), "expected an array of numbers, found one of object"),
+    ],
+)
+def test_data_without_values_are_refused(data, message):
+    with pytest.raises(InvalidInput, match=message):
+        as_batches(data)

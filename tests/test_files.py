@@ -475,3 +475,20 @@ def test_data_without_a_json_form_is_refused_before_writing(tmp_path: Path, data
     with pytest.raises(InvalidInput, match=r"report\.json"):
         save_json(data, tmp_path / "report.json")
     assert (tmp_path / "report.json").read_text() == "old"
+
+
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(InvalidInput, match="a device or a pipe"):
+        save_json({}, pipe)
+    assert pipe.is_fifo()
+    with pytest.raises(IsADirectoryError, match="a folder, where a file is to be written"):
+        save_json({}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe.json"]
+
+
+def test_a_single_number_is_no_array_of_samples(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.float32(3))
+    with pytest.raises(InvalidInput, match="a single number"):
+        load_array(tmp_path / "one.npy")

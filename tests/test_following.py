@@ -34,7 +34,7 @@ DATA = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
 READS = {
     "a tied decoder": (lambda net, h: functional.linear(h, net.a.weight.t(), None), "linear"),
     "a product": (lambda net, h: h @ net.a.weight, "matmul"),
-    "a part": (lambda net, h: h + net.a.weight[:, 0], "getitem"),
+    "a part": (lambda net, h: h + net.a.weight[:, 0], "getitem, add"),
     "its size": (lambda net, h: h * net.a.weight.norm(), "norm"),
     "its data": (lambda net, h: h + net.a.weight.data.sum(), "sum"),
     "the bias": (lambda net, h: h + net.a.bias, "add"),
@@ -72,6 +72,17 @@ def test_a_weight_that_something_else_reads_is_left_with_the_reason(kind: str, m
 def test_what_only_describes_a_weight_reads_nothing(kind: str) -> None:
     _, report = pruned(DESCRIPTIONS[kind])
     assert [row.name for row in report.layers] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(0, 3)])
+def test_a_view_that_was_made_beforehand_is_the_weight(part: slice) -> None:
+    net = Net(lambda net, h: h[:, :6] @ net.alias.T.sum(1, keepdim=True))
+    net.alias = net.a.weight.detach()[part]  # no parameter, and no buffer
+    report = prune_(net, DATA, 0.2)
+    assert [row.name for row in report.layers] == ["b", "c"]
+    reasons = {module.name: module.reason for module in report.skipped}
+    assert "outside the layer's own call" in reasons["a"]
+    assert torch.equal(net.a.weight, Net(lambda net, h: h).a.weight)
 
 
 def test_a_layer_reads_its_own_weight_as_often_as_it_likes() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -280,7 +281,7 @@ class Noisy(nn.Module):
 def test_a_forward_that_does_not_repeat_is_refused_unless_it_is_made_to(mode: str) -> None:
     model, x = Noisy(), torch.randn(40, 6)
     same = unchanged(model)
-    with pytest.raises(InvalidInput, match=r"differ by .* from call to call, in eval mode: make what is random fixed"):
+    with pytest.raises(InvalidInput, match="what layer 'b' receives differs from call to call for one batch"):
         prune_(model, x, 0.1, mode=mode)
     assert same()
     report = prune_(model, x, 0.1, mode=mode, forward=lambda net, batch: (torch.manual_seed(0), net(batch))[1])
@@ -322,3 +323,99 @@ def test_what_a_forward_remembers_is_forgotten_after_each_pass(mode: str) -> Non
     for name, buffer in model.named_buffers():
         assert buffer is buffers[name]
         assert torch.equal(buffer, before[name])
+
+
+class Aside(nn.Module):
+    """Noise that reaches a layer and not the outputs that are returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).relu()
+        self.kept = self.aside(hidden + torch.randn_like(hidden))
+        return self.b(hidden)
+
+
+def test_noise_beside_the_outputs_is_seen_where_a_layer_receives_it() -> None:
+    with pytest.raises(InvalidInput, match="what layer 'aside' receives differs"):
+        prune_(Aside(), torch.randn(40, 6), 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_noise_is_told_from_rounding(dtype: torch.dtype) -> None:
+    """A tenth of the outputs' size is far beyond any rounding; a sum in another order is within it."""
+
+    class Nearly(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.a, self.noise = nn.Linear(6, 3), noise
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x + self.noise * torch.randn_like(x))
+
+    x = torch.randn(40, 6).to(dtype)
+    with pytest.raises(InvalidInput, match="does not repeat"):
+        prune_(Nearly(0.1).to(dtype), x, 0.1)
+    assert prune_(Nearly(torch.finfo(dtype).eps / 4).to(dtype), x, 0.1).layers
+
+
+class Streaming(nn.Module):
+    """Takes from each batch what the one before left."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.way = nn.Linear(6, 8), nn.Linear(8, 3), way
+        self.register_buffer("last", torch.zeros(6))
+        self.plain, self.steps = torch.zeros(6), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.b(self.a(x - self.last - self.plain).relu())
+        ways = {
+            "in place": lambda: self.last.copy_(x[-1]),
+            "data": lambda: self.last.data.add_(x[-1]),
+            "new data": lambda: setattr(self.last, "data", x[-1].detach()),
+            "numpy": lambda: self.last.numpy().__iadd__(1.0),
+            "reassigned": lambda: setattr(self, "last", x[-1].detach()),
+            "attribute": lambda: setattr(self, "plain", x[-1].detach()),
+        }
+        ways[self.way]()
+        self.steps += 1
+        return outputs
+
+
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize("way", ["in place", "data", "new data", "numpy", "reassigned", "attribute"])
+def test_each_forward_starts_from_the_model_as_it_was_given(way: str, mode: str) -> None:
+    """So every pass sees the same inputs, the layers' errors are those of that model, and nothing is left in it."""
+    model, x = Streaming(way), torch.randn(80, 6, generator=torch.Generator().manual_seed(1)) + 1.0
+    last, plain = model.last, model.plain
+    batches = x.split(10)
+    dense = copy.deepcopy(model)
+    report = prune_(model, batches, 0.1, mode=mode)
+    assert report.certified
+    assert (model.last is last, model.plain is plain, model.steps) == (True, True, 0)
+    assert not model.last.any()
+    assert not model.plain.any()
+    with torch.no_grad():
+        before, after = (torch.cat([copy.deepcopy(net)(batch) for batch in batches]) for net in (dense, model))
+    assert report.output_error == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4)
+
+
+def test_outputs_without_a_size_are_refused() -> None:
+    class Masked(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.a, self.value = nn.Linear(6, 3), value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).masked_fill(x[:, :3] > 0, self.value)
+
+    for value in (math.nan, -math.inf):
+        model, x = Masked(value), torch.randn(40, 6)
+        with pytest.raises(NonFinite, match="outputs on the calibration data"):
+            prune_(model, x, 0.1)
+        report = prune_(model, x, 0.1, forward=lambda net, batch: net(batch).nan_to_num(neginf=0.0))
+        assert math.isfinite(report.output_error)

@@ -250,6 +250,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no time": ({"time_limit": math.nan}, InvalidTolerance, "time_limit"),
     "a word as time": ({"time_limit": "1 s"}, InvalidTolerance, "time_limit"),
     "stop": ({"stop": 3}, InvalidInput, "stop: expected a function"),
+    "callback": ({"callback": 3}, InvalidInput, "callback: expected a function"),
+    "progress": ({"progress": 3}, InvalidInput, "progress: expected a function"),
+    "forward": ({"forward": 3}, InvalidInput, "forward: expected a function"),
+    "run": ({"run": 5}, InvalidInput, "run: expected the path of a folder, found 5"),
     "layer time": ({"layer_time_limit": 0.0}, InvalidTolerance, "time_limit"),
     "jobs": ({"jobs": 0}, InvalidTolerance, "jobs"),
     "jobs in cascade": ({"jobs": 2, "mode": "cascade"}, InvalidInput, "expected 1 in cascade"),
@@ -286,6 +290,7 @@ def test_a_run_that_is_stopped_leaves_a_valid_model(mode: str, calls: int, tmp_p
     report = prune_(model, x, 0.15, mode=mode, run=tmp_path, stop=stops_after(calls))
     written = {row.name for row in report.layers}
     missing = {module.name for module in report.skipped}
+    assert report.network.kept
     assert written | missing == {"0", "2", "4"}
     assert not written & missing
     assert missing
@@ -378,6 +383,56 @@ def test_a_path_search_ends_when_asked() -> None:
     report = prune_(model, x, sparsity=0.9, search="path", stop=lambda: next(asked) > 3)
     assert report.provenance["stopped"]
     assert len(report.layers) <= 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"network_eps": 0.0005, "objective": "nonzeros"},
+        {"network_eps": 0.0009},
+        {"network_eps": 0.02, "objective": "nonzeros"},
+        {"sparsity": 0.1, "scope": "network"},
+        {"sparsity": 0.5, "scope": "network"},
+        {"eps": 0.1, "layers": "0"},
+    ],
+)
+def test_in_cascade_only_layers_that_are_pruned_make_up_for_those_before(asked: dict[str, Any]) -> None:
+    """One that is left as trained passes on what reaches it: the bound counts that."""
+    for widths in ((8, 60, 1), (8, 60, 60, 1)):
+        model, x = chain(*widths)
+        dense = copy.deepcopy(model)
+        report = prune_(model, x, **asked, mode="cascade")
+        assert report.network is not None
+        assert report.network.kept
+        with torch.no_grad():
+            error = float((model(x) - dense(x)).norm() / dense(x).norm())
+        assert error == pytest.approx(report.network.error, rel=1e-3, abs=1e-6)
+        assert error <= report.network.bound + report.network.rounding
+        assert error <= asked.get("network_eps", math.inf) + report.network.rounding
+
+
+@pytest.mark.parametrize("asked", [{"network_eps": 0.3, "objective": "nonzeros"}, {"eps": 0.2}])
+def test_the_bound_holds_wherever_a_cascade_is_stopped(asked: dict[str, Any]) -> None:
+    for calls in (1, 20, 30, 45, 60, 90):
+        model, x = chain(8, 20, 12, 3)
+        report = prune_(model, x, **asked, mode="cascade", stop=stops_after(calls))
+        assert report.network is not None
+        assert report.network.kept
+
+
+def test_time_that_ran_out_is_not_called_an_interruption() -> None:
+    model, x = chain(30, 200, 5)
+    report = prune_(model, x, 1e-3, tol=1e-12, max_iter=10**6, time_limit=0.5, layers="0")
+    assert "time limit" in report.provenance["stopped"]
+    assert [row.status for row in report.layers] == [str(Status.TIME_LIMIT)]
+
+
+def test_a_path_search_that_ends_before_its_first_point_spends_the_budget() -> None:
+    model, x = chain(8, 12, 4)
+    report = prune_(model, x, sparsity=0.7, search="path", layers="0", stop=stops_after(4))
+    assert report.provenance["stopped"]
+    assert [row.nonzeros for row in report.layers] == [29]
+    assert "largest trained weights" in report.layers[0].notes[0]
 
 
 TARGETS: dict[str, dict[str, Any]] = {

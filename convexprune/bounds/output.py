@@ -15,6 +15,7 @@ from convexprune.forwards import Forward, evaluating
 from convexprune.plan import check_module
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
+from convexprune.untouched import left_as_found
 
 __all__ = ["OutputBound", "output_bound"]
 
@@ -86,7 +87,7 @@ def output_bound(
     if len(set(names)) < len(names):
         raise InvalidInput(f"layers: expected each name once, found {names}")
     pruned = Pruned(check_module(model), listed, mode == "cascade")
-    with evaluating(model):
+    with evaluating(model), left_as_found(model):
         call = observed(model, batch, forward)
         try:
             propagation = Propagation(model, pruned, norms or {})

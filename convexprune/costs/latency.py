@@ -13,7 +13,7 @@ from convexprune.calibration import as_batches, samples_of
 from convexprune.capture import capture
 from convexprune.costs.shared import permanent
 from convexprune.costs.timing import LayerLatency, layer_latency, not_compared, seconds
-from convexprune.forwards import Forward, evaluating, run_model
+from convexprune.forwards import Forward, call_model, copy_for, evaluating
 from convexprune.report import SkippedModule
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.solve import environment
@@ -103,7 +103,9 @@ def latency(
     with ExitStack() as stack:
         for one in models:
             stack.enter_context(evaluating(one))
-        whole = seconds([partial(run_model, one, checked, forward) for one in models], runs, data.device)
+        whole = seconds(
+            [partial(call_model, one, copy_for(one, checked), forward) for one in models], runs, data.device
+        )
     return Latency(
         layers=tuple(timed),
         skipped=tuple(skipped),

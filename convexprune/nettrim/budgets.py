@@ -74,10 +74,12 @@ class KeepByPath(Plain):
         count = posed.portion(self.count) + free
         point = smallest_eps(path, count, solver_for(posed, how), callback=over.seen, stop=over, **options)
         program = self.programs(posed, how)
-        found = replace(point.solution, weights=_within_budget(program, point.solution.weights))
+        cut = point.solution.status is Status.STOPPED  # within a point, before any had few enough: of no use
+        found = replace(point.solution, weights=_within_budget(program, posed.W if cut else point.solution.weights))
         found = replace(refitted(program, found, over), status=over.ended or Status.NO_BOUND)
         ended = "" if point.solution.status is Status.SOLVED else f", whose solve ended {point.solution.status}"
         note = f"support of eps {point.eps / (posed.size or 1.0):.4g}{ended}"
+        note = "ended early: the support is that of the largest trained weights" if cut else note
         return answered(program, found, posed, math.inf, math.inf, [note])
 
     def __str__(self) -> str:

@@ -51,7 +51,7 @@ class NetworkEps:
         if relative is None:  # stopped while measuring
             return {}
         if run.how.cascade:
-            return _cascaded(run, found.coefficients, sizes, relative, total)
+            return _cascaded(run, sizes, relative, total)
         shares = {name: found.coefficients[name] * relative[name] * sizes[name] for name in run.sites}
         return _backwards(run, shares, sizes, total, dict(found.norms))
 
@@ -148,28 +148,33 @@ def _errors(run: Run) -> dict[str, float]:
     return {name: radius for name, radius in radii_of(run).items() if name in run.written}
 
 
-def _cascaded(
-    run: Run,
-    coefficients: Mapping[str, float],
-    sizes: Mapping[str, float],
-    relative: Mapping[str, float],
-    total: float,
-) -> dict[str, Goal]:
-    counted = {name for name, c in coefficients.items() if c > 0}
-    shares = {name: coefficients[name] * relative[name] * sizes[name] for name in counted}
-    scale = total / (math.fsum(shares.values()) or 1.0)
+def _cascaded(run: Run, sizes: Mapping[str, float], relative: Mapping[str, float], total: float) -> dict[str, Goal]:
     for halvings in range(_HALVINGS):
-        eps = {
-            name: min(1.0, relative[name] * scale) if name in counted else relative[name] / 2**halvings
-            for name in run.sites
-        }
-        run.left = {name: _TOO_LITTLE for name in run.sites if eps[name] < _LEAST}
-        goals = Each({name: Within(eps[name]) for name in run.sites if name not in run.left}).pursue(run)
-        if run.stopped or bound_of(run).at(radii_of(run)) <= total / _ROOM:
+        eps = _cascade_eps(run, sizes, {name: value / 2**halvings for name, value in relative.items()}, total)
+        run.left = {name: _TOO_LITTLE for name in run.sites if name not in eps}
+        goals = Each({name: Within(value) for name, value in eps.items()}).pursue(run)
+        if bound_of(run, pruned=run.written).at(radii_of(run)) <= total / _ROOM:
             return goals
         run.versions.restore_()
         run.written.clear()
+        if run.stopped:  # what was reached allows for layers behind it that were not
+            return {}
     raise Infeasible(
         f"network_eps: after {_HALVINGS} halvings of the eps of earlier layers the bound is still above what was asked "
         "for; give a larger network_eps, or mode='parallel'"
     )
+
+
+def _cascade_eps(run: Run, sizes: Mapping[str, float], relative: Mapping[str, float], total: float) -> dict[str, float]:
+    """Each layer's eps: those that count share the total, and no layer's is too small for it to be pruned at all."""
+    eps, norms = dict(relative), dict[str, float]()
+    while eps:
+        found = bound_of(run, norms, pruned=eps)
+        norms = dict(found.norms)
+        shares = {name: c * relative[name] * sizes[name] for name in eps if (c := found.coefficients[name]) > 0}
+        scale = total / (math.fsum(shares.values()) or math.inf)
+        eps = {name: min(1.0, relative[name] * scale) if name in shares else relative[name] for name in eps}
+        if min(eps.values()) >= _LEAST:
+            break
+        eps = {name: value for name, value in eps.items() if value >= _LEAST}
+    return eps

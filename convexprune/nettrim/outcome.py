@@ -1,7 +1,7 @@
 """What pruning did to the network as a whole: the error of its outputs, and the bound on it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,12 +56,16 @@ class NetworkPromise:
         return f"by the layers' errors and norms the network's is at most {self.bound:.4g}{asked}"
 
 
-def bound_of(run: Run, norms: Mapping[str, float] | None = None) -> OutputBound:
+def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collection[str] | None = None) -> OutputBound:
     """How much each layer's error counts in that of the outputs, with the weights as they are now.
+
+    In cascade a layer that is pruned makes up for those before it; one that is left as trained does not, so which are
+    ``pruned`` (None: all) decides. The others' coefficients are 0.
 
     The most over batches of all shapes: then Σ_b (Σ_l c_lb r_lb)² ≤ (Σ_l c_l r_l)² by Minkowski's inequality.
     """
-    layers = [PrunedLayer(name, site.fit != "ball", site.norm_name) for name, site in run.sites.items()]
+    sites = [site for name, site in run.sites.items() if pruned is None or name in pruned]
+    layers = [PrunedLayer(site.name, site.fit != "ball", site.norm_name) for site in sites]
     mode = "cascade" if run.how.cascade else "parallel"
     known = dict(norms or {})
     bounds: list[OutputBound] = []
@@ -72,7 +76,7 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None) -> OutputBound:
         bounds.append(output_bound(run.model, layers, batch, mode=mode, forward=run.forward, norms=known))
         known |= bounds[-1].norms
         del batch  # else it would live while the next one is made
-    coefficients = {name: max(bound.coefficients[name] for bound in bounds) for name in run.sites}
+    coefficients = {name: max(bound.coefficients.get(name, 0.0) for bound in bounds) for name in run.sites}
     return OutputBound(coefficients, known, next((bound.reason for bound in bounds if bound.reason), None))
 
 
@@ -99,7 +103,7 @@ def _network_error(run: Run) -> float:
 
 def network_promise(run: Run, size: float, asked: float | None) -> NetworkPromise:
     """The bound beside the measured error."""
-    found, radii, unit = bound_of(run), radii_of(run), size or 1.0
+    found, radii, unit = bound_of(run, pruned=run.written), radii_of(run), size or 1.0
     return NetworkPromise(
         bound=found.at(radii) / unit,
         error=_network_error(run) / unit,

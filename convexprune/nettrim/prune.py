@@ -5,6 +5,7 @@ Cascade: from what the network pruned so far computes, with the original network
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -179,6 +180,11 @@ def prune_(
         batch_size=batch_size,
         options=options,
     )
+    for name, given in (("forward", forward), ("progress", progress), ("callback", callback)):
+        if given is not None and not callable(given):
+            raise InvalidInput(f"{name}: expected a function, found {given!r}")
+    if run is not None and not isinstance(run, str | os.PathLike):
+        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")
     execute = executor(jobs, mode == "cascade")
     if jobs > 1 and callback is not None:
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")

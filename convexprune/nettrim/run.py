@@ -179,7 +179,7 @@ class Run:
         how = self.how
         if self.execute is serially:  # other processes cannot ask back
             callback = None if self.callback is None else partial(self.callback, name)
-            how = replace(how, callback=callback, stop=lambda: self.stop.reason() is not None)
+            how = replace(how, callback=callback, stop=self.stop.interrupted)
         return Task(name, goal, posed, how, torch.get_num_threads(), min(limits, default=None))
 
     def _until_stopped(self, names: list[str]) -> Iterator[str]:

@@ -37,10 +37,15 @@ class Stop:
         if self.asked is not None and not callable(self.asked):
             raise InvalidInput(f"stop: expected a function without arguments, found {self.asked!r}")
 
-    def reason(self) -> str | None:
-        """Why the run is to end, or None; once there is a reason, it stays."""
+    def interrupted(self) -> bool:
+        """Whether the caller asks for an end, or the run has one already."""
         if self.ended is None and self.asked is not None and self.asked():
             self.ended = "it was interrupted"
+        return self.ended is not None
+
+    def reason(self) -> str | None:
+        """Why the run is to end, or None; once there is a reason, it stays."""
+        self.interrupted()
         if self.ended is None and self.seconds is not None and time.monotonic() - self.began >= self.seconds:
             self.ended = f"the time limit of {self.seconds:g} s ran out"
         return self.ended
