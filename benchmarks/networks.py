@@ -4,7 +4,7 @@
 
 For each eps Net-Trim prunes in parallel and in cascade. The others prune to as many nonzeros as Net-Trim in parallel
 leaves: "budget" and "magnitude" to the same number in each layer, "network" to the same total. For each sparsity the
-number in each layer is that part instead, and Net-Trim, whose numbers follow from eps, is left out.
+number in each layer is that part instead, and Net-Trim looks for the eps that leave so many, and fits again.
 Fine-tuning is short, with Adam, and zeros stay zeros. A line a run goes to a .jsonl file as soon as it is done, and
 runs that are there already are not made again; a table and a picture follow at the end.
 """
@@ -116,6 +116,16 @@ def matched(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float
     return {name: lambda model, method=method: method(model) or float("nan") for name, method in methods.items()}
 
 
+def supports(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float]]:
+    """Net-Trim's supports: those of the least eps that leave so many nonzeros in each layer, fitted again."""
+    each = sparsities(task.model, counts)
+
+    def prune(mode: str, model: nn.Module) -> float:
+        return prune_(model, task.calibration, sparsity=each, search="path", mode=mode).output_error
+
+    return {f"net-trim, {mode}, refit": partial(prune, mode) for mode in ("parallel", "cascade")}
+
+
 def plans(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[nn.Module], float]]]:
     """(size, method, how to prune)."""
     for eps in args.eps:
@@ -130,7 +140,7 @@ def plans(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, str, Call
             yield f"eps {eps:g}", name, method
     for part in args.sparsity:
         counts = {name: round((1 - part) * count) for name, count in nonzeros(task.model).items()}
-        for name, method in matched(task, counts).items():
+        for name, method in (supports(task, counts) | matched(task, counts)).items():
             yield f"{part:.0%} zeros", name, method
 
 
@@ -168,25 +178,39 @@ def table(found: Sequence[Run]) -> Table:
 
 
 def plot(found: Sequence[Run], path: Path) -> Path:
-    """Accuracy against nonzeros, a curve a method, before and after fine-tuning."""
+    """Test error against nonzeros, a curve a method, before and after fine-tuning.
+
+    Hollow: the same part of each layer, where the curve is of Net-Trim's numbers.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     panels = ("before", "after") if found[0].epochs else ("before",)
-    figure = Figure(figsize=(1 + 5.5 * len(panels), 4.8), layout="constrained")
+    figure = Figure(figsize=(1.8 + 5 * len(panels), 4.8), layout="constrained")
     methods = list(dict.fromkeys(run.method for run in found if run.method != "dense"))
-    lowest = 100 * min(run.before for run in found)
+    by_eps = any(run.size.startswith("eps") for run in found)
     for axes, when in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.axhline(100 * getattr(found[0], when), color="0.6", linestyle="--", label="dense")
+        axes.axhline(100 - 100 * getattr(found[0], when), color="0.6", linestyle="--", label="dense")
         for method, marker in zip(methods, "os^vD*Pp", strict=False):
-            points = sorted((run.weights, 100 * getattr(run, when)) for run in found if run.method == method)
-            axes.plot(*zip(*points, strict=True), marker=marker, label=method)
-        axes.set(xscale="log", xlabel="nonzero weights", title=f"{found[0].task}, {when} fine-tuning")
-        axes.set_ylim(bottom=max(lowest - 2, 85) if when == "before" else None)
-        axes.grid(which="both", alpha=0.3)
-    figure.axes[0].set_ylabel("test accuracy, %")
+            runs = sorted((run for run in found if run.method == method), key=lambda run: run.weights)
+            apart = [run for run in runs if by_eps and "network" not in method and not run.size.startswith("eps")]
+            joined = [run for run in runs if run not in apart]
+            (line,) = axes.plot(*_points(joined, when), marker=marker, label=method)
+            axes.plot(*_points(apart, when), marker, color=line.get_color(), fillstyle="none")
+        axes.set(xscale="log", yscale="log", xlabel="nonzero weights", title=f"{found[0].task}, {when} fine-tuning")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(ScalarFormatter())
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("test error, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=150)
     return path
+
+
+def _points(runs: Sequence[Run], when: str) -> tuple[list[int], list[float]]:
+    return [run.weights for run in runs], [100 - 100 * getattr(run, when) for run in runs]
 
 
 def main() -> None:
@@ -203,7 +227,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     given, console = {key: value for key, value in vars(args).items() if value is not None}, Console(width=130)
     for name in args.tasks:
-        args = argparse.Namespace(**DEFAULTS[name] | given)
+        args = argparse.Namespace(**{"methods": None} | DEFAULTS[name] | given)
         task = task_of(name, args.data, args.samples)
         found = list(runs(task, args, args.out / f"networks-{name}.jsonl", console))
         console.print(table(found), plot(found, args.out / f"networks-{name}.png"))
