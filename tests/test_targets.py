@@ -250,6 +250,8 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no time": ({"time_limit": math.nan}, InvalidTolerance, "time_limit"),
     "a word as time": ({"time_limit": "1 s"}, InvalidTolerance, "time_limit"),
     "stop": ({"stop": 3}, InvalidInput, "stop: expected a function"),
+    "ceiling": ({"ceiling": "a"}, InvalidTolerance, "ceiling"),
+    "negative ceiling": ({"ceiling": -1.0}, InvalidTolerance, "ceiling: expected a number ≥ 0"),
     "callback": ({"callback": 3}, InvalidInput, "callback: expected a function"),
     "progress": ({"progress": 3}, InvalidInput, "progress: expected a function"),
     "forward": ({"forward": 3}, InvalidInput, "forward: expected a function"),
@@ -533,3 +535,9 @@ def test_a_path_search_without_the_iterations_to_converge_empties_nothing() -> N
     report = prune_(model, x, sparsity=0.5, search="path", max_iter=4)
     assert all(row.nonzeros > 0.2 * row.nonzeros_before for row in report.layers)
     assert any("iteration limit" in note for row in report.layers for note in row.notes)
+
+
+def test_of_nearly_no_weights_each_layer_keeps_one() -> None:
+    model, x = chain(8, 9, 4)
+    report = prune_(model, x, sparsity=0.9999, scope="network")
+    assert [row.nonzeros for row in report.layers] == [1, 1]

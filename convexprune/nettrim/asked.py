@@ -76,7 +76,8 @@ def target_of(recipe: Recipe, plan: Plan, links: Mapping[str, Link] | None) -> T
     if links is not None:
         return NeuronSparsity(links, recipe.sparsity, recipe.scope == "network")
     if recipe.scope == "network":
-        count = round((1 - recipe.sparsity) * sum(site.weights for site in plan.sites.values()))
+        every = plan.sites.values()
+        count = max(sum(site.groups for site in every), round((1 - recipe.sparsity) * sum(s.weights for s in every)))
         return NetworkSparsity(count, recipe.search == "path")
     if recipe.sparsity is not None:
         return Each({name: _budget(site, recipe) for name, site in plan.sites.items()})

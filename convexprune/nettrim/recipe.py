@@ -11,7 +11,7 @@ import torch
 
 from convexprune.nettrim.posed import How
 from convexprune.plan import name_patterns
-from convexprune.solvers.arrays import checked_count, checked_radius
+from convexprune.solvers.arrays import as_number, checked_count, checked_radius
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Limits, Solver, options_of
 from convexprune.solvers.judge import checked_limits
@@ -91,6 +91,8 @@ def checked_recipe(**arguments: Any) -> Recipe:
     _check_tables(recipe)
     checked_limits(Limits(**recipe.limits))
     checked_count("batch_size", recipe.batch_size)
+    if not as_number("ceiling", recipe.ceiling) >= 0:
+        raise InvalidTolerance(f"ceiling: expected a number ≥ 0, found {recipe.ceiling!r}")
     gamma = checked_radius("gamma", recipe.gamma)
     if gamma < 1:
         raise InvalidTolerance(f"gamma: expected a number ≥ 1, for the trained weights to be feasible; found {gamma}")
