@@ -14,10 +14,17 @@ __all__ = ["left_as_found"]
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Afterwards modules have the attributes and buffers of before, with their values; parameters do not count."""
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    held = {id(own): own for _, found in attributes for own in tensors_in(found) if _may_change(own)}
+    """Afterwards modules have the attributes and buffers of before, with their values; parameters do not count.
+
+    Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
+    """
+    modules = [
+        module for module in model.modules() if not (_is_lazy(module) or isinstance(module, torch.jit.ScriptModule))
+    ]
+    attributes = [(module, dict(vars(module))) for module in modules]
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
+    tensors = [*tensors_in([found for _, found in attributes]), *model.buffers()]
+    held = {id(own): own for own in tensors if _may_change(own)}
     values = [(own, own.detach(), own.detach().clone()) for own in held.values()]
     try:
         yield
@@ -33,10 +40,16 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 _put_back(own, place, value)
 
 
+def _is_lazy(module: nn.Module) -> bool:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(nn.parameter.is_lazy(tensor) for tensor in own)
+
+
 def _may_change(own: Tensor) -> bool:
     """What has no values yet, or was made in inference mode, cannot be changed here."""
-    without = own.is_meta or own.layout != torch.strided or nn.parameter.is_lazy(own)
-    return not (isinstance(own, nn.Parameter) or without or own.is_inference())
+    if isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own):
+        return False
+    return not (own.is_meta or own.layout != torch.strided or own.is_inference())
 
 
 def _put_back(own: Tensor, place: Tensor, value: Tensor) -> None:

@@ -102,14 +102,18 @@ def summary(calls: list[list[str]]) -> str:
     return kinds[0] if len(kinds) == 1 else f"several: {', '.join(kinds)}"
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """The tensors in nested mappings, sequences and dataclasses."""
+def tensors_in(tree: Any, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """The tensors in nested mappings, sequences and dataclasses; what holds itself is looked into once."""
     if isinstance(tree, Tensor):
         yield tree
-    elif isinstance(tree, Mapping):
-        yield from tensors_in(list(tree.values()))
+        return
+    branches: Iterable[Any] = ()
+    if isinstance(tree, Mapping):
+        branches = tree.values()
     elif isinstance(tree, list | tuple):
-        for branch in tree:
-            yield from tensors_in(branch)
+        branches = tree
     elif is_dataclass(tree) and not isinstance(tree, type):
-        yield from tensors_in([getattr(tree, field.name) for field in fields(tree)])
+        branches = [getattr(tree, field.name) for field in fields(tree)]
+    if id(tree) not in _within:
+        for branch in branches:
+            yield from tensors_in(branch, _within | {id(tree)})
