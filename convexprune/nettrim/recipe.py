@@ -91,8 +91,7 @@ def checked_recipe(**arguments: Any) -> Recipe:
     _check_tables(recipe)
     checked_limits(Limits(**recipe.limits))
     checked_count("batch_size", recipe.batch_size)
-    if not as_number("ceiling", recipe.ceiling) >= 0:
-        raise InvalidTolerance(f"ceiling: expected a number ≥ 0, found {recipe.ceiling!r}")
+    as_number("ceiling", recipe.ceiling)
     gamma = checked_radius("gamma", recipe.gamma)
     if gamma < 1:
         raise InvalidTolerance(f"gamma: expected a number ≥ 1, for the trained weights to be feasible; found {gamma}")
