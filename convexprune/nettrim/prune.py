@@ -180,17 +180,11 @@ def prune_(
         batch_size=batch_size,
         options=options,
     )
-    for name, given in (("forward", forward), ("progress", progress), ("callback", callback)):
-        if given is not None and not callable(given):
-            raise InvalidInput(f"{name}: expected a function, found {given!r}")
-    if run is not None and not isinstance(run, str | os.PathLike):
-        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")
     execute = executor(jobs, mode == "cascade")
-    if jobs > 1 and callback is not None:
-        raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
+    _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
     data = Calibration(calibration, batch_size)
     ending = Stop(time_limit, stop)
-    described = None if run is None else _described(model, data, recipe)  # a forward may set attributes of the model
+    described = None if run is None else _described(model, data, recipe)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
     with ExitStack() as stack:
         journal = None if described is None or run is None else stack.enter_context(Journal(run, described))
@@ -219,6 +213,16 @@ def prune_(
         provenance={**recipe.to_dict(), "stopped": work.stopped} | environment(next(model.parameters())),
         solutions=work.solutions() if keep_solutions else {},
     )
+
+
+def _check_callers(run: object, jobs: int, **functions: object) -> None:
+    for name, given in functions.items():
+        if given is not None and not callable(given):
+            raise InvalidInput(f"{name}: expected a function, found {given!r}")
+    if run is not None and not isinstance(run, str | os.PathLike):
+        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")
+    if jobs > 1 and functions["callback"] is not None:
+        raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
 
 
 def _pursued(
