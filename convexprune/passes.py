@@ -171,13 +171,13 @@ def _check_repeated(
 
 
 def _marks(received: Received) -> list[tuple[float, float, float]]:
-    """Of each tensor its norm, its product with a fixed vector of unordered signs, and what rounding makes of it."""
+    """Of each tensor its norm, its product with a fixed vector, and the part of the norm that rounding may move."""
     found = []
     for tensor in tensors_in(received):
         entries = tensor.flatten().to(torch.float64)
-        signs = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
+        fixed = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
         eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
-        found.append((float(entries.norm()), float(entries @ signs), max(4 * eps, min(eps**0.5, 1e-3))))
+        found.append((float(entries.norm()), float(entries @ fixed), max(4 * eps, min(eps**0.5, 1e-3))))
     return found
 
 
