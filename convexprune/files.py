@@ -30,6 +30,7 @@ __all__ = [
     "load_weights",
     "load_weights_into_",
     "plain",
+    "safetensors_bytes",
     "save_json",
     "save_weights",
     "write_atomically",
@@ -142,7 +143,30 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
     path, state = Path(path), model.state_dict()
     if path.suffix.lower() != ".safetensors":
         raise InvalidInput(f"{path}: weights are written as safetensors; give a path ending in .safetensors.")
-    return write_atomically(save(_unshared(state), {"format": "pt", _KEYS: json.dumps(list(state))}), path)
+    content = safetensors_bytes(_unshared(state), {"format": "pt", _KEYS: json.dumps(list(state))})
+    return write_atomically(content, path)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file: the same bytes for the same tensors and metadata, in every process.
+
+    The package writes metadata in the order of a hash that is seeded anew each time, so the header is written again,
+    with the metadata in the order of their keys; the format lets it end in spaces, up to a multiple of 8 bytes.
+
+    Raises:
+        InvalidInput: A name that UTF-8 cannot express (a lone surrogate).
+    """
+    try:
+        content = save(dict(tensors), None if metadata is None else dict(metadata))
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{error.object!r} is a name that no file can hold: {error}; rename the module") from error
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def save_json(data: Any, path: StrPath) -> Path:

@@ -22,11 +22,10 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files import StrPath, write_atomically
+from convexprune.files import StrPath, safetensors_bytes, write_atomically
 from convexprune.fingerprints import data_fingerprint, model_fingerprint
 from convexprune.solvers.errors import InvalidInput
 
@@ -146,7 +145,7 @@ class Journal:
             OSError: It could not be written; earlier entries are whole.
         """
         path = self.path(name, goal)
-        arrays = save_tensors({key: value.detach().cpu().contiguous() for key, value in record.tensors.items()})
+        arrays = safetensors_bytes({key: value.detach().cpu().contiguous() for key, value in record.tensors.items()})
         data = {**_plain(record.data), "layer": name, "goal": _plain(goal), "run": self._run}
         path.unlink(missing_ok=True)  # else, killed between the two writes, it would vouch for arrays not its own
         write_atomically(arrays, path.with_suffix(".safetensors"))

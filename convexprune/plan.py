@@ -1,6 +1,6 @@
 """What is to be pruned, and how: layers by name patterns, their fits, their eps."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -106,7 +106,7 @@ def check_module(model: nn.Module) -> nn.Module:
 
 
 def name_patterns(patterns: str | Iterable[str]) -> list[str]:
-    """Patterns of qualified names as a list.
+    """Patterns of qualified names as a list; of a set in their own order, which is the same in every process.
 
     Raises:
         InvalidInput: Something else than texts.
@@ -116,7 +116,7 @@ def name_patterns(patterns: str | Iterable[str]) -> list[str]:
     found = list(patterns) if isinstance(patterns, Iterable) else [patterns]
     if not all(isinstance(pattern, str) for pattern in found):
         raise InvalidInput(f"layers: expected patterns of names ('features.*'), found {patterns!r}")
-    return found
+    return sorted(found) if isinstance(patterns, Set) else found
 
 
 def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:

@@ -207,8 +207,8 @@ def _told(value: Any) -> Any:
         return {str(key): _told(item) for key, item in value.items()}
     if isinstance(value, str) or value is None or isinstance(value, bool | int | float):
         return value
-    if isinstance(value, Sequence | set | frozenset) or (
-        isinstance(value, Iterable) and not isinstance(value, torch.Tensor)
-    ):
+    if isinstance(value, set | frozenset):  # in an order that does not depend on the process
+        return sorted((_told(item) for item in value), key=str)
+    if isinstance(value, Sequence) or (isinstance(value, Iterable) and not isinstance(value, torch.Tensor)):
         return [_told(item) for item in value]
     return str(value) if isinstance(value, torch.dtype) else type(value).__name__

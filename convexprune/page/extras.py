@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from convexprune.costs import flops, latency, storage
 from convexprune.errors import DamagedFile
-from convexprune.files import StrPath, save_json, write_atomically
+from convexprune.files import StrPath, safetensors_bytes, save_json, write_atomically
 from convexprune.forwards import Forward
 from convexprune.journal import read_json
 from convexprune.masks import kept_masks, make_permanent_
@@ -80,7 +80,7 @@ def save_extras(
             maps[f"before.{number}"], cell = pooled(old, peak)
             maps[f"after.{number}"], _ = pooled(new, peak, cell)
             rows.append({"name": key, "before": list(old.shape), "after": list(new.shape), "cell": cell, "peak": peak})
-    pictures = save(maps)
+    pictures = safetensors_bytes(maps)
     write_atomically(pictures, Path(folder) / "maps.safetensors")
     own = {"format": _FORMAT, "maps": rows, "sha256": hashlib.sha256(pictures).hexdigest()}
     return save_json(own | costs, Path(folder) / "extras.json")
