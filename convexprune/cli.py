@@ -123,7 +123,7 @@ def prune(
     delta: Annotated[float | None, _coreset(help="With --eps, a guarantee instead of --keep.")] = None,
     order: Annotated[str, _coreset(help="bottom-up or top-down.")] = "bottom-up",
     baseline: Annotated[bool, _coreset(help="Report uniform sampling at the same size, too.")] = False,
-    seed: Annotated[int, _coreset(help="Of the sampling.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of random samples.", min=0)] = 0,
     labels_key: Annotated[str | None, _coreset(help="The calibration labels, for corenet's bound.")] = None,
     option: Annotated[list[str] | None, _coreset(help="The method's own NAME=VALUE; repeatable.")] = None,
 ) -> None:

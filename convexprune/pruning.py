@@ -58,7 +58,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 _SAME = (
     *("network_eps", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms", "gamma", "refit"),
-    *("solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
+    *("seed", "solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
 )
 
 

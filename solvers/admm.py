@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, multiplies_bfloat16, norm
+from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, multiplies_bfloat16, norm, stratified
 from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.blocks import Samples, gram_matrix
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
@@ -48,7 +48,8 @@ class ADMM(IterativeSolver[Iterate]):
         balance: Factor ≥ 1 that residuals may be out of balance; infinite keeps the penalties fixed.
         evening: p in [0, 1]: the columns of X are divided by ‖x_j‖·(price of x_j)^p, so that prices w_j/‖x_j‖ become
             more even; 0 gives columns of unit length.
-        sampled: Iterations on a fraction of the samples to start from; 0: none.
+        sampled: Iterations on a random fraction of the samples to start from; 0: none.
+        seed: Of that choice, ≥ 0.
         restorations: Steps that move the sparse iterate along its support back to the fit's set when it is judged.
         dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
         products: Precision of products between X and what changed since the iteration before, a floating dtype; what
@@ -62,6 +63,7 @@ class ADMM(IterativeSolver[Iterate]):
     balance: float = 1.2
     evening: float = 0.4
     sampled: int = 30
+    seed: int = 0
     restorations: int = 2
     dtype: torch.dtype | None = None
     products: torch.dtype | Literal["auto"] | None = "auto"
@@ -76,7 +78,7 @@ class ADMM(IterativeSolver[Iterate]):
         for name, value in (("rho", self.rho), ("sigma", self.sigma)):
             if value is not None:
                 checked_positive(name, value)
-        for name in ("restorations", "sampled"):
+        for name in ("restorations", "sampled", "seed"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 0):
                 raise InvalidTolerance(f"{name}: expected a whole number ≥ 0, found {getattr(self, name)!r}")
         checked_dtype(self.dtype)
@@ -251,16 +253,14 @@ class ADMM(IterativeSolver[Iterate]):
         return rho, sigma
 
     def _on_sample(self, program: LayerProgram) -> Sampled | None:
-        """Some iterations on every k-th sample, of which there should be twice as many as inputs; None if k < 4."""
+        """Some iterations on random samples, at least twice as many as inputs; None if those are over a quarter."""
         P, N = program.samples, program.shape[0]
-        every = P // max(2 * N, P // 8, 256)
-        if every < 4 or self.sampled == 0:
+        count = max(2 * N, P // 8, 256)
+        if 4 * count > P or self.sampled == 0:
             return None
-        rows = slice(None, None, every)
-        # Copied, for strided rows would slow every pass.
-        fit = program.fit.sample(rows).map(Tensor.contiguous)
-        part = LayerProgram(program.inputs[rows].contiguous(), fit, program.penalty)
-        share = part.samples / P
+        rows = stratified(P, count, self.seed)
+        part = LayerProgram(program.inputs[rows], program.fit.sample(rows), program.penalty)
+        share = count / P
         given = {name: value / share for name in ("rho", "sigma") if (value := getattr(self, name)) is not None}
         method = replace(self, **given)
         state = method.init(part, None)

@@ -29,6 +29,7 @@ __all__ = [
     "count_nonfinite",
     "multiplies_bfloat16",
     "norm",
+    "stratified",
     "working_dtype",
 ]
 
@@ -161,14 +162,14 @@ def checked_positive(name: str, value: object) -> float:
     return number
 
 
-def checked_count(name: str, value: object) -> int:
-    """``value`` as a whole number ≥ 1.
+def checked_count(name: str, value: object, least: int = 1) -> int:
+    """``value`` as a whole number ≥ ``least``.
 
     Raises:
         InvalidTolerance: Anything else.
     """
-    if not isinstance(value, Integral) or value < 1:
-        raise InvalidTolerance(f"{name}: expected a whole number ≥ 1, found {value!r}")
+    if not isinstance(value, Integral) or value < least:
+        raise InvalidTolerance(f"{name}: expected a whole number ≥ {least}, found {value!r}")
     return int(value)
 
 
@@ -203,6 +204,17 @@ def norm(A: Tensor) -> Tensor:
 def _length(A: Tensor) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(A)
     return length
+
+
+def stratified(total: int, count: int, seed: int = 0) -> Tensor:
+    """``count`` ≤ ``total`` of the numbers 0 to total − 1, ascending: a random one of each of equally long runs.
+
+    Rows that belong together lie side by side, as the positions of an image do: so each image has its share in the
+    sample, while no stride can keep step with the positions and take the same one of all.
+    """
+    ends = torch.arange(count + 1) * total // count
+    places = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ends[:-1] + (places * ends.diff()).long()
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

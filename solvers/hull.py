@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import blocks_of, check_finite
+from convexprune.solvers.arrays import blocks_of, check_finite, stratified
 from convexprune.solvers.errors import InvalidInput, SolverRefused
 
 __all__ = ["Box", "Combination", "OutsideHull", "parts_of", "reached"]
@@ -89,7 +89,7 @@ def reached(points: Tensor, targets: Tensor, name: str) -> list[Combination]:
     wide = targets.to(points.device, torch.float64)
     T = check_finite("targets, in half-widths of the points", (wide - cloud.centre) / cloud.scale).cpu()
     near = (d**0.5 * (_INSIDE + _ROUNDING * (wide / cloud.scale).abs().amax(1))).tolist()
-    pool = torch.arange(0, n, -(-n // (_POOL * (d + 1))))
+    pool = stratified(n, min(n, _POOL * (d + 1)))
     X = cloud.rows(pool).cpu()
     first = torch.tensor([0]), torch.ones(1, dtype=torch.float64)
     answers = [_approached(X - t, _contracted(X - t, *first), tol) for t, tol in zip(T, near, strict=True)]

@@ -187,6 +187,7 @@ def test_available_lists_every_solver_with_its_options() -> None:
         "balance": 1.2,
         "evening": 0.4,
         "sampled": 30,
+        "seed": 0,
         "restorations": 2,
         "dtype": None,
         "products": "auto",

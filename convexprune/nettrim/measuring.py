@@ -51,7 +51,7 @@ def check_measured(found: Mapping[str, Sequence[Answer]]) -> None:
 
 
 class Measurement(Plain):
-    """Base of goals that are read off a path, at a gap of 1e-2, from at most ``rows``·N samples.
+    """Base of goals that are read off a path, at a gap of 1e-2, from a random choice of at most ``rows``·N samples.
 
     The weights are those of the loosest eps; nothing is promised of them.
     """
@@ -59,9 +59,13 @@ class Measurement(Plain):
     eps: tuple[float, ...]
     rows: int
 
+    def sample(self, posed: Posed, how: How) -> Posed:
+        """The samples that are measured on."""
+        return posed.thinned(self.rows * len(posed.stored), how.seed)
+
     def meet(self, posed: Posed, how: How) -> Answer:
         """Warm starts along eps, then what the path says."""
-        thin = posed.thinned(self.rows * len(posed.stored))
+        thin = self.sample(posed, how)
         program = self.programs(thin, how)
         path = _path(program, thin, self.eps, how)
         if path is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convexprune.nettrim.folding import Fold
 from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
-from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.arrays import norm, stratified, working_dtype
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.interface import Solver
@@ -34,6 +34,7 @@ class How:
         penalise_bias: Whether the bias counts in the penalty.
         cascade: Whether inputs are those of the pruned network.
         refit: Whether weights are fitted again on the support that was found.
+        seed: Of random samples.
         callback: Called with each trace point; a true answer stops.
         stop: Asked between iterations; a true answer stops.
     """
@@ -45,6 +46,7 @@ class How:
     penalise_bias: bool = False
     cascade: bool = False
     refit: bool = False
+    seed: int = 0
     callback: Callable[[TracePoint], bool | None] | None = None
     stop: Callable[[], bool] | None = None
 
@@ -111,12 +113,12 @@ class Posed:
         before, after = (math.floor(count * end + 1e-9) for end in self.part)
         return max(1, after - before)
 
-    def thinned(self, most: int) -> "Posed":
-        """Every k-th sample, so that no more than ``most`` are left; a ``Gram`` as it is."""
+    def thinned(self, most: int, seed: int) -> "Posed":
+        """At most ``most`` of the rows, chosen at random from all parts of the data; a ``Gram`` as it is."""
         if self.Y is None or isinstance(self.X, Gram) or len(self.X) <= most:
             return self
-        k = -(-len(self.X) // most)
-        return replace(self, X=self.X[::k].contiguous(), Y=self.Y[::k].contiguous(), samples=-(-len(self.X) // k))
+        rows = stratified(len(self.X), most, seed)
+        return replace(self, X=self.X[rows], Y=self.Y[rows], samples=most)
 
     def missed(self, U: Tensor) -> float:
         """‖σ(XU) − Y‖_F, σ the ReLU where the fit stands before one."""

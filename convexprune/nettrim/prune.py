@@ -70,6 +70,7 @@ def prune_(
     layer_time_limit: float | None = None,
     time_limit: float | None = None,
     batch_size: int = 256,
+    seed: int = 0,
     forward: Forward | None = None,
     run: StrPath | None = None,
     jobs: int = 1,
@@ -129,6 +130,7 @@ def prune_(
         time_limit: Seconds for everything: the layer that is being solved then ends with the best feasible weights so
             far, the others stay as they are, and the report says so.
         batch_size: Samples at a time where ``calibration`` is one tensor.
+        seed: Of the random choice of rows that paths are measured on, ≥ 0.
         forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
         run: A folder that keeps each layer as soon as it is solved. Started again with the same model, data and recipe,
             the run goes on where it was.
@@ -178,6 +180,7 @@ def prune_(
         penalise_bias=penalise_bias,
         limits={"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": layer_time_limit},
         batch_size=batch_size,
+        seed=seed,
         options=options,
     )
     execute = executor(jobs, mode == "cascade")

@@ -52,6 +52,7 @@ class Recipe:
     penalise_bias: bool
     limits: Mapping[str, Any]
     batch_size: int
+    seed: int
     options: Mapping[str, Any]
 
     def how(self) -> How:
@@ -64,6 +65,7 @@ class Recipe:
             penalise_bias=self.penalise_bias,
             cascade=self.mode == "cascade",
             refit=self.refit,
+            seed=self.seed,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def checked_recipe(**arguments: Any) -> Recipe:
     _check_tables(recipe)
     checked_limits(Limits(**recipe.limits))
     checked_count("batch_size", recipe.batch_size)
+    checked_count("seed", recipe.seed, least=0)
     as_number("ceiling", recipe.ceiling)
     gamma = checked_radius("gamma", recipe.gamma)
     if gamma < 1:

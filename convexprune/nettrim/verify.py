@@ -195,7 +195,7 @@ def _misfit(answers: Sequence[Answer], posed: Sequence[Posed]) -> str | None:
 def _again(answer: Answer, goal: Goal, posed: Posed, how: How) -> Answer:
     """The answer with everything that can be recomputed."""
     if isinstance(goal, Measurement):
-        posed = posed.thinned(goal.rows * len(posed.stored))
+        posed = goal.sample(posed, how)
     program = goal.programs(posed, how)
     U = posed.fold.apply(answer.stored.to(posed.dtype))
     certificate = _certificate(program, posed, U, answer)

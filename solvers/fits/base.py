@@ -235,7 +235,7 @@ class SetFit(TargetFit, ABC):
         """Itself."""
         return self
 
-    def sample(self, rows: slice) -> Self:
+    def sample(self, rows: slice | Tensor) -> Self:
         """The same root mean square over fewer samples."""
         part = self.map(lambda array: array[rows])
         return part._with(eps=self.eps * (part.shape[0] / self.shape[0]) ** 0.5)
@@ -265,7 +265,7 @@ class LossFit(TargetFit, ABC):
         """Targets multiplied by c, the weight divided by c²."""
         return self._scaled(c).times(1 / c / c)
 
-    def sample(self, rows: slice) -> Self:
+    def sample(self, rows: slice | Tensor) -> Self:
         """The same mean over fewer samples: the weight grows as they become fewer."""
         part = self.map(lambda array: array[rows])
         return part.times(self.shape[0] / part.shape[0])

@@ -45,8 +45,11 @@ class Fit(Protocol):
     def times(self, k: float) -> Self:
         """k·f, k > 0."""
 
-    def sample(self, rows: slice) -> Self:
-        """The fit of some samples that stand for all: what f asks of each of them on average stays."""
+    def sample(self, rows: slice | Tensor) -> Self:
+        """The fit of some samples that stand for all: what f asks of each of them on average stays.
+
+        ``rows`` are a slice or int64 indices, whatever indexes the first axis of the [P, M] arrays.
+        """
 
     def sums(self, Z: Tensor) -> Tensor:
         """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``pull`` follow."""
