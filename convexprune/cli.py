@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+# Nothing here may import torch before a command runs: it takes seconds, and --help is to be there at once.
 from convexprune.live import INTERRUPTED, UNCERTIFIED, bars, console, errors, print_json
-from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
 __all__ = ["app"]
 
@@ -134,6 +134,8 @@ def prune(
     """
     given = dict(locals())
     with _people_errors(as_json):
+        from convexprune.solvers.errors import InvalidInput
+
         sys.path.insert(0, str(Path.cwd()))  # so that the user's own module is found, as with `python -m`
         if out is None and not dry_run:
             raise InvalidInput("--out: expected a folder to write to, found none")
@@ -153,6 +155,8 @@ def _refuse_given(context: typer.Context, panel: str, reason: str) -> None:
     Raises:
         InvalidInput: One was.
     """
+    from convexprune.solvers.errors import InvalidInput
+
     params = context.command.params
     options = (option for option in params if (getattr(option, "rich_help_panel", None) or "").startswith(panel))
     given = [option.opts[0] for option in options if not _is_default(context, option.name or "")]
@@ -239,12 +243,16 @@ def _people_errors(as_json: bool = False) -> Iterator[None]:
     """What the library raises on purpose, and what the disk says, without a traceback."""
     try:
         yield
-    except (ConvexPruneError, OSError) as error:
-        _say(error, str(error), as_json)
-        raise typer.Exit(1) from None
     except KeyboardInterrupt as error:
         _say(error, "aborted; in a folder that was given, every layer that was solved is kept", as_json)
         raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        from convexprune.solvers.errors import ConvexPruneError
+
+        if not isinstance(error, ConvexPruneError | OSError):
+            raise
+        _say(error, str(error), as_json)
+        raise typer.Exit(1) from None
 
 
 def _say(error: BaseException, message: str, as_json: bool) -> None:
@@ -256,8 +264,21 @@ def _say(error: BaseException, message: str, as_json: bool) -> None:
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from convexprune import __version__
+
+        typer.echo(f"convexprune {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def main(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log.")] = False) -> None:
+def main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log.")] = False,
+    version: Annotated[  # noqa: ARG001 - its callback prints it and ends
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Prune trained networks by convex optimisation, with a certificate for every layer."""
     if verbose:
         from rich.logging import RichHandler

@@ -11,8 +11,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convexprune.files import plain
-
 __all__ = [
     "INTERRUPTED",
     "TIME_LIMIT",
@@ -36,6 +34,8 @@ errors = Console(stderr=True)
 
 def print_json(data: Mapping[str, Any]) -> None:
     """One object on standard output; NaN and infinity become null."""
+    from convexprune.files import plain  # it imports torch, which --help need not wait for
+
     typer.echo(json.dumps(plain(data), indent=2, default=str))
 
 

@@ -2,58 +2,14 @@
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from documentation import PAGES, blocks, run
 
 from convexprune.solvers import registry
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists())
-
-
-@dataclass(frozen=True)
-class Block:
-    line: int  # of the fence, from 1
-    source: str
-
-
-def blocks(page: Path) -> list[Block]:
-    """The ```python blocks of a page."""
-    found: list[Block] = []
-    opened: tuple[int, str] | None = None
-    body: list[str] = []
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if opened is None and line.startswith("```"):
-            opened, body = (number, line[3:].strip()), []
-        elif opened is not None and line.rstrip() == "```":
-            if opened[1] == "python":
-                found.append(Block(opened[0], "\n".join(body) + "\n"))
-            opened = None
-        else:
-            body.append(line)
-    assert opened is None, f"{page}:{opened and opened[0]}: a fence that is never closed"
-    return found
-
-
-def run(page: Path, module: ModuleType) -> None:
-    """Run a page's blocks; a failure's traceback shows the page itself, for the lines are counted as in the page."""
-    for block in blocks(page):
-        code = compile("\n" * block.line + block.source, str(page), "exec")
-        try:
-            exec(code, module.__dict__)  # noqa: S102 - our own documentation
-        except Exception as error:
-            trace = error.__traceback__
-            lines = []
-            while trace is not None:
-                if trace.tb_frame.f_code.co_filename == str(page):
-                    lines.append(trace.tb_lineno)
-                trace = trace.tb_next
-            error.add_note(f"in {page.name}:{lines[0] if lines else block.line}")
-            raise
 
 
 @pytest.fixture

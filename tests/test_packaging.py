@@ -1,12 +1,17 @@
 """What pyproject.toml says agrees with the folders, the pins and the installed package."""
 
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+import convexprune
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -92,3 +97,55 @@ def test_the_installed_version_is_that_of_the_project() -> None:
 def test_the_changelog_begins_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert headings[0] == PROJECT["project"]["version"]
+
+
+def python(*arguments: str, folder: Path) -> str:
+    return subprocess.run(  # noqa: S603
+        [sys.executable, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_version_is_told_by_the_package_and_by_the_command(tmp_path: Path) -> None:
+    expected = PROJECT["project"]["version"]
+    assert convexprune.__version__ == expected
+    assert python("-m", "convexprune", "--version", folder=tmp_path) == f"convexprune {expected}\n"
+
+
+def test_a_checkout_s_own_solvers_are_found_beside_it(tmp_path: Path) -> None:
+    """Python run in a checkout finds its convexprune/ before any installed package, and needs its solvers/ there."""
+    for name in ("convexprune", "solvers"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "import convexprune.solvers as s, convexprune.solvers.fits as f; print(s.__file__, f.__file__)"
+    found = python("-c", code, folder=tmp_path).split()
+    assert found == [str(tmp_path / "solvers" / "__init__.py"), str(tmp_path / "solvers" / "fits" / "__init__.py")]
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    """Which takes seconds to import."""
+    code = "import sys; from convexprune.cli import app; app(sys.argv[1:], standalone_mode=False)"
+    for arguments in (["--help"], ["--version"], ["prune", "--help"]):
+        shown = python(
+            "-c", f"{code}; print(sorted({{'torch', 'numpy'}} & {{*sys.modules}}))", *arguments, folder=tmp_path
+        )
+        assert shown.endswith("[]\n")
+
+
+def test_every_public_name_is_found_and_no_other() -> None:
+    assert all(hasattr(convexprune, name) for name in convexprune.__all__)
+    assert set(convexprune.__all__) <= set(dir(convexprune))
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        _ = convexprune.prune  # type: ignore[attr-defined]
+
+
+def test_all_holds_every_extra_that_users_may_need() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    (line,) = extras["all"]
+    assert Requirement(line).extras == set(extras) - {"all", "bench", "test", "dev"}
+
+
+def test_links_are_those_of_one_repository() -> None:
+    home = PROJECT["project"]["urls"]["Repository"]
+    assert all(url.startswith(home) for url in PROJECT["project"]["urls"].values())
+    for url in PROJECT["project"]["urls"].values():
+        path = url.removeprefix(home).partition("/blob/main/")[2]
+        assert (ROOT / path).exists()
