@@ -16,10 +16,11 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, multiplies_bfloat16, norm, stratified
 from convexprune.solvers.balance import PenaltyParameter
-from convexprune.solvers.blocks import Samples, gram_matrix
+from convexprune.solvers.blocks import Samples
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Excess, IterativeSolver, Start
 from convexprune.solvers.iterate import Iterate, Sampled, Snapshot
+from convexprune.solvers.normal import NormalMatrix
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
@@ -96,9 +97,9 @@ class ADMM(IterativeSolver[Iterate]):
         # First of all, so that the arrays for a fraction of the samples are gone when those for all are made.
         sample = None if start is not None else self._on_sample(program)
         dtype = self.dtype or program.dtype
-        samples, gram = Samples.of(program, dtype), gram_matrix(program.inputs)
-        d = self._lengths(program, gram)
-        gram /= d * d.T
+        samples, gram = Samples.of(program, dtype), NormalMatrix.of(program.inputs)
+        d = self._lengths(program, gram.diagonal())
+        gram = gram.scaled(d)
         d = d.to(dtype)
         penalty = program.penalty.rescaled(d)
         V = self._first(samples, gram, d, start) if sample is None else sample.weights.to(d) * d
@@ -223,19 +224,19 @@ class ADMM(IterativeSolver[Iterate]):
             "products dtype": str(state.products),
         }
 
-    def _lengths(self, program: LayerProgram, gram: Tensor) -> Tensor:
+    def _lengths(self, program: LayerProgram, squares: Tensor) -> Tensor:
         """d [N, 1], what the columns of X are divided by: their lengths, somewhat more for those of a low price.
 
         The price of input j is what an output of unit length costs through it, in units of the median input's.
         """
-        length = gram.diagonal().clamp(min=0).sqrt()[:, None]
+        length = squares.clamp(min=0).sqrt()[:, None]
         length = torch.where(length > 0, length, 1.0)
-        price = program.penalty.to(gram).cost(program.shape).to(gram).mean(1, keepdim=True) / length
+        price = program.penalty.to(length).cost(program.shape).to(length).mean(1, keepdim=True) / length
         paid = price > 0
         relative = torch.where(paid, price / price[paid].median(), 1.0) if bool(paid.any()) else torch.ones_like(price)
         return length * relative**self.evening
 
-    def _first(self, samples: Samples, gram: Tensor, d: Tensor, start: Start | None) -> Tensor:
+    def _first(self, samples: Samples, gram: NormalMatrix, d: Tensor, start: Start | None) -> Tensor:
         """Scaled variables [N, M] to start from: the caller's, or a lightly damped least squares fit of the targets."""
         if start is not None:
             return start.weights.to(d) * d
@@ -243,8 +244,7 @@ class ADMM(IterativeSolver[Iterate]):
         damping = 1e-3 * float(gram.diagonal().max()) + _TINY
         like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
-        factor = torch.linalg.cholesky(gram + damping * torch.eye(len(d), dtype=gram.dtype, device=gram.device))
-        return torch.cholesky_solve(moment.to(gram), factor).to(d)
+        return (gram.inverse(damping) @ moment.to(torch.float64)).to(d)
 
     def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""

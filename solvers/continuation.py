@@ -13,6 +13,7 @@ for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimiza
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -23,6 +24,7 @@ from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_
 from convexprune.solvers.curvature import OneSided, Point, Quadratic, model_of
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.interface import Ending, Limits, Proposal, Start, Watch
+from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.refit import SETTLED, conjugate, descend, unfit
@@ -122,8 +124,7 @@ class Continuation:
 class _Descent:
     """The iteration, in the variables V = diag(d) U."""
 
-    vectors: Tensor  # of the scaled XᵀX + δI
-    values: Tensor  # [N, 1]
+    inverse: Callable[[float], Operator]  # of the scaled XᵀX + δI + σI, for each σ
     d: Tensor  # [N, 1]
     targets: "_Moment"
     dense: Tensor  # V₀
@@ -135,12 +136,12 @@ class _Descent:
     ) -> "_Descent":
         d = damped.gram.diagonal().clamp(min=0).sqrt()[:, None]
         d = torch.where(d > 0, d, 1.0)
-        values, vectors = torch.linalg.eigh(damped.gram / d / d.T)
+        inverse = damped.gram.scaled(d).inverses(dtype)
         V = (dense * d).to(dtype)
         scale, targets = d.to(dtype), cast(_Moment, _Fixed((damped.moment / d).to(dtype)))
         if isinstance(loss, OneSided):
             targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
-        return cls(vectors.to(dtype), values.clamp(min=0)[:, None].to(dtype), scale, targets, V, dense.to(dtype))
+        return cls(inverse, scale, targets, V, dense.to(dtype))
 
     def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Ending) -> int:
         """Iterate; returns how often."""
@@ -150,7 +151,7 @@ class _Descent:
         S, sigma, done = torch.zeros_like(V), first, 0
         while done < steps and not late():
             right = torch.add(self.targets.renewed(V, done), T + S, alpha=sigma)
-            V = self.vectors @ ((self.vectors.T @ right) / (self.values + sigma))
+            V = self.inverse(sigma) @ right
             R = V - S
             T = torch.where(_kept(budget, R), R, 0.0)
             S = (T - R) / growth  # the multiplier σS stays what it is when σ grows

@@ -12,9 +12,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import add_gram, blocks_of
+from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.fits import SquaredLoss
 from convexprune.solvers.fits.base import LossFit, TargetFit
+from convexprune.solvers.normal import NormalMatrix
 from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Model", "OneSided", "Point", "Quadratic", "model_of"]
@@ -77,11 +78,10 @@ class Quadratic:
         assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
         X, Y = program.inputs, fit.anchor
         N, M = program.shape
-        self.gram, self.moment = X.new_zeros(N, N, dtype=torch.float64), X.new_zeros(N, M, dtype=torch.float64)
+        self.gram, self.moment = NormalMatrix.of(X), X.new_zeros(N, M, dtype=torch.float64)
         self.square = X.new_zeros(M, dtype=torch.float64)
         for rows in blocks_of(X):
             x, y = X[rows].to(torch.float64), Y[rows].to(torch.float64)
-            add_gram(self.gram, x)
             self.moment.addmm_(x.T, y)
             self.square += y.square().sum(0)
 
@@ -89,7 +89,7 @@ class Quadratic:
         """The same plus ½ridge‖U − centre‖²."""
         new, centre = copy(self), centre.to(self.moment)
         new.ridge = self.ridge + ridge
-        new.gram = self.gram + ridge * torch.eye(len(self.gram), dtype=self.gram.dtype, device=self.gram.device)
+        new.gram = self.gram.plus(ridge)
         new.moment, new.square = self.moment + ridge * centre, self.square + ridge * centre.square().sum(0)
         return new
 
@@ -103,8 +103,8 @@ class Quadratic:
         """Least squares of small norm: the minimiser without directions that rounding decides."""
         d = self.gram.diagonal().clamp(min=0).sqrt()[:, None]
         d = torch.where(d > 0, d, 1.0)
-        values, vectors = torch.linalg.eigh(self.gram / d / d.T)
-        inverse = torch.where(values > _RANK * values[-1], 1 / values.clamp(min=1e-300), 0.0)
+        values, vectors = self.gram.scaled(d).eigen()
+        inverse = torch.where(values > _RANK * values.max(), 1 / values.clamp(min=1e-300), 0.0)
         solution: Tensor = (vectors * inverse) @ (vectors.T @ (self.moment / d)) / d
         return solution
 
@@ -121,8 +121,7 @@ class Quadratic:
 
     def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002 - the same everywhere
         """Blocks of XᵀX."""
-        gram = self.gram.to(self.factors)
-        return gram[rows[:, :, None], rows[:, None, :]]
+        return self.gram.to(self.factors).block(rows)
 
     def diagonal(self, at: Point) -> Tensor:
         """That of XᵀX."""

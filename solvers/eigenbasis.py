@@ -8,6 +8,7 @@ from torch import Tensor
 
 from convexprune.solvers.curvature import Quadratic
 from convexprune.solvers.fits.measures import LayerBall, NeuronBalls
+from convexprune.solvers.normal import LowRank, NormalMatrix, Operator
 from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Eigenbasis"]
@@ -26,15 +27,15 @@ class Eigenbasis:
         d: [N, 1], such that the Gram of X/d has a diagonal of mean 1.
         gram: That Gram [N, N].
         moment: (X/d)ᵀY [N, M].
-        values: λ [N, 1], the eigenvalues of ``gram``, 0 where they are but rounding.
-        vectors: Q [N, N], its eigenvectors.
-        rotated: Qᵀ·moment [N, M], 0 where λ is 0.
+        values: λ [r, 1], the eigenvalues of ``gram`` that are more than rounding.
+        vectors: Q [N, r], their eigenvectors.
+        rotated: Qᵀ·moment [r, M].
         rest: o² [M], the squared distances of the targets from the span of the inputs.
         square: ‖y_m‖² [M].
     """
 
     d: Tensor
-    gram: Tensor
+    gram: NormalMatrix
     moment: Tensor
     values: Tensor
     vectors: Tensor
@@ -49,11 +50,12 @@ class Eigenbasis:
         length2 = model.gram.diagonal()[:, None].clamp(min=0)
         d = torch.where(length2 > 0, length2.clamp(min=_TINY) ** (scaling / 2), 1.0)
         d *= float((length2 / d.square()).mean()) ** 0.5 or 1.0
-        gram, moment = model.gram / d / d.T, model.moment / d
-        values, vectors = torch.linalg.eigh(gram)
-        values = torch.where(values > _RANK * len(values) * values[-1], values, 0.0)[:, None]
-        rotated = torch.where(values > 0, vectors.T @ moment, 0.0)
-        rest = model.square - (rotated.square() / torch.where(values > 0, values, 1.0)).sum(0)
+        gram, moment = model.gram.scaled(d), model.moment / d
+        values, vectors = gram.eigen()
+        kept = values > _RANK * len(d) * values.max()
+        values, vectors = values[kept, None], vectors[:, kept]
+        rotated = vectors.T @ moment
+        rest = model.square - (rotated.square() / values).sum(0)
         return cls(d, gram, moment, values, vectors, rotated, rest.clamp(min=0), model.square)
 
     def gradient(self, V: Tensor) -> Tensor:
@@ -64,9 +66,18 @@ class Eigenbasis:
         """‖XU − Y‖² neuron by neuron, [M]."""
         return ((V * (gradient - self.moment)).sum(0) + self.square).clamp(min=0)
 
-    def resolvent(self, reach: float) -> Tensor:
+    def resolvent(self, reach: float) -> Operator:
         """(I + reach·gram)⁻¹."""
-        return (self.vectors / (1 + reach * self.values).T) @ self.vectors.T
+        share = reach * self.values / (1 + reach * self.values)
+        if 2 * len(share) < len(self.d):
+            return LowRank(1.0, self.vectors, -share)
+        matrix = (self.vectors * -share.T) @ self.vectors.T
+        matrix.diagonal().add_(1)
+        return matrix
+
+    def ridge(self, reach: float) -> Tensor:
+        """(I + reach·gram)⁻¹·reach·moment [N, M]: the minimiser of ½reach‖XU − Y‖² + ½‖V‖²."""
+        return self.vectors @ (reach / (1 + reach * self.values) * self.rotated)
 
     def project(self, q: Tensor, measure: LayerBall | NeuronBalls, reach: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest V to q [N, M] with XU in the balls.
@@ -81,14 +92,14 @@ class Eigenbasis:
         """
         rotated = self.vectors.T @ q
         slope = self.values * rotated - self.rotated
-        squares = slope.square() / torch.where(self.values > 0, self.values, 1.0)
+        squares = slope.square() / self.values
         if isinstance(measure, NeuronBalls):
             radius2, rest, square = measure.eps.square(), self.rest, self.square
         else:
             squares = squares.sum(1, keepdim=True)
             radius2, rest, square = q.new_tensor([measure.eps**2]), self.rest.sum(), self.square.sum()
         reach = self._root(squares, torch.maximum(radius2 - rest, _SHARP**2 * square), reach)
-        return self.vectors @ (rotated - slope * (reach / (1 + reach * self.values))), reach
+        return q - self.vectors @ (slope * (reach / (1 + reach * self.values))), reach
 
     def _root(self, squares: Tensor, goal2: Tensor, reach: Tensor) -> Tensor:
         """The least ν ≥ 0 with Σ_j squares_j/(1 + νλ_j)² ≤ goal2, for each column of squares.

@@ -10,6 +10,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.blocks import Block, Samples
+from convexprune.solvers.normal import NormalMatrix, Operator
 from convexprune.solvers.penalties import Penalty
 
 __all__ = ["Iterate", "Sampled", "Snapshot"]
@@ -24,7 +25,7 @@ class Iterate:
     samples: Samples
     penalty: Penalty  # of the scaled variables
     d: Tensor  # [N, 1]: U = V/d for the scaled variables V
-    gram: Tensor  # of X/d, float64
+    gram: NormalMatrix  # of X/d, float64
     first_lead: float
     lead: float  # how much smaller than the dual residual of Z = XU the primal one is kept
     rho: PenaltyParameter
@@ -37,7 +38,7 @@ class Iterate:
     XU: Tensor  # [P, M], U = V/d
     work: Tensor  # [P, M]; the multipliers, from ``finish`` to the next step
     sums: Tensor  # the fit's, of q
-    inverse: Tensor  # (gram + sigma/rho I)⁻¹
+    inverse: Operator  # (gram + sigma/rho I)⁻¹
     adjoint: Tensor | None = None  # Xᵀwork [N, M], where work is what the last step multiplied
     iteration: int = 0
     due: int = 10  # the iteration at which the parameters are reviewed next
@@ -50,10 +51,7 @@ class Iterate:
 
     def refactor(self) -> None:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
-        ratio = max(self.sigma.weight / self.rho.weight, 1e-12 * float(self.gram.diagonal().max()))
-        shifted = self.gram.clone()
-        shifted.diagonal().add_(ratio)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(self.q)
+        self.inverse = self.gram.inverse(self.sigma.weight / self.rho.weight).to(self.q)
 
     def adopt(self, multipliers: Tensor) -> None:
         """Start from multipliers Λ: both duals follow from them."""

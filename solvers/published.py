@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import checked_dtype, checked_positive
-from convexprune.solvers.blocks import gram_matrix
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
 from convexprune.solvers.interface import IterativeSolver, Start
+from convexprune.solvers.normal import NormalMatrix, Operator
 from convexprune.solvers.penalties import L1
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
@@ -23,7 +23,7 @@ class _State:
 
     X: Tensor
     fit: Fit
-    cholesky: Tensor
+    inverse: Operator  # of XᵀX + I
     c0: float
     W1: Tensor
     W2: Tensor
@@ -38,7 +38,7 @@ class _State:
 class Published(IterativeSolver[_State]):
     """Net-Trim's ADMM as published (Aghasi, Abdi, Romberg 2020, algorithm 1): ``NetTrimSet`` or ``Ball`` with unit ℓ1.
 
-    Everything is divided by c0 = scaling·√max(XᵀX); one Cholesky factor of XᵀX/c0² + I; a fixed rho; the start is zero;
+    Everything is divided by c0 = scaling·√max(XᵀX); one inverse of XᵀX/c0² + I; a fixed rho; the start is zero;
     it ends when ‖ΔW3‖_F < M·N·threshold and returns W2. A certificate that meets the tolerances asked for ends it
     sooner; ``tol=0`` leaves the published rule alone.
 
@@ -71,21 +71,20 @@ class Published(IterativeSolver[_State]):
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """Scale by c0 and factorise; a start, which the publication does not have, sets W2 and W3."""
         program = program.to(self.dtype or program.dtype)
-        gram = gram_matrix(program.inputs)
-        c0 = self.scaling * float(gram.max().sqrt()) or 1.0
-        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        gram = NormalMatrix.of(program.inputs)
+        c0 = self.scaling * float(gram.diagonal().max().sqrt()) or 1.0  # a Gram's largest entry is on its diagonal
         X, fit = program.inputs / c0, program.fit.rescaled(1 / c0)
-        cholesky = torch.linalg.cholesky(gram / c0**2 + eye).to(X)
+        inverse = gram.scaled(X.new_tensor([[c0]], dtype=torch.float64)).inverse(1.0).to(X)
         W = X.new_zeros(program.shape) if start is None else start.weights.to(X)
         W1 = X.new_zeros(program.fit.shape)
-        return _State(X, fit, cholesky, c0, W1, W.clone(), W, W1.clone(), torch.zeros_like(W))
+        return _State(X, fit, inverse, c0, W1, W.clone(), W, W1.clone(), torch.zeros_like(W))
 
     def step(self, s: _State) -> None:
         """One iteration, in the publication's order."""
         XW3 = s.X @ s.W3
         s.W1 = s.fit.prox(XW3 - s.U1, self.rho)
         s.W2 = L1().prox(s.W3 - s.U2, 1 / self.rho)
-        W3 = torch.cholesky_solve(s.X.T @ (s.W1 + s.U1) + s.W2 + s.U2, s.cholesky)
+        W3 = s.inverse @ (s.X.T @ (s.W1 + s.U1) + s.W2 + s.U2)
         s.U1 = s.U1 + s.W1 - s.X @ W3
         s.U2 = s.U2 + s.W2 - W3
         s.moved = float(torch.dist(W3, s.W3))

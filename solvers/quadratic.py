@@ -21,6 +21,7 @@ from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits import Ball, SquaredLoss
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
 from convexprune.solvers.interface import IterativeSolver, Start
+from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import register
@@ -43,7 +44,8 @@ class _State:
     dual: Tensor  # of T = V, scaled
     V: Tensor
     price: Tensor  # μ, [1] or [M]: the multiplier of ½‖XU − Y‖²
-    resolvent: Tensor | None = None  # of a squared loss
+    resolvent: Operator | None = None  # of a squared loss, V = resolvent @ q + ridge
+    ridge: Tensor | float = 0.0
     primal: float = math.inf
     change: float = math.inf
     iteration: int = 0
@@ -122,7 +124,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         a, T, q = self.relaxation, state.T, state.T - state.dual
         if isinstance(state.measure, HalfSquare):
             assert state.resolvent is not None  # noqa: S101 - _begin made it
-            state.V = state.resolvent @ torch.add(q, state.basis.moment, alpha=state.measure.weight / state.sigma)
+            state.V = state.resolvent @ q + state.ridge
         else:
             state.V, reach = state.basis.project(q, state.measure, state.price / state.sigma)
             state.price = reach * state.sigma
@@ -155,14 +157,15 @@ class QuadraticADMM(IterativeSolver[_State]):
         """For a loss in proportion to its weight; for balls multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩."""
         if isinstance(state.measure, HalfSquare):
             return _LOSS * state.measure.weight
-        V = state.basis.resolvent(1.0) @ state.basis.moment
+        V = state.basis.ridge(1.0)
         return float(state.penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
 
     def _begin(self, state: _State) -> None:
         """The price for the state's measure, and with sigma the resolvent of a loss."""
         if isinstance(state.measure, HalfSquare):
             state.price = state.T.new_tensor([state.measure.weight])
-            state.resolvent = state.basis.resolvent(state.measure.weight / state.sigma)
+            reach = state.measure.weight / state.sigma
+            state.resolvent, state.ridge = state.basis.resolvent(reach), state.basis.ridge(reach)
         elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.measure, NeuronBalls) else 1):
             state.price = state.price.mean().expand(neurons)
 

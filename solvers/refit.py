@@ -130,15 +130,15 @@ def conjugate(model: Quadratic, at: Point, support: Tensor, steps: int = 20) -> 
     H = model.gram.to(model.factors)
     d = H.diagonal().clamp(min=0).sqrt()[:, None]
     d = torch.where(d > 0, d, 1.0)
-    at = model.at(at.weights * support)
-    r = (-at.gradient.to(H) / d) * support
+    at, tiny = model.at(at.weights * support), torch.finfo(d.dtype).tiny
+    r = (-at.gradient.to(d) / d) * support
     V, p, size = torch.zeros_like(r), r, r.square().sum(0)
     for _ in range(steps):
         Hp = ((H @ (p / d)) / d) * support
-        t = size / (p * Hp).sum(0).clamp(min=torch.finfo(H.dtype).tiny)
+        t = size / (p * Hp).sum(0).clamp(min=tiny)
         V, r = V + t * p, r - t * Hp
         before, size = size, r.square().sum(0)
-        p = r + size / before.clamp(min=torch.finfo(H.dtype).tiny) * p
+        p = r + size / before.clamp(min=tiny) * p
     new = model.at(at.weights + (V / d).to(at.weights))
     return model.at(torch.where(new.value < at.value, new.weights, at.weights))
 
