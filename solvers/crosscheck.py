@@ -17,7 +17,12 @@ __all__ = ["Crosscheck", "CrosscheckRow", "crosscheck"]
 
 @dataclass(frozen=True)
 class CrosscheckRow:
-    """One solver's certified answer; a solver that refused has its reason as ``status`` and infinities."""
+    """One solver's certified answer.
+
+    Attributes:
+        status: How the solve ended. "refused: …" or "missing: …" with the reason where there was none; the figures are
+            then infinite, or 0.
+    """
 
     solver: str
     status: str
@@ -30,10 +35,18 @@ class CrosscheckRow:
     iterations: int = 0
     seconds: float = math.inf
 
+    @property
+    def ran(self) -> bool:
+        """Whether the solver ran at all."""
+        return not self.status.startswith((_REFUSED, _MISSING))
+
+
+_REFUSED, _MISSING = "refused: ", "missing: "
+
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """A row a solver; ``str()`` gives a table.
+    """A row a solver; ``str()`` gives a table of those that ran, and below it why others did not.
 
     Attributes:
         rows: In the order asked for.
@@ -56,12 +69,18 @@ class Crosscheck:
 
     def __str__(self) -> str:
         head = f"{'solver':<12}{'value':>14}{'bound':>14}{'gap':>10}{'violation':>11}{'seconds':>9}  status"
+        ran = [row for row in self.rows if row.ran]
         lines = [
             f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  "
             f"{r.status}"
-            for r in self.rows
+            for r in ran
         ]
-        return "\n".join([head, *lines, f"largest disagreement {self.disagreement:.1e}"])
+        if math.isinf(self.disagreement):
+            lines.append("no disagreement to tell: fewer than two solvers ended solved")
+        else:
+            lines.append(f"largest disagreement {self.disagreement:.1e}")
+        lines += [f"{row.solver}: {row.status}" for row in self.rows if not row.ran]
+        return "\n".join([head, *lines] if ran else lines)
 
 
 def crosscheck(
@@ -84,8 +103,10 @@ def _row(program: LayerProgram, solver: str | Solver, limits: dict[str, Any]) ->
     name, _ = make_solver(solver, {})
     try:
         solution = solve(program, solver, **limits)
-    except (SolverRefused, MissingExtra) as error:
-        return CrosscheckRow(name, f"refused: {error}")
+    except SolverRefused as error:
+        return CrosscheckRow(name, f"{_REFUSED}{error}")
+    except MissingExtra as error:
+        return CrosscheckRow(name, f"{_MISSING}{error}")
     c = solution.certificate
     figures = (
         c.value,

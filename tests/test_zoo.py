@@ -152,3 +152,16 @@ def test_a_crosscheck_names_those_that_refuse() -> None:
     assert check.disagreement == float("inf")
     assert check.to_dict()["rows"][0]["status"] == "solved"
     assert all(name in str(check) for name in ("admm", "published", "disagreement"))
+
+
+def test_a_crosscheck_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Solvers that are not installed have no figures in the table, and the command that installs them below it."""
+    monkeypatch.setattr("convexprune.solvers.backends.direct.find_spec", lambda _name: None)
+    for solvers in (("admm", "clarabel", "scs"), ("clarabel",)):
+        check = crosscheck(build("relu-ball one_column"), solvers)
+        assert [row.status.split(":")[0] for row in check.rows[-1:]] == ["missing"]
+        lines = str(check).splitlines()
+        assert not any("inf" in line.split() for line in lines)
+        assert sum('pip install "convexprune[reference]"' in line for line in lines) == len(solvers) - (
+            "admm" in solvers
+        )
