@@ -133,6 +133,8 @@ def _nothing_to_do(job: Job, told: dict[str, Any], as_json: bool) -> int:
         return status
     kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
     console.print(f"{job.out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+    for line in told.get("head", ()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     _show_accuracy(job)
     return status
 

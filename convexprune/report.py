@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
 
 from convexprune.files import plain
 from convexprune.solvers import Solution
-from convexprune.tables import as_text
+from convexprune.tables import as_text, layer_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from convexprune.coresets.generalisation import GeneralisationBound
     from convexprune.nettrim.outcome import NetworkPromise
 
-__all__ = ["LayerReport", "Report", "SkippedModule"]
+__all__ = ["LayerReport", "Report", "SkippedModule", "told_once"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,20 @@ class LayerReport:
         """What a reader should know, below the table."""
         return ()
 
+    def with_remark(self, text: str) -> Self:
+        """The row with one remark more."""
+        raise NotImplementedError
+
+    @property
+    def proven(self) -> bool:
+        """Whether something is promised of this layer that was proven, and not only measured or counted."""
+        raise NotImplementedError
+
+    @property
+    def raised(self) -> tuple[float, float] | None:
+        """The eps that was asked for and the larger one that is kept, where it had to be raised; else None."""
+        return None
+
     @property
     def kept(self) -> str:
         """The part of the weights that is left."""
@@ -86,6 +101,7 @@ class Report:
         solutions: The solutions by layer name, one a group, if they were asked for.
         network: The bound on ``output_error``, by Net-Trim.
         generalisation: What is known of errors on new data, if labels were given to "corenet".
+        notices: What was done otherwise than asked, or limits what the figures say: sentences for the head.
     """
 
     layers: tuple[LayerReport, ...]
@@ -97,6 +113,7 @@ class Report:
     solutions: Mapping[str, tuple[Solution, ...]] = field(default_factory=dict, repr=False)
     generalisation: "GeneralisationBound | None" = None
     network: "NetworkPromise | None" = None
+    notices: tuple[str, ...] = ()
 
     @property
     def nonzeros_before(self) -> int:
@@ -114,6 +131,22 @@ class Report:
         finished = self.provenance.get("stopped") is None and not (self.samples and math.isnan(self.output_error))
         return finished and all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """What a reader should know first: the verdict, where an eps had to be raised, and ``notices``."""
+        raised = raised_eps(self.layers)
+        verdict = f"{self._verdict()}: {_statuses(self.layers)}" if self.layers else self._verdict()
+        return (verdict, *([raised] if raised else []), *self.notices)
+
+    def _verdict(self) -> str:
+        if not self.certified:
+            stopped = self.provenance.get("stopped")
+            return "not certified" if stopped is None else f"not finished ({stopped})"
+        if not self.layers:
+            return "nothing was pruned"
+        proven = [row.proven for row in self.layers]
+        return "certified" if all(proven) else "partly certified" if any(proven) else "measured, not certified"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; solutions are left out."""
         own = ("layers", "skipped", "solutions", "generalisation", "network")
@@ -122,39 +155,74 @@ class Report:
         totals = {"nonzeros_before": self.nonzeros_before, "nonzeros": self.nonzeros, "certified": self.certified}
         bounds = {} if self.generalisation is None else {"generalisation": self.generalisation.to_dict()}
         bounds |= {} if self.network is None else {"network": asdict(self.network)}
-        return rows | totals | plain | bounds
+        return {"head": self.head} | rows | totals | plain | bounds
 
     def to_json(self) -> str:
         """``to_dict()`` as JSON; NaN and infinity, which it cannot express, become null."""
         return json.dumps(plain(self.to_dict()), indent=2, default=str)
 
     def table(self, width: int = 140) -> "Table":
-        """A rich table, a row a layer; the columns that matter least are left out below 120 characters."""
-        from rich.table import Table
+        """A rich table, a row a layer, below what a reader should know first; with fewer columns below 120 characters.
 
-        table = Table(caption=self._caption(), caption_justify="left", min_width=0 if self.layers else 80)
-        wide = width >= _WIDE
+        On a narrow terminal names are shortened: a beginning that many share is said once.
+        """
         # A run may have been stopped before its first layer.
         columns = self.layers[0].columns if self.layers else (("layer", True),)
-        for number, (heading, always) in enumerate(columns):
-            if wide or always:
-                name = number == 0  # the only one that may take several lines: figures are never cut
-                table.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
-        for row in self.layers:
-            table.add_row(*[cell for cell, (_, always) in zip(row.cells(), columns, strict=True) if wide or always])
-        return table
+        shown = [number for number, (_, always) in enumerate(columns) if always or width >= _WIDE]
+        rows = [[cells[number] for number in shown] for cells in (row.cells() for row in self.layers)]
+        return layer_table(self.head, [columns[number][0] for number in shown], rows, self._caption(), width)
 
-    def _caption(self) -> str:
+    def _caption(self) -> list[str]:
         kept = f"{self.nonzeros:,} of {self.nonzeros_before:,} weights kept"
         error = f"; network output error {self.output_error:.4f} on {self.samples:,} samples" if self.samples else ""
         promise = [] if self.network is None else [str(self.network)]
         lines = [kept + error, *promise, *(f"{row.name}: {note}" for row in self.layers for note in row.remarks())]
         lines += [] if self.generalisation is None else [str(self.generalisation)]
-        lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
-        return "\n".join(lines)
+        return lines + [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
 
     def __str__(self) -> str:
         return as_text(self.table)
+
+
+def raised_eps(rows: Sequence[LayerReport]) -> str:
+    """In how many layers eps had to be raised, and to what at most; empty where none was."""
+    found = [(*row.raised, row.name) for row in rows if row.raised is not None]
+    if not found:
+        return ""
+    asked, kept, name = max(found, key=lambda each: each[1])
+    layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
+    return (
+        f"eps was raised in {layers} of {len(rows)}: at most to {kept:.4g} ({name}; {asked:g} asked for), since in "
+        "cascade the trained weights themselves miss by that much on the pruned network's inputs"
+    )
+
+
+def _statuses(rows: Sequence[LayerReport]) -> str:
+    """How layers ended, with how many of them."""
+    counts = Counter(row.status for row in rows)
+    return ", ".join(f"{status} ({count})" for status, count in counts.most_common())
+
+
+class _Remarkable(Protocol):
+    """A row of a layer that takes remarks."""
+
+    @property
+    def name(self) -> str: ...
+
+    def with_remark(self, text: str) -> Self: ...
+
+
+_Row = TypeVar("_Row", bound=_Remarkable)
+
+
+def told_once(
+    rows: Sequence[_Row], skipped: Sequence[SkippedModule]
+) -> tuple[tuple[_Row, ...], tuple[SkippedModule, ...]]:
+    """The same where no layer is both a row and skipped: one that lost inputs and no neurons says so in its row."""
+    reasons = {module.name: module.reason for module in skipped}
+    names = {row.name for row in rows}
+    told = (row.with_remark(f"keeps its neurons: {reasons[row.name]}") if row.name in reasons else row for row in rows)
+    return tuple(told), tuple(module for module in skipped if module.name not in names)
 
 
 _WIDE = 120

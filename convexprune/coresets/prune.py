@@ -23,7 +23,7 @@ from convexprune.coresets.rows import Pruned
 from convexprune.coresets.sizes import Size
 from convexprune.forwards import Forward
 from convexprune.progress import silent
-from convexprune.report import Report
+from convexprune.report import Report, told_once
 from convexprune.shrink import restoring
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.solve import environment
@@ -114,7 +114,7 @@ def coreset_prune_(
     told = _provenance(model, name, recipe, seed)
     samples = 0 if seen is None else seen.samples
     seconds = time.perf_counter() - began
-    rows, skipped = tuple(pruned.rows), tuple(pruned.skipped)
+    rows, skipped = told_once(pruned.rows, pruned.skipped)
     return Report(rows, skipped, error, samples, seconds, told, generalisation=bound)
 
 

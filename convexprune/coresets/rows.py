@@ -1,8 +1,8 @@
 """A layer of which a coreset was taken, as a row of the report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -66,6 +66,11 @@ class CoresetLayer(LayerReport):
         """Whether a guarantee that was asked for rests on nothing that fails."""
         return self.status != "assumption fails"
 
+    @property
+    def proven(self) -> bool:
+        """Whether a guarantee was asked for, and holds."""
+        return self.guarantee is not None and self.certified
+
     def cells(self) -> list[str]:
         """One text for each of the columns."""
         return [
@@ -89,6 +94,10 @@ class CoresetLayer(LayerReport):
         words = {True: "holds", False: "does not hold", None: "cannot be checked"}
         found = [f"eps = {self.guarantee.eps:g}, delta = {self.guarantee.delta:g}: {self.promise}"]
         return (*found, *(f"{a.text}: {words[a.holds]}" for a in self.assumptions), *self.comments)
+
+    def with_remark(self, text: str) -> Self:
+        """The row with one comment more."""
+        return replace(self, comments=(*self.comments, text))
 
 
 @dataclass(frozen=True, eq=False)

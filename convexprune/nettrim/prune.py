@@ -30,7 +30,7 @@ from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
 from convexprune.nettrim.tasks import executor
 from convexprune.progress import silent
-from convexprune.report import LayerReport, Report, SkippedModule
+from convexprune.report import LayerReport, Report, SkippedModule, told_once
 from convexprune.shrink import restoring
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.interface import Solver
@@ -206,9 +206,10 @@ def prune_(
             multipliers=keep_solutions,
         )
         rows, promise = _pursued(work, plan, target, recipe.network_eps, remove)
+    layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(work, plan)])
     return Report(
-        layers=rows,
-        skipped=(*skipped, *_not_reached(work, plan)),
+        layers=layers_told,
+        skipped=skipped_told,
         output_error=promise.error,
         network=promise,
         samples=plan.samples,

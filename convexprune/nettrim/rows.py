@@ -2,16 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-from convexprune.nettrim.goals import REFITTED, Answer, Goal
+from convexprune.nettrim.goals import REFITTED, Answer, Goal, Within
 from convexprune.nettrim.sites import Site
 from convexprune.report import LayerReport
 from convexprune.solvers import Status
 
 __all__ = ["NetTrimLayer", "layer_row"]
 
+_ROUNDING = 1e-9
 _PROVEN, _BUDGET = str(Status.SOLVED), str(Status.NO_BOUND)
 
 
@@ -24,6 +25,7 @@ class NetTrimLayer(LayerReport):
         norm: The BatchNorm that is part of the program, or None.
         goal: What was asked: an eps, or a budget.
         eps: The radius relative to ‖Y‖_F; infinity for a budget.
+        eps_asked: The eps that was asked for, which cascade may raise; None for a budget.
         promised: What ``output_error`` is promised to be at most; infinity for a budget.
         value, bound, gap, violation: The certificate, groups of a layer added up.
         output_error: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where the fit stands before one.
@@ -46,6 +48,7 @@ class NetTrimLayer(LayerReport):
     violation: float
     iterations: int
     notes: tuple[str, ...] = ()
+    eps_asked: float | None = None
 
     columns: ClassVar[tuple[tuple[str, bool], ...]] = (
         ("layer", True),
@@ -57,7 +60,7 @@ class NetTrimLayer(LayerReport):
         ("gap", True),
         ("violation", True),
         ("error", True),
-        ("its", True),
+        ("its", False),
         ("seconds", True),
         ("status", True),
     )
@@ -66,6 +69,18 @@ class NetTrimLayer(LayerReport):
     def certified(self) -> bool:
         """Whether the certificate closed, refitted weights are in the set, or the budget is kept."""
         return self.status in (_PROVEN, _BUDGET, REFITTED)
+
+    @property
+    def proven(self) -> bool:
+        """Whether an error was promised, and the promise is kept; of a budget nothing is."""
+        return self.status in (_PROVEN, REFITTED)
+
+    @property
+    def raised(self) -> tuple[float, float] | None:
+        """The eps asked for and the one kept, where they differ by more than rounding."""
+        if self.eps_asked is None or self.eps <= self.eps_asked * (1 + _ROUNDING):
+            return None
+        return self.eps_asked, self.eps
 
     def cells(self) -> list[str]:
         """One text for each of the columns."""
@@ -89,6 +104,10 @@ class NetTrimLayer(LayerReport):
         """The norm that is part of the program, and the notes."""
         folded = () if self.norm is None else (f"{self.norm} is part of its program, and takes the bias",)
         return (*folded, *self.notes)
+
+    def with_remark(self, text: str) -> Self:
+        """The row with one note more."""
+        return replace(self, notes=(*self.notes, text))
 
 
 def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer:
@@ -119,4 +138,5 @@ def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer
         violation=0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
         iterations=max(answer.solution.iterations for answer in answers),
         notes=tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
+        eps_asked=goal.eps if isinstance(goal, Within) else None,
     )

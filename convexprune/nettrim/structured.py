@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
@@ -33,16 +33,20 @@ class NeuronLayer(LayerReport):
         output_error: Of the layer as a consumer: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where one
             follows; NaN if it lost no inputs.
         seconds: Of ranking its inputs and fitting the weights.
+        fit: What was kept of its outputs; "–" if it lost no inputs.
+        norm: The BatchNorm that is part of the program, or None.
+        notes: What a reader should know.
     """
 
     before: tuple[int, ...]
     neurons: int
     fit: str
     norm: str | None
+    notes: tuple[str, ...] = ()
 
     columns: ClassVar[tuple[tuple[str, bool], ...]] = (
         ("layer", True),
-        ("shape", True),
+        ("shape", False),
         ("was", False),
         ("neurons", True),
         ("nonzeros", False),
@@ -58,12 +62,25 @@ class NeuronLayer(LayerReport):
         """True: the budget is kept."""
         return True
 
+    @property
+    def proven(self) -> bool:
+        """False: a budget is counted."""
+        return False
+
     def cells(self) -> list[str]:
         """One text for each of the columns."""
         error = "–" if math.isnan(self.output_error) else f"{self.output_error:.4f}"
         shapes = ["×".join(map(str, shape)) for shape in (self.shape, self.before)]
         counts = [f"{self.neurons} of {self.before[0]}", f"{self.nonzeros:,}", self.kept]
         return [self.name, *shapes, *counts, self.fit, error, f"{self.seconds:.1f}", self.status]
+
+    def remarks(self) -> tuple[str, ...]:
+        """The notes."""
+        return self.notes
+
+    def with_remark(self, text: str) -> Self:
+        """The row with one note more."""
+        return replace(self, notes=(*self.notes, text))
 
 
 def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict[str, Link], list[SkippedModule]]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from convexprune.nettrim.rows import NetTrimLayer
-from convexprune.tables import as_text
+from convexprune.tables import as_text, layer_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,25 +97,16 @@ class Verification:
 
     def table(self, width: int = 140) -> "Table":
         """A rich table, a row an entry; figures as recomputed, and below it all that differs."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(caption=escape(self._caption()), caption_justify="left")
         columns = _COLUMNS if width >= _WIDE else _NARROW
-        for name in columns:
-            left = name == columns[0]
-            table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-        for row in self.layers:
-            table.add_row(*(row.cells()[name] for name in columns))
-        return table
+        rows = [[row.cells()[name] for name in columns] for row in self.layers]
+        return layer_table([], columns, rows, self._caption(), width)
 
-    def _caption(self) -> str:
+    def _caption(self) -> list[str]:
         wrong = [row for row in self.layers if not row.ok]
         lines = [f"{len(self.layers) - len(wrong)} of {len(self.layers)} entries are as recorded"]
         lines += [f"{row.name}: {difference}" for row in wrong for difference in row.differences]
         lines += [f"not complete, nothing is recorded of: {', '.join(self.missing)}"] if self.missing else []
-        lines += [f"not looked at, for the recipe does not lead there: {name}" for name in self.unreached]
-        return "\n".join(lines)
+        return lines + [f"not looked at, for the recipe does not lead there: {name}" for name in self.unreached]
 
     def __str__(self) -> str:
         return as_text(self.table)

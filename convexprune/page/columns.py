@@ -6,7 +6,7 @@ from typing import Any
 
 from convexprune.page.numerals import DASH, count, duration, figure, number, part, small
 from convexprune.page.saved import Saved
-from convexprune.page.words import layer_name
+from convexprune.page.words import NEURONS, layer_name
 
 __all__ = ["Cell", "Table", "latency_table", "layer_table"]
 
@@ -68,10 +68,15 @@ def _items(row: Row) -> Cell:
     return Cell(f"{count(kept)} of {count(whole)}", kept)
 
 
+def _neurons(row: Row) -> Cell:
+    kept, before = number(row["neurons"]), number(row["before"][0])
+    return Cell(f"{count(kept)} of {count(before)}", kept)
+
+
 def _status(row: Row) -> Cell:
     good = {"solved", "refitted"} if "gap" in row else {"sampled", "largest kept", "inputs only", "kept whole"}
     status = str(row["status"])
-    kind = "good" if status in good else "text" if status == "no bound" else "bad"
+    kind = "good" if status in good else "text" if status in ("no bound", *NEURONS) else "bad"
     return Cell(status, status, f"text {kind}")
 
 
@@ -108,6 +113,14 @@ _NET_TRIM: tuple[Column, ...] = (
     ("fit", "what was kept: the outputs behind a ReLU, or before whatever follows", _text("fit")),
     ("solver", "from the journal", _text("solver")),
 )
+_NEURONS: tuple[Column, ...] = (
+    *_FIRST,
+    ("neurons", "that are left", _neurons),
+    *_SIZES,
+    ("error", "‖ŷ − Y‖/‖Y‖ of the layer on the calibration data", _number(figure, "output_error")),
+    *_LAST,
+    ("fit", "what was kept: the outputs behind a ReLU, or before whatever follows", _text("fit")),
+)
 _CORESET: tuple[Column, ...] = (
     *_FIRST,
     ("of", "what was chosen from", _text("items")),
@@ -126,7 +139,8 @@ def layer_table(saved: Saved) -> Table:
     shares = _shares(saved.report.get("network") or {})
     solvers = {name: trace.solver for name, trace in saved.traces.items()}
     rows = [{**row, "solver": solvers.get(row["name"]), "share": shares.get(row["name"])} for row in saved.rows]
-    return _table("Pruned layers", _CORESET if saved.coreset else _NET_TRIM, rows)
+    neurons = any("neurons" in row for row in rows)
+    return _table("Pruned layers", _CORESET if saved.coreset else _NEURONS if neurons else _NET_TRIM, rows)
 
 
 def _shares(network: Row) -> dict[str, float]:

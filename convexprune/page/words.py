@@ -9,9 +9,12 @@ from convexprune.page.numerals import count, duration, figure, number, part, sma
 from convexprune.page.saved import Saved
 from convexprune.solvers import Status
 
-__all__ = ["Finding", "asked", "badge", "findings", "layer_name"]
+__all__ = ["NEURONS", "Finding", "asked", "badge", "findings", "layer_name"]
 
 Row = Mapping[str, Any]
+
+NEURONS = ("neurons", "inputs", "inputs and neurons")
+"""The statuses of layers in a run that removes whole neurons."""
 
 _SOLVED, _BUDGET = str(Status.SOLVED), str(Status.NO_BOUND)
 _ADVICE = {str(status): status.advice for status in Status} | {
@@ -100,6 +103,7 @@ def findings(saved: Saved) -> list[Finding]:
     """What is certified, with every exception named."""
     told = _guarantees(saved.rows) if saved.coreset else _certificates(saved.rows)
     told += _network(saved.report.get("network"))
+    told += [Finding("note", f"{_capital(str(line))}.") for line in (saved.report.get("head") or [])[1:]]
     if not saved.rows:
         told.append(Finding("bad", "No layer was pruned."))
     stopped = saved.report["provenance"].get("stopped")
@@ -108,6 +112,10 @@ def findings(saved: Saved) -> list[Finding]:
         left = f": {', '.join(map(layer_name, idle))} stay as they were" if idle else ""
         told.append(Finding("bad", f"The run ended early ({stopped}){left}."))
     return told
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _certificates(rows: Sequence[Row]) -> list[Finding]:
@@ -129,6 +137,10 @@ def _certificates(rows: Sequence[Row]) -> list[Finding]:
                 "the budget is kept, which is counted. Budgets are not convex, so nothing is proven of how near to the "
             )
             told.append(Finding("plain", f"{who}: {text}best these weights are; their error is measured."))
+        elif status in NEURONS:
+            lost = status.replace("inputs", "inputs that were others' neurons")
+            text = f"lost {lost}. Which are worth least is an estimate, so nothing is proven; errors are measured"
+            told.append(Finding("plain", f"{who}: {text}."))
         else:
             named = ", ".join(layer_name(str(row["name"])) for row in group)
             told.append(Finding("bad", f"Not certified: {named} ({status}). {_ADVICE.get(status, '')}".strip()))

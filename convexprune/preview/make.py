@@ -23,6 +23,7 @@ from convexprune.preview.pace import Pace
 from convexprune.preview.records import LayerPreview, Preview
 from convexprune.preview.refusals import check_bound, check_goals
 from convexprune.progress import silent
+from convexprune.report import told_once
 from convexprune.taps import Received
 
 __all__ = ["preview", "recipe_of"]
@@ -62,9 +63,10 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     ]
     for row in layers:
         check_goals(plan.sites[row.name], goals[row.name].goals, row.gram, recipe)
+    rows_told, skipped = told_once(layers, left)
     return Preview(
-        layers=tuple(layers),
-        skipped=left,
+        layers=rows_told,
+        skipped=skipped,
         samples=plan.samples,
         weights=sum(site.weights for site in plan.sites.values()),
         memory_bytes=max(max(2 * row.data_bytes, row.data_bytes + row.solver_bytes) for row in layers),

@@ -1,12 +1,12 @@
 """What a preview tells, as data and as a table."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 from convexprune.preview.pace import Pace
 from convexprune.report import SkippedModule
-from convexprune.tables import as_text
+from convexprune.tables import as_text, layer_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +33,7 @@ class LayerPreview:
         data_bytes: X and Y of all groups, or their products.
         solver_bytes: What the solver keeps beside them for the largest group.
         seconds: About; None for a solver of which nothing is known.
+        notes: What a reader should know.
     """
 
     name: str
@@ -46,6 +47,11 @@ class LayerPreview:
     data_bytes: int
     solver_bytes: int
     seconds: float | None
+    notes: tuple[str, ...] = ()
+
+    def with_remark(self, text: str) -> Self:
+        """The row with one note more."""
+        return replace(self, notes=(*self.notes, text))
 
     @property
     def groups(self) -> int:
@@ -105,26 +111,20 @@ class Preview:
     def table(self, width: int = 140) -> "Table":
         """A rich table, a row a layer; the columns that matter least are left out below 120 characters."""
         from rich.markup import escape
-        from rich.table import Table
 
-        table = Table(caption=escape(self._caption()), caption_justify="left")
         columns = list(self.layers[0].cells()) if width >= _WIDE else _NARROW
-        for name in columns:
-            left = name == columns[0]
-            table.add_column(name, justify="left" if left else "right", no_wrap=not left, overflow="fold")
-        for row in self.layers:
-            table.add_row(*(escape(row.cells()[name]) for name in columns))
-        return table
+        rows = [[row.name, *(escape(row.cells()[name]) for name in columns[1:])] for row in self.layers]
+        return layer_table([], columns, rows, self._caption(), width)
 
-    def _caption(self) -> str:
+    def _caption(self) -> list[str]:
         together = f" with {self.jobs} at a time" if self.jobs > 1 else ""
         lines = [
             f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; about "
             f"{_duration(self.seconds)}{together}, within a factor of three if the machine stays as busy; about "
             f"{_size(self.memory_bytes)} for the layer that takes most"
         ]
-        lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
-        return "\n".join(lines)
+        lines += [f"{row.name}: {note}" for row in self.layers for note in row.notes]
+        return lines + [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
 
     def __str__(self) -> str:
         return as_text(self.table)
