@@ -92,7 +92,9 @@ def prune(
     method: Annotated[str, typer.Option(help="net-trim, or a coreset: see `convexprune methods`.")] = "net-trim",
     key: Annotated[str | None, typer.Option(help="The array in the .npz, such as x_train.")] = None,
     samples: Annotated[int | None, typer.Option(help="Use only the first samples.", min=1)] = None,
-    layers: Annotated[list[str] | None, typer.Option(help="Name pattern of layers to prune; repeatable.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Name pattern of layers to prune, or '!stem' for all but it; repeatable.")
+    ] = None,
     eps: Annotated[list[str] | None, typer.Option(help="Error allowed: 0.1, or PATTERN=0.1; repeatable.")] = None,
     scope: Annotated[str, typer.Option(help="The size is each layer's, or the network's: layer or network.")] = "layer",
     remove: Annotated[bool, typer.Option(help="Neurons that go are really removed, or left as zeros.")] = True,
@@ -100,7 +102,9 @@ def prune(
     data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
     label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    sparsity: Annotated[list[str] | None, _asked(help="Part to be zero: 0.8, or PATTERN=0.8; or 2:4.")] = None,
+    sparsity: Annotated[
+        list[str] | None, _asked(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
+    ] = None,
     network_eps: Annotated[float | None, _asked(help="Error allowed of the network's outputs.")] = None,
     objective: Annotated[str, _asked(help="With --network-eps: l1, or nonzeros.")] = "l1",
     search: Annotated[str, _asked(help="With --sparsity: budget, or path.")] = "budget",

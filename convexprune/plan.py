@@ -1,22 +1,19 @@
 """What is to be pruned, and how: layers by name patterns, their fits, their eps."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from fnmatch import fnmatchcase
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
 from convexprune.errors import NothingToPrune
 from convexprune.matrices import unsupported
 from convexprune.matrices.support import kind_of
+from convexprune.patterns import excluding, is_chosen, looked_up, name_patterns, unmatched
 from convexprune.report import SkippedModule
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import Ties, find_ties, named_uses
 
-__all__ = ["check_module", "check_patterns", "choose_layers", "layer_eps", "layer_fits", "looked_up", "name_patterns"]
-
-T = TypeVar("T")
+__all__ = ["check_module", "choose_layers", "layer_eps", "layer_fits"]
 
 
 def choose_layers(
@@ -27,11 +24,12 @@ def choose_layers(
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 
     Layers that share weight and bias are one layer with several uses (``convexprune.ties``). It goes by the name of its
-    first use, and is chosen by a pattern of any of them.
+    first use, and is chosen, or left out, by a pattern of any of them.
 
     Args:
         model: Any module.
-        patterns: Shell patterns of qualified names; None: every layer.
+        patterns: Shell patterns of qualified names ("features.*"), and of those to leave out ("!stem"); None: every
+            layer.
         kinds: Only such modules, and none that share a parameter; None: every kind that can be pruned.
 
     Raises:
@@ -44,7 +42,7 @@ def choose_layers(
     reasons = {name: _reason(name, module, wanted, ties, kinds) for name, module in holders.items()}
     chosen = {name: module for name, module in holders.items() if reasons[name] is None}
     skipped = [SkippedModule(name, type(holders[name]).__name__, why) for name, why in reasons.items() if why]
-    idle = [pattern for pattern in wanted or [] if not any(_matches(ties.uses_of(name), [pattern]) for name in chosen)]
+    idle = unmatched(wanted or [], [use for name in chosen for use in ties.uses_of(name)], holders)
     if idle or not chosen:
         what = f"no layer that can be pruned matches {idle}" if idle else "the model has no layer that can be pruned"
         listing = "; ".join(f"{s.name or 'the model'} ({s.kind}): {s.reason}" for s in skipped) or "no weights at all"
@@ -105,52 +103,18 @@ def check_module(model: nn.Module) -> nn.Module:
     return model
 
 
-def name_patterns(patterns: str | Iterable[str]) -> list[str]:
-    """Patterns of qualified names as a list; of a set in their own order, which is the same in every process.
-
-    Raises:
-        InvalidInput: Something else than texts.
-    """
-    if isinstance(patterns, str):
-        return [patterns]
-    found = list(patterns) if isinstance(patterns, Iterable) else [patterns]
-    if not all(isinstance(pattern, str) for pattern in found):
-        raise InvalidInput(f"layers: expected patterns of names ('features.*'), found {patterns!r}")
-    return sorted(found) if isinstance(patterns, Set) else found
-
-
-def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:
-    """Whether each pattern of a table by name patterns matches a layer; what is no table passes.
-
-    Raises:
-        InvalidInput: Some match none.
-    """
-    known = list(names)
-    patterns = list(table) if isinstance(table, Mapping) else []
-    if idle := [pattern for pattern in patterns if not _matches(known, [pattern])]:
-        raise InvalidInput(f"{argument}: no layer matches {idle}; the layers are {', '.join(known)}")
-
-
-def looked_up(table: Mapping[str, T], name: str) -> T | None:
-    """The entry of the first pattern that matches."""
-    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
-
-
 def _holds_weights(module: nn.Module) -> bool:
     own = module.parameters(recurse=False)
     return kind_of(module) is not None or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
-
-
-def _matches(names: Iterable[str], patterns: list[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _reason(
     name: str, module: nn.Module, wanted: list[str] | None, ties: Ties, kinds: tuple[type[nn.Module], ...] | None
 ) -> str | None:
     first, *more = uses = ties.uses_of(name)
-    if wanted is not None and not _matches(uses, wanted):
-        return "not chosen by the name patterns"
+    if wanted is not None and not is_chosen(uses, wanted):
+        left_out = excluding(uses, wanted)
+        return "not chosen by the name patterns" if left_out is None else f"left out by the name pattern {left_out!r}"
     if reason := unsupported(module) or ties.refused.get(name):
         return reason
     if kinds is not None and not isinstance(module, kinds):

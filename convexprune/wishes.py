@@ -33,17 +33,12 @@ def parsed_table(option: str, texts: Sequence[str], value: Callable[[str], Any] 
 
 
 def parsed_sparsity(texts: Sequence[str]) -> Any:
-    """["0.8"] or ["features.*=0.9", "0.5"] as for eps, or ["2:4"].
+    """["0.8"], ["2:4"], or by name: ["stem=0", "features.*=0.9", "2:4"], as for eps.
 
     Raises:
         InvalidInput: Something else.
     """
-    patterns = [text for text in texts if re.fullmatch(r"\d+:\d+", text)]
-    if not patterns:
-        return parsed_table("--sparsity", texts)
-    if len(texts) > 1:
-        raise InvalidInput(f"--sparsity: a pattern such as {patterns[0]} is for all layers; give nothing beside it")
-    return patterns[0]
+    return parsed_table("--sparsity", texts, lambda text: text if re.fullmatch(r"\d+:\d+", text) else float(text))
 
 
 def parsed_size(keep: Sequence[str] | None, eps: Sequence[str] | None, delta: float | None) -> Any:

@@ -14,6 +14,7 @@ from convexprune import prune_
 from convexprune.errors import NothingToPrune
 from convexprune.matrices import weight_matrices, write_back_
 from convexprune.memory import Holders, overlaps_itself
+from convexprune.patterns import looked_up
 from convexprune.plan import choose_layers
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import find_ties, layer_uses
@@ -90,6 +91,56 @@ def test_patterns_may_come_one_by_one():
     chosen, skipped = choose_layers(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), (name for name in "1"))
     assert list(chosen) == ["1"]
     assert [module.name for module in skipped] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ("!stem", ["a.0", "a.1", "head"]),
+        (["!stem", "*"], ["a.0", "a.1", "head"]),
+        (["a.*", "!a.0"], ["a.1"]),
+        (["!a.0", "!head"], ["stem", "a.1"]),
+        (["head", "!a.*"], ["head"]),
+        ({"head", "a.1"}, ["a.1", "head"]),
+    ],
+)
+def test_names_are_left_out_by_an_exclamation_mark(patterns, names):
+    model = nn.ModuleDict({"stem": nn.Linear(4, 4), "a": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    model["head"] = nn.Linear(4, 4)
+    chosen, skipped = choose_layers(model, patterns)
+    assert list(chosen) == names
+    left = [pattern for pattern in patterns if pattern.startswith("!")] if isinstance(patterns, list) else [patterns]
+    for module in skipped:
+        exactly = f"left out by the name pattern '!{module.name}'"
+        assert module.reason == exactly or f"!{module.name}" not in left
+
+
+@pytest.mark.parametrize("patterns", ["!nothing", ["stem", "!nothing"], ["stem", "!stem"], []])
+def test_patterns_that_leave_out_or_choose_nothing_are_named(patterns):
+    with pytest.raises(NothingToPrune, match=r"nothing|stem|no layer"):
+        choose_layers(nn.ModuleDict({"stem": nn.Linear(4, 4), "head": nn.Linear(4, 4)}), patterns)
+
+
+def test_a_tied_layer_is_left_out_by_any_of_its_names():
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in "abc"})
+    model["b"].weight, model["b"].bias = model["a"].weight, model["a"].bias
+    chosen, skipped = choose_layers(model, "!b")
+    assert list(chosen) == ["c"]
+    assert {module.reason for module in skipped} == {"left out by the name pattern '!b'"}
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        ({"*": 1, "fc1": 2}, 2),
+        ({"fc*": 1, "*": 2}, 1),
+        ({"*": 2, "fc*": 1}, 2),
+        ({"conv*": 1}, None),
+        ({"f[c]1": 1, "fc1": 0.0}, 0.0),
+    ],
+)
+def test_an_exact_name_counts_first_then_the_first_pattern(table, value):
+    assert looked_up(table, "fc1") == value
 
 
 @pytest.mark.parametrize("model", [None, "model:build", nn.Linear])

@@ -50,6 +50,8 @@ def test_sizes_are_those_of_the_matrices_and_the_model_is_left() -> None:
         {"eps": {"0": 0.3, "*": 0.2}, "norms": "leave"},
         {"eps": 0.3, "layers": ["0", "6"]},
         {"sparsity": 0.8},
+        {"sparsity": {"3": 0.0, "*": "2:4"}},
+        {"sparsity": 0.8, "layers": "!3"},
         {"network_eps": 0.5},
         {"eps": 0.3, "mode": "cascade"},
     ],

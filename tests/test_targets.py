@@ -12,7 +12,7 @@ from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 
 from convexprune import prune_
-from convexprune.errors import PruningFailed
+from convexprune.errors import NothingToPrune, PruningFailed
 from convexprune.solvers import Status
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, SolverRefused
 
@@ -193,13 +193,94 @@ def test_two_of_four_inputs_are_kept_at_most(mode: str) -> None:
         assert (fours.count_nonzero(1) == 2).float().mean() > 0.9
 
 
-def test_patterns_that_do_not_divide_the_inputs_name_the_layer() -> None:
+def test_a_layer_whose_inputs_a_pattern_does_not_divide_is_left_and_said() -> None:
+    model, x = chain(8, 6, 3)
+    trained = model[2].weight.clone()
+    report = prune_(model, x, sparsity="2:4")
+    assert [row.name for row in report.layers] == ["0"]
+    assert report.nonzeros == 24
+    why = "left as trained: 2:4 needs a multiple of 4 inputs, and it has 6"
+    assert [(module.name, module.reason) for module in report.skipped] == [("2", why)]
+    assert torch.equal(model[2].weight, trained)
+
+
+class Unequal(nn.Module):
+    """Queries of 8 features, keys and values of 6: three programs of one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(x, x[..., :6], x[..., :6])[0])
+
+
+def test_every_group_of_a_layer_must_take_the_pattern() -> None:
+    torch.manual_seed(0)
+    report = prune_(Unequal(), torch.randn(10, 5, 8), sparsity="2:4")
+    assert [row.name for row in report.layers] == ["attention.out_proj", "head"]
+    assert ["and it has 6" in module.reason for module in report.skipped] == [True]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sparsity": "2:4", "layers": "2"},
+        {"sparsity": "2:4", "layers": ["0", "2"]},
+        {"sparsity": {"2": "2:4", "*": 0.5}},
+        {"sparsity": {"*": 0.5, "2": "2:4"}, "scope": "network"},
+    ],
+)
+def test_a_layer_that_was_named_is_refused_if_it_cannot_take_its_pattern(asked: dict[str, Any]) -> None:
     model, x = chain(8, 6, 3)
     same = unchanged(model)
-    with pytest.raises(InvalidInput, match="needs a multiple of 4 inputs; '2' has 6: leave it out with layers="):
-        prune_(model, x, sparsity="2:4")
+    with pytest.raises(InvalidInput, match="'2' was named, and 2:4 needs a multiple of 4 inputs, and it has 6: leave"):
+        prune_(model, x, **asked)
     assert same()
-    assert prune_(model, x, sparsity="2:4", layers="0").nonzeros == 24
+
+
+def test_where_no_layer_can_take_the_pattern_nothing_is_done() -> None:
+    with pytest.raises(NothingToPrune, match=r"0: left as trained: 2:4 needs .* it has 6; 2: left"):
+        prune_(*chain(6, 7, 3), sparsity="2:4")
+
+
+MIXED: dict[str, Any] = {"0": 0.0, "*": "2:4", "4": 0.6}
+
+
+@pytest.mark.parametrize("scope", ["layer", "network"])
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_numbers_and_patterns_go_together_and_a_name_comes_before_a_pattern(mode: str, scope: str) -> None:
+    model, x = chain(6, 8, 8, 4)
+    trained = model[0].weight.clone()
+    report = prune_(model, x, sparsity=MIXED, mode=mode, scope=scope)
+    assert [(row.name, row.goal) for row in report.layers] == [("2", "2:4"), ("4", "keep 13")]
+    assert report.certified
+    assert [(module.name, module.reason) for module in report.skipped] == [("0", "left as trained: its sparsity is 0")]
+    assert torch.equal(model[0].weight, trained)
+    assert (model[2].weight.reshape(-1, 4).count_nonzero(1) <= 2).all()
+    assert int(model[4].weight.count_nonzero()) == 13
+
+
+def test_layers_of_one_number_share_it_in_the_network() -> None:
+    model, x = chain(8, 8, 8, 8, 4)
+    report = prune_(model, x, sparsity={"6": 0.25, "4": "2:4", "*": 0.5}, scope="network")
+    kept = {row.name: row.nonzeros for row in report.layers}
+    assert 60 <= kept["0"] + kept["2"] <= 64
+    assert kept["0"] != kept["2"]
+    assert (kept["4"], kept["6"]) == (32, 24)
+
+
+@pytest.mark.parametrize("given", [0.0, 0, {"*": 0.0}])
+@pytest.mark.parametrize("scope", ["layer", "network"])
+def test_a_sparsity_of_zero_leaves_the_network_as_trained(given: Any, scope: str) -> None:
+    model, x = chain(6, 5, 3)
+    same = unchanged(model)
+    report = prune_(model, x, sparsity=given, scope=scope)
+    assert same()
+    assert report.layers == ()
+    assert {module.reason for module in report.skipped} == {"left as trained: its sparsity is 0"}
+    assert report.output_error == 0
+    assert "its sparsity is 0" in str(report)
 
 
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
@@ -233,7 +314,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "pattern and search": ({"sparsity": "2:4", "search": "path"}, InvalidInput, "each layer's own"),
     "pattern of neurons": ({"sparsity": "2:4", "unit": "neurons"}, InvalidInput, "give sparsity a number alone"),
     "neurons by layer": ({"sparsity": {"*": 0.5}, "unit": "neurons"}, InvalidInput, "a number alone"),
-    "table for the network": ({"sparsity": {"*": 0.5}, "scope": "network"}, InvalidInput, "one number for the network"),
+    "patterns for the network": ({"sparsity": {"*": "2:4"}, "scope": "network"}, InvalidInput, "each layer's own"),
+    "neurons, mixed": ({"sparsity": {"0": "2:4", "*": 0.5}, "unit": "neurons"}, InvalidInput, "a number alone"),
+    "no pattern in a table": (
+        {"sparsity": {"0": "a:b", "*": 0.5}},
+        InvalidInput,
+        "sparsity of 0: expected a number, or",
+    ),
     "no number": ({"sparsity": "half"}, InvalidInput, "or a pattern such as '2:4', found 'half'"),
     "more than there are": ({"sparsity": "5:4"}, InvalidInput, "5 of 4"),
     "nothing kept": ({"sparsity": "0:4"}, InvalidInput, "≥ 1"),
@@ -442,6 +529,7 @@ TARGETS: dict[str, dict[str, Any]] = {
     "path": {"sparsity": 0.6, "search": "path"},
     "refit": {"eps": 0.2, "refit": True},
     "network": {"sparsity": 0.6, "scope": "network"},
+    "mixed": {"sparsity": {"0": "2:4", "*": 0.6}, "scope": "network", "mode": "cascade"},
     "neurons": {"sparsity": 0.4, "unit": "neurons"},
 }
 

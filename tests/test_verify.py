@@ -69,6 +69,7 @@ RUNS: list[tuple[Callable[[], Made], dict[str, Any]]] = [
     (mlp, {"sparsity": "2:4", "mode": "cascade"}),
     (mlp, {"sparsity": 0.6, "search": "path"}),
     (mlp, {"sparsity": 0.6, "scope": "network"}),
+    (mlp, {"sparsity": {"2": "2:4", "0": 0.0, "*": 0.6}, "scope": "network"}),
     (mlp, {"sparsity": 0.5, "unit": "neurons"}),
     (mlp, {"network_eps": 0.2, "objective": "nonzeros"}),
     (mlp, {"network_eps": 0.2, "mode": "cascade"}),

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
 from convexprune.coresets.sizes import Choice, Size, choose, layer_sizes, shared_sizes
 from convexprune.errors import NothingToPrune
 from convexprune.links import Link, find_links
-from convexprune.plan import name_patterns
+from convexprune.patterns import is_chosen, name_patterns, unmatched
 from convexprune.report import SkippedModule
 from convexprune.shrink import mask_neurons_, remove_neurons_
 
@@ -83,11 +82,11 @@ def _chosen(model: nn.Module, patterns: str | Iterable[str] | None) -> tuple[dic
     wanted = ["*"] if patterns is None else name_patterns(patterns)
     if not wanted:
         raise NothingToPrune("layers: expected patterns of names, found none; leave it out for every layer")
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in links):
-            found = "; ".join(reasons) or "it has no Linear or Conv2d layer"
-            raise NothingToPrune(f"layers: {pattern!r} matches no layer of which neurons can be removed: {found}")
-    chosen = {name: link for name, link in links.items() if any(fnmatchcase(name, pattern) for pattern in wanted)}
+    idle = unmatched(wanted, links, (module.name for module in skipped))
+    chosen = {name: link for name, link in links.items() if is_chosen(name, wanted)}
+    if idle or not chosen:
+        found = "; ".join(reasons) or "it has no Linear or Conv2d layer"
+        raise NothingToPrune(f"layers: {idle or wanted} match no layer of which neurons can be removed: {found}")
     left = {name: type(model.get_submodule(name)).__name__ for name in links if name not in chosen}
     unwanted = [SkippedModule(name, kind, "not chosen by the name patterns") for name, kind in left.items()]
     return chosen, [*skipped, *unwanted]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from numbers import Integral, Real
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from convexprune.coresets.base import Guarantee, Method, Scores
 from convexprune.coresets.sampling import Sample, Sampling, draws_for, sample
-from convexprune.plan import looked_up
+from convexprune.patterns import looked_up, unmatched
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
 __all__ = ["Choice", "Size", "checked_size", "choose", "items_kept", "layer_sizes", "shared_sizes"]
@@ -51,8 +50,7 @@ def layer_sizes(size: Size | Mapping[str, Size], names: Sequence[str]) -> dict[s
     missing = [name for name, value in found.items() if value is None]
     if missing:
         raise InvalidInput(f"size: no pattern among {list(size)} matches {', '.join(missing)}; add one, or '*'")
-    idle = [pattern for pattern in size if not any(fnmatchcase(name, pattern) for name in names)]
-    if idle:
+    if idle := unmatched(size, names):
         raise InvalidInput(f"size: no layer that is to be pruned matches {idle}; there are {', '.join(names)}")
     return {name: checked_size(name, value) for name, value in found.items()}
 

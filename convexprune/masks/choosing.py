@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from convexprune.errors import NothingToPrune, UnsupportedModule
 from convexprune.masks.sites import Site
 from convexprune.memory import Holders
-from convexprune.plan import check_module, name_patterns
+from convexprune.patterns import is_chosen, name_patterns, unmatched
+from convexprune.plan import check_module
 
 __all__ = ["check_ties", "chosen_sites", "obstacle"]
 
@@ -28,11 +28,10 @@ def chosen_sites(model: nn.Module, layers: str | Iterable[str] | None) -> list[S
     patterns = ["*"] if layers is None else name_patterns(layers)
     modules = check_module(model).named_modules()
     sites = [site for path, module in modules for site in _sites_of(path, module)]
-    idle = [pattern for pattern in patterns if not any(fnmatchcase(site.path, pattern) for site in sites)]
-    if idle:
+    if idle := unmatched(patterns, [site.path for site in sites]):
         names = ", ".join(dict.fromkeys(site.path or "the model" for site in sites)) or "none"
         raise NothingToPrune(f"no module with a weight matrix matches {idle}. The modules with one: {names}")
-    chosen = [site for site in sites if any(fnmatchcase(site.path, pattern) for pattern in patterns)]
+    chosen = [site for site in sites if is_chosen(site.path, patterns)]
     for site in chosen:
         if reason := obstacle(site):
             raise UnsupportedModule(f"{site.key} {reason}, or leave it out with layers=. The model is unchanged")

@@ -1,6 +1,5 @@
 """From what is asked of the network to the target that pursues it."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -9,16 +8,15 @@ from torch import nn
 from convexprune.calibration import Calibration
 from convexprune.forwards import Forward
 from convexprune.links import Link
-from convexprune.nettrim.goals import Goal, Keep, KeepByPath, Pattern, Within
+from convexprune.nettrim.goals import Keep, KeepByPath, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity
 from convexprune.nettrim.planning import Plan, make_plan
 from convexprune.nettrim.recipe import Recipe
-from convexprune.nettrim.sites import Site
+from convexprune.nettrim.sparsities import budget, left_as_trained, shared_budgets, sparsity_of
 from convexprune.nettrim.structured import NeuronSparsity, chosen_links, reachable
 from convexprune.nettrim.targets import Each, Target
-from convexprune.plan import layer_eps, looked_up
+from convexprune.plan import layer_eps
 from convexprune.report import SkippedModule
-from convexprune.solvers.errors import InvalidInput
 from convexprune.taps import Received
 
 __all__ = ["planned", "target_of"]
@@ -51,6 +49,8 @@ def planned(
     """
     if recipe.unit == "weights":
         plan = make_plan(model, calibration, recipe, forward, progress, see=see)
+        if recipe.sparsity is not None:
+            plan = plan.without(left_as_trained(recipe, plan.sites))
         return plan, target_of(recipe, plan, None), plan.skipped
     links, left = chosen_links(model, recipe.layers)
     plan = make_plan(model, calibration, recipe, forward, progress, names=_consumers(links), see=see)
@@ -75,31 +75,16 @@ def target_of(recipe: Recipe, plan: Plan, links: Mapping[str, Link] | None) -> T
         return NetworkEps(recipe.network_eps, plan.size, recipe.objective == "nonzeros")
     if links is not None:
         return NeuronSparsity(links, recipe.sparsity, recipe.scope == "network")
-    if recipe.scope == "network":
-        every = plan.sites.values()
-        count = max(sum(site.groups for site in every), round((1 - recipe.sparsity) * sum(s.weights for s in every)))
-        return NetworkSparsity(count, recipe.search == "path")
     if recipe.sparsity is not None:
-        return Each({name: _budget(site, recipe) for name, site in plan.sites.items()})
+        return _sparse(recipe, plan)
     eps = layer_eps(recipe.eps, list(plan.order))
     return Each({name: Within(eps[name]) for name in plan.sites})
 
 
-def _budget(site: Site, recipe: Recipe) -> Goal:
-    if isinstance(recipe.sparsity, str):
-        found = re.fullmatch(r"(\d+):(\d+)", recipe.sparsity)
-        if not found:
-            raise InvalidInput(f"sparsity: expected a number, or a pattern such as '2:4', found {recipe.sparsity!r}")
-        pattern, inputs = Pattern(int(found[1]), int(found[2])), site.inputs_of_group
-        if pattern.m and inputs % pattern.m:
-            raise InvalidInput(
-                f"sparsity: {recipe.sparsity!r} needs a multiple of {pattern.m} inputs; {site.name!r} has {inputs}: "
-                "leave it out with layers="
-            )
-        return pattern
-    given = recipe.sparsity
-    part = looked_up(given, site.name) if isinstance(given, Mapping) else given
-    if part is None:
-        raise InvalidInput(f"sparsity: no pattern among {list(given)} matches {site.name}; add one, or '*'")
-    count = max(site.groups, round((1 - part) * site.weights))
-    return (KeepByPath if recipe.search == "path" else Keep)(count)
+def _sparse(recipe: Recipe, plan: Plan) -> Target:
+    asked = {name: sparsity_of(recipe, name) for name in plan.sites}
+    kind = KeepByPath if recipe.search == "path" else Keep
+    counts = shared_budgets(plan.sites, asked) if recipe.scope == "network" else {}
+    shared = {name for names in counts for name in names}
+    own = {name: budget(site, asked[name], kind) for name, site in plan.sites.items() if name not in shared}
+    return NetworkSparsity(counts, kind, own) if counts else Each(own)

@@ -1,7 +1,7 @@
 """Targets for the network as a whole: an error of its outputs, or a number of weights, split over the layers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from convexprune.allocation import allocate_eps, allocate_nonzeros
@@ -63,7 +63,7 @@ class NetworkEps:
         if not self.nonzeros:
             equal = min(1.0, total / (math.fsum(prices.values()) or math.inf))
             return dict.fromkeys(run.sites, equal)
-        found = measured(run)
+        found = measured(run, run.sites)
         if found is None:
             return None
         curves = {name: _curve(run, name, answers) for name, answers in found.items()}
@@ -72,40 +72,53 @@ class NetworkEps:
 
 @dataclass(frozen=True)
 class NetworkSparsity:
-    """At most ``count`` weights in all layers, split so that the outputs keep their correlation with the old ones.
+    """Numbers of weights that layers share, split so that the outputs keep their correlation with the old ones.
 
     Least squares leave ‖Y‖² = ‖Ŷ‖² + ‖Ŷ − Y‖², so a layer of relative error eps keeps the squared correlation 1 − eps².
     Those of the layers are taken to multiply: this maximises Π (1 − eps_l(n_l)²), where eps_l is the layer's path. No
     layer is given up: its factor would be 0.
+
+    Attributes:
+        counts: What layers keep at most together, by their names.
+        kind: The goal of each with its share.
+        own: Goals of the others, which share nothing.
     """
 
-    count: int
-    path: bool
+    counts: Mapping[tuple[str, ...], int]
+    kind: type[Keep] | type[KeepByPath]
+    own: Mapping[str, Goal]
 
     def pursue(self, run: Run) -> dict[str, Goal]:
         """Measure, split, solve and write."""
-        found = measured(run)
+        found = measured(run, [name for names in self.counts for name in names])
         if found is None:
             return {}
-        least = {name: site.groups for name, site in run.sites.items()}
-        lost = {
-            name: [(-math.log1p(-(min(eps, _MOST) ** 2)), max(n, least[name])) for eps, n in _curve(run, name, answers)]
-            for name, answers in found.items()
-        }
-        split = allocate_nonzeros(lost, dict.fromkeys(lost, 1.0), self.count).values
-        kind = KeepByPath if self.path else Keep
-        counts = {name: max(least[name], int(split[name] + 1e-9)) for name in run.sites}
-        run.left |= {name: _WORTH_MORE for name, site in run.sites.items() if counts[name] >= site.weights}
-        return Each({name: kind(counts[name]) for name in run.sites if name not in run.left}).pursue(run)
+        goals = dict(self.own)
+        for names, count in self.counts.items():
+            split = _split(run, {name: found[name] for name in names}, count)
+            goals |= {name: self.kind(share) for name, share in split.items()}
+            run.left |= {name: _WORTH_MORE for name, share in split.items() if share >= run.sites[name].weights}
+        return Each({name: goals[name] for name in run.sites if name not in run.left}).pursue(run)
 
 
-def measured(run: Run) -> dict[str, tuple[Answer, ...]] | None:
-    """Each layer's path on the trained network's inputs; None if the run was stopped."""
-    found = dict(run.answers(dict.fromkeys(run.sites, Measure())))
+def _split(run: Run, found: Mapping[str, tuple[Answer, ...]], count: int) -> dict[str, int]:
+    """How many of so many weights each layer keeps."""
+    least = {name: run.sites[name].groups for name in found}
+    lost = {
+        name: [(-math.log1p(-(min(eps, _MOST) ** 2)), max(n, least[name])) for eps, n in _curve(run, name, answers)]
+        for name, answers in found.items()
+    }
+    split = allocate_nonzeros(lost, dict.fromkeys(lost, 1.0), count).values
+    return {name: max(least[name], int(split[name] + 1e-9)) for name in found}
+
+
+def measured(run: Run, names: Collection[str]) -> dict[str, tuple[Answer, ...]] | None:
+    """The paths of these layers on the trained network's inputs; None if the run was stopped."""
+    found = dict(run.answers({name: Measure() for name in run.sites if name in names}))
     if run.stopped is not None:
         return None
     check_measured(found)
-    return {name: found[name] for name in run.sites}
+    return {name: found[name] for name in run.sites if name in names}
 
 
 def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float, float]]:

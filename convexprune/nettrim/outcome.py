@@ -142,5 +142,6 @@ def same_outputs(run: Run) -> Iterator[None]:
 
 
 def dtype_of(run: Run) -> torch.dtype:
-    """The coarsest of the pruned weights."""
-    return max((answers[0].dtype for answers in run.trained.values()), key=lambda dtype: torch.finfo(dtype).eps)
+    """The coarsest of the weights that can be pruned; without any that of the model's parameters."""
+    own = [W.dtype for weights in run.trained.values() for W in weights] or [next(run.model.parameters()).dtype]
+    return max(own, key=lambda dtype: torch.finfo(dtype).eps)

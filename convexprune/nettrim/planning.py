@@ -1,7 +1,7 @@
 """What will be pruned, and how, found out by one pass over the calibration data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 
 from torch import nn
@@ -14,7 +14,8 @@ from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
 from convexprune.passes import Observed, observe
-from convexprune.plan import check_patterns, choose_layers, layer_fits, looked_up
+from convexprune.patterns import check_patterns, looked_up
+from convexprune.plan import choose_layers, layer_fits
 from convexprune.report import SkippedModule
 from convexprune.taps import Received, tap
 from convexprune.ties import Ties, find_ties
@@ -41,6 +42,13 @@ class Plan:
     skipped: tuple[SkippedModule, ...]
     samples: int
     size: float
+
+    def without(self, reasons: Mapping[str, str]) -> "Plan":
+        """The same, but for layers that are left as trained, each with the reason."""
+        sites = {name: site for name, site in self.sites.items() if name not in reasons}
+        left = [SkippedModule(name, type(self.sites[name].layer).__name__, why) for name, why in reasons.items()]
+        order = tuple(name for name in self.order if name in sites)
+        return replace(self, sites=sites, order=order, skipped=(*self.skipped, *left))
 
 
 def make_plan(

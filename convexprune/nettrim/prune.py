@@ -47,7 +47,7 @@ def prune_(
     calibration: Any,
     eps: float | Sequence[float] | Mapping[str, float] | None = None,
     *,
-    sparsity: float | str | Mapping[str, float] | None = None,
+    sparsity: float | str | Mapping[str, float | str] | None = None,
     network_eps: float | None = None,
     mode: str = "parallel",
     objective: str = "l1",
@@ -91,18 +91,19 @@ def prune_(
             arguments, or mapping of keyword arguments), which is gone through once a layer and need not fit into
             memory.
         eps: Allowed output error of each layer relative to ‖Y‖_F: a number, one a layer in the model's order, or a
-            mapping from layer names or patterns.
-        sparsity: The part of each layer's weights to be zero, or by name pattern; or "2:4" for at most 2 of 4
-            consecutive inputs. Not convex: what comes back is good, and no bound is claimed. Of each group of a
-            convolution at least one weight stays.
+            mapping from layer names or patterns (an exact name counts first, then the first pattern that matches).
+        sparsity: The part of each layer's weights to be zero, 0 to leave it as trained; or "2:4" for at most 2 of 4
+            consecutive inputs, where a layer whose inputs are no multiple of 4 is left, and said, unless it was named;
+            or a mapping as for ``eps`` to either: {"stem": 0.0, "*": "2:4"}. Not convex: what comes back is good, and
+            no bound is claimed. Of each group of a convolution at least one weight stays.
         network_eps: Allowed error of the network's outputs on the calibration data, relative to their norm: eps is
             allocated to layers so that the bound in the report holds.
         mode: "parallel": every layer from the original network's inputs. "cascade": from those of the network pruned so
             far, layer after layer.
         objective: With ``network_eps``: "l1" gives all layers the same relative eps, "nonzeros" minimises the total
             of nonzeros over the layers' measured paths.
-        scope: With ``sparsity``: "layer": of each layer. "network": of all layers together, split by their measured
-            paths.
+        scope: With ``sparsity``: "layer": of each layer. "network": of all layers together, in a mapping of those of
+            the same number, split by their measured paths.
         search: With ``sparsity``: "budget" looks for the best support of the size itself, "path" takes that of the ℓ1
             program at the least eps that leaves so many; either is followed by a refit.
         unit: With ``sparsity``: "weights", or "neurons": whole neurons and channels, those that vanish first along the
@@ -117,7 +118,8 @@ def prune_(
             behind it; its shift takes the program's bias. "leave": errors count before it.
         solver: As in ``solve``; None: "quadratic" for fits that see products of the data alone, "continuation" for
             budgets, else "admm".
-        layers: Patterns ("features.*", "fc?") of qualified names; None: every layer that can be pruned.
+        layers: Patterns ("features.*", "fc?") of qualified names, and of those to leave out ("!stem"); None: every
+            layer that can be pruned.
         activations: What follows a layer, by name pattern, where watching the model is not enough: {"fc1": "relu"}.
         ceiling: As in ``layer_program``; in cascade the least ceiling.
         gamma: In cascade: the squared radius is at least gamma ≥ 1 times what the trained weights miss on the pruned

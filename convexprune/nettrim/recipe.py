@@ -1,6 +1,7 @@
 """What is asked of a run, checked, and as plain data."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 
 from convexprune.nettrim.posed import How
-from convexprune.plan import name_patterns
+from convexprune.patterns import name_patterns
+from convexprune.solvers import NM
 from convexprune.solvers.arrays import as_number, checked_count, checked_radius
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Limits, Solver, options_of
@@ -181,25 +183,32 @@ def _check_target(recipe: Recipe) -> None:
             raise InvalidInput(f"{name}: it goes with {needed[name]}, which is not given; leave it out")
     if recipe.network_eps is not None:
         checked_radius("network_eps", recipe.network_eps)
-    pattern = isinstance(recipe.sparsity, str)
-    if pattern and (recipe.scope != "layer" or recipe.search != "budget"):
-        raise InvalidInput(
-            f"sparsity: a pattern such as {recipe.sparsity!r} is each layer's own; leave scope, search out"
-        )
-    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(recipe.sparsity, int | float)):
+    if recipe.sparsity is not None:
+        _check_sparsity(recipe)
+
+
+def _check_sparsity(recipe: Recipe) -> None:
+    given = recipe.sparsity
+    table = given if isinstance(given, Mapping) else {"": given}
+    for name, value in table.items():
+        _check_part(f"sparsity{name and f' of {name}'}", value)
+    if recipe.unit == "neurons" and (recipe.search != "budget" or not isinstance(given, int | float)):
         raise InvalidInput(
             "unit: neurons are found along the path, one part for all layers: give sparsity a number alone"
         )
-    if recipe.sparsity is not None and not pattern:
-        table = recipe.sparsity if isinstance(recipe.sparsity, Mapping) else {"": recipe.sparsity}
-        for name, value in table.items():
-            _check_part(f"sparsity{name and f' of {name}'}", value)
-        if recipe.scope == "network" and isinstance(recipe.sparsity, Mapping):
-            raise InvalidInput("sparsity: one number for the network, or one for each pattern and scope='layer'")
+    if all(isinstance(value, str) for value in table.values()) and (recipe.scope, recipe.search) != ("layer", "budget"):
+        found = next(iter(table.values()), given)
+        raise InvalidInput(f"sparsity: a pattern such as {found!r} is each layer's own; leave scope, search out")
 
 
 def _check_part(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
+    """A part from 0 to below 1, or a pattern such as "2:4"."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+):(\d+)", value)
+        if not found:
+            raise InvalidInput(f"{name}: expected a number, or a pattern such as '2:4', found {value!r}")
+        NM(int(found[1]), int(found[2]))  # refuses what is none
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and 0 <= value < 1):
         raise InvalidTolerance(f"{name}: expected the part of weights to be zero, 0 to below 1, found {value!r}")
 
 

@@ -66,9 +66,9 @@ class Site:
         return sum((len(W) - has_bias(self.layer)) * W.shape[1] for W in weight_matrices(self.layer))
 
     @property
-    def inputs_of_group(self) -> int:
-        """How many inputs a neuron has, the bias not counted."""
-        return len(weight_matrices(self.layer)[0]) - has_bias(self.layer)
+    def fan_in(self) -> tuple[int, ...]:
+        """How many inputs a neuron of each group has, the bias not counted."""
+        return tuple(len(W) - has_bias(self.layer) for W in weight_matrices(self.layer))
 
     @property
     def biased(self) -> bool:

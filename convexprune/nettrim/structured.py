@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import ClassVar, Self
 
 import torch
@@ -17,6 +16,7 @@ from convexprune.nettrim.measuring import check_measured
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.targets import Each
+from convexprune.patterns import is_chosen, unmatched
 from convexprune.report import LayerReport, SkippedModule
 from convexprune.shrink import mask_neurons_, remove_neurons_
 
@@ -84,7 +84,7 @@ class NeuronLayer(LayerReport):
 
 
 def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict[str, Link], list[SkippedModule]]:
-    """The links of which a producer's name matches, and the other modules that hold weights.
+    """The links of which a producer's name matches and none is left out, and the other modules that hold weights.
 
     Raises:
         NothingToPrune: No neurons can be removed, or a pattern matches none that can.
@@ -93,15 +93,11 @@ def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict
     links, skipped = find_links(model, residual=True)
     wanted = ["*"] if patterns is None else list(patterns)
     names = [name for link in links.values() for name in link.producers]
-    idle = [pattern for pattern in wanted if not any(fnmatchcase(name, pattern) for name in names)]
-    if idle or not links:
+    idle = unmatched(wanted, names, (module.name for module in skipped))
+    chosen = {name: link for name, link in links.items() if is_chosen(link.producers, wanted)}
+    if idle or not chosen:
         reasons = "; ".join(f"{module.name}: {module.reason}" for module in skipped) or "it has no layers"
         raise NothingToPrune(f"layers: {idle or wanted} match no layer of which neurons can be removed: {reasons}")
-    chosen = {
-        name: link
-        for name, link in links.items()
-        if any(fnmatchcase(producer, pattern) for producer in link.producers for pattern in wanted)
-    }
     left = [name for name in links if name not in chosen]
     return chosen, [*skipped, *(SkippedModule(n, type(model.get_submodule(n)).__name__, _UNWANTED) for n in left)]
 

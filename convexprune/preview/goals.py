@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from convexprune.nettrim.goals import Goal, Keep, KeepByPath, KeepInputs, Measure, RankInputs, Within
+from convexprune.nettrim.goals import Goal, KeepInputs, Measure, RankInputs, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.structured import NeuronSparsity
@@ -37,8 +37,17 @@ class Asked:
 def goals_of(target: Target, plan: Plan) -> Mapping[str, Asked]:
     """What is asked of each layer."""
     if isinstance(target, Each):
-        return {name: Asked(str(goal), [goal], getattr(goal, "eps", math.nan)) for name, goal in target.goals.items()}
+        return _each(target.goals)
+    if isinstance(target, NetworkSparsity):
+        shares = {name: count for names, count in target.counts.items() for name in names}
+        split = {name: Asked(f"share of {n:,}", [Measure(), target.kind(1)]) for name, n in shares.items()}
+        return _each(target.own) | split
     return dict.fromkeys(plan.sites, _shared(target))
+
+
+def _each(goals: Mapping[str, Goal]) -> dict[str, Asked]:
+    """What is asked of layers one by one."""
+    return {name: Asked(str(goal), [goal], getattr(goal, "eps", math.nan)) for name, goal in goals.items()}
 
 
 def _shared(target: Target) -> Asked:
@@ -46,7 +55,5 @@ def _shared(target: Target) -> Asked:
     if isinstance(target, NetworkEps):
         goals: list[Goal] = [Measure()] if target.nonzeros else []
         return Asked(f"share of network eps {target.eps:g}", [*goals, Within(target.eps)], target.eps)
-    if isinstance(target, NetworkSparsity):
-        return Asked(f"share of {target.count:,}", [Measure(), KeepByPath(1) if target.path else Keep(1)])
     assert isinstance(target, NeuronSparsity)  # noqa: S101 - there is no other
     return Asked(f"inputs: {target.part:.0%} fewer", [RankInputs(1), KeepInputs(1, (0,))])

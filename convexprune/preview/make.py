@@ -69,7 +69,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
         skipped=skipped,
         samples=plan.samples,
         weights=sum(site.weights for site in plan.sites.values()),
-        memory_bytes=max(max(2 * row.data_bytes, row.data_bytes + row.solver_bytes) for row in layers),
+        memory_bytes=max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in layers), default=0),
         seconds=_total([row.seconds for row in layers], asked["jobs"], 4 * pace.reading, asked["time_limit"]),
         jobs=asked["jobs"],
         pace=pace,
@@ -133,5 +133,5 @@ def _total(seconds: list[float | None], jobs: int, around: float, limit: float |
     known = [each for each in seconds if each is not None]
     if len(known) < len(seconds):
         return limit
-    total = around + max(max(known), sum(known) / jobs)
+    total = around + max([*known, sum(known) / jobs])
     return total if limit is None else min(total, limit)

@@ -112,7 +112,7 @@ class Preview:
         """A rich table, a row a layer; the columns that matter least are left out below 120 characters."""
         from rich.markup import escape
 
-        columns = list(self.layers[0].cells()) if width >= _WIDE else _NARROW
+        columns = list(self.layers[0].cells()) if width >= _WIDE and self.layers else _NARROW
         rows = [[row.name, *(escape(row.cells()[name]) for name in columns[1:])] for row in self.layers]
         return layer_table([], columns, rows, self._caption(), width)
 
