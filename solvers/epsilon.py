@@ -88,8 +88,7 @@ def feasible_eps(
         **options: The solver's own.
 
     Raises:
-        InvalidInput: The fit is a loss or has a radius for each neuron; the penalty is not convex or leaves all weights
-            of a neuron free.
+        InvalidInput: The fit is a loss or has a radius for each neuron; or the penalty is not convex.
         Infeasible: No weights of a sensible size keep to the ceilings, whatever eps.
         SolverRefused and others: As ``solve``.
     """
@@ -162,7 +161,7 @@ def _typical_penalty(program: LayerProgram) -> float:
 
 
 def _one_ball(program: LayerProgram) -> SetFit:
-    fit, penalty = program.fit, program.penalty.to(program.inputs)
+    fit = program.fit
     check_convex(program)
     if not isinstance(fit, SetFit):
         raise InvalidInput(
@@ -172,11 +171,5 @@ def _one_ball(program: LayerProgram) -> SetFit:
         raise InvalidInput(
             f"fit: expected one eps, found {len(fit.eps)}, one for each neuron: their smallest values trade against "
             "each other in one penalty. Ask for one neuron at a time, with targets Y[:, [m]] and a number eps"
-        )
-    free = int((penalty.cost(program.shape) == 0).all(0).sum())
-    if free:
-        raise InvalidInput(
-            f"penalty: expected some weight with a price in every neuron, found {free} of {program.shape[1]} neurons "
-            "without: no bound is claimed for these. Give their weights a small price"
         )
     return fit

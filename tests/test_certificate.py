@@ -36,6 +36,7 @@ from convexprune.solvers import (
     TopK,
     certificate,
     certify,
+    repair,
     solve,
 )
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
@@ -243,7 +244,7 @@ def test_blocks_of_samples_add_up(
 ) -> None:
     program, U, L = rough(name)
     whole = certify(program, U, L if with_multipliers else None)
-    monkeypatch.setattr(certificate, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(repair, "BLOCK_ENTRIES", entries)
     assert_alike(whole, certify(program, U, L if with_multipliers else None))
 
 
@@ -420,7 +421,7 @@ def test_the_unit_of_each_input_is_irrelevant_to_any_fit(fit: str, penalty: str,
 def test_blocks_of_samples_add_up_for_any_fit(fit: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     program, solution = posed(fit, "L1"), closed(fit, "L1")
     whole = certify(program, 1.1 * solution.weights, multipliers(solution))
-    monkeypatch.setattr(certificate, "_BLOCK_ENTRIES", entries)
+    monkeypatch.setattr(repair, "BLOCK_ENTRIES", entries)
     assert_alike(whole, certify(program, 1.1 * solution.weights, multipliers(solution)))
 
 

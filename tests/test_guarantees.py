@@ -425,6 +425,15 @@ def test_another_solver_finds_the_same_interval() -> None:
     assert found.width <= 1e-3 * UNREACHABLE["relu-ball"].fit.size
 
 
+def test_neurons_of_free_weights_have_an_interval() -> None:
+    """One is free as a whole: it reaches its least squares, and the others what their prices allow."""
+    X, Y = gaussian(54, 30, 4), gaussian(55, 30, 3)
+    found = feasible_eps(LayerProgram(X, Ball(Y, 1.0), L1(torch.tensor([[1.0, 0.0, 1.0]]))))
+    rest = float((Y - X @ torch.linalg.pinv(X) @ Y).norm())
+    assert found.low <= rest <= found.high * (1 + ROUNDING)
+    assert found.width <= 1e-3 * float(Y.norm())
+
+
 def test_ceilings_that_exclude_each_other_have_no_eps_at_all() -> None:
     X = torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
     Y = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
@@ -443,9 +452,6 @@ def test_what_has_no_interval_is_refused() -> None:
             feasible_eps(LayerProgram(X, fit))
     with pytest.raises(InvalidInput, match="convex"):
         feasible_eps(LayerProgram(X, Ball(Y, 1.0), TopK(3)))
-    one_free = torch.tensor([[1.0, 0.0, 1.0]])
-    with pytest.raises(InvalidInput, match="1 of 3 neurons without"):
-        feasible_eps(LayerProgram(X, Ball(Y, 1.0), L1(one_free)))
     with pytest.raises(InvalidTolerance, match="tol"):
         feasible_eps(LayerProgram(X, Ball(Y, 1.0)), tol=0.0)
 

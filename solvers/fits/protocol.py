@@ -70,10 +70,14 @@ class Fit(Protocol):
         """A multiple of a subgradient of f at Z: the multipliers that Z itself suggests."""
 
     def curb(self, L: Tensor) -> Tensor:
-        """The nearest multipliers at which the conjugate f* is finite."""
+        """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
 
     def unrestricted(self) -> Tensor:
-        """[P, M]: where a multiplier may take either sign."""
+        """[P, M]: the multipliers that the certificate moves first, both ways, to make free weights dual feasible.
+
+        Those with room on both sides, say where either sign is allowed. It curbs again after it has moved them, so a
+        bound holds whatever the mask; a poor one only makes it a loose bound.
+        """
 
     def dual_terms(self, L: Tensor) -> Tensor:
         """[2, M] sums over samples, a and b², in float64, from which −f*(t∘Λ) follows for any t [M] ≥ 0."""

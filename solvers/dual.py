@@ -1,0 +1,96 @@
+"""The dual value of repaired multipliers, and the scale of each neuron's that makes it large.
+
+D(t∘Λ) = −f*(t∘Λ) − g*(−XᵀΛ diag(t)), t [M] ≥ 0, bounds the optimum from below for every t at which it is finite.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.fits import Fit
+from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.repair import MET, Shift, blocks
+
+__all__ = ["ROUNDING", "Sums", "best_bound", "dual_norm_of_sizes", "sums_of"]
+
+ROUNDING = 2**-50  # relative error granted to float64 sums
+_FREE_FLOOR = 1e-8  # the least dual norm, relative to its largest possible value, of a column with free entries
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one pass over the samples adds up."""
+
+    fit: Tensor  # the fit's sums, [K, M]
+    terms: Tensor  # the fit's dual terms, [K, M]
+    A: Tensor  # XᵀΛ [N, M]
+    multipliers: Tensor  # ‖λ_m‖ [M]
+    anchors: Tensor  # of what ⟨Λ, ·⟩ in the dual terms is taken with, the lengths [M]
+    lengths: Tensor  # ‖x_j‖ [N, 1]
+
+    @property
+    def reach(self) -> Tensor:
+        """‖x_j‖·‖λ_m‖ ≥ Σ_p |x_pj λ_pm|, [N, M]: rounding of A is relative to it."""
+        return self.lengths * self.multipliers
+
+
+def sums_of(
+    program: LayerProgram, U: Tensor, multipliers: Tensor | None, lengths: Tensor, shifts: tuple[Shift, ...]
+) -> Sums:
+    """Those of weights U and of the multipliers after these shifts."""
+    totals: list[Tensor] = []
+    for block in blocks(program, U, multipliers, shifts):
+        L = block.multipliers
+        parts = [
+            block.fit.sums(block.Z),
+            block.fit.dual_terms(L),
+            block.X.T @ L,
+            L.square().sum(0),
+            block.fit.anchor.square().sum(0).expand(L.shape[1]),
+        ]
+        totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
+    fit, terms, A, multipliers2, anchors2 = totals
+    return Sums(fit, terms, A, multipliers2.sqrt(), anchors2.sqrt(), lengths)
+
+
+def dual_norm_of_sizes(penalty: Penalty, sizes: Tensor) -> Tensor:
+    """[M], the dual norm of a matrix of which only the sizes ≥ 0 of the entries are known."""
+    return torch.maximum(penalty.dual_norm(sizes), penalty.dual_norm(-sizes))
+
+
+def best_bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[float, Tensor]:
+    """The bound, and the scales t [M] of the columns that it holds for.
+
+    Args:
+        fit: The fit of all samples.
+        penalty: A convex penalty in float64.
+        cost: Its prices [N, M].
+        sums: Of the multipliers.
+        worth: The unit of the objective: what weights at hand cost, or an output as long as the targets.
+    """
+    cap, doubt = _caps(fit, penalty, cost, sums, worth)
+    terms = torch.cat([sums.terms[:1] - doubt, sums.terms[1:]])
+    t = fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
+    bound = fit.dual_value(terms, t)
+    return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))
+
+
+def _caps(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[Tensor, Tensor]:
+    """[M], the largest scales; and [M], by how much rounding may make the bound too high at scale 1."""
+    size, free = sums.reach, (cost == 0) & (sums.lengths > 0)
+    outputs = sums.anchors + fit.scale
+    # Rounding of A is no evidence that Λ is orthogonal to a column.
+    largest = dual_norm_of_sizes(penalty, size)
+    norm = penalty.dual_norm(-sums.A) + ROUNDING * largest  # −A is what g* sees
+    # Where entries are free no weight bounds what rounding leaves of A, so such Λ may be scaled up far less.
+    alone = sums.multipliers * outputs / worth if worth > 0 else torch.full_like(largest, torch.inf)
+    least = torch.where(largest > 0, largest, alone)
+    norm = torch.where(free.any(0), torch.maximum(norm, _FREE_FLOOR * least), norm)
+    unmet = ((sums.A.abs() > MET * size) & free).any(0)
+    cap = torch.where(unmet, 0.0, 1 / norm.clamp(min=1e-100))  # a Λ exactly orthogonal to X may grow at will
+    # ⟨A, U⟩ of free entries whose outputs together are no longer than the targets, and rounding of the dual terms:
+    # where caps are huge, either would pass for a bound.
+    left = torch.where(free, sums.A / sums.lengths.clamp(min=1e-300), 0.0)
+    return cap, (ROUNDING * sums.multipliers + torch.linalg.vector_norm(left, dim=0)) * outputs
