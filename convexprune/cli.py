@@ -175,15 +175,21 @@ def _is_default(context: typer.Context, name: str) -> bool:
 
 @app.command(epilog=_STATUSES)
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The --out of a run of Net-Trim, finished or not.")],
+    folder: Annotated[Path, typer.Argument(help="The --out of a run of Net-Trim.")],
     model: Annotated[str, typer.Argument(help="As for `prune`.")],
     weights: Annotated[Path, typer.Option(help="The trained weights, as given to `prune`.")],
     calibration: Annotated[Path, typer.Option(help="The same inputs.")],
     key: Annotated[str | None, typer.Option(help="As for `prune`.")] = None,
     samples: Annotated[int | None, typer.Option(help="As for `prune`.", min=1)] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="A run that is not complete may be in order, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Judge a run again, without any solver: every certificate is recomputed in float64."""
+    """Judge a run again, without any solver: every certificate is recomputed in float64.
+
+    Exit status 3 if anything differs, or if the run is not complete and --partial is not given.
+    """
     with _people_errors(as_json):
         from convexprune.job import Source
         from convexprune.nettrim.verify import verify as verified
@@ -191,7 +197,7 @@ def verify(
         sys.path.insert(0, str(Path.cwd()))
         trained, inputs, _ = Source(model, weights, calibration, key, samples).read()
         found = verified(trained, inputs, folder)
-        status = 0 if found.ok else UNCERTIFIED
+        status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
         if as_json:
             print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
         else:

@@ -605,6 +605,25 @@ def test_verify_tells_a_sound_run_from_a_changed_one(
     assert [row["ok"] for row in told["layers"]].count(False) == 1
 
 
+def test_verify_of_a_run_that_is_not_complete_fails_unless_asked_to(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path))
+    for path in (tmp_path / "layers").glob("4-*"):
+        path.unlink()
+    given = [str(tmp_path), "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    given += ["--samples", "80", "--json"]
+    for extra, status in (([], 3), (["--partial"], 0)):
+        result = CliRunner().invoke(app, ["verify", *given, *extra])
+        told = json.loads(result.stdout)
+        assert result.exit_code == told["exit_status"] == status
+        assert told["verification"]["missing"] == ["4"]
+        assert told["verification"]["ok"]
+    entry = next((tmp_path / "layers").glob("2-*.json"))
+    entry.write_text(entry.read_text().replace('"bound"', '"bond"'))
+    assert CliRunner().invoke(app, ["verify", *given, "--partial"]).exit_code == 3
+
+
 def test_report_writes_a_page_and_prints_its_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

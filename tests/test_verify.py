@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from convexprune import prune_
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.journal import Journal, Record
+from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.nettrim.verify import verify
 from convexprune.solvers import registry
@@ -149,6 +150,18 @@ def retold(folder: Path, name: str, change: Callable[[dict[str, Any], dict[str, 
         writing.put(name, data["goal"], Record(data, tensors))
 
 
+def changed(folder: Path, layer: str, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """All entries of a layer, each sealed again."""
+    journal, described = Journal.existing(folder)
+    with Journal(folder, {key: described[key] for key in ("model", "data", "recipe")}) as writing:
+        for record in list(journal.entries()):
+            if record.data["layer"] == layer:
+                data = copy.deepcopy(dict(record.data))
+                tensors = {key: value.clone() for key, value in record.tensors.items()}
+                change(data["groups"][0], tensors)
+                writing.put(layer, data["goal"], Record(data, tensors))
+
+
 def only_wrong(found: Verification, name: str) -> VerifiedLayer:
     assert not found.ok
     (row,) = [row for row in found.layers if not row.ok]
@@ -208,6 +221,65 @@ def test_changed_arrays_are_found(
     assert any(re.search(told, difference) for difference in row.differences), row.differences
     first = next(row for row in found.layers if row.name == "0")
     assert first.ok
+
+
+@pytest.mark.parametrize(("make", "recipe"), RUNS, ids=lambda value: str(getattr(value, "__name__", value)))
+def test_a_run_that_goes_on_takes_what_holds_and_refuses_changed_weights(
+    tmp_path: Path, make: Callable[[], Made], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = make()
+    pruned = copy.deepcopy(model)
+    prune_(pruned, x, run=tmp_path, **recipe)
+    monkeypatch.setattr(Task, "run", None)  # nothing may be solved
+    again = copy.deepcopy(model)
+    prune_(again, x, run=tmp_path, **recipe)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in pruned.state_dict().items())
+    layer = next(Journal.existing(tmp_path)[0].entries()).data["layer"]
+    changed(tmp_path, layer, smaller_weights)
+    before = copy.deepcopy(model.state_dict())
+    entries = {path: path.read_bytes() for path in (tmp_path / "layers").iterdir()}
+    with pytest.raises(DamagedFile, match=rf"layer '{layer}' does not hold .*recorded .*Delete {layer}-\w+\.json"):
+        prune_(model, x, run=tmp_path, **recipe)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {path: path.read_bytes() for path in (tmp_path / "layers").iterdir()} == entries
+
+
+def test_a_deleted_entry_is_solved_again_and_the_run_is_as_it_was(tmp_path: Path) -> None:
+    model, x = mlp()
+    pruned = copy.deepcopy(model)
+    prune_(pruned, x, mode="cascade", run=tmp_path)
+    changed(tmp_path, "2", other_multipliers)
+    with pytest.raises(DamagedFile, match="bound: recorded") as refusal:
+        prune_(copy.deepcopy(model), x, mode="cascade", run=tmp_path)
+    (named,) = re.findall(r"Delete (\S+) to", str(refusal.value))
+    (tmp_path / "layers" / named).unlink()
+    prune_(model, x, mode="cascade", run=tmp_path)
+    assert all(torch.equal(value, pruned.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_a_false_status_is_not_resumed(tmp_path: Path) -> None:
+    """An unfinished solve whose entry says that it was certified."""
+    model, x = mlp()
+    prune_(copy.deepcopy(model), x, max_iter=3, run=tmp_path)
+    changed(tmp_path, "0", lambda group, _: group.update(status="solved"))
+    with pytest.raises(DamagedFile, match="status: recorded solved, recomputed not solved"):
+        prune_(model, x, max_iter=3, run=tmp_path)
+
+
+def test_an_interrupt_ends_the_judging_of_what_is_known_and_nothing_is_lost(tmp_path: Path) -> None:
+    model, x = mlp()
+    prune_(copy.deepcopy(model), x, run=tmp_path)
+    judged: list[str] = []
+    part = prune_(
+        copy.deepcopy(model),
+        x,
+        run=tmp_path,
+        progress=lambda stage, done, total: judged.append(stage) if stage != "capture" else None,
+        stop=lambda: bool(judged),
+    )
+    assert [row.name for row in part.layers] == judged == ["0"]
+    assert not part.certified
+    assert prune_(model, x, run=tmp_path, time_limit=1e-9).certified  # a time limit is for solving
 
 
 CLAIMS = ["value", "bound", "gap", "violation", "scale", "radius", "promised", "size", "error", "samples", "before"]

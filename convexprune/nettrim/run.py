@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import Calibration
-from convexprune.errors import PruningFailed
+from convexprune.errors import DamagedFile, PruningFailed
 from convexprune.forwards import Forward, evaluating
-from convexprune.journal import Journal
+from convexprune.journal import Journal, Record
 from convexprune.nettrim.goals import Answer, Goal
+from convexprune.nettrim.judging import judged
 from convexprune.nettrim.posed import How, Pile, Posed
 from convexprune.nettrim.records import recalled, recorded, to_device
 from convexprune.nettrim.sites import Site, Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Executor, Task, serially
+from convexprune.nettrim.verification import VerifiedLayer
 from convexprune.passes import observe, received
 from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import norm, working_dtype
@@ -81,15 +83,19 @@ class Run:
 
     def answers(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
         """Solve layers that do not depend on each other, in any order; those in the journal come first."""
-        waiting = []
+        waiting, done = [], 0
         for name, goal in goals.items():
-            known = self._known(name, goal)
+            if self.stop.interrupted():  # a time limit is for solving: what is known has to be judged in any case
+                self.stopped = self.stop.reason()
+                return
+            known = self.known(name, goal)
             if known is None:
                 waiting.append(name)
-            else:
-                yield name, self._lean(known)
+                continue
+            done += 1
+            self.tell(name, done, len(goals))
+            yield name, self._lean(known)
         makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
-        done = len(goals) - len(waiting)
         for number, answers in self.execute(makers):
             name = waiting[number]
             self._keep(name, goals[name], answers)
@@ -189,13 +195,34 @@ class Run:
                 return
             yield name
 
-    def _known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
-        record = None if self.journal is None else self.journal.get(name, self._key(goal))
+    def known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        """The answers in the journal, once they are found to be what they claim; None if there are none.
+
+        Raises:
+            DamagedFile: An entry was damaged, or claims what does not hold on these data.
+        """
+        record = None if self.journal is None else self.journal.get(name, self.key(goal))
         if record is None:
             return None
-        _log.info("%s: %s: taken from %s", name, goal, self.journal.folder)  # type: ignore[union-attr]
+        answers, found = self.judged(name, goal, record)
+        if not found.ok:
+            path = self.journal.path(name, self.key(goal))  # type: ignore[union-attr]
+            raise DamagedFile(
+                f"{path}: the entry of layer {name!r} does not hold for this model and these data: "
+                f"{'; '.join(found.differences)}. Delete {path.name} to have that layer solved again"
+            )
+        _log.info("%s: %s: taken from %s, and found to hold", name, goal, self.journal.folder)  # type: ignore[union-attr]
+        return answers
+
+    def judged(self, name: str, goal: Goal, record: Record) -> tuple[tuple[Answer, ...], VerifiedLayer]:
+        """The answers of an entry, and what is found of them on the calibration data, of which this takes one pass.
+
+        Raises:
+            DamagedFile: The entry is not such as is written.
+        """
         site = self.sites[name]
-        return to_device(recalled(record, site.folds), self.trained[name][0].device)
+        answers = to_device(recalled(record, site.folds), self.trained[name][0].device)
+        return answers, judged(site, self.pose(name), self.how, goal, answers)
 
     def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> None:
         """Check, and keep what the run's own end did not cut short."""
@@ -207,7 +234,7 @@ class Run:
         # What was stopped may get further another time; a layer's own time limit is a part of the recipe.
         final = _STOPPED not in statuses and not (_TIMED_OUT in statuses and self.stopped)
         if self.journal is not None and final:
-            self.journal.put(name, self._key(goal), recorded(answers))
+            self.journal.put(name, self.key(goal), recorded(answers))
 
     def _lean(self, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
         """Without what is as large as a layer's outputs, unless that was asked for."""
@@ -215,7 +242,7 @@ class Run:
             return answers
         return tuple(replace(answer, solution=replace(answer.solution, multipliers=None)) for answer in answers)
 
-    def _key(self, goal: Goal) -> dict[str, Any]:
+    def key(self, goal: Goal) -> dict[str, Any]:
         """What an answer is kept by: the goal, and in cascade the weights before it, which decided its inputs."""
         if not self.how.cascade:
             return goal.to_dict()
