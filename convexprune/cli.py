@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -140,7 +139,6 @@ def prune(
     with _people_errors(as_json):
         from convexprune.solvers.errors import InvalidInput
 
-        sys.path.insert(0, str(Path.cwd()))  # so that the user's own module is found, as with `python -m`
         if out is None and not dry_run:
             raise InvalidInput("--out: expected a folder to write to, found none")
         if method == "net-trim":
@@ -194,7 +192,6 @@ def verify(
         from convexprune.job import Source
         from convexprune.nettrim.verify import verify as verified
 
-        sys.path.insert(0, str(Path.cwd()))
         trained, inputs, _ = Source(model, weights, calibration, key, samples).read()
         found = verified(trained, inputs, folder)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED

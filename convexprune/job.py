@@ -43,7 +43,7 @@ class Source:
 
     def read(self) -> tuple[nn.Module, Tensor | None, Callable[[Any], Tensor]]:
         """The model with its weights, the inputs, and what makes inputs of arrays."""
-        reference = find_model(self.model)
+        reference = find_model(self.model, Path.cwd)
         model = reference.build()
         load_weights_into_(model, self.weights, resize=True)
         if self.calibration is None:

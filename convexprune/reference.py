@@ -3,8 +3,10 @@
 import difflib
 import functools
 import importlib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,16 @@ class ReferenceModel:
     prepare: Callable[[Array], Tensor]
 
 
-def find_model(spec: str) -> ReferenceModel:
+def find_model(spec: str, folder: Callable[[], Path] | None = None) -> ReferenceModel:
     """Find a built-in model by name, or the user's own as ``package.module:factory``.
 
     ``factory()`` returns the module, and ``factory.prepare``, where there is one, turns arrays into its input; without
     it floats are taken as they are. The factory runs when ``build`` is called, and only then.
+
+    Args:
+        spec: The name.
+        folder: Gives a folder that the user's own modules may lie in; it is asked for these alone, and comes last on
+            the path, so that nothing in it takes the place of an installed package.
 
     Raises:
         InvalidInput: no such built-in name, module or attribute, a factory or ``prepare`` that cannot be called; from
@@ -52,6 +59,8 @@ def find_model(spec: str) -> ReferenceModel:
         raise InvalidInput(f"No model is called {spec!r}{hint}; built in: {known}; your own: package.module:factory.")
     if not module_name or not attribute:
         raise InvalidInput(f"{spec!r} names no model; write package.module:factory, for example my_models:build.")
+    if folder is not None and (own := str(folder())) not in sys.path:
+        sys.path.append(own)
     factory = _attribute(module_name, attribute)
     if not callable(factory):
         raise InvalidInput(f"{spec!r} is a {type(factory).__name__}; expected a function or class to call.")

@@ -76,6 +76,20 @@ def test_prune_writes_a_model_that_plain_torch_loads(folder: Path, monkeypatch: 
     assert json.loads((folder / "out" / "extras.json").read_text())["latency"]["model"] > 0
 
 
+def test_the_working_folder_is_on_the_path_for_own_models_alone_and_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in it must not take the place of a package that is imported later."""
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(folder))])
+    before = list(sys.path)
+    monkeypatch.chdir(folder)
+    CliRunner().invoke(app, ["prune", "lenet-5", "--weights", "absent.pt", "--out", "none"])
+    CliRunner().invoke(app, ["verify", "none", "lenet-5", "--weights", "absent.pt", "--calibration", "x.npz"])
+    assert sys.path == before
+    invoked(folder, monkeypatch, "--dry-run", "--eps", "-1", out=None)
+    assert sys.path == [*before, str(folder)]
+
+
 def test_nothing_is_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "taken").mkdir()
     (folder / "taken" / "model.safetensors").write_text("mine")

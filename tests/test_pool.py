@@ -1,16 +1,19 @@
 """Independent layers in processes and on clusters: the answers of one process, bit by bit, whoever dies on the way."""
 
 import copy
+import gc
 import importlib.util
 import logging
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,6 +245,43 @@ def test_what_a_solve_raises_on_a_cluster_comes_out_as_itself(scheduler: str) ->
 def test_a_scheduler_that_does_not_answer_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"tcp://127\.0\.0\.1:9"), cluster("tcp://127.0.0.1:9", timeout=0.3):
         pass
+
+
+@contextmanager
+def answering(content: bytes | None) -> Iterator[str]:
+    """The address of something that listens, and says this, or nothing, to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    if content is not None:
+                        connection.sendall(content)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+@needs_dask
+@pytest.mark.parametrize("content", [None, b"SSH-2.0-OpenSSH_9.6\r\n" * 9, b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_something_else_that_listens_is_one_error(content: bytes | None, capfd: pytest.CaptureFixture[str]) -> None:
+    refused = pytest.raises(InvalidInput, match="did not answer as a Dask scheduler")
+    with answering(content) as address, refused, cluster(address, timeout=0.5):
+        pass
+    gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+
+@needs_dask
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "tcp://127.0.0.1", "foo://127.0.0.1:1", "tls://127.0.0.1:1", "tcp://127.0.0.1:99999999"]
+)
+def test_an_address_that_is_none_is_one_error(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InvalidInput, match="did not answer as a Dask scheduler"), cluster(address, timeout=0.3):
+        pass
+    gc.collect()  # a client that was made in vain says so when it goes
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_cluster_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

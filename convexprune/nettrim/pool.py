@@ -1,9 +1,11 @@
 """Independent layers in several processes or on several machines, through joblib."""
 
+import asyncio
 import logging
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 from joblib import parallel_config
@@ -72,15 +74,54 @@ def cluster(address: str | None, timeout: float = 10.0) -> Iterator[int]:
     except ImportError as error:
         message = 'a Dask scheduler needs the package distributed: pip install "convexprune[cluster]"'
         raise MissingExtra(message) from error
+    _check_scheduler(address, timeout)
     try:
         client = Client(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:  # timeouts are OSErrors
-        raise InvalidInput(
-            f"scheduler: {address!r} did not answer as a Dask scheduler within {timeout:g} s ({error}); check the "
-            "address, such as 'tcp://host:8786', and that 'dask scheduler' runs there"
-        ) from error
+        raise _silent(address, timeout, error) from error
     with client, parallel_config("dask", client=client):
         yield sum(client.ncores().values())
+
+
+def _check_scheduler(address: str, timeout: float) -> None:
+    """Whether a Dask scheduler answers there: a ``Client`` that finds none leaves tracebacks, or waits for ever.
+
+    Raises:
+        InvalidInput: None does.
+    """
+    log = logging.getLogger("distributed")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)  # what it says of each attempt is in the error
+    try:
+        with ThreadPoolExecutor(1) as thread:  # the caller's may have an event loop of its own
+            kind = thread.submit(asyncio.run, asyncio.wait_for(_kind_of(address, timeout), timeout + 1)).result()
+    except Exception as error:  # whatever listens there may answer anything
+        raise _silent(address, timeout, error) from error
+    finally:
+        log.setLevel(level)
+    if kind != "Scheduler":
+        raise InvalidInput(f"scheduler: {address!r} is the address of a Dask {kind}; give that of its scheduler")
+
+
+async def _kind_of(address: str, timeout: float) -> str:
+    """What a Dask server calls itself: "Scheduler", "Worker", "Nanny"."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    comm = await connect(address, timeout=timeout, **Security().get_connection_args("client"))
+    try:
+        await comm.write({"op": "identity", "reply": True})
+        return str((await comm.read())["type"])
+    finally:
+        comm.abort()
+
+
+def _silent(address: str, timeout: float, error: Exception) -> InvalidInput:
+    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return InvalidInput(
+        f"scheduler: {address!r} did not answer as a Dask scheduler within {timeout:g} s ({said}); check the address, "
+        "such as 'tcp://host:8786', and that 'dask scheduler' runs there"
+    )
 
 
 class _Queue:
