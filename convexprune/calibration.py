@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convexprune.errors import EmptyCalibration
+from convexprune.padding import Mask, check_mask, read_mask
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import tensors_in
@@ -26,17 +27,18 @@ class Calibration:
         data: A tensor, an array, or an iterable of batches (tensor, tuple of positional arguments, or mapping of
             keyword arguments); their lengths may differ.
         batch_size: Samples at a time where ``data`` is one tensor.
+        mask: Which positions of a batch count, as for ``prune_``.
 
     Raises:
-        InvalidInput: Not a tensor, an array of numbers or an iterable of batches.
+        InvalidInput: Not a tensor, an array of numbers or an iterable of batches; or ``mask`` is of another type.
         InvalidTolerance: The batch size is not a whole number above 0.
         EmptyCalibration: There is no sample: raised at the end of a pass.
         NonFinite: A batch holds NaN or infinity: raised when it is reached; the message says which.
     """
 
-    def __init__(self, data: Any, batch_size: int = 256) -> None:
+    def __init__(self, data: Any, batch_size: int = 256, mask: Mask = None) -> None:
         self._size = checked_count("batch_size", batch_size)
-        self._data = data
+        self._data, self.mask = data, check_mask(mask)
         if isinstance(data, Mapping) or (isinstance(data, Tensor | np.ndarray) and data.ndim > 0):
             return
         if isinstance(data, Tensor | np.ndarray | str) or not isinstance(data, Iterable):
@@ -59,6 +61,16 @@ class Calibration:
             yield batch
         if not found:
             raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
+
+    def mask_of(self, batch: Any) -> Tensor | None:
+        """Which positions of a batch count, Boolean [samples, positions]; None where all do."""
+        found, _ = read_mask(batch, self.mask)
+        return found
+
+    def content(self) -> Iterator[Any]:
+        """All that results depend on, for a fingerprint: the batches, with the masks that a function makes of them."""
+        for batch in self:
+            yield (batch, self.mask_of(batch)) if callable(self.mask) else batch
 
     def _cut(self) -> Iterator[Any]:
         if isinstance(self._data, Tensor | np.ndarray):

@@ -122,7 +122,11 @@ class Job:
             return None
         recipe = recipe_of(self.model, self._data(), **arguments)
         data = Calibration(self._data(), recipe.batch_size)
-        own = {"model": model_fingerprint(self.model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}
+        own = {
+            "model": model_fingerprint(self.model),
+            "data": data_fingerprint(data.content()),
+            "recipe": recipe.to_dict(),
+        }
         check_same(self.out, Journal.existing(self.out)[1], own)
         report = self._sound(self.out)
         if report is None or report["provenance"]["stopped"] is not None:

@@ -101,6 +101,7 @@ class Report:
         solutions: The solutions by layer name, one a group, if they were asked for.
         network: The bound on ``output_error``, by Net-Trim.
         generalisation: What is known of errors on new data, if labels were given to "corenet".
+        mask: What a mask of the positions that count left out, as ``Counted.to_dict``; None without one.
         notices: What was done otherwise than asked, or limits what the figures say: sentences for the head.
     """
 
@@ -114,6 +115,7 @@ class Report:
     generalisation: "GeneralisationBound | None" = None
     network: "NetworkPromise | None" = None
     notices: tuple[str, ...] = ()
+    mask: Mapping[str, Any] | None = None
 
     @property
     def nonzeros_before(self) -> int:

@@ -5,7 +5,7 @@ is ones if the layer has a bias), U [N, M] the weights (its last row is the bias
 of matrices of its own, and so is each of the projections of queries, keys and values in a MultiheadAttention.
 """
 
-from convexprune.matrices.products import input_matrices, output_matrices, weight_matrices, write_back_
+from convexprune.matrices.products import input_matrices, input_positions, output_matrices, weight_matrices, write_back_
 from convexprune.matrices.support import unsupported
 
-__all__ = ["input_matrices", "output_matrices", "unsupported", "weight_matrices", "write_back_"]
+__all__ = ["input_matrices", "input_positions", "output_matrices", "unsupported", "weight_matrices", "write_back_"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from convexprune.matrices.support import supported
 from convexprune.solvers.errors import NonFinite, ShapeMismatch
 
-__all__ = ["input_matrices", "output_matrices", "weight_matrices", "write_back_"]
+__all__ = ["input_matrices", "input_positions", "output_matrices", "weight_matrices", "write_back_"]
 
 
 def weight_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
@@ -39,6 +39,17 @@ def input_matrices(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple
     kind = supported(layer)
     groups = zip(kind.inputs(layer, inputs), kind.groups(layer), strict=True)
     return tuple(_rows(received, weight.shape[1:], bias is not None) for received, (weight, bias) in groups)
+
+
+def input_positions(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    """The lengths of the axes that the rows of each group's X run over, the last the fastest: P is their product.
+
+    Raises:
+        UnsupportedModule, ShapeMismatch: As ``input_matrices``.
+    """
+    kind = supported(layer)
+    groups = zip(kind.inputs(layer, inputs), kind.groups(layer), strict=True)
+    return tuple(received.shape[: received.dim() - weight.dim() + 1] for received, (weight, _) in groups)
 
 
 def output_matrices(layer: nn.Module, outputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -17,7 +17,6 @@ from convexprune.nettrim.structured import NeuronSparsity, chosen_links, reachab
 from convexprune.nettrim.targets import Each, Target
 from convexprune.plan import layer_eps
 from convexprune.report import SkippedModule
-from convexprune.taps import Received
 
 __all__ = ["planned", "target_of"]
 
@@ -28,7 +27,6 @@ def planned(
     recipe: Recipe,
     forward: Forward | None,
     progress: Callable[[int, int], None],
-    see: Callable[[str, Received], None] | None = None,
 ) -> tuple[Plan, Target, tuple[SkippedModule, ...]]:
     """What a run solves, found out by one pass over the data: its layers, the target, and the modules that it leaves.
 
@@ -38,7 +36,6 @@ def planned(
         recipe: What is asked.
         forward: As for ``prune_``.
         progress: Called as ``progress(done, total)``.
-        see: As for ``observe``.
 
     Raises:
         NothingToPrune: No layer can be pruned, or the patterns choose none.
@@ -48,12 +45,12 @@ def planned(
             on a batch.
     """
     if recipe.unit == "weights":
-        plan = make_plan(model, calibration, recipe, forward, progress, see=see)
+        plan = make_plan(model, calibration, recipe, forward, progress)
         if recipe.sparsity is not None:
             plan = plan.without(left_as_trained(recipe, plan.sites))
         return plan, target_of(recipe, plan, None), plan.skipped
     links, left = chosen_links(model, recipe.layers)
-    plan = make_plan(model, calibration, recipe, forward, progress, names=_consumers(links), see=see)
+    plan = make_plan(model, calibration, recipe, forward, progress, names=_consumers(links))
     links, unreached = reachable(links, plan.sites)
     users = set(_consumers(links))
     sites = {name: site for name, site in plan.sites.items() if name in users}

@@ -93,9 +93,10 @@ def _network_error(run: Run) -> float:
     wrong = []
     with evaluating(run.model):
         for batch in run.calibration:
-            now = outputs_of(run_model(run.model, batch, run.forward))
+            mask = run.calibration.mask_of(batch)
+            now = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
             with run.versions.as_trained():
-                before = outputs_of(run_model(run.model, batch, run.forward))
+                before = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
             dtype = working_dtype(now.dtype)
             wrong.append(float(norm(now.to(dtype) - before.to(dtype))))
     return math.hypot(*wrong)

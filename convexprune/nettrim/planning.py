@@ -9,15 +9,17 @@ from torch import nn
 from convexprune.calibration import Calibration
 from convexprune.errors import NothingToPrune
 from convexprune.forwards import Forward
+from convexprune.hiding import Sightings, visible_size
 from convexprune.matrices import weight_matrices
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
+from convexprune.padding import Counted
 from convexprune.passes import Observed, observe
 from convexprune.patterns import check_patterns, looked_up
 from convexprune.plan import choose_layers, layer_fits
 from convexprune.report import SkippedModule
-from convexprune.taps import Received, tap
+from convexprune.taps import tap
 from convexprune.ties import Ties, find_ties
 
 __all__ = ["Plan", "make_plan"]
@@ -34,7 +36,9 @@ class Plan:
         order: Their names in the model's order.
         skipped: Modules that hold weights and are not pruned, each with the reason.
         samples: Calibration samples.
-        size: ‖f(x)‖_F over them.
+        size: ‖f(x)‖_F over them, of outputs that count.
+        counted: Which rows count.
+        rows: P of each group, of rows that count.
     """
 
     sites: Mapping[str, Site]
@@ -42,6 +46,8 @@ class Plan:
     skipped: tuple[SkippedModule, ...]
     samples: int
     size: float
+    counted: Counted
+    rows: Mapping[str, tuple[int, ...]]
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
         """The same, but for layers that are left as trained, each with the reason."""
@@ -59,7 +65,6 @@ def make_plan(
     progress: Callable[[int, int], None],
     *,
     names: Sequence[str] | None = None,
-    see: Callable[[str, Received], None] | None = None,
 ) -> Plan:
     """The layers to prune, where their inputs are seen, and what follows them.
 
@@ -70,7 +75,6 @@ def make_plan(
         forward: As for ``prune_``.
         progress: Called as ``progress(done, total)``.
         names: Of the layers in the place of the recipe's patterns.
-        see: As for ``observe``.
 
     Raises:
         NothingToPrune: No layer can be pruned, none is reached, or the patterns choose none.
@@ -85,7 +89,17 @@ def make_plan(
         weight_matrices(layer)  # NaN in any layer is found first
     ties = find_ties(model)
     taps = {name: tuple(tap(model, use) for use in ties.uses_of(name)) for name in chosen}
-    found = observe(model, calibration, taps, forward=forward, see=see, progress=lambda done: progress(done, done))
+    passing = Sightings(model, calibration.mask)
+    found = observe(
+        model,
+        passing.over(calibration),
+        taps,
+        forward=forward,
+        see=passing.see,
+        progress=lambda done: progress(done, done),
+    )
+    counted = passing.counted(taps, forward)
+    size = visible_size(model, calibration, counted, forward) if any(counted.outputs) else found.size
     seen = found.layers
     if not seen:
         raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
@@ -118,7 +132,15 @@ def make_plan(
     if not sites:
         raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
     left = [SkippedModule(name, type(chosen[name]).__name__, reason) for name, reason in reasons.items()]
-    return Plan(sites, tuple(name for name in chosen if name in sites), (*skipped, *left), found.samples, found.size)
+    return Plan(
+        sites=sites,
+        order=tuple(name for name in chosen if name in sites),
+        skipped=(*skipped, *left),
+        samples=found.samples,
+        size=size,
+        counted=counted,
+        rows={name: passing.rows(name, counted) for name in sites},
+    )
 
 
 def _repeated(observed: Observed) -> str:

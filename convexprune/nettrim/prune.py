@@ -29,6 +29,7 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
 from convexprune.nettrim.tasks import executor
+from convexprune.padding import Mask
 from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule, told_once
 from convexprune.shrink import restoring
@@ -70,6 +71,7 @@ def prune_(
     layer_time_limit: float | None = None,
     time_limit: float | None = None,
     batch_size: int = 256,
+    mask: Mask = None,
     seed: int = 0,
     forward: Forward | None = None,
     run: StrPath | None = None,
@@ -132,6 +134,10 @@ def prune_(
         time_limit: Seconds for everything: the layer that is being solved then ends with the best feasible weights so
             far, the others stay as they are, and the report says so.
         batch_size: Samples at a time where ``calibration`` is one tensor.
+        mask: Which positions of a batch count, where some are padding: the key of batches that are mappings, or a
+            function of the batch; either gives 1 where a position counts and 0 where not, [samples, positions]. What
+            is hidden is left out of programs, errors and bounds. None: "attention_mask" where batches have it; False:
+            all positions count.
         seed: Of the random choice of rows that paths are measured on, ≥ 0.
         forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
         run: A folder that keeps each layer as soon as it is solved. Started again with the same model, data and recipe,
@@ -182,12 +188,13 @@ def prune_(
         penalise_bias=penalise_bias,
         limits={"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": layer_time_limit},
         batch_size=batch_size,
+        mask=mask,
         seed=seed,
         options=options,
     )
     execute = executor(jobs, mode == "cascade")
     _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
-    data = Calibration(calibration, batch_size)
+    data = Calibration(calibration, batch_size, mask)
     ending = Stop(time_limit, stop)
     described = None if run is None else _described(model, data, recipe)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
@@ -199,6 +206,7 @@ def prune_(
             forward=forward,
             sites=plan.sites,
             versions=Versions(plan.sites),
+            counted=plan.counted,
             how=recipe.how(),
             journal=journal,
             stop=ending,
@@ -214,6 +222,8 @@ def prune_(
         skipped=skipped_told,
         output_error=promise.error,
         network=promise,
+        notices=plan.counted.notices(),
+        mask=plan.counted.to_dict() if plan.counted.positions or plan.counted.unused else None,
         samples=plan.samples,
         seconds=time.perf_counter() - began,
         provenance={**recipe.to_dict(), "stopped": work.stopped} | environment(next(model.parameters())),
@@ -256,4 +266,4 @@ def _not_reached(run: Run, plan: Plan) -> list[SkippedModule]:
 
 
 def _described(model: nn.Module, data: Calibration, recipe: Recipe) -> dict[str, Any]:
-    return {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": recipe.to_dict()}
+    return {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": recipe.to_dict()}

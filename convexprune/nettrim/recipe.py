@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from convexprune.nettrim.posed import How
+from convexprune.padding import check_mask
 from convexprune.patterns import name_patterns
 from convexprune.solvers import NM
 from convexprune.solvers.arrays import as_number, checked_count, checked_radius
@@ -19,7 +20,7 @@ from convexprune.solvers.interface import Limits, Solver, options_of
 from convexprune.solvers.judge import checked_limits
 from convexprune.solvers.registry import make_solver
 
-__all__ = ["Recipe", "checked_recipe", "recipe_from_dict"]
+__all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict"]
 
 _WORDS = {
     "mode": ("parallel", "cascade"),
@@ -29,6 +30,10 @@ _WORDS = {
     "unit": ("weights", "neurons"),
     "norms": ("fold", "leave"),
 }
+
+
+A_FUNCTION = "(a function)"
+"""What a recipe says of a mask that is a function of the batch; its values are told by the data's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Recipe:
     penalise_bias: bool
     limits: Mapping[str, Any]
     batch_size: int
+    mask: str | bool | None
     seed: int
     options: Mapping[str, Any]
 
@@ -128,6 +134,7 @@ def _defaults(arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput(f"{' and '.join(asked)}: each says how far to prune; give one of them")
     layers = arguments["layers"]
     own = dict(arguments) | {"activations": {} if arguments["activations"] is None else arguments["activations"]}
+    own["mask"] = A_FUNCTION if callable(arguments["mask"]) else check_mask(arguments["mask"])
     own["sparsity"] = _numbers(arguments["sparsity"])
     own["layers"] = None if layers is None else name_patterns(layers)
     if not asked:

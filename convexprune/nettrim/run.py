@@ -24,6 +24,7 @@ from convexprune.nettrim.sites import Site, Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Executor, Task, serially
 from convexprune.nettrim.verification import VerifiedLayer
+from convexprune.padding import Counted
 from convexprune.passes import observe, received
 from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import norm, working_dtype
@@ -48,6 +49,7 @@ class Run:
         forward: As for ``capture``.
         sites: By name, in the order of first calls.
         versions: The sites' parameters as trained.
+        counted: Which rows count.
         how: How programs are solved.
         journal: Where answers are kept, or None.
         stop: When to end early.
@@ -66,6 +68,7 @@ class Run:
     forward: Forward | None
     sites: Mapping[str, Site]
     versions: Versions
+    counted: Counted
     how: How
     journal: Journal | None
     stop: Stop
@@ -149,27 +152,36 @@ class Run:
         """‖Y‖_F of each layer's targets, from one pass."""
         squares = dict.fromkeys(self.sites, 0.0)
 
+        mask: Tensor | None = None
+
+        def batches() -> Iterator[Any]:
+            nonlocal mask
+            for batch in self.calibration:
+                mask = self.calibration.mask_of(batch)
+                yield batch
+
         def add(name: str, raw: Received) -> None:
             site = self.sites[name]
-            for X, stored, fold in zip(site.inputs(raw), self.trained[name], site.folds, strict=True):
+            for X, stored, fold in zip(self._matrices(site, raw, mask), self.trained[name], site.folds, strict=True):
                 W = fold.apply(stored.to(working_dtype(stored.dtype)))
                 Y = X.to(W) @ W
                 squares[name] += float(norm(Y if site.fit == "ball" else Y.clamp_(min=0))) ** 2
 
         with self.versions.as_trained():
             taps = {name: site.taps for name, site in self.sites.items()}
-            observe(self.model, self.calibration, taps, forward=self.forward, see=add)
+            observe(self.model, batches(), taps, forward=self.forward, see=add)
         return {name: square**0.5 for name, square in squares.items()}
 
     def _pairs(self, site: Site, batch: Any) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """For each call the inputs now, and those of the trained network: the same in parallel mode."""
         take = partial(received, self.model, batch, site.taps, site.calls, self.forward)
-        now = [site.inputs(raw) for raw in take()]
+        mask = self.calibration.mask_of(batch)
+        now = [self._matrices(site, raw, mask) for raw in take()]
         if not self.how.cascade or not self.written:
             yield from ((matrices, matrices) for matrices in now)
             return
         with self.versions.as_trained():
-            before = [site.inputs(raw) for raw in take()]
+            before = [self._matrices(site, raw, mask) for raw in take()]
         shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
         if shapes[0] != shapes[1]:
             raise InvalidInput(
@@ -177,6 +189,10 @@ class Run:
                 "what it is called on depends on the data; use mode='parallel'"
             )
         yield from zip(now, before, strict=True)
+
+    def _matrices(self, site: Site, raw: Received, mask: Tensor | None) -> tuple[Tensor, ...]:
+        """X of each group, of rows that count alone."""
+        return site.inputs(raw, self.counted.rows(site.name, site.layer, raw, mask))
 
     def _task(self, name: str, goal: Goal) -> Task:
         _log.info("%s: %s", name, goal)

@@ -103,9 +103,16 @@ class Site:
         with torch.no_grad():
             self.norm.get_parameter("bias").copy_(shift)
 
-    def inputs(self, raw: Received) -> tuple[Tensor, ...]:
-        """X [P, N] of each group from a module's raw input, with a last column of ones where there is a bias."""
+    def inputs(self, raw: Received, counts: Sequence[Tensor | None] = ()) -> tuple[Tensor, ...]:
+        """X [P, N] of each group from a module's raw input, with a last column of ones where there is a bias.
+
+        Args:
+            raw: The module's raw input.
+            counts: For each group which rows count, Boolean; None, and none at all: all of them.
+        """
         matrices = input_matrices(self.layer, raw)
+        if counts:
+            matrices = tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
         if self.norm is None or has_bias(self.layer):
             return matrices
         return tuple(torch.cat([X, X.new_ones(len(X), 1)], dim=1) for X in matrices)

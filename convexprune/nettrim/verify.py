@@ -21,13 +21,14 @@ from convexprune.forwards import Forward
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Answer, Goal
-from convexprune.nettrim.recipe import Recipe, recipe_from_dict
+from convexprune.nettrim.recipe import A_FUNCTION, Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Task, serially
 from convexprune.nettrim.verification import Verification, VerifiedLayer
+from convexprune.padding import Mask
 from convexprune.progress import silent
 from convexprune.solvers.errors import InvalidInput
 
@@ -41,6 +42,7 @@ def verify(
     *,
     forward: Forward | None = None,
     batch_size: int | None = None,
+    mask: Mask = None,
 ) -> Verification:
     """Judge all that a run directory says, without solving anything; the model is left as it is.
 
@@ -56,6 +58,7 @@ def verify(
         run: The directory.
         forward: As for ``prune_``; it cannot be compared with that of the run, so give the same.
         batch_size: None: as recorded.
+        mask: The function, if the run was given one; a key, or none, is as recorded.
 
     Returns:
         A row an entry. A run that is not complete is verified as far as it goes, and ``missing`` says what lacks.
@@ -68,13 +71,28 @@ def verify(
     """
     journal, described = Journal.existing(run)
     recipe = _recipe(run, described)
-    data = Calibration(calibration, recipe.batch_size if batch_size is None else batch_size)
-    given = {"model": model_fingerprint(model), "data": data_fingerprint(data), "recipe": described["recipe"]}
+    if recipe.mask == A_FUNCTION and not callable(mask):
+        raise InvalidInput(f"mask: the run was given a function of the batch; give the same, found {mask!r}")
+    hides = mask if recipe.mask == A_FUNCTION else recipe.mask
+    data = Calibration(calibration, recipe.batch_size if batch_size is None else batch_size, hides)
+    given = {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": described["recipe"]}
     check_same(run, described, given)
     plan, target, _ = planned(model, data, recipe, forward, partial(silent, "verify"))
     versions = Versions(plan.sites)
-    how = recipe.how()
-    replay = _Replay(model, data, forward, plan.sites, versions, how, journal, Stop(), serially, silent, None)
+    replay = _Replay(
+        model=model,
+        calibration=data,
+        forward=forward,
+        sites=plan.sites,
+        versions=versions,
+        counted=plan.counted,
+        how=recipe.how(),
+        journal=journal,
+        stop=Stop(),
+        execute=serially,
+        tell=silent,
+        callback=None,
+    )
     try:
         target.pursue(replay)
     finally:

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
-from convexprune.matrices import input_matrices
 from convexprune.nettrim import prune_
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.recipe import Recipe, checked_recipe
@@ -24,7 +23,6 @@ from convexprune.preview.records import LayerPreview, Preview
 from convexprune.preview.refusals import check_bound, check_goals
 from convexprune.progress import silent
 from convexprune.report import told_once
-from convexprune.taps import Received
 
 __all__ = ["preview", "recipe_of"]
 
@@ -48,18 +46,18 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     recipe = _recipe(asked)
     executor(asked["jobs"], recipe.mode == "cascade")  # these two refuse what prune_ refuses
     Stop(asked["time_limit"], asked["stop"])
-    data = Calibration(calibration, recipe.batch_size)
+    data = Calibration(calibration, recipe.batch_size, asked["mask"])
     progress = partial(asked["progress"] or silent, "capture")
-    rows: dict[str, list[int]] = {}
     began = time.perf_counter()
-    plan, target, left = planned(model, data, recipe, asked["forward"], progress, _counting(model, rows))
+    plan, target, left = planned(model, data, recipe, asked["forward"], progress)
     took = time.perf_counter() - began
     if recipe.network_eps is not None:
         check_bound(model, data, asked["forward"], plan, recipe)
     goals = goals_of(target, plan)
     pace = Pace.measured(next(model.parameters()).device, took)
     layers = [
-        _layer(plan.sites[name], goals[name].told, goals[name].kinds, rows[name], recipe, pace) for name in plan.order
+        _layer(plan.sites[name], goals[name].told, goals[name].kinds, plan.rows[name], recipe, pace)
+        for name in plan.order
     ]
     for row in layers:
         check_goals(plan.sites[row.name], goals[row.name].goals, row.gram, recipe)
@@ -74,6 +72,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
         jobs=asked["jobs"],
         pace=pace,
         recipe=recipe.to_dict(),
+        notices=plan.counted.notices(),
     )
 
 
@@ -99,17 +98,7 @@ def _recipe(asked: Mapping[str, Any]) -> Recipe:
     return checked_recipe(**own, limits=limits | {"time_limit": asked["layer_time_limit"]})
 
 
-def _counting(model: nn.Module, rows: dict[str, list[int]]) -> Callable[[str, Received], None]:
-    """Adds up P of each group of the layers as their inputs pass by."""
-
-    def see(name: str, raw: Received) -> None:
-        found = [len(X) for X in input_matrices(model.get_submodule(name), raw)]
-        rows[name] = [a + b for a, b in zip(rows.get(name, [0] * len(found)), found, strict=True)]
-
-    return see
-
-
-def _layer(site: Site, goal: str, kinds: Kinds, rows: list[int], recipe: Recipe, pace: Pace) -> LayerPreview:
+def _layer(site: Site, goal: str, kinds: Kinds, rows: Sequence[int], recipe: Recipe, pace: Pace) -> LayerPreview:
     stored = site.read()
     matrices = tuple((P, *W.shape) for P, W in zip(rows, stored, strict=True))
     cost = forecast(matrices, kinds, site.fit == "ball", recipe, pace, stored[0].dtype)

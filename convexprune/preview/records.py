@@ -92,6 +92,7 @@ class Preview:
         jobs: Layers at a time; ``seconds`` counts on as many free cores.
         pace: The speeds that were measured here.
         recipe: What is asked.
+        notices: What a reader should know first.
     """
 
     layers: tuple[LayerPreview, ...]
@@ -103,6 +104,7 @@ class Preview:
     jobs: int
     pace: Pace
     recipe: Mapping[str, Any]
+    notices: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -114,7 +116,7 @@ class Preview:
 
         columns = list(self.layers[0].cells()) if width >= _WIDE and self.layers else _NARROW
         rows = [[row.name, *(escape(row.cells()[name]) for name in columns[1:])] for row in self.layers]
-        return layer_table([], columns, rows, self._caption(), width)
+        return layer_table(self.notices, columns, rows, self._caption(), width)
 
     def _caption(self) -> list[str]:
         together = f" with {self.jobs} at a time" if self.jobs > 1 else ""

@@ -33,7 +33,20 @@ def check_bound(
         InvalidInput: None is.
     """
     versions = Versions(plan.sites)
-    run = Run(model, calibration, forward, plan.sites, versions, recipe.how(), None, Stop(), serially, silent, None)
+    run = Run(
+        model=model,
+        calibration=calibration,
+        forward=forward,
+        sites=plan.sites,
+        versions=versions,
+        counted=plan.counted,
+        how=recipe.how(),
+        journal=None,
+        stop=Stop(),
+        execute=serially,
+        tell=silent,
+        callback=None,
+    )
     if (reason := bound_of(run).reason) is not None:
         raise InvalidInput(f"network_eps: no bound on this network's outputs is known: {reason}; give eps")
 

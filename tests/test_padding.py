@@ -1,0 +1,334 @@
+"""Positions that a mask hides count in no program, error or bound: whatever lies there, and however it is laid out."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convexprune import prune_
+from convexprune.errors import EmptyCalibration
+from convexprune.nettrim.verify import verify
+from convexprune.padding import Layout, layouts
+from convexprune.preview import preview
+from convexprune.solvers.errors import InvalidInput
+
+SAMPLES, POSITIONS, WIDTH = 60, 12, 8
+
+
+def data(positions: int = POSITIONS, filler: int = 0, seed: int = 0) -> dict[str, Tensor]:
+    """Tokens, the shorter samples filled up, and their mask."""
+    rng = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, 30, (SAMPLES, POSITIONS), generator=rng)
+    lengths = torch.randint(3, POSITIONS // 2, (SAMPLES, 1), generator=rng)
+    mask = torch.arange(positions)[None] < lengths
+    longer = torch.zeros(SAMPLES, positions, dtype=torch.long)
+    longer[:, : min(positions, POSITIONS)] = ids[:, :positions]
+    longer[~mask] = filler
+    return {"input_ids": longer, "attention_mask": mask.long()}
+
+
+class Pooled(nn.Module):
+    """A layer per position between an embedding and the mean of the positions that count."""
+
+    def __init__(self, layer: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.layer, self.head = (
+            nn.Embedding(30, WIDTH),
+            layer or nn.Linear(WIDTH, WIDTH),
+            nn.Linear(WIDTH, 3),
+        )
+        with torch.no_grad():
+            self.embed.weight[0] *= 20  # what fills up is loud
+
+    def apply_layer(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x)
+        return found
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        h = torch.relu(self.apply_layer(self.embed(input_ids)))
+        mask = attention_mask[..., None].to(h)
+        found: Tensor = self.head((h * mask).sum(1) / mask.sum(1))
+        return found
+
+
+class Flat(Pooled):
+    def apply_layer(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.reshape(-1, WIDTH)).reshape(x.shape)
+        return found
+
+
+class Transposed(Pooled):
+    def apply_layer(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.transpose(0, 1)).transpose(0, 1)
+        return found
+
+
+class FlatTransposed(Pooled):
+    def apply_layer(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.transpose(0, 1).reshape(-1, WIDTH))
+        return found.reshape(x.shape[1], x.shape[0], WIDTH).transpose(0, 1)
+
+
+class Convolved(Pooled):
+    """Of three positions, the middle one of which is that of the output."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv1d(WIDTH, WIDTH, 3, padding=1))
+
+    def apply_layer(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x.transpose(1, 2)).transpose(1, 2)
+        return found
+
+
+def error_at(model: nn.Module, dense: nn.Module, batch: dict[str, Tensor], name: str = "layer") -> float:
+    """Of the layer behind its ReLU, on the original inputs, at the positions that count: by the outputs themselves."""
+    assert isinstance(dense, Pooled)
+    h = dense.embed(batch["input_ids"])
+    other = copy.deepcopy(dense)
+    other.load_state_dict(model.state_dict())
+    visible = batch["attention_mask"] > 0
+    with torch.no_grad():
+        now, before = (torch.relu(one.apply_layer(h))[visible] for one in (other, dense))
+    return float((now - before).norm() / before.norm())
+
+
+LAYOUTS: dict[str, Callable[[], Pooled]] = {
+    "plain": Pooled,
+    "flat": Flat,
+    "transposed": Transposed,
+    "flat transposed": FlatTransposed,
+    "convolution": Convolved,
+}
+
+
+@pytest.mark.parametrize("asked", [{"eps": 0.1}, {"sparsity": 0.5}, {"eps": 0.1, "mode": "cascade"}], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_error_in_a_row_is_that_of_positions_that_count(layout: str, asked: dict[str, Any]) -> None:
+    model, batch = LAYOUTS[layout](), data()
+    dense = copy.deepcopy(model)
+    report = prune_(model, [batch], layers="layer", **asked)
+    [row] = report.layers
+    assert row.output_error == pytest.approx(error_at(model, dense, batch), rel=1e-4)
+    assert row.samples == int(batch["attention_mask"].sum())
+    assert report.mask is not None
+    assert report.mask["rows_left_out"] == {"layer": int((batch["attention_mask"] == 0).sum())}
+    assert "attention_mask hides" in report.head[1]
+    if "eps" in asked:
+        assert row.output_error <= 0.1001
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "convolution"])  # it sees what is behind
+def test_neither_what_fills_up_nor_how_much_of_it_matters(layout: str) -> None:
+    """The same weights, up to rounding, whatever is hidden, and the same bound on the network's error."""
+    found = []
+    for batch in (data(), data(filler=7), data(positions=POSITIONS // 2), data(positions=40)):
+        model = LAYOUTS[layout]()
+        report = prune_(model, [batch], 0.1, tol=1e-5, feas_tol=1e-6)
+        found.append((model.layer.weight.detach(), report.layers[0].value, report.network.bound))
+    for weight, value, bound in found[1:]:
+        assert value == pytest.approx(found[0][1], rel=1e-4)
+        assert float((weight - found[0][0]).norm()) <= 1e-2 * float(found[0][0].norm())
+        assert bound == pytest.approx(found[0][2], rel=1e-2) or math.isinf(bound)
+
+
+MASKS: dict[str, tuple[Any, Any]] = {
+    "Boolean": (lambda batch: batch | {"attention_mask": batch["attention_mask"].bool()}, None),
+    "float": (lambda batch: batch | {"attention_mask": batch["attention_mask"].float()}, None),
+    "by a key": (lambda batch: batch, "attention_mask"),
+    "by a function": (lambda batch: batch, lambda batch: batch["input_ids"] != 0),
+    "of a tuple": (lambda batch: tuple(batch.values()), lambda batch: batch[1]),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_mask_may_be_named_or_computed(kind: str) -> None:
+    change, mask = MASKS[kind]
+    batch, expected = data(), Pooled()
+    model = Pooled()
+    report = prune_(model, [change(batch)], 0.1, mask=mask)
+    again = prune_(expected, [batch], 0.1)
+    assert torch.equal(model.layer.weight, expected.layer.weight)
+    assert report.layers[0].samples == again.layers[0].samples == int(batch["attention_mask"].sum())
+
+
+def test_without_a_mask_all_positions_count() -> None:
+    batch = data()
+    report = prune_(Pooled(), [batch], 0.1, mask=False)
+    assert report.layers[0].samples == SAMPLES * POSITIONS
+    assert report.mask is None
+    assert len(report.head) == 1
+
+
+def test_a_mask_that_cannot_be_read_is_said_first_or_refused() -> None:
+    batch = data()
+    wrong = {
+        "shape": batch | {"attention_mask": batch["attention_mask"][:, None, None, :]},
+        "values": batch | {"attention_mask": 3 * batch["attention_mask"]},
+    }
+
+    class Blind(Pooled):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids, torch.ones_like(input_ids) + 0 * attention_mask.sum())
+
+    for found, other in wrong.items():
+        report = prune_(Blind(), [other], 0.1)
+        assert report.layers[0].samples == SAMPLES * POSITIONS
+        assert "attention_mask cannot be used" in report.head[1]
+        assert found in report.head[1]
+        with pytest.raises(InvalidInput, match="expected 1 where a position counts"):
+            prune_(Blind(), [other], 0.1, mask="attention_mask")
+    for mask in ("other", lambda _batch: 3, 7):
+        model = Pooled()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(InvalidInput, match="mask"):
+            prune_(model, [batch], 0.1, mask=mask)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with pytest.raises(EmptyCalibration, match="every position"):
+        prune_(Pooled(), [batch], 0.1, mask=lambda batch: 0 * batch["input_ids"])
+
+
+def test_positions_that_the_outputs_depend_on_count() -> None:
+    """A model that reads what its mask hides: the head says so, and the promise holds of all it computes."""
+
+    class Unmasked(Pooled):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids, torch.ones_like(attention_mask))
+
+    report = prune_(Unmasked(), [data()], 0.1)
+    assert report.layers[0].samples == SAMPLES * POSITIONS
+    assert "attention_mask cannot be used in layer" in report.head[1]
+    assert report.network.error <= report.network.bound
+
+
+def test_a_mask_of_another_length_is_said_first() -> None:
+    batch = data()
+    longer = torch.cat([torch.ones(SAMPLES, 3, dtype=torch.long), batch["attention_mask"]], dim=1)
+
+    class Cached(Pooled):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids, attention_mask[:, 3:])
+
+    report = prune_(Cached(), [batch | {"attention_mask": longer}], 0.1)
+    assert report.layers[0].samples == SAMPLES * POSITIONS
+    assert f"it sees rows of [{SAMPLES}, {POSITIONS}], where the mask is [{SAMPLES}, {POSITIONS + 3}]" in report.head[1]
+
+
+@pytest.mark.parametrize("positions", [SAMPLES, WIDTH, 3])
+def test_lengths_that_are_equal_are_told_apart_by_what_depends_on_them(positions: int) -> None:
+    """As many positions as samples, as features, as outputs: pooled rows and outputs count whole."""
+    mask = torch.arange(positions)[None] < torch.randint(1, 3, (SAMPLES, 1), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(1, 30, (SAMPLES, positions), generator=torch.Generator().manual_seed(4)) * mask
+    batch = {"input_ids": ids, "attention_mask": mask.long()}
+    for layout in LAYOUTS.values():
+        model = layout()
+        dense = copy.deepcopy(model)
+        report = prune_(model, [batch], 0.1)
+        rows = {row.name: row for row in report.layers}
+        assert rows["layer"].samples == int(mask.sum())
+        assert rows["layer"].output_error == pytest.approx(error_at(model, dense, batch), rel=1e-4)
+        assert rows["head"].samples == SAMPLES
+        with torch.no_grad():
+            now, before = model(**batch), dense(**batch)
+        assert report.output_error == pytest.approx(float((now - before).norm() / before.norm()), rel=1e-4)
+
+
+def test_all_layouts_of_a_mask() -> None:
+    """Of axes: in any order, along one, and none where lengths do not fit; spread they hold the mask's values."""
+    mask = torch.arange(6).reshape(2, 3)
+    for axes, expected in (
+        ((2, 3), [Layout(0, 1)]),
+        ((3, 2), [Layout(1, 0)]),
+        ((2, 4, 3), [Layout(0, 2)]),
+        ((6,), [Layout(0, 0), Layout(0, 0, turned=True)]),
+        ((2,), []),
+        ((4, 3), []),
+    ):
+        assert list(layouts(axes, (2, 3))) == expected
+        for layout in expected:
+            spread = layout.spread(mask, axes)
+            assert spread.shape == axes
+            assert sorted(spread.flatten().unique().tolist()) == list(range(6))
+    assert Layout(0, 0, turned=True).spread(mask, (6,)).tolist() == [0, 3, 1, 4, 2, 5]
+    assert len(list(layouts((3, 3), (3, 3)))) == 2
+    assert list(layouts((5,), (1, 5))) == [Layout(0, 0)]
+
+
+ENCODERS = [
+    ("BertModel", {"eps": 0.15}),
+    ("BertModel", {"sparsity": 0.5, "mode": "cascade"}),
+    ("BertForSequenceClassification", {"eps": 0.15, "mode": "cascade"}),
+    ("BertForTokenClassification", {"sparsity": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "asked"), ENCODERS, ids=str)
+def test_an_encoder_is_pruned_as_without_padding(kind: str, asked: dict[str, Any]) -> None:
+    """Rows, errors and the network's error are those of the samples one by one, which need no padding."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=30,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=64,
+        initializer_range=0.4,
+        num_labels=3,
+    )
+    model = getattr(transformers, kind)(config).eval()
+    dense, batch = copy.deepcopy(model), data()
+    report = prune_(model, [transformers.BatchEncoding(batch)], **asked)
+    visible = int(batch["attention_mask"].sum())
+    rows = {row.name: row.samples for row in report.layers}
+    assert {samples for name, samples in rows.items() if "encoder" in name} == {visible}
+    assert {samples for name, samples in rows.items() if "pooler" in name} <= {SAMPLES}
+    wrong = right = 0.0
+
+    def outputs(one: nn.Module, ids: Tensor) -> Tensor:
+        found = one(input_ids=ids).values()
+        return torch.cat([tensor.flatten() for tensor in found if isinstance(tensor, Tensor)])
+
+    with torch.no_grad():
+        for ids, mask in zip(*batch.values(), strict=True):
+            alone = ids[mask > 0][None]
+            now, before = outputs(model, alone), outputs(dense, alone)
+            wrong, right = wrong + float((now - before).norm() ** 2), right + float(before.norm() ** 2)
+    assert report.output_error == pytest.approx(math.sqrt(wrong / right), rel=1e-3)
+    assert report.mask is not None
+    assert report.mask["unused"] == {}
+
+
+def test_a_run_goes_on_and_is_verified_with_its_mask(tmp_path: Path) -> None:
+    model, batch = Pooled(), data()
+    trained = copy.deepcopy(model)
+    report = prune_(model, [batch], 0.1, run=tmp_path / "key")
+    again = prune_(copy.deepcopy(trained), [batch], 0.1, run=tmp_path / "key")
+    assert [row.value for row in again.layers] == [row.value for row in report.layers]
+    found = verify(trained, [batch], tmp_path / "key")
+    assert found.ok
+    assert [row.recomputed.samples for row in found.layers] == [row.samples for row in report.layers]
+
+    def function(batch: dict[str, Tensor]) -> Tensor:
+        return batch["input_ids"] != 0
+
+    prune_(copy.deepcopy(trained), [batch], 0.1, run=tmp_path / "function", mask=function)
+    assert verify(trained, [batch], tmp_path / "function", mask=function).ok
+    with pytest.raises(InvalidInput, match="mask: the run was given a function"):
+        verify(trained, [batch], tmp_path / "function")
+    with pytest.raises(InvalidInput, match="data"):
+        verify(trained, [batch], tmp_path / "function", mask=lambda batch: batch["input_ids"] != 1)
+
+
+def test_a_preview_counts_the_same_rows() -> None:
+    batch = data()
+    told = preview(Pooled(), [batch], 0.1)
+    report = prune_(Pooled(), [batch], 0.1)
+    assert [row.matrices[0][0] for row in told.layers] == [row.samples for row in report.layers]
+    assert told.notices == report.notices
