@@ -207,11 +207,15 @@ def report(
     folder: Annotated[Path, typer.Argument(help="The --out of `prune`.")],
     out: Annotated[Path | None, typer.Option(help="The file to write; report.html in the folder if not given.")] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run, and print its path."""
+    """Write one self-contained HTML page about a run, and print its path.
+
+    What the report says is checked against all that lies beside it; errors and certificates are for `verify`.
+    """
     with _people_errors():
         from convexprune.page import write_page
 
         typer.echo(write_page(folder, out))
+        typer.echo("what was checked, and what only `convexprune verify` can check, stands on the page", err=True)
 
 
 @app.command()

@@ -1,9 +1,7 @@
 """What ``convexprune prune`` reads, does and writes: everything is read and checked before anything is solved."""
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import Calibration
+from convexprune.consistency import seal
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.errors import DamagedFile
 from convexprune.evaluate import accuracy
-from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, plain, save_json, save_weights
+from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, save_json, save_weights
 from convexprune.journal import Journal, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim import prune_
 from convexprune.preview import Preview, preview, recipe_of
@@ -144,7 +143,7 @@ class Job:
             read_extras(out)
         except DamagedFile:
             report = {}
-        if report.get("sha256") == _seal(report, out / "model.safetensors"):
+        if report.get("sha256") == seal(report, out / "model.safetensors"):
             return report
         self.notes.append(f"the results in {out} are not as they were written: written again from its layers")
         return None
@@ -182,7 +181,7 @@ class Job:
         files = {"model": save_weights(self.model, self.out / "model.safetensors")}
         data = report.to_dict()
         data |= {"accuracy": self.accuracy, "provenance": {**data["provenance"], **provenance}}
-        self.told = data | {"sha256": _seal(data, files["model"])}
+        self.told = data | {"sha256": seal(data, files["model"])}
         files["report"] = save_json(self.told, self.out / "report.json")
         if data["provenance"].get("stopped") is None:
             files |= self._extras(self.out, report)
@@ -210,14 +209,6 @@ class Job:
 
 
 _RESULTS = ("model.safetensors", "report.json")
-
-
-def _seal(report: Mapping[str, Any], model: Path) -> str:
-    """SHA-256 of the model's file and of all else in the report."""
-    digest = hashlib.sha256(model.read_bytes())
-    own = {key: value for key, value in report.items() if key != "sha256"}
-    digest.update(json.dumps(plain(own), sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def _checked(out: Path, resumes: bool) -> Path:

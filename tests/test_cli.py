@@ -647,6 +647,13 @@ def test_report_writes_a_page_and_prints_its_path(
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().lstrip().startswith("<!")
+    assert "Not checked: errors, bounds" in (tmp_path / "page.html").read_text()
+    report = tmp_path / "run" / "report.json"
+    report.write_text(report.read_text().replace('"status": "solved"', '"status": "certified"'))
+    edited = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert edited.exit_code == 1
+    assert "DamagedFile" in edited.output
+    assert not (tmp_path / "run" / "report.html").exists()
     nothing = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert nothing.exit_code == 1
     assert "no report.json" in nothing.output

@@ -33,7 +33,7 @@ from convexprune.page.maps import SIDE, picture, pooled
 from convexprune.page.numerals import change, data, duration, number, part, small
 from convexprune.page.saved import Trace, read_saved
 from convexprune.page.write import write_page
-from convexprune.report import Report
+from convexprune.report import Report, SkippedModule
 from convexprune.solvers.errors import InvalidInput, MissingExtra
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -188,14 +188,18 @@ def test_the_summary_says_what_was_asked_and_what_is_certified(runs: dict[str, R
 
 
 def test_exceptions_are_named(runs: dict[str, Ran], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(runs["parallel"].folder, folder)
-    report = json.loads((folder / "report.json").read_text())
-    report["layers"][1]["status"] = "iteration limit"
-    report["provenance"]["stopped"] = "time_limit of 3 s"
-    report["skipped"].append({"name": "9", "kind": "Linear", "reason": "not reached: time_limit of 3 s"})
-    save_json(report, folder / "report.json")
-    page = page_of(folder, tmp_path)
+    report, reason = runs["parallel"].report, "time_limit of 3 s"
+    layers = [*report.layers]
+    layers[1] = replace(layers[1], status="iteration limit")
+    left = SkippedModule("9", "Linear", f"not reached: {reason}")
+    stopped = replace(
+        report,
+        layers=tuple(layers),
+        skipped=(*report.skipped, left),
+        provenance={**report.provenance, "stopped": reason},
+    )
+    save_json(stopped.to_dict(), tmp_path / "report.json")
+    page = page_of(tmp_path, tmp_path)
     assert "0, 4: certified." in page.text
     assert "Not certified: 2 (iteration limit). The iterations ran out" in page.text
     assert "The run ended early (time_limit of 3 s): 9 stay as they were." in page.text
@@ -316,10 +320,9 @@ def test_a_report_alone_is_enough(runs: dict[str, Ran], tmp_path: Path) -> None:
 def test_of_large_runs_the_page_says_what_it_leaves_out(
     runs: dict[str, Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = json.loads(runs["parallel"].report.to_json())
-    row = report["layers"][0]
-    report["layers"] = [row | {"name": f"block.{i}", "nonzeros_before": 1000 - i} for i in range(100)]
-    save_json(report, tmp_path / "report.json")
+    report = runs["parallel"].report
+    layers = [replace(report.layers[0], name=f"block.{i}", nonzeros_before=1000 - i) for i in range(100)]
+    save_json(replace(report, layers=tuple(layers)).to_dict(), tmp_path / "report.json")
     page = page_of(tmp_path, tmp_path)
     assert len(page.rows("Pruned layers")) == 100
     assert "bars of 40 of 100 layers; shown are the layers with most weights" in page.text
@@ -476,13 +479,13 @@ def test_headings_sort_the_table_in_a_browser_and_nothing_is_complained_about(
     """
     folder = tmp_path / "run"
     folder.mkdir()
-    report = json.loads(runs["parallel"].report.to_json())
-    row = report["layers"][0]
-    figures = {"fc10": (900, 0.2), "fc9": (10_000, None), "fc1": (85, 1e-5)}
-    report["layers"] = [
-        row | {"name": name, "nonzeros": left, "promised": promised} for name, (left, promised) in figures.items()
+    report = runs["parallel"].report
+    figures = {"fc10": (900, 0.2), "fc9": (10_000, math.inf), "fc1": (85, 1e-5)}
+    layers = [
+        replace(report.layers[0], name=name, nonzeros=left, promised=promised)  # type: ignore[call-arg]
+        for name, (left, promised) in figures.items()
     ]
-    save_json(report, folder / "report.json")
+    save_json(replace(report, layers=tuple(layers)).to_dict(), folder / "report.json")
     html = write_page(folder).read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = html.replace("script-src ", f"script-src 'sha256-{digest}' ").replace(

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from convexprune.nettrim.goals import REFITTED, Answer, Goal, Within
 from convexprune.nettrim.sites import Site
 from convexprune.report import LayerReport
 from convexprune.solvers import Status
 
-__all__ = ["NetTrimLayer", "layer_row"]
+__all__ = ["NetTrimLayer", "layer_figures", "layer_row"]
 
 _ROUNDING = 1e-9
 _PROVEN, _BUDGET = str(Status.SOLVED), str(Status.NO_BOUND)
@@ -112,31 +112,33 @@ class NetTrimLayer(LayerReport):
 
 def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer:
     """The row of a layer from its groups' answers."""
+    figures = layer_figures(goal, answers)
+    return NetTrimLayer(name=site.name, shape=site.shape, fit=site.fit, norm=site.norm_name, **figures)
+
+
+def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
+    """All of a row that follows from the answers alone."""
     certificates = [answer.solution.certificate for answer in answers]
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
     radii = [answer.radius for answer in answers]
     size = math.hypot(*(answer.size for answer in answers)) or 1.0
     outside = math.hypot(*(c.violation * radius for c, radius in zip(certificates, radii, strict=True) if c.violation))
     statuses = [answer.status for answer in answers]
-    return NetTrimLayer(
-        name=site.name,
-        shape=site.shape,
-        samples=answers[0].samples,
-        nonzeros_before=sum(answer.before for answer in answers),
-        nonzeros=sum(answer.nonzeros for answer in answers),
-        output_error=math.hypot(*(answer.error for answer in answers)) / size,
-        seconds=sum(answer.solution.seconds.total for answer in answers),
-        status=next((status for status in statuses if status not in (_PROVEN, _BUDGET, REFITTED)), statuses[0]),
-        fit=site.fit,
-        norm=site.norm_name,
-        goal=str(goal),
-        eps=math.hypot(*radii) / size,
-        promised=math.hypot(*(answer.promised for answer in answers)) / size,
-        value=value,
-        bound=bound,
-        gap=max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
-        violation=0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
-        iterations=max(answer.solution.iterations for answer in answers),
-        notes=tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
-        eps_asked=goal.eps if isinstance(goal, Within) else None,
-    )
+    return {
+        "samples": answers[0].samples,
+        "nonzeros_before": sum(answer.before for answer in answers),
+        "nonzeros": sum(answer.nonzeros for answer in answers),
+        "output_error": math.hypot(*(answer.error for answer in answers)) / size,
+        "seconds": sum(answer.solution.seconds.total for answer in answers),
+        "status": next((status for status in statuses if status not in (_PROVEN, _BUDGET, REFITTED)), statuses[0]),
+        "goal": str(goal),
+        "eps": math.hypot(*radii) / size,
+        "promised": math.hypot(*(answer.promised for answer in answers)) / size,
+        "value": value,
+        "bound": bound,
+        "gap": max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
+        "violation": 0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
+        "iterations": max(answer.solution.iterations for answer in answers),
+        "notes": tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
+        "eps_asked": goal.eps if isinstance(goal, Within) else None,
+    }

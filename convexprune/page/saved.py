@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convexprune.consistency import Checks, check_results
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
 from convexprune.journal import Journal, read_json, recipe_fingerprint
@@ -63,6 +64,7 @@ class Saved:
     fingerprints: Mapping[str, str] | None
     traces: Mapping[str, Trace]
     paths: Mapping[str, Curve]
+    checks: Checks
     extras: Extras | None
 
     @property
@@ -83,7 +85,7 @@ def read_saved(folder: StrPath) -> Saved:
     Raises:
         InvalidInput: It holds no report.json.
         OtherRun: Its journal is of another format.
-        DamagedFile: A file in it is not what convexprune writes.
+        DamagedFile: A file in it is not what convexprune writes, or report.json is not what the others say.
     """
     place = Path(folder)
     path = place / "report.json"
@@ -91,7 +93,7 @@ def read_saved(folder: StrPath) -> Saved:
         found = "no such folder" if not place.is_dir() else "no report.json in it"
         raise InvalidInput(f"{folder}: {found}; give the folder of a run that ended, or save_json(report.to_dict(), …)")
     report = _checked(read_json(path, "write it again"), path)
-    run, records = None, []
+    journal, run, records = None, None, []
     if (place / "run.json").exists():
         journal, run = Journal.existing(place)
         # One at a time: multipliers are as large as the calibration data, and none is kept here.
@@ -104,6 +106,7 @@ def read_saved(folder: StrPath) -> Saved:
             fingerprints=None if run is None else _fingerprints(run),
             traces=_traces(records, goals),
             paths=_paths(records),
+            checks=check_results(place, report, journal, run and run["recipe"]),
             extras=read_extras(place),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -35,7 +35,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     Raises:
         InvalidInput: The folder holds no report.json.
         OtherRun: Its journal is of another format.
-        DamagedFile: A file in it is not what convexprune writes.
+        DamagedFile: A file in it is not what convexprune writes, or report.json is not what the others say.
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: The page cannot be written; what was there before still is.
     """
@@ -89,6 +89,7 @@ def _view(saved: Saved) -> dict[str, Any]:
         "maps": weight_maps(saved, left_out),
         "skipped": saved.report["skipped"],
         "provenance": provenance(saved),
+        "checks": saved.checks,
         "left_out": left_out,
         "layer_name": layer_name,
     }
