@@ -28,6 +28,7 @@ _asked = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: what is asked, in 
 _posed = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: how layers are posed and solved")
 _runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
 _coreset = partial(typer.Option, rich_help_panel=_CORESET)
+_MAX_RATIO = "How many times its size a file that is read may unpack to; 256 MiB always pass."
 _STATUSES = (
     "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
     "hold; 4 the time limit ran out; 130 interrupted. After 4 and 130 the same command goes on."
@@ -100,6 +101,7 @@ def prune(
     data: Annotated[Path | None, typer.Option(help="Labelled samples, for the accuracy before and after.")] = None,
     data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
     label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
+    max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     sparsity: Annotated[
         list[str] | None, _asked(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
@@ -182,6 +184,7 @@ def verify(
     partial: Annotated[
         bool, typer.Option("--partial", help="A run that is not complete may be in order, too.")
     ] = False,
+    max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
     """Judge a run again, without any solver: every certificate is recomputed in float64.
@@ -192,7 +195,7 @@ def verify(
         from convexprune.job import Source
         from convexprune.nettrim.verify import verify as verified
 
-        trained, inputs, _ = Source(model, weights, calibration, key, samples).read()
+        trained, inputs, _ = Source(model, weights, calibration, key, samples, max_ratio).read()
         found = verified(trained, inputs, folder)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
         if as_json:

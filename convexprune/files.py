@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from convexprune.archives import MAX_RATIO, check_array, check_member, check_tensors, check_zip, checked_ratio
 from convexprune.errors import DamagedFile
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
@@ -47,15 +49,22 @@ _SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.stat
 _SAVE_ARRAYS = "save it again with numpy.savez(path, x=..., y=...), numbers only"
 
 
-def load_weights(path: StrPath) -> dict[str, Tensor]:
+def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Tensor]:
     """Read a state dict onto the CPU: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` without running any code.
+
+    Args:
+        path: The file.
+        max_ratio: How many times its size it may unpack to; 256 MiB always pass.
 
     Raises:
         FileNotFoundError: nothing is at ``path``.
-        InvalidInput: ``path`` is a folder or has another suffix.
+        InvalidInput: ``path`` is a folder, has another suffix, or unpacks to more than the limit.
+        InvalidTolerance: a limit below 1.
         DamagedFile: the file is cut short, is not what its suffix says, needs unpickling, or is not a state dict.
     """
-    readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch, ".bin": _read_torch}
+    checked_ratio(max_ratio)
+    pickled = partial(_read_torch, max_ratio=max_ratio)
+    readers = {".safetensors": _read_safetensors, ".pt": pickled, ".pth": pickled, ".bin": pickled}
     path, suffix = _existing(path, tuple(readers))
     found = _read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
     if not isinstance(found, Mapping):
@@ -64,10 +73,11 @@ def load_weights(path: StrPath) -> dict[str, Tensor]:
     if others or not all(isinstance(key, str) for key in found):
         listed = _shorten(others or [repr(key) for key in found])
         raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {listed}; {_SAVE_WEIGHTS}.")
+    check_tensors(path, found.values(), max_ratio)
     return dict(found)
 
 
-def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False) -> None:
+def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False, max_ratio: float = MAX_RATIO) -> None:
     """Load a file of weights into ``model`` in place, strictly; on any error the model stays as it was.
 
     Only ``num_batches_tracked`` may be missing, as in plain torch: files from before torch 0.4.1 lack it.
@@ -77,6 +87,7 @@ def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False)
         path: As for ``load_weights``.
         resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says,
             along what ``find_links`` finds. The network's own inputs and outputs stay.
+        max_ratio: As for ``load_weights``.
 
     Raises:
         ShapeMismatch: a tensor has another shape than the model's, or than the other tensors leave to it.
@@ -87,7 +98,7 @@ def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False)
     """
     from convexprune.shrink import resize_, restoring
 
-    weights = load_weights(path)
+    weights = load_weights(path, max_ratio=max_ratio)
     with restoring(model):
         if resize:
             resize_(model, weights)
@@ -106,18 +117,33 @@ def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
     model.load_state_dict(weights)
 
 
-def load_array(path: StrPath, key: str | None = None, names: Sequence[str] = INPUT_NAMES) -> Array:
+def load_array(
+    path: StrPath,
+    key: str | None = None,
+    names: Sequence[str] = INPUT_NAMES,
+    *,
+    max_ratio: float = MAX_RATIO,
+) -> Array:
     """Read one array from ``.npy`` or ``.npz``: the one called ``key``, else the only one, else the first of ``names``.
+
+    Args:
+        path: The file.
+        key: The array's name.
+        names: Those that are conventional, the first that is there counts.
+        max_ratio: How many times the file's size the array may have; 256 MiB always pass.
 
     Raises:
         FileNotFoundError: nothing is at ``path``.
-        InvalidInput: another suffix, no such key, no conventional name among several, or no array of numbers.
+        InvalidInput: another suffix, no such key, no conventional name among several, no array of numbers, or one
+            beyond the limit.
+        InvalidTolerance: a limit below 1.
         DamagedFile: the file is cut short, is not what its suffix says, or holds pickled objects.
         EmptyInput: the array has no elements.
         NonFinite: the array holds NaN or infinity.
     """
+    checked_ratio(max_ratio)
     path, _ = _existing(path, (".npz", ".npy"))
-    array = _read(path, lambda file: _read_array(file, key, names), "an array of numbers", _SAVE_ARRAYS)
+    array = _read(path, lambda file: _read_array(file, key, names, max_ratio), "an array of numbers", _SAVE_ARRAYS)
     if not isinstance(array, np.ndarray):  # numpy hands back the bytes of an archive's member that is no array
         raise DamagedFile(f"{path} holds something that is not an array; {_SAVE_ARRAYS}.")
     if array.dtype.kind not in "biufc":
@@ -256,19 +282,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in (order if sorted(order) == sorted(keys) else keys)}
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, max_ratio: float) -> Any:
+    check_zip(path, max_ratio)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_array(path: Path, key: str | None, names: Sequence[str]) -> Any:
+def _read_array(path: Path, key: str | None, names: Sequence[str], max_ratio: float) -> Any:
     with path.open("rb") as file:
+        check_array(file, path.stat().st_size)
+        file.seek(0)
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             if key is not None:
                 raise InvalidInput(f"{path} holds one array without a name, not {key!r}; leave the key out.")
             return loaded
         with loaded:
-            return loaded[_choose(path, loaded.files, key, names)]
+            chosen = _choose(path, loaded.files, key, names)
+            check_member(path, chosen, max_ratio)
+            return loaded[chosen]
 
 
 def _choose(path: Path, keys: Sequence[str], key: str | None, names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convexprune.archives import MAX_RATIO
 from convexprune.calibration import Calibration
 from convexprune.consistency import seal
 from convexprune.coresets import coreset_prune_
@@ -39,15 +40,20 @@ class Source:
     calibration: Path | None
     key: str | None = None
     samples: int | None = None
+    max_ratio: float = MAX_RATIO
 
     def read(self) -> tuple[nn.Module, Tensor | None, Callable[[Any], Tensor]]:
         """The model with its weights, the inputs, and what makes inputs of arrays."""
         reference = find_model(self.model, Path.cwd)
         model = reference.build()
-        load_weights_into_(model, self.weights, resize=True)
+        load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
         if self.calibration is None:
             return model, None, reference.prepare
-        return model, reference.prepare(load_array(self.calibration, self.key)[: self.samples]), reference.prepare
+        return model, reference.prepare(self.array(self.calibration, self.key)), reference.prepare
+
+    def array(self, path: Path, key: str | None) -> Any:
+        """The first samples of an array of the calibration file."""
+        return load_array(path, key, max_ratio=self.max_ratio)[: self.samples]
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,12 @@ class Labelled:
     data: Path
     data_key: str | None
     label_key: str | None
+    max_ratio: float = MAX_RATIO
 
     def read(self, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
         """Inputs and labels."""
-        labels = load_array(self.data, self.label_key, LABEL_NAMES)
-        images = load_array(self.data, self.data_key, _IMAGE_NAMES)
+        labels = load_array(self.data, self.label_key, LABEL_NAMES, max_ratio=self.max_ratio)
+        images = load_array(self.data, self.data_key, _IMAGE_NAMES, max_ratio=self.max_ratio)
         if len(images) != len(labels):
             counts = f"{len(images)} inputs and {len(labels)} labels"
             raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
@@ -99,7 +106,7 @@ class Job:
         self.dense = copy.deepcopy(self.model)
         self.labels = None
         if labels_key is not None and source.calibration is not None:
-            self.labels = torch.from_numpy(np.asarray(load_array(source.calibration, labels_key)[: source.samples]))
+            self.labels = torch.from_numpy(np.asarray(source.array(source.calibration, labels_key)))
         self.labelled = None if labelled is None else labelled.read(prepare)
         self.accuracy: dict[str, float] = {}
         self.told: dict[str, Any] = {}

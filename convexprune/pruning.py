@@ -74,11 +74,13 @@ def coreset(given: dict[str, Any]) -> int:
 
 
 def _source(given: dict[str, Any]) -> Source:
-    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples")))
+    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples", "max_ratio")))
 
 
 def _labelled(given: dict[str, Any]) -> Labelled | None:
-    return None if given["data"] is None else Labelled(given["data"], given["data_key"], given["label_key"])
+    if given["data"] is None:
+        return None
+    return Labelled(*(given[name] for name in ("data", "data_key", "label_key", "max_ratio")))
 
 
 def _jobs(given: dict[str, Any], workers: int = 1) -> int:

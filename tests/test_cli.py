@@ -318,6 +318,7 @@ def test_methods_are_listed_with_their_options(monkeypatch: pytest.MonkeyPatch) 
     [
         (["--eps", "-1"], "InvalidTolerance"),
         (["--eps", "a lot"], "expected a number or PATTERN=number"),
+        (["--max-ratio", "0.5"], "max_ratio: expected a number ≥ 1"),
         (["--solver", "adm"], "did you mean 'admm'"),
         (["--no-remove"], "--no-remove: it goes with --unit neurons"),
         (["--scope", "network"], "scope: it goes with sparsity"),
