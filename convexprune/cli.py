@@ -12,7 +12,17 @@ import typer
 from rich.table import Table
 
 # Nothing here may import torch before a command runs: it takes seconds, and --help is to be there at once.
-from convexprune.live import INTERRUPTED, UNCERTIFIED, bars, console, errors, print_json
+from convexprune.live import (
+    INTERRUPTED,
+    UNCERTIFIED,
+    VisibleFormatter,
+    bars,
+    console,
+    errors,
+    print_json,
+    say,
+    show_anything,
+)
 
 __all__ = ["app"]
 
@@ -48,7 +58,7 @@ def demo(
     with _people_errors(), bars(errors) as shown:
         result = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
     console.print(_accuracy_table(result), _layer_table(result))
-    console.print(f"Picture: {result.picture}\nSparse model: {result.model}\nFigures: {result.json}", highlight=False)
+    say(console, f"Picture: {result.picture}\nSparse model: {result.model}\nFigures: {result.json}")
 
 
 def _accuracy_table(result: Any) -> Table:
@@ -275,7 +285,7 @@ def _say(error: BaseException, message: str, as_json: bool) -> None:
         print_json({"error": {"type": kind, "message": message}})
         return
     errors.print(f"[red]error:[/red] {kind}: ", end="", highlight=False)
-    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    say(errors, message)
 
 
 def _print_version(wanted: bool) -> None:
@@ -294,7 +304,10 @@ def main(
     ] = False,
 ) -> None:
     """Prune trained networks by convex optimisation, with a certificate for every layer."""
+    show_anything()
     if verbose:
         from rich.logging import RichHandler
 
-        logging.basicConfig(level=logging.INFO, handlers=[RichHandler(console=errors)])
+        handler = RichHandler(console=errors)
+        handler.setFormatter(VisibleFormatter(logging.BASIC_FORMAT))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -12,7 +12,7 @@ from torch import nn
 from convexprune.baselines import magnitude_prune_
 from convexprune.digits import Digits, load_digits, train_digits_network
 from convexprune.evaluate import accuracy
-from convexprune.files import save_json, save_weights
+from convexprune.files import make_folder, save_json, save_weights
 from convexprune.nettrim import prune_
 from convexprune.plots import plot_accuracy
 from convexprune.progress import silent
@@ -81,7 +81,7 @@ def run_demo(
         models.append(model)
     good = [i for i, row in enumerate(rows) if row.accuracy >= before - 0.01]
     chosen = min(good or range(len(rows)), key=lambda i: rows[i].report.nonzeros * (1 if good else -1))
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     return DemoResult(before, tuple(rows), *_write(out, before, rows, models[chosen]))
 
 

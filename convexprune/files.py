@@ -24,13 +24,16 @@ from torch import Tensor, nn
 from convexprune.archives import MAX_RATIO, check_array, check_member, check_tensors, check_zip, checked_ratio
 from convexprune.errors import DamagedFile
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+from convexprune.texts import utf8
 
 __all__ = [
     "INPUT_NAMES",
     "LABEL_NAMES",
+    "check_folder",
     "load_array",
     "load_weights",
     "load_weights_into_",
+    "make_folder",
     "plain",
     "safetensors_bytes",
     "save_json",
@@ -207,7 +210,7 @@ def save_json(data: Any, path: StrPath) -> Path:
     path = Path(path)
     try:
         text = json.dumps(plain(data), allow_nan=False, ensure_ascii=False, indent=2)
-        encoded = f"{text}\n".encode()
+        encoded = utf8(f"{text}\n")
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: the data cannot be written as JSON: {error}.") from error
     return write_atomically(encoded, path)
@@ -217,7 +220,7 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
     """Write to a temporary file in the same folder, which is made if need be, flush it to disk, then rename it.
 
     Raises:
-        InvalidInput: a device or a pipe is at ``path``, which a rename would replace.
+        InvalidInput: a device or a pipe is at ``path``, which a rename would replace, or its folder cannot be made.
         OSError: the file could not be written; what was at ``path`` before is still there.
     """
     path = Path(path)
@@ -225,7 +228,7 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
         raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
     if path.exists() and not path.is_file():
         raise InvalidInput(f"{path} is a device or a pipe, where a file is to be written; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -242,6 +245,32 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
     return path
 
 
+def make_folder(folder: StrPath) -> Path:
+    """Make a folder, and those that it lies in, unless they are there.
+
+    Raises:
+        InvalidInput: a file, or a symbolic link that leads nowhere, is in the way.
+        OSError: it cannot be made.
+    """
+    check_folder(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def check_folder(folder: StrPath) -> Path:
+    """The folder, which is there or can be made as far as can be told.
+
+    Raises:
+        InvalidInput: as in ``make_folder``.
+    """
+    path = Path(folder)
+    place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if place.is_symlink() and not place.exists():
+        raise InvalidInput(f"{place}: a symbolic link that leads nowhere, or in a circle; mend it, or choose another")
+    if place.exists() and not place.is_dir():
+        raise InvalidInput(f"{place}: a file, where a folder is to be; choose another")
+    return path
+
+
 def _flush_folder(folder: Path) -> None:
     """Let the new name survive a power failure too, where the system flushes folders."""
     with suppress(OSError):
@@ -255,7 +284,9 @@ def _flush_folder(folder: Path) -> None:
 def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"No file at {path}; check the path (relative ones start at {Path.cwd()}).")
+        links = [place for place in (path, *path.parents) if place.is_symlink() and not place.exists()]
+        why = f"{links[0]} is a symbolic link that leads nowhere, or in a circle" if links else "check the path"
+        raise FileNotFoundError(f"No file at {path}; {why} (relative paths start at {Path.cwd()}).")
     suffix = path.suffix.lower()
     if not path.is_file() or suffix not in suffixes:
         found = "is a folder" if path.is_dir() else f"has the suffix {suffix!r}"

@@ -68,7 +68,9 @@ def _feed(digest: Any, value: Any) -> None:
         _feed_array(digest, np.asarray(value))
     elif isinstance(value, _ATOMS):
         kind = next(kind for kind in _ATOMS if isinstance(value, kind))
-        _feed_bytes(digest, kind.__name__, value if isinstance(value, bytes) else str(value).encode())
+        _feed_bytes(
+            digest, kind.__name__, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
+        )
     elif isinstance(value, Mapping):
         _feed_bytes(digest, "mapping", str(len(value)).encode())
         for item in value.items():

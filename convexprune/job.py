@@ -17,7 +17,7 @@ from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.errors import DamagedFile
 from convexprune.evaluate import accuracy
-from convexprune.files import LABEL_NAMES, load_array, load_weights_into_, save_json, save_weights
+from convexprune.files import LABEL_NAMES, check_folder, load_array, load_weights_into_, save_json, save_weights
 from convexprune.journal import Journal, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim import prune_
 from convexprune.preview import Preview, preview, recipe_of
@@ -219,9 +219,7 @@ _RESULTS = ("model.safetensors", "report.json")
 
 
 def _checked(out: Path, resumes: bool) -> Path:
-    place = next(path for path in (out, *out.parents) if path.exists())
-    if not place.is_dir():
-        raise InvalidInput(f"{place}: a file, where a folder is to be; choose another --out")
+    check_folder(out)
     own = resumes and (out / "run.json").exists()
     existing = [str(out / name) for name in ("run.json", *_RESULTS) if (out / name).exists()]
     if existing and not own:

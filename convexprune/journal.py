@@ -25,9 +25,9 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files import StrPath, safetensors_bytes, write_atomically
+from convexprune.files import StrPath, make_folder, safetensors_bytes, write_atomically
 from convexprune.fingerprints import data_fingerprint, model_fingerprint
-from convexprune.solvers.errors import InvalidInput
+from convexprune.texts import utf8
 
 __all__ = [
     "Journal",
@@ -67,16 +67,13 @@ class Journal:
         OtherRun: The folder holds a run of another model, other data or another recipe, or another process writes to
             it; no file of the run was changed.
         DamagedFile: Its run.json cannot be read.
-        InvalidInput: A file lies where the folder should be.
+        InvalidInput: A file, or a symbolic link that leads nowhere, is where the folder should be.
         OSError: The folder cannot be written to.
     """
 
     def __init__(self, folder: StrPath, run: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
-        place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        if not place.is_dir():
-            raise InvalidInput(f"{place}: a file, where the folder of a run is to be; choose another")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._unlock: weakref.finalize[..., Journal] | None = weakref.finalize(self, _locked(self.folder).release)
         try:
             self._open({"format": _FORMAT, **run})
@@ -288,7 +285,7 @@ def _loaded(content: bytes, path: Path, remedy: str) -> dict[str, Tensor]:
 
 def _encoded(data: Any, sort: bool = False) -> bytes:
     """JSON, the same for equal data; numbers that JSON has no word for become texts that ``float`` reads."""
-    return f"{json.dumps(_plain(data), sort_keys=sort, ensure_ascii=False, allow_nan=False, indent=1)}\n".encode()
+    return utf8(f"{json.dumps(_plain(data), sort_keys=sort, ensure_ascii=False, allow_nan=False, indent=1)}\n")
 
 
 def _plain(value: Any) -> Any:

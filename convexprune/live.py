@@ -1,15 +1,21 @@
 """While a command runs: what it tells people and machines, and Ctrl-C."""
 
 import json
+import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from types import FrameType
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from convexprune.texts import visible
 
 __all__ = [
     "INTERRUPTED",
@@ -17,12 +23,15 @@ __all__ = [
     "UNCERTIFIED",
     "Bars",
     "Interrupt",
+    "VisibleFormatter",
     "bars",
     "console",
     "deaf",
     "errors",
     "interruptible",
     "print_json",
+    "say",
+    "show_anything",
 ]
 
 UNCERTIFIED, TIME_LIMIT, INTERRUPTED = 3, 4, 130
@@ -32,11 +41,36 @@ console = Console()
 errors = Console(stderr=True)
 
 
+class VisibleFormatter(logging.Formatter):
+    """Log records without what would move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As text."""
+        return visible(super().format(record))
+
+
+def show_anything() -> None:
+    """Write escapes for characters that the terminal's encoding does not have, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(where: Console, text: str) -> None:
+    """Print a text as it is, whatever it holds: names and paths are not ours."""
+    where.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(data: Mapping[str, Any]) -> None:
     """One object on standard output; NaN and infinity become null."""
     from convexprune.files import plain  # it imports torch, which --help need not wait for
 
     typer.echo(json.dumps(plain(data), indent=2, default=str))
+
+
+def _name(name: str) -> str:
+    """In the markup that progress bars are written in."""
+    return escape(visible(name, line=True))
 
 
 class Bars:
@@ -56,13 +90,13 @@ class Bars:
         if total < self._total:  # one layer of a cascade: its number among all was told before
             return
         self._total = total
-        self._shown.update(self._layers, description=stage, completed=done, total=total, count=f"{done}/{total}")
+        self._shown.update(self._layers, description=_name(stage), completed=done, total=total, count=f"{done}/{total}")
         self._shown.update(self._solve, visible=False)
 
     def callback(self, layer: str, point: Any) -> None:
         """The second row."""
         note = f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}"
-        self._shown.update(self._solve, description=f"  {layer}", note=note, visible=True)
+        self._shown.update(self._solve, description=f"  {_name(layer)}", note=note, visible=True)
 
 
 @contextmanager

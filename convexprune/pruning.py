@@ -18,6 +18,7 @@ from convexprune.live import (
     errors,
     interruptible,
     print_json,
+    say,
 )
 from convexprune.preview import Preview
 from convexprune.report import Report
@@ -134,9 +135,9 @@ def _nothing_to_do(job: Job, told: dict[str, Any], as_json: bool) -> int:
         print_json({"status": "finished before", "exit_status": status, "files": _files(job.out), "report": told})
         return status
     kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
-    console.print(f"{job.out} holds this very run, finished: {kept}. Nothing to do", highlight=False, soft_wrap=True)
+    say(console, f"{job.out} holds this very run, finished: {kept}. Nothing to do")
     for line in told.get("head", ()):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     _show_accuracy(job)
     return status
 
@@ -161,7 +162,7 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
         return status
     _show_report(job, report, files)
     if stopped is not None:
-        errors.print(_unfinished(report, stopped), markup=False, highlight=False, soft_wrap=True)
+        say(errors, _unfinished(report, stopped))
     elif status == UNCERTIFIED:
         errors.print("[red]not every certificate or guarantee holds[/red]: see the status column")
     return status
@@ -173,9 +174,9 @@ def _show_report(job: Job, report: Report, files: dict[str, Path]) -> None:
     _show_accuracy(job)
     names = {"model": "pruned model", "extras": "what sparsity buys"}
     for what, path in files.items():
-        console.print(f"{names.get(what, what)}: {path}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{names.get(what, what)}: {path}")
     for note in job.notes:
-        errors.print(note, markup=False, highlight=False, soft_wrap=True)
+        say(errors, note)
 
 
 def _show_accuracy(job: Job) -> None:

@@ -7,6 +7,8 @@ from itertools import accumulate
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
+from convexprune.texts import visible
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -46,13 +48,15 @@ def layer_table(
 
     columns = list(zip(*[[Text.from_markup(cell).plain for cell in cells[1:]] for cells in rows], strict=True))
     widths = [max(map(cell_len, (heading, *cells))) for heading, cells in zip(headings[1:], columns, strict=False)]
-    names, prefix = short_names([cells[0] for cells in rows], max(_ROOM, width - sum(widths) - _GAP * len(widths)))
+    names, prefix = short_names(
+        [visible(cells[0], line=True) for cells in rows], max(_ROOM, width - sum(widths) - _GAP * len(widths))
+    )
     lines = [*head, f"… at the start of a name stands for {prefix}"] if prefix else list(head)
     table = Table(
-        title=Text("\n".join(lines)) if lines else None,
+        title=Text(visible("\n".join(lines))) if lines else None,
         title_justify="left",
         title_style="none",
-        caption=Text("\n".join(caption)),
+        caption=Text(visible("\n".join(caption))),
         caption_justify="left",
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -64,7 +68,7 @@ def layer_table(
     for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, cells in zip(names, rows, strict=True):
-        table.add_row(Text(name), *cells[1:])
+        table.add_row(Text(name), *map(visible, cells[1:]))
     return table
 
 

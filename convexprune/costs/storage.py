@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from convexprune.costs.shared import against, checked_tensor, permanent
+from convexprune.files import safetensors_bytes
 from convexprune.memory import place_of
 from convexprune.solvers.errors import InvalidInput
 
@@ -124,7 +124,9 @@ def storage(
         raise InvalidInput(f"index_dtype: expected torch.int32 or torch.int64, found {index_dtype}")
     tensors = _distinct(model if isinstance(model, Mapping) else permanent(model).state_dict())
     rows = tuple(_weight_storage(name, value, index_dtype) for name, value in tensors.items() if value.dim() >= 2)
-    file = save({name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()})
+    file = safetensors_bytes(
+        {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    )
     return Storage(
         weights=rows,
         index_bits=8 * index_dtype.itemsize,

@@ -264,7 +264,7 @@ class Run:
             return goal.to_dict()
         digest = hashlib.sha256()
         for name, answers in self.written.items():
-            digest.update(name.encode())
+            digest.update(name.encode("utf-8", "surrogatepass"))
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}

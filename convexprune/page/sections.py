@@ -103,7 +103,8 @@ def traces(saved: Saved, left_out: list[str]) -> list[Chart]:
     elif len(drawn) < len(every):
         left_out.append(f"convergence traces of {_layers(len(every) - len(drawn))}: a budget has no gap to trace")
     return [
-        Chart(_title(trace), convergence(f"Convergence of {trace.layer}", trace), _course(trace)) for trace in shown
+        Chart(_title(trace), convergence(f"Convergence of {layer_name(trace.layer)}", trace), _course(trace))
+        for trace in shown
     ]
 
 

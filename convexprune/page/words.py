@@ -8,6 +8,7 @@ from convexprune.nettrim.goals import REFITTED
 from convexprune.page.numerals import count, duration, figure, number, part, small
 from convexprune.page.saved import Saved
 from convexprune.solvers import Status
+from convexprune.texts import visible
 
 __all__ = ["NEURONS", "Finding", "asked", "badge", "findings", "layer_name"]
 
@@ -32,8 +33,8 @@ class Finding:
 
 
 def layer_name(name: str) -> str:
-    """A model that is a single layer has no name."""
-    return name or "(the model)"
+    """As it is shown; a model that is a single layer has none."""
+    return visible(name, line=True) or "(the model)"
 
 
 def asked(saved: Saved) -> list[str]:

@@ -14,6 +14,7 @@ from convexprune.page.saved import Saved, read_saved
 from convexprune.page.sections import layer_bars, measured_paths, traces, weight_maps
 from convexprune.page.words import asked, badge, findings, layer_name
 from convexprune.solvers.errors import MissingExtra
+from convexprune.texts import visible
 
 __all__ = ["write_page"]
 
@@ -50,7 +51,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     script = _own("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()  # the only script that may run
     text = environment.get_template("page.html").render(view, script=script, digest=digest, style=_own("style.css"))
-    return write_atomically(text.encode(), Path(folder) / "report.html" if out is None else Path(out))
+    return write_atomically(visible(text).encode(), Path(folder) / "report.html" if out is None else Path(out))
 
 
 def _environment() -> Any:
