@@ -87,15 +87,24 @@ def _of_the_same_moment(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:
 def _spanning(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:
     """Which of the support points [k, d] the ends of the shrunk axes are combinations of.
 
-    In the coordinates where the ellipsoid is the unit ball: the hull of the support holds the ball shrunk by
-    ``radius_factor``, as the proof of that factor needs no other points.
+    In the coordinates w where the support has mean 0 (free centre) and Σ u ww^T = I, and about the origin max |hᵀw| ≥ 1
+    for every h of length 1: the unit ball is in the hull of ±w. With a free centre the ball of radius 1/max ‖w‖ is, as
+    in the proof of ``radius_factor``. Whatever rounding made of the ellipsoid, of points far from the origin say, this
+    holds for w as they are, so that no end is found outside.
     """
-    v = ellipsoid.transform(support)
-    ends = torch.linalg.svd(ellipsoid.generator, full_matrices=False).Vh * ((1 - _INSIDE) / ellipsoid.radius_factor)
+    u, v = ellipsoid.weights, ellipsoid.transform(support)
+    if ellipsoid.about == "free":
+        v = v - u @ v
+    R = torch.linalg.qr(u.sqrt()[:, None] * v, mode="r").R
+    w, axes = (
+        torch.linalg.solve_triangular(R, A, upper=True, left=False)
+        for A in (v, torch.linalg.svd(ellipsoid.generator, full_matrices=False).Vh)
+    )
+    ends = axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True) * (1 - _INSIDE)
     if ellipsoid.about == "origin":  # one end of each axis is enough, from points of either sign
-        hull, ends = torch.cat([v, -v]), ends
+        hull = torch.cat([w, -w])
     else:
-        hull, ends = v, torch.cat([ends, -ends])
+        hull, ends = w, torch.cat([ends, -ends]) / torch.linalg.vector_norm(w, dim=1).max()
     used = torch.cat([combination.indices for combination in combinations(hull, ends)])
     chosen: Tensor = torch.unique(used % len(support))
     return chosen

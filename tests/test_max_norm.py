@@ -332,3 +332,42 @@ def test_on_an_accelerator(kind: Kind) -> None:
         assert c.indices.device.type == "cuda"
         assert c.factor == pytest.approx(coreset(name, kind).factor, rel=2 * tolerances.MAX_NORM)
         assert (top <= c.factor * points.reach(c.indices.cpu().numpy()) * (1 + slack(name))).all()
+
+
+def dyadic(seed: int) -> torch.Tensor:
+    """Points [n, d] on a grid of 2⁻²⁰, so that moves by some 2²⁷ round nothing: pairs, lines, clusters."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64).clamp(-4, 4)
+
+    n, d = int(torch.randint(2, 12, (), generator=rng)), int(torch.randint(1, 5, (), generator=rng))
+    points = (normal(2, 2), normal(n, d), normal(n, 1) @ normal(1, d) / 4, normal(n, d) / 2**14)[seed % 4]
+    return (torch.cat([points, points[:1]]) * 2**20).round() / 2**20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_far_from_the_origin_are_taken(kind: Kind) -> None:
+    """At 1e8 the centre is rounded to 1e-8 of the spread, and coordinates about the origin have a condition of 1e8."""
+    for seed in range(16):
+        points = dyadic(seed)
+        shift = (gaussian(seed, 1, points.shape[1]) * 2**27).round()
+        far = max_norm_coreset(points + torch.from_numpy(shift), kind)
+        assert far.factor >= 1
+        if kind == "caratheodory":  # widths do not see a move
+            near = max_norm_coreset(points, kind)
+            assert far.factor == pytest.approx(near.factor, rel=tolerances.MAX_NORM)
+            along = (points - points[0]) @ torch.from_numpy(gaussian(seed, points.shape[1], 200))
+            width, kept = (a.amax(0) - a.amin(0) for a in (along, along[far.indices]))
+            assert bool((width <= far.factor * kept * (1 + tolerances.FAR)).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_units_and_order_of_far_points_do_not_matter(kind: Kind) -> None:
+    for seed in range(8):
+        points = dyadic(seed) + 2.0**27
+        found = max_norm_coreset(points, kind)
+        scaled = max_norm_coreset(points * 2.0**-40, kind)
+        assert torch.equal(scaled.indices, found.indices)
+        turned = max_norm_coreset(points.flip(0), kind)
+        assert turned.factor == pytest.approx(found.factor, rel=tolerances.MAX_NORM)
