@@ -22,7 +22,8 @@ from convexprune.solvers.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, Re
 from convexprune.solvers.gram import Gram
 from convexprune.solvers.guarantees import proven_zeros, support_bounds
 from convexprune.solvers.hull import Combination, OutsideHull
-from convexprune.solvers.interface import IterativeSolver, Proposal, Start
+from convexprune.solvers.interface import Proposal, Start
+from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.lewis import LevelEllipsoid, level_ellipsoid, lewis_weights
 from convexprune.solvers.max_norm import MaxNormCoreset, max_norm_coreset
 from convexprune.solvers.path import EpsPath, PathPoint, smallest_eps, solve_path

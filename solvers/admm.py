@@ -18,8 +18,10 @@ from convexprune.solvers.arrays import as_number, checked_dtype, checked_positiv
 from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.blocks import Samples
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
-from convexprune.solvers.interface import Excess, IterativeSolver, Start
+from convexprune.solvers.interface import Excess, Start
+from convexprune.solvers.interior import Interior
 from convexprune.solvers.iterate import Iterate, Sampled, Snapshot
+from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.normal import NormalMatrix
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
@@ -106,7 +108,8 @@ class ADMM(IterativeSolver[Iterate]):
         XU = samples.outputs(V / d, V.new_empty(program.fit.shape))
         q, work = XU.clone(), torch.empty_like(XU)
         rho, sigma = self._parameters(V, XU, penalty) if sample is None else (sample.rho, sample.sigma)
-        parameters = PenaltyParameter(self.rho or rho), PenaltyParameter(self.sigma or sigma)
+        rounding = torch.finfo(dtype).eps
+        parameters = PenaltyParameter(self.rho or rho, rounding), PenaltyParameter(self.sigma or sigma, rounding)
         lead, products, nothing = self._lead(program), self._products(dtype, d.device), torch.zeros(0)
         settings = (samples, penalty, d, gram, lead, lead, *parameters, products)
         state = Iterate(*settings, V, torch.zeros_like(V), q, V, XU, work, nothing, nothing)
@@ -201,6 +204,27 @@ class ADMM(IterativeSolver[Iterate]):
             return
         factor = min(max(math.sqrt(excess.violation / excess.gap), 1 / _STEER), _STEER)
         state.lead = min(max(state.lead * factor, 1.0), _MOST * state.first_lead)
+
+    def finite(self, state: Iterate) -> bool:
+        """Whether Z is: whatever else is not finite makes it so."""
+        return math.isfinite(float(state.sums.sum()))
+
+    def exhausted(self, state: Iterate) -> str:
+        """Whether rho should be where the precision of Z and its dual would not do."""
+        return "rho reached the end of its range" if state.rho.bounded else ""
+
+    @property
+    def stage(self) -> str:
+        """With the precision, where one was chosen."""
+        return "admm" + ("" if self.dtype is None else f" in {str(self.dtype).removeprefix('torch.')}")
+
+    def successor(self, program: LayerProgram) -> "ADMM | Interior | None":
+        """An interior point method for small programs; for others, from float32 the same in float64."""
+        if Interior.suits(program):
+            return Interior()
+        if (self.dtype or program.dtype) == torch.float64:
+            return None
+        return replace(self, dtype=torch.float64, products=None, rho=None, sigma=None)
 
     def residuals(self, state: Iterate) -> Mapping[str, float]:
         """Primal and dual residual of each constraint, relative."""

@@ -62,7 +62,7 @@ class Judge:
         c = certificate
         if c.violation <= self.limits.feas_tol and (self.best is None or c.value < self.best[1].value):
             self.best = (proposal.weights.clone(), c)
-        point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals))
+        point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals), proposal.stage)
         self.trace.append(point)
         self.stopped = bool(self.callback and self.callback(point))
         self.judging += time.perf_counter() - before

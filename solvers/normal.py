@@ -4,6 +4,7 @@ XᵀX [N, N] has rank ≤ P. Where P < N/2 it is never formed: products go throu
 take the place of the eigenvectors, so that (XᵀX + sI)⁻¹ costs P²N once and 4PNM for each product with an [N, M] array.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,11 @@ class NormalMatrix(ABC):
 
     @abstractmethod
     def inverse(self, shift: float) -> Operator:
-        """(G + shift·I)⁻¹, the shift raised to what rounding of G leaves room for."""
+        """(G + shift·I)⁻¹, the shift raised to what rounding of G leaves room for.
+
+        Raises:
+            ArithmeticError: Numbers that are not finite.
+        """
 
     @abstractmethod
     def inverses(self, dtype: torch.dtype) -> Callable[[float], Operator]:
@@ -120,7 +125,13 @@ class _Full(NormalMatrix):
         return values.clamp(min=0), vectors
 
     def inverse(self, shift: float) -> Tensor:
-        return torch.cholesky_inverse(torch.linalg.cholesky(self.plus(self._least(shift)).matrix))
+        shift = self._least(shift)
+        while math.isfinite(shift):
+            factor, failed = torch.linalg.cholesky_ex(self.plus(shift).matrix)
+            if not bool(failed):
+                return torch.cholesky_inverse(factor)
+            shift *= 10
+        raise ArithmeticError("XᵀX or what is added to its diagonal is not finite")
 
     def inverses(self, dtype: torch.dtype) -> Callable[[float], LowRank]:
         values, vectors = self.eigen()

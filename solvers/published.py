@@ -8,7 +8,8 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import checked_dtype, checked_positive
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
-from convexprune.solvers.interface import IterativeSolver, Start
+from convexprune.solvers.interface import Start
+from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.normal import NormalMatrix, Operator
 from convexprune.solvers.penalties import L1
 from convexprune.solvers.program import LayerProgram

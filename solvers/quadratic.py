@@ -20,7 +20,8 @@ from convexprune.solvers.eigenbasis import Eigenbasis
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits import Ball, SquaredLoss
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
-from convexprune.solvers.interface import IterativeSolver, Start
+from convexprune.solvers.interface import Start
+from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram

@@ -43,8 +43,8 @@ _ADVICE = {
     Status.TIME_LIMIT: "The time ran out before the certificate closed. The bound holds; raise time_limit, loosen tol "
     "or feas_tol, or pass this solution as start.",
     Status.STOPPED: "It was asked to stop before it was done. Given as start, it is where a solve goes on.",
-    Status.UNCERTIFIED: "The solver was content, the certificate is not: tighten the solver's own tolerances, work in "
-    "float64, or try another solver.",
+    Status.UNCERTIFIED: "The solver was content or could get no further, the certificate asks for more: tighten the "
+    "solver's own tolerances, work in float64, or try another solver.",
     Status.INFEASIBLE: "No weights of a sensible size satisfy the fit: the bound proves that any would cost many "
     "thousand times more than those returned, which do not satisfy it. Raise eps or the ceiling.",
     Status.DIVERGED: "An iterate became NaN or infinite. Work in float64 (dtype=torch.float64), rescale X, or try "
@@ -76,6 +76,7 @@ class TracePoint:
         seconds: Set-up and iterations so far, without the judging.
         value, bound, gap, violation: As in ``Certificate``.
         residuals: The solver's own relative residuals by name.
+        stage: The precision or method that the solve had passed on to; "" where it had not.
     """
 
     iteration: int
@@ -85,6 +86,7 @@ class TracePoint:
     gap: float
     violation: float
     residuals: Mapping[str, float]
+    stage: str = ""
 
 
 @dataclass(frozen=True, eq=False)

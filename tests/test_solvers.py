@@ -50,7 +50,7 @@ from convexprune.solvers.scaling import Scaling
 from convexprune.solvers.solution import TracePoint
 
 EASY = "relu-ball plain 20x8x5"
-BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "osqp", "published", "quadratic", "scs")
+BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "interior", "osqp", "published", "quadratic", "scs")
 
 
 @dataclass(frozen=True)

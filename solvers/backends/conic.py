@@ -68,6 +68,19 @@ class ConicForm:
             L.T[o.two_sided.T] = -two_sided
         return L
 
+    def zeros(self, x: Array, y: Array, s: Array) -> Array:  # noqa: ARG002 - a point of the form
+        """[N, M]: the weights that are 0 by strict complementarity: what holds them there outweighs what is left."""
+        p, zero = self.prices, np.zeros(self.outputs.X.shape[1] * self.outputs.anchor.shape[1], dtype=bool)
+        rows = np.empty((2, len(y)))
+        rows[:, self.order] = s, y
+        _, up, down, _, heads, bodies, *_ = np.split(rows, self.ends, axis=1)
+        one, many = p.single[p.group], np.flatnonzero(~p.single[p.group])
+        zero[p.at[one]] = (up[0] < up[1]) & (down[0] < down[1])
+        group = (np.cumsum(~p.single) - 1)[p.group[many]]
+        pull = np.sqrt(np.bincount(group, bodies[1] ** 2, int((~p.single).sum())))
+        zero[p.at[many]] = (heads[0] < heads[1] - pull)[group]
+        return zero.reshape(self.outputs.anchor.shape[1], -1).T
+
     def start(self, U: Array, L: Array | None) -> tuple[Array, Array, Array]:
         """(x, y, s) at weights U [N, M] and multipliers Λ [P, M]; without those, y = 0."""
         o, u = self.outputs, U.T.reshape(-1)

@@ -20,7 +20,7 @@ from convexprune.solvers.penalties import L1
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.scaling import Scaling
 
-__all__ = ["PIP", "Answer", "Direct", "Point", "wanted_accuracy"]
+__all__ = ["PIP", "Answer", "Direct", "Point", "Task", "wanted_accuracy"]
 
 PIP = 'pip install "convexprune[reference]"'
 
@@ -98,7 +98,7 @@ class Direct:
 
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
-        task = _Task.of(program, None if self.no_start else start)
+        task = Task.of(program, None if self.no_start else start)
         rounds = self.rounds(wanted_accuracy(program, limits))
         if set(rounds[0]) <= set(self.settings):  # the accuracy is the caller's
             rounds = rounds[:1]
@@ -113,7 +113,7 @@ class Direct:
                 return replace(latest, ended="watch")
         return latest
 
-    def _next(self, task: "_Task", i: int, accuracy: dict[str, Any], limits: Limits) -> Answer:
+    def _next(self, task: "Task", i: int, accuracy: dict[str, Any], limits: Limits) -> Answer:
         """The answer to one of the forms, from where its last one ended, within what is left of the limits."""
         last, form = task.answers[i], task.forms[i][1]
         steps = None if limits.max_iter is None else limits.max_iter - last.iterations
@@ -135,7 +135,7 @@ class Direct:
 
 
 @dataclass
-class _Task:
+class Task:
     """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
 
     program: LayerProgram
@@ -148,7 +148,8 @@ class _Task:
     built: float
 
     @classmethod
-    def of(cls, program: LayerProgram, start: Start | None) -> "_Task":
+    def of(cls, program: LayerProgram, start: Start | None) -> "Task":
+        """The program in units of its own, and where a backend can go on, where it starts."""
         began = time.perf_counter()
         program = program.to(torch.float64)
         affordable, left = _affordable(program)

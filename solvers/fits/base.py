@@ -105,6 +105,10 @@ class TargetFit(ABC):
     def times(self, k: float) -> Self:
         """k·f."""
 
+    def relaxed(self, by: float) -> Self:  # noqa: ARG002 - a loss has no set
+        """A set that holds this one and no point farther from it than ``by``; a loss as it is."""
+        return self
+
     @property
     def anchor(self) -> Tensor:
         """The point [P, M] that the conjugate is linear about."""
@@ -226,6 +230,11 @@ class SetFit(TargetFit, ABC):
     def with_eps(self, eps: float | ArrayLike) -> Self:
         """The same set with another radius, or other radii [M]."""
         return self._with(eps=self._checked(eps))
+
+    def relaxed(self, by: float) -> Self:
+        """Radii that are larger by ``by``, in all."""
+        each = by / len(self.eps) ** 0.5 if isinstance(self.eps, Tensor) else by
+        return self._with(eps=self.eps + each)  # type: ignore[operator]
 
     def rescaled(self, c: float) -> Self:
         """Targets and eps multiplied by c."""

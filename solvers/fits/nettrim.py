@@ -42,6 +42,12 @@ class _Ceiling(OneSided):
         scaled = super()._scaled(c)
         return scaled if isinstance(self.ceiling, Tensor) else scaled._with(ceiling=float(self.ceiling) * c)
 
+    def relaxed(self, by: float) -> Self:
+        """Radii and ceiling raised, each to a half of the square."""
+        each = by / 2**0.5
+        ceiling = self.ceiling + each / self.Y.numel() ** 0.5
+        return super().relaxed(each)._with(ceiling=ceiling)
+
     @property
     def V(self) -> Tensor:
         """The ceiling as a tensor that broadcasts to [P, M]."""

@@ -7,7 +7,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from convexprune.solvers.interface import Iterative, Limits, Proposal, Start, Watch
+from convexprune.solvers.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.iterative import Iterative
 from convexprune.solvers.lowner.cloud import Cloud
 from convexprune.solvers.registry import Registry
 
