@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.archives import MAX_RATIO
-from convexprune.calibration import Calibration
 from convexprune.consistency import seal
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.errors import DamagedFile
 from convexprune.evaluate import accuracy
 from convexprune.files import LABEL_NAMES, check_folder, load_array, load_weights_into_, save_json, save_weights
-from convexprune.journal import Journal, check_same, data_fingerprint, model_fingerprint, read_json
+from convexprune.journal import Journal, check_same, read_json
 from convexprune.nettrim import prune_
+from convexprune.nettrim.verify import verify
 from convexprune.preview import Preview, preview, recipe_of
 from convexprune.reference import find_model
 from convexprune.report import Report
@@ -28,6 +28,7 @@ from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMism
 __all__ = ["Job", "Labelled", "Source"]
 
 _IMAGE_NAMES = ("x_test", "x_train", "x", "images", "inputs")
+_AGAIN = "the results in {} are not as they were written: written again from its layers"
 _NO_DATA = "Net-Trim fits each layer to what it computes on data: give --calibration"
 
 
@@ -117,9 +118,10 @@ class Job:
         return preview(self.model, self._data(), **arguments)
 
     def finished(self, **arguments: Any) -> dict[str, Any] | None:
-        """The report of this very run if the folder holds all its results, undamaged, else None; ``notes`` says why.
+        """The report of this very run if the folder holds all its results, else None; ``notes`` says why.
 
-        Its accuracies are measured again where labelled samples were given.
+        They are verified: the entries on the data, the report by the entries. Accuracies are measured again where
+        labelled samples were given.
 
         Raises:
             OtherRun: It holds those of another run.
@@ -127,17 +129,18 @@ class Job:
         if self.out is None or not all((self.out / name).exists() for name in ("run.json", *_RESULTS)):
             return None
         recipe = recipe_of(self.model, self._data(), **arguments)
-        data = Calibration(self._data(), recipe.batch_size)
-        own = {
-            "model": model_fingerprint(self.model),
-            "data": data_fingerprint(data.content()),
-            "recipe": recipe.to_dict(),
-        }
-        check_same(self.out, Journal.existing(self.out)[1], own)
+        described = Journal.existing(self.out)[1]
+        check_same(self.out, described, {**described, "recipe": recipe.to_dict()})
         report = self._sound(self.out)
         if report is None or report["provenance"]["stopped"] is not None:
             return None
         if report["provenance"].get("removed") != arguments.get("remove", True):
+            return None
+        found = verify(self.model, self._data(), self.out)
+        if not (found.complete and all(row.ok for row in found.layers)):
+            return None  # whoever goes on with the run tells what is wrong
+        if found.results:
+            self.notes.append(_AGAIN.format(self.out))
             return None
         return report | self._measured_again(self.out)
 
@@ -152,7 +155,7 @@ class Job:
             report = {}
         if report.get("sha256") == seal(report, out / "model.safetensors"):
             return report
-        self.notes.append(f"the results in {out} are not as they were written: written again from its layers")
+        self.notes.append(_AGAIN.format(out))
         return None
 
     def _measured_again(self, out: Path) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from convexprune.cli import app
+from convexprune.consistency import seal
 from convexprune.coresets import METHODS
 from convexprune.demo import run_demo
 from convexprune.digits import load_digits, train_digits_network
+from convexprune.files import save_json
 
 FACTORY = """
 from torch import nn
@@ -285,7 +287,7 @@ def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(
         ("uniform", ["--eps", "0.1", "--delta", "0.1"], "proves nothing"),
         ("lownr", ["--keep", "0.5"], "did you mean 'lowner'"),
         ("net-trim", [], "give --calibration"),
-        ("net-trim", ["--keep", "0.5", "--seed", "1"], "--keep, --seed: for coresets only"),
+        ("net-trim", ["--keep", "0.5", "--order", "top-down"], "--keep, --order: for coresets only"),
         ("net-trim", ["--delta", "0.5", "--option", "beta=1"], "--delta, --option: for coresets only"),
         ("mussay", ["--keep", "0.5", "--tol", "0.1", "--fit", "ball"], "--fit, --tol: for Net-Trim only"),
         ("mussay", ["--keep", "0.5", "--sparsity", "0.5"], "--sparsity: for Net-Trim only"),
@@ -437,6 +439,21 @@ def test_results_that_were_damaged_are_written_again_from_the_layers(
     code, output = run(folder, monkeypatch, *SMALL, out=str(tmp_path))
     assert code == 0
     assert "Nothing to do" in output
+
+
+def test_results_that_were_edited_and_sealed_again_are_not_taken_for_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(folder, monkeypatch, *SMALL, "--max-iter", "2", out=str(tmp_path))
+    path = tmp_path / "report.json"
+    whole = json.loads(path.read_text())
+    edited = json.loads(path.read_text().replace('"status": "iteration limit"', '"status": "solved"'))
+    edited |= {"certified": True, "head": ["certified: solved (1)"]}
+    save_json(edited | {"sha256": seal(edited, tmp_path / "model.safetensors")}, path)
+    result = invoked(folder, monkeypatch, *SMALL, "--max-iter", "2", "--json", out=tmp_path)
+    assert result.exit_code == 3
+    assert "written again from its layers" in " ".join(json.loads(result.stdout)["notes"])
+    assert json.loads(path.read_text())["layers"] == whole["layers"]
 
 
 @pytest.mark.parametrize("how", [[], ["--sparsity", "0.5", "--unit", "neurons", "--layers", "2"]])

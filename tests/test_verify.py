@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convexprune import prune_
 from convexprune.errors import DamagedFile, OtherRun
+from convexprune.files import save_json, save_weights
 from convexprune.journal import Journal, Record
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
@@ -91,8 +92,11 @@ def test_a_run_is_found_to_be_as_recorded_and_the_model_stays_as_it_is(
     model, x = make()
     pruned = copy.deepcopy(model)
     report = prune_(pruned, x, run=tmp_path, **recipe)
+    save_json(report.to_dict(), tmp_path / "report.json")
+    save_weights(pruned, tmp_path / "model.safetensors")
     before = copy.deepcopy(model.state_dict())
     found = verify(model, x, tmp_path)
+    assert found.results == ()
     assert [row.differences for row in found.layers if not row.ok] == []
     assert found.ok
     assert found.complete
@@ -372,6 +376,36 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
     assert [row.name for row in found.layers] == ["0"]  # the second was cut short, and is not kept
     assert found.missing == ("2", "4")
     assert "not complete, nothing is recorded of: 2, 4" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda report: report.update(nonzeros=3), "nonzeros is 3"),
+        (lambda report: report["layers"][0].update(output_error=0.01), "output_error is 0.01"),
+        (lambda report: report["network"].update(bound=0.01), "network.bound is 0.01, recomputed"),
+        (lambda report: report["network"]["radii"].update({"2": 0.01}), "network.radii are"),
+        (lambda report: report.pop("network"), "not as convexprune writes it"),
+    ],
+)
+def test_a_report_beside_the_entries_is_verified_by_them(
+    kept: tuple[nn.Module, Tensor, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    model, x, folder = kept
+    copied = copy_of(folder, tmp_path)
+    assert verify(model, x, copied).results is None
+    report = prune_(copy.deepcopy(model), x, max_iter=10, run=copied).to_dict()
+    save_json(report, copied / "report.json")
+    found = verify(model, x, copied)
+    assert (found.ok, found.results) == (True, ())
+    edited = json.loads((copied / "report.json").read_text())
+    change(edited)
+    save_json(edited, copied / "report.json")
+    found = verify(model, x, copied)
+    assert all(row.ok for row in found.layers)
+    assert not found.ok
+    assert told in "".join(found.results or ())
+    assert told in " ".join(str(found).split())
 
 
 def test_an_entry_that_the_recipe_does_not_lead_to_is_told_of(

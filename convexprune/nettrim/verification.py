@@ -69,6 +69,8 @@ class Verification:
         missing: Layers that the recipe asks for and the run has not come to.
         unreached: Files of entries that the recipe does not lead to, and that say nothing about this run; or that come
             after one that cannot be used.
+        results: What report.json and model.safetensors in the folder say otherwise; None where there are none, or
+            where the entries themselves do not hold or are not complete.
         samples: Calibration samples.
         provenance: The fingerprints and the recipe that the run recorded.
     """
@@ -76,13 +78,14 @@ class Verification:
     layers: tuple[VerifiedLayer, ...]
     missing: tuple[str, ...]
     unreached: tuple[str, ...]
+    results: tuple[str, ...] | None
     samples: int
     provenance: Mapping[str, Any]
 
     @property
     def ok(self) -> bool:
         """Whether everything that is recorded holds; a run that is not complete may well be in order."""
-        return not self.unreached and all(row.ok for row in self.layers)
+        return not self.unreached and not self.results and all(row.ok for row in self.layers)
 
     @property
     def complete(self) -> bool:
@@ -92,7 +95,7 @@ class Verification:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         own = {"ok": self.ok, "complete": self.complete, "layers": [row.to_dict() for row in self.layers]}
-        lists = {"missing": list(self.missing), "unreached": list(self.unreached)}
+        lists = {"missing": list(self.missing), "unreached": list(self.unreached), "results": self.results}
         return own | lists | {"samples": self.samples, "provenance": dict(self.provenance)}
 
     def table(self, width: int = 140) -> "Table":
@@ -106,6 +109,8 @@ class Verification:
         lines = [f"{len(self.layers) - len(wrong)} of {len(self.layers)} entries are as recorded"]
         lines += [f"{row.name}: {difference}" for row in wrong for difference in row.differences]
         lines += [f"not complete, nothing is recorded of: {', '.join(self.missing)}"] if self.missing else []
+        if self.results is not None:
+            lines += self.results or ["report.json and model.safetensors say what the entries say"]
         return lines + [f"not looked at, for the recipe does not lead there: {name}" for name in self.unreached]
 
     def __str__(self) -> str:

@@ -15,12 +15,16 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
+from convexprune.consistency import check_results
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
 from convexprune.forwards import Forward
-from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint
+from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Answer, Goal
+from convexprune.nettrim.judging import agreement
+from convexprune.nettrim.outcome import dtype_of, network_promise
+from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import A_FUNCTION, Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of
 from convexprune.nettrim.run import Run
@@ -49,8 +53,9 @@ def verify(
     Recomputed are, for each recorded layer, the certificate of its stored weights with its stored multipliers (value,
     bound, gap, violation), the radius and the output error; whether its status follows from them; and whether budgets
     and patterns are kept. Of paths that were measured to allocate by, the weights that are kept are judged, without
-    bound and gap. Figures must agree to 1e-9 for float64 models, 1e-5 for float32 ones, 1e-3 below, relative to
-    what they are differences of.
+    bound and gap. Where all entries of a complete run hold, report.json and model.safetensors in the folder are
+    compared with them, and the error and the bound of the network are recomputed. Figures must agree to 1e-9 for
+    float64 models, 1e-5 for float32 ones, 1e-3 below, relative to what they are differences of.
 
     Args:
         model: The trained model, as it was before pruning.
@@ -95,15 +100,54 @@ def verify(
     )
     try:
         target.pursue(replay)
+        missing = tuple(name for name in plan.order if name not in replay.written and name not in replay.left)
+        sound = not missing and all(row.ok for row in replay.rows)
+        results = (
+            _results(replay, plan, described["recipe"]) if sound and (Path(run) / "report.json").is_file() else None
+        )
     finally:
         versions.restore_()
     return Verification(
         layers=tuple(replay.rows),
-        missing=tuple(name for name in plan.order if name not in replay.written and name not in replay.left),
+        missing=missing,
         unreached=tuple(path.name for path in journal.paths() if path not in replay.seen),
+        results=results,
         samples=plan.samples,
         provenance={key: described[key] for key in ("model", "data", "recipe")},
     )
+
+
+def _results(replay: "_Replay", plan: Plan, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What report.json and model.safetensors say otherwise than the entries, all of which hold; None without them."""
+    folder = replay.entries.folder
+    if not (folder / "report.json").is_file():
+        return None
+    try:
+        report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
+        check_results(folder, report, replay.entries, recipe)
+        return tuple(_network_differences(replay, plan, recipe["network_eps"], report["network"]))
+    except DamagedFile as error:
+        return (str(error),)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
+
+
+def _network_differences(replay: "_Replay", plan: Plan, asked: float | None, told: Mapping[str, Any]) -> Iterator[str]:
+    promise = network_promise(replay, plan.size, asked)
+    relative = agreement(dtype_of(replay))
+    for name in ("error", "bound"):
+        claim, found = math.inf if told[name] is None else float(told[name]), getattr(promise, name)
+        if claim != found and not math.isclose(claim, found, rel_tol=relative, abs_tol=promise.rounding):
+            yield f"report.json: network.{name} is {claim}, recomputed {found}"
+    for name in ("coefficients", "radii"):
+        claims, figures = told[name], getattr(promise, name)
+        known = {layer: None if math.isinf(value) else value for layer, value in figures.items()}
+        if claims.keys() != known.keys() or not all(_close(claims[layer], known[layer], relative) for layer in known):
+            yield f"report.json: network.{name} are {claims}, recomputed {known}"
+
+
+def _close(one: float | None, other: float | None, relative: float) -> bool:
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=relative, abs_tol=1e-12)
 
 
 def _recipe(run: StrPath, described: Mapping[str, Any]) -> Recipe:
@@ -139,7 +183,7 @@ class _Replay(Run):
         """The entry, once it is judged; None if its weights are not such as could be written."""
         key = self.key(goal)
         try:
-            record = self._entries.get(name, key) or self._near(name, key)
+            record = self.entries.get(name, key) or self._near(name, key)
             if record is None:
                 return None
             key = record.data["goal"]
@@ -148,12 +192,13 @@ class _Replay(Run):
             self.rows.append(VerifiedLayer(name, str(goal), None, None, (str(error),)))
             return None
         finally:
-            self.seen.add(self._entries.path(name, key))
+            self.seen.add(self.entries.path(name, key))
         self.rows.append(row)
         return answers if row.recomputed is not None else None
 
     @property
-    def _entries(self) -> Journal:
+    def entries(self) -> Journal:
+        """The journal, which is there."""
         assert self.journal is not None  # noqa: S101 - there is nothing else to take answers from
         return self.journal
 
@@ -161,15 +206,15 @@ class _Replay(Run):
         """An entry whose goal is the same up to rounding, which differs on another machine where eps is allocated."""
         for path, layer, known in self._goals:
             if layer == name and _same_up_to_rounding(known, goal):
-                return self._entries.read(path)
+                return self.entries.read(path)
         return None
 
     @cached_property
     def _goals(self) -> list[tuple[Path, str, Mapping[str, Any]]]:
         found = []
-        for path in self._entries.paths():
+        for path in self.entries.paths():
             with suppress(DamagedFile):  # told of where it is asked for, or among those that are not
-                record = self._entries.read(path)
+                record = self.entries.read(path)
                 found.append((path, record.data["layer"], record.data["goal"]))
         return found
 
