@@ -1,6 +1,8 @@
 """Calibration data as batches that can be gone through again and again, checked each time, never all in memory."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import tensors_in
 
-__all__ = ["Calibration", "as_batches", "samples_of"]
+__all__ = ["Calibration", "as_batches", "first_samples", "samples_of"]
 
 
 class Calibration:
@@ -95,6 +97,30 @@ def samples_of(batch: Any) -> int:
     """The length of the batch's first tensor; a batch without one is a sample."""
     first = next(tensors_in(batch), None)
     return 1 if first is None or first.dim() == 0 else len(first)
+
+
+def first_samples(batch: Any, count: int) -> Any:
+    """The batch with its first samples alone: of each tensor as long as ``samples_of`` says, the first entries.
+
+    What is no tensor, and no mapping, sequence or dataclass with tensors in it, stays as it is.
+    """
+    return _cut(batch, samples_of(batch), count)
+
+
+def _cut(batch: Any, samples: int, count: int) -> Any:
+    if isinstance(batch, Tensor):
+        return batch[:count] if batch.dim() and len(batch) == samples else batch
+    if isinstance(batch, Mapping):
+        return {key: _cut(value, samples, count) for key, value in batch.items()}
+    if isinstance(batch, tuple | list) and not hasattr(batch, "to"):  # a PackedSequence has samples of many rows
+        parts = [_cut(value, samples, count) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        own = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(own, field.name, _cut(getattr(batch, field.name), samples, count))  # frozen ones, too
+        return own
+    return batch
 
 
 def _as_tensor(batch: Any) -> Any:

@@ -70,7 +70,10 @@ def _address(tensor: Tensor) -> int | None:
     """Of the first entry; None where there is none, or none that is known."""
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
         return None
-    return tensor.data_ptr() or (None if tensor.numel() else 0)
+    try:
+        return tensor.data_ptr() or (None if tensor.numel() else 0)
+    except RuntimeError:  # what torch.func wraps has none
+        return None
 
 
 def _extent(tensor: Tensor) -> int:

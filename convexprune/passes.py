@@ -7,15 +7,16 @@ caller keeps, time is a forward up to the layer.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import samples_of
+from convexprune.calibration import first_samples, samples_of
 from convexprune.following import Followed, followed
-from convexprune.forwards import Forward, evaluating, outputs_of, run_model
+from convexprune.forwards import Forward, copy_for, evaluating, outputs_of, run_model
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.taps import Received, Tap, check_received, tapped
@@ -29,7 +30,7 @@ class Observed:
     """What a pass tells of one layer.
 
     Attributes:
-        follows: What the first batch shows of it.
+        follows: What the first batch shows of it from which it receives rows.
         calls: How often a forward calls it; None where batches differ in that.
     """
 
@@ -45,11 +46,14 @@ class Observation:
         layers: In the order of their first calls.
         samples: How many.
         size: ‖f(x)‖_F, of all outputs of all samples.
+        examples: Copies of batches, or of their first samples where these do, each with the layers that receive rows
+            from it and from none before.
     """
 
     layers: Mapping[str, Observed]
     samples: int
     size: float
+    examples: tuple[tuple[Any, tuple[str, ...]], ...]
 
 
 def observe(
@@ -75,27 +79,24 @@ def observe(
         InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
         NonFinite: NaN or infinity reaches a layer, or is among the outputs.
     """
-    calls: dict[str, list[int]] = {}
+    counts = _Counts()
     follows: dict[str, Followed] = {}
+    examples: list[tuple[Any, tuple[str, ...]]] = []
     sizes: list[float] = []
-    samples = number = 0
+    samples = 0
     marks: list[tuple[str, list[tuple[float, float, float]]]] = []
 
     def count(name: str, inputs: Received) -> None:
         check_received(name, inputs)
-        calls.setdefault(name, [0] * number)[-1] += 1
-        if number == 1:
+        counts.add(name, inputs)
+        if counts.batches == 1:
             marks.append((name, _marks(inputs)))
         if see is not None:
             see(name, inputs)
 
     with evaluating(model):
         for batch in batches:
-            if not number:
-                follows, _ = followed(model, batch, taps, forward)
-            number += 1
-            for counts in calls.values():
-                counts.append(0)
+            counts.begin()
             with tapped(taps, count):
                 outputs = outputs_of(run_model(model, batch, forward))
             if not bool(outputs.isfinite().all()):
@@ -103,17 +104,64 @@ def observe(
                     "NaN or infinity in the model's outputs on the calibration data: errors of these have no size; "
                     "give forward=, a function that returns finite ones"
                 )
-            if number == 1:
+            if counts.batches == 1:
                 _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
+            if new := counts.new():
+                seen, _ = followed(model, batch, taps, forward)
+                follows |= {name: seen[name] for name in new if name in seen}
+                examples.append((_example(model, batch, {name: taps[name] for name in new}, forward), new))
             sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
             samples += samples_of(batch)
             if progress is not None:
-                progress(number)
-    found = {
-        name: Observed(follows.get(name, Followed()), counts[0] if len(set(counts)) == 1 else None)
-        for name, counts in calls.items()
-    }
-    return Observation(found, samples, math.hypot(*sizes))
+                progress(counts.batches)
+    found = {name: Observed(follows.get(name, Followed()), counts.in_each(name)) for name in counts.calls}
+    return Observation(found, samples, math.hypot(*sizes), tuple(examples))
+
+
+@dataclass(eq=False)
+class _Counts:
+    """How often each batch calls each layer, and which batch is the first from which it receives rows."""
+
+    calls: dict[str, list[int]] = field(default_factory=dict)
+    reached: dict[str, int] = field(default_factory=dict)
+    batches: int = 0
+
+    def begin(self) -> None:
+        """The next batch."""
+        self.batches += 1
+        for counts in self.calls.values():
+            counts.append(0)
+
+    def add(self, name: str, inputs: Received) -> None:
+        """A call."""
+        self.calls.setdefault(name, [0] * self.batches)[-1] += 1
+        if all(tensor.numel() for tensor in tensors_in(inputs)):
+            self.reached.setdefault(name, self.batches)
+
+    def new(self) -> tuple[str, ...]:
+        """The layers that this batch is the first to reach."""
+        return tuple(name for name, first in self.reached.items() if first == self.batches)
+
+    def in_each(self, name: str) -> int | None:
+        """How often a batch calls the layer; None where batches differ."""
+        counts = set(self.calls[name])
+        return counts.pop() if len(counts) == 1 else None
+
+
+_EXAMPLE = 64
+"""Samples that are enough to see what a model computes."""
+
+
+def _example(model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Any:
+    """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
+    if samples_of(batch) > _EXAMPLE:
+        part, counts = copy_for(model, first_samples(batch, _EXAMPLE)), _Counts()
+        counts.begin()
+        with suppress(Exception), tapped(taps, counts.add):  # a model that takes whole batches only
+            run_model(model, part, forward)
+            if len(counts.reached) == len(taps):
+                return part
+    return copy_for(model, batch)
 
 
 def received(

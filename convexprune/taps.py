@@ -13,7 +13,7 @@ from convexprune.errors import UnsupportedModule
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import tensors_in
 
-__all__ = ["Received", "Tap", "check_received", "tap", "tapped"]
+__all__ = ["Received", "Tap", "attention_of", "check_received", "norm_tap", "tap", "tapped", "without_hooks"]
 
 Received = Tensor | tuple[Tensor, ...]
 """What ``input_matrices`` takes: a module's raw input, or a MultiheadAttention's (query, key, value)."""
@@ -28,11 +28,22 @@ class Tap:
         received: The layer's raw inputs, from the positional and keyword arguments and the output of one call of
             ``module``. It may run the module once more, as it is now, without its hooks: call it in the hook.
         plain: Whether the module's output is the layer's output X U.
+        first: Whether it is the first of what the module returns.
     """
 
     module: nn.Module
     received: Callable[[Sequence[Any], Mapping[str, Any], Any], Received]
     plain: bool = True
+    first: bool = False
+
+    def outputs(self, returned: Any) -> Tensor | None:
+        """The layer's outputs among what the module returned; None where it does not return them."""
+        found: Tensor | None = returned if self.plain else returned[0] if self.first else None
+        return found
+
+    def with_outputs(self, returned: Any, outputs: Tensor) -> Any:
+        """What the module returned with others in their place."""
+        return (outputs, *returned[1:]) if self.first else outputs
 
 
 def tap(model: nn.Module, name: str) -> Tap:
@@ -47,8 +58,13 @@ def tap(model: nn.Module, name: str) -> Tap:
     layer = _named(model, name)
     parent, _, child = name.rpartition(".")
     if child == "out_proj" and _is_attention(owner := model.get_submodule(parent)):
-        return Tap(owner, partial(_attended, owner), plain=False)
+        return Tap(owner, partial(_attended, owner), plain=False, first=True)
     return Tap(layer, _projected, plain=False) if _is_attention(layer) else Tap(layer, _first)
+
+
+def norm_tap(norm: nn.Module) -> Tap:
+    """Where a norm's outputs are seen."""
+    return Tap(norm, _first)
 
 
 @contextmanager
@@ -117,15 +133,37 @@ class _Unhooked(nn.Module):
         return self.module.forward(*args, **kwargs)
 
 
+def without_hooks(
+    module: nn.Module, parameters: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """What the module returns with these values of its parameters, and without the hooks on it."""
+    values = {f"module.{name}": value for name, value in parameters.items()}
+    # Without ties: a parameter elsewhere may be one of these too, and stays what it is.
+    return torch.func.functional_call(_Unhooked(module), values, tuple(args), dict(kwargs), tie_weights=False)
+
+
+def attention_of(
+    owner: nn.MultiheadAttention, projections: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Tensor:
+    """What a MultiheadAttention returns first where its queries, keys and values are these, each [..., embed_dim]."""
+    same = torch.eye(owner.embed_dim, dtype=projections[0].dtype, device=projections[0].device)
+    names = [name for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight") if getattr(owner, name) is not None]
+    values = dict.fromkeys(names, same) if names else {"in_proj_weight": same.repeat(3, 1)}
+    if owner.in_proj_bias is not None:
+        values["in_proj_bias"] = owner.in_proj_bias.new_zeros(3 * owner.embed_dim)
+    given = dict(zip(("query", "key", "value"), projections, strict=True))
+    rest = {name: value for name, value in kwargs.items() if name not in given}
+    returned: tuple[Tensor, ...] = without_hooks(owner, values, (*given.values(), *args[3:]), rest)
+    return returned[0]
+
+
 def _attended(owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], _output: Any) -> Tensor:
     """What ``out_proj`` receives: the output of a MultiheadAttention whose out_proj changes nothing."""
     layer = owner.get_submodule("out_proj")
     weight, bias = layer.get_parameter("weight"), layer.bias
-    same = {"module.out_proj.weight": torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)}
+    same = {"out_proj.weight": torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)}
     if isinstance(bias, Tensor):
-        same["module.out_proj.bias"] = bias.new_zeros(weight.shape[1])
+        same["out_proj.bias"] = bias.new_zeros(weight.shape[1])
     with torch.no_grad():
-        # Without ties: another parameter may be out_proj's weight too, and stays what it is.
-        output = torch.func.functional_call(_Unhooked(owner), same, tuple(args), dict(kwargs), tie_weights=False)
-    received: Tensor = output[0]
+        received: Tensor = without_hooks(owner, same, args, kwargs)[0]
     return received

@@ -93,7 +93,10 @@ def _passes_on(name: str, tensor: Tensor, result: Any) -> bool:
 def _share(one: Tensor, other: Tensor) -> bool:
     if one.layout != torch.strided or other.layout != torch.strided or one.dtype != other.dtype:
         return False
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # what torch.func wraps has no storage
+        return False
 
 
 def summary(calls: list[list[str]]) -> str:

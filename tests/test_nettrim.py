@@ -177,10 +177,19 @@ def test_fits_follow_what_the_model_does_and_nothing_is_skipped_in_silence() -> 
     assert "unused" in str(report)
 
 
-def test_an_activation_can_be_given_by_name() -> None:
-    model = nn.Sequential(nn.Linear(5, 4), nn.Softplus(), nn.Linear(4, 2))
+class OwnRelu(nn.Module):
+    """A ReLU that does not look like one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy().clip(0))
+
+
+@pytest.mark.parametrize(("follows", "fit"), [(OwnRelu(), "relu-ball"), (nn.Softplus(), "ball")])
+def test_an_activation_can_be_given_by_name_and_is_believed_if_it_is_true(follows: nn.Module, fit: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), follows, nn.Linear(4, 2))
     report = prune_(model, torch.rand(30, 5), activations={"0": "relu"})
-    assert [row.fit for row in report.layers] == ["relu-ball", "ball"]
+    assert [row.fit for row in report.layers] == [fit, "ball"]
+    assert bool(report.layers[0].notes) == (fit == "ball")
 
 
 def test_tied_weights_are_left_alone_and_reported() -> None:

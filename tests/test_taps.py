@@ -142,9 +142,9 @@ class Own(nn.MultiheadAttention):
 
 
 def test_an_attention_with_a_forward_of_its_own_is_not_run_twice():
-    module = Own(4, 2)
+    module = Own(4, 2, dtype=torch.float64)
     assert tap(module, "out_proj").module is module.out_proj
-    x = torch.randn(3, 4)
+    x = torch.randn(3, 4, dtype=torch.float64)
     [received], (output, _) = seen(module, "out_proj", x, x, x)
     assert torch.equal(received, x.relu())
     close(product_of(module.out_proj, received), output.detach())
@@ -163,7 +163,7 @@ class Calls(nn.Module):
 
 
 def test_ordinary_layers_are_seen_where_they_are():
-    model, x = Calls(), torch.randn(3, 4)
+    model, x = Calls().double(), torch.randn(3, 4, dtype=torch.float64)
     found, (output, maps) = seen(model, "layer", x)
     assert torch.equal(found[0], x)
     assert torch.equal(found[1], model.layer(x))

@@ -62,5 +62,6 @@ def _padding(module: _Convolution) -> list[int]:
 _SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 CONVOLUTIONS = [
-    Kind(base, ("weight", "bias"), _groups, _inputs, _outputs, _SETTINGS) for base in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    Kind(base, ("weight", "bias"), _groups, _inputs, _outputs, _SETTINGS, axis=-1 - axes)
+    for axes, base in enumerate((nn.Conv1d, nn.Conv2d, nn.Conv3d), start=1)
 ]

@@ -25,6 +25,7 @@ class Kind:
         inputs: Inputs [*positions, *fan-in] of each group, from what the module received; views where possible.
         outputs: Outputs [*positions, M] of each group, from what the module computed; views where possible.
         settings: Names of the attributes that say how ``inputs`` are made.
+        axis: Of what the module returns, the one along which its outputs lie, counted from the end.
     """
 
     base: type[nn.Module]
@@ -33,6 +34,7 @@ class Kind:
     inputs: Callable[[Any, Any], Sequence[Tensor]]
     outputs: Callable[[Any, Any], Sequence[Tensor]]
     settings: tuple[str, ...] = ()
+    axis: int = -1
 
 
 def check_axis(tensor: Tensor, axis: int, size: int, layout: str, most: int | None = None) -> None:

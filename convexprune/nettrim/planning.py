@@ -1,7 +1,8 @@
 """What will be pruned, and how, found out by one pass over the calibration data."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from glob import escape
 
 from torch import nn
@@ -11,6 +12,7 @@ from convexprune.errors import NothingToPrune
 from convexprune.forwards import Forward
 from convexprune.hiding import Sightings, visible_size
 from convexprune.matrices import weight_matrices
+from convexprune.nettrim.claims import checked
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
@@ -19,12 +21,13 @@ from convexprune.passes import Observed, observe
 from convexprune.patterns import check_patterns, looked_up
 from convexprune.plan import choose_layers, layer_fits
 from convexprune.report import SkippedModule
-from convexprune.taps import tap
+from convexprune.taps import Tap, tap
 from convexprune.ties import Ties, find_ties
 
 __all__ = ["Plan", "make_plan"]
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
+_NO_ROWS = "it is called with no rows of the calibration data that count, so its inputs are not known"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,8 @@ class Plan:
         size: ‖f(x)‖_F over them, of outputs that count.
         counted: Which rows count.
         rows: P of each group, of rows that count.
+        notices: What limits the meaning of all figures.
+        tests: How much the plan was put to the test: forwards, and samples in each.
     """
 
     sites: Mapping[str, Site]
@@ -48,6 +53,8 @@ class Plan:
     size: float
     counted: Counted
     rows: Mapping[str, tuple[int, ...]]
+    notices: tuple[str, ...] = ()
+    tests: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
         """The same, but for layers that are left as trained, each with the reason."""
@@ -109,38 +116,49 @@ def make_plan(
     reasons |= {
         name: _read(operations) for name, observed in seen.items() if (operations := observed.follows.elsewhere)
     }
+    reasons |= {name: _NO_ROWS for name in seen if not any(passing.rows(name, counted))}
     norms = _folded(model, chosen, seen, recipe, ties)
-    follows = {}
-    for name, observed in seen.items():
-        activation = observed.follows.behind if norms[name] else observed.follows.activation
-        follows[name] = looked_up(recipe.activations, name) or activation
-    fits = layer_fits(recipe.fit, follows, FITS)
-    sites = {
-        name: Site(
-            name,
-            chosen[name],
-            taps[name],
-            follows[name],
-            norms[name],
-            None if (norm := norms[name]) is None else model.get_submodule(norm),
-            fits[name],
-            observed.calls,
-        )
-        for name, observed in seen.items()
-        if name not in reasons
-    }
-    if not sites:
+    site = partial(_site, model, chosen, taps, seen, recipe)
+    check = checked(
+        model,
+        {name: site(name, norms[name]) for name in seen if name not in reasons},
+        found.examples,
+        forward,
+        without_norm=lambda planned: site(planned.name, None),
+        given=lambda name: bool(looked_up(recipe.fit, name) if isinstance(recipe.fit, Mapping) else recipe.fit),
+    )
+    reasons |= check.left
+    if not check.sites:
         raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
     left = [SkippedModule(name, type(chosen[name]).__name__, reason) for name, reason in reasons.items()]
     return Plan(
-        sites=sites,
-        order=tuple(name for name in chosen if name in sites),
+        sites=check.sites,
+        order=tuple(name for name in chosen if name in check.sites),
         skipped=(*skipped, *left),
         samples=found.samples,
         size=size,
         counted=counted,
-        rows={name: passing.rows(name, counted) for name in sites},
+        rows={name: passing.rows(name, counted) for name in check.sites},
+        notices=(*counted.notices(), *check.notices),
+        tests={"forwards": check.forwards, "samples": check.samples},
     )
+
+
+def _site(
+    model: nn.Module,
+    chosen: Mapping[str, nn.Module],
+    taps: Mapping[str, tuple[Tap, ...]],
+    seen: Mapping[str, Observed],
+    recipe: Recipe,
+    name: str,
+    norm: str | None,
+) -> Site:
+    """What is planned for a layer with this norm in its program, or without one."""
+    follows = seen[name].follows
+    activation = looked_up(recipe.activations, name) or (follows.activation if norm is None else follows.behind)
+    fit = layer_fits(recipe.fit, {name: activation}, FITS)[name]
+    module = None if norm is None else model.get_submodule(norm)
+    return Site(name, chosen[name], taps[name], activation, norm, module, fit, seen[name].calls)
 
 
 def _repeated(observed: Observed) -> str:

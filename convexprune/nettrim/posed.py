@@ -186,7 +186,9 @@ class Pile:
         self.samples = 0
 
     def add(self, X: Tensor, Y: Tensor) -> None:
-        """Take one batch."""
+        """Take one batch; one without rows says nothing."""
+        if not len(X):
+            return
         self.samples += len(X)
         self._parts.append((X, Y))
         if self._linear and sum(len(part) for part, _ in self._parts) > max(1024, X.shape[1]):

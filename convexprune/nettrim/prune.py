@@ -222,12 +222,13 @@ def prune_(
         skipped=skipped_told,
         output_error=promise.error,
         network=promise,
-        notices=plan.counted.notices(),
         mask=plan.counted.to_dict() if plan.counted.positions or plan.counted.unused else None,
         samples=plan.samples,
         seconds=time.perf_counter() - began,
-        provenance={**recipe.to_dict(), "stopped": work.stopped} | environment(next(model.parameters())),
+        provenance={**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": work.stopped}
+        | environment(next(model.parameters())),
         solutions=work.solutions() if keep_solutions else {},
+        notices=plan.notices,
     )
 
 

@@ -113,6 +113,7 @@ class NetTrimLayer(LayerReport):
 def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer:
     """The row of a layer from its groups' answers."""
     figures = layer_figures(goal, answers)
+    figures["notes"] = (*site.notes, *figures["notes"])
     return NetTrimLayer(name=site.name, shape=site.shape, fit=site.fit, norm=site.norm_name, **figures)
 
 

@@ -29,6 +29,7 @@ class Site:
         norm: The module.
         fit: Name of the fit.
         calls: Calls of a forward, or None where they differ.
+        notes: What was found to be otherwise than it seemed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Site:
     norm: nn.Module | None
     fit: str
     calls: int | None
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def folds(self) -> tuple[Fold, ...]:

@@ -213,6 +213,7 @@ class NeuronSparsity:
             neurons=len(self.kept[link.producer]) if link and self.kept else before[0],
             fit=site.fit if site else "–",
             norm=site.norm_name if site else None,
+            notes=site.notes if site else (),
         )
 
     def shrink_(self, model: nn.Module, remove: bool) -> None:

@@ -72,7 +72,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
         jobs=asked["jobs"],
         pace=pace,
         recipe=recipe.to_dict(),
-        notices=plan.counted.notices(),
+        notices=plan.notices,
     )
 
 
@@ -114,6 +114,7 @@ def _layer(site: Site, goal: str, kinds: Kinds, rows: Sequence[int], recipe: Rec
         data_bytes=cost.data_bytes,
         solver_bytes=cost.solver_bytes,
         seconds=cost.seconds,
+        notes=site.notes,
     )
 
 
