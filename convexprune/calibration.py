@@ -27,7 +27,8 @@ class Calibration:
 
     Args:
         data: A tensor, an array, or an iterable of batches (tensor, tuple of positional arguments, or mapping of
-            keyword arguments); their lengths may differ.
+            keyword arguments); their lengths may differ. Arrays of numbers become tensors, in tuples, lists and
+            mappings as well.
         batch_size: Samples at a time where ``data`` is one tensor.
         mask: Which positions of a batch count, as for ``prune_``.
 
@@ -77,11 +78,11 @@ class Calibration:
     def _cut(self) -> Iterator[Any]:
         if isinstance(self._data, Tensor | np.ndarray):
             for start in range(0, len(self._data), self._size):
-                yield _as_tensor(self._data[start : start + self._size])
+                yield _as_tensors(self._data[start : start + self._size])
         elif isinstance(self._data, Mapping):
-            yield self._data
+            yield _as_tensors(self._data)
         else:
-            yield from map(_as_tensor, self._data)
+            yield from map(_as_tensors, self._data)
 
 
 def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
@@ -123,9 +124,23 @@ def _cut(batch: Any, samples: int, count: int) -> Any:
     return batch
 
 
+def _as_tensors(batch: Any) -> Any:
+    """The batch with tensors in the place of arrays of numbers, alone or in mappings and sequences."""
+    if isinstance(batch, np.ndarray):
+        return _as_tensor(batch)
+    if isinstance(batch, Mapping) and any(map(_is_array, batch.values())):
+        return {key: _as_tensors(value) if _is_array(value) else value for key, value in batch.items()}
+    if type(batch) in (tuple, list) and any(map(_is_array, batch)):
+        return type(batch)(_as_tensors(part) if _is_array(part) else part for part in batch)
+    return batch
+
+
+def _is_array(part: Any) -> bool:
+    """Whether it is an array of numbers."""
+    return isinstance(part, np.ndarray) and part.dtype.kind in "biufc"
+
+
 def _as_tensor(batch: Any) -> Any:
-    if not isinstance(batch, np.ndarray):
-        return batch
     try:
         return torch.tensor(batch)  # a copy: torch warns when it shares an array that is read-only
     except TypeError as error:

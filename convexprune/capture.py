@@ -1,15 +1,19 @@
 """What a network computes on calibration data: its outputs, the inputs of its layers, and what follows each layer."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import as_batches, samples_of
+from convexprune.calibration import Calibration, samples_of
 from convexprune.following import Followed, followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
+from convexprune.hiding import counted_rows
+from convexprune.matrices import input_matrices
+from convexprune.padding import Counted, Mask, rows_that_count
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.taps import Received, check_received, tap, tapped
 from convexprune.watch import tensors_in
@@ -23,23 +27,34 @@ class LayerCapture:
 
     ``inputs`` holds the module's raw input tensor of each call (of attention the query), batch after batch. Their sizes
     may differ; ``input_matrices`` of each, concatenated, is X. ``activation`` is that of ``Followed``, or None if the
-    first batch did not reach the layer. What TorchScript functions consume is not seen.
+    first batch did not reach the layer. What TorchScript functions consume is not seen. ``counts`` are, for each call
+    and each group, the rows that a mask lets count, Boolean; None for all, and nothing where no mask was asked for.
     """
 
     inputs: tuple[Tensor, ...]
     activation: str | None
+    counts: tuple[Sequence[Tensor | None], ...] = ()
+
+    def matrices(self, layer: nn.Module) -> list[tuple[Tensor, ...]]:
+        """X of each group, call after call, of the rows that count."""
+        every = self.counts or [()] * len(self.inputs)
+        return [
+            rows_that_count(input_matrices(layer, raw), counts) for raw, counts in zip(self.inputs, every, strict=True)
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
     """The layers by qualified name, the network's outputs, the sample count.
 
-    Layers are in the order of their first calls; one that was never called is absent.
+    Layers are in the order of their first calls; one that was never called is absent. Of outputs that a mask hides
+    zeros are kept.
     """
 
     layers: dict[str, LayerCapture]
     outputs: Tensor
     samples: int
+    counted: Counted = field(default_factory=Counted)
 
     def error(self, outputs: Tensor) -> float:
         """‖f̂(x) − f(x)‖_F/‖f(x)‖_F for outputs f̂(x) of the network now; not relative where f(x) is 0."""
@@ -53,6 +68,7 @@ def capture(
     *,
     forward: Forward | None = None,
     progress: Callable[[int, int], None] | None = None,
+    mask: Mask = False,
 ) -> Capture:
     """Run the model in eval mode on every batch and record the inputs of the named layers.
 
@@ -66,46 +82,64 @@ def capture(
         names: qualified names of modules, as in ``model.named_modules()``.
         forward: computes the outputs in another way, called as ``forward(model, batch)``.
         progress: called as ``progress(done, total)`` after each batch.
+        mask: which positions count, as for ``prune_``; by default all.
 
     Raises:
         InvalidInput: no module has the name, or the model cannot be called on a batch.
         EmptyCalibration: there is no sample.
         NonFinite: a batch, or what reaches a layer, holds NaN or infinity.
     """
-    listed = as_batches(batches)
+    data = Calibration(batches, mask=mask)
+    listed = list(data)
     taps = {name: (tap(model, name),) for name in names}
+    counted = counted_rows(model, data, taps, forward)
     inputs: dict[str, list[Tensor]] = {}
+    counts: dict[str, list[Sequence[Tensor | None]]] = {}
     outputs = []
 
-    def keep(name: str, received: Received) -> None:
+    def keep(mask: Tensor | None, name: str, received: Received) -> None:
         check_received(name, received)
         # Always a copy: an in-place operation (ReLU(inplace=True), +=) may change it later, and nothing tells now.
         inputs.setdefault(name, []).append(next(tensors_in(received)).detach().clone())
+        counts.setdefault(name, []).append(counted.rows(name, model.get_submodule(name), received, mask))
 
     with evaluating(model):
         follows, _ = followed(model, listed[0], taps, forward)
-        with tapped(taps, keep):
-            for done, batch in enumerate(listed, start=1):
-                outputs.append(outputs_of(run_model(model, batch, forward)))
-                if progress is not None:
-                    progress(done, len(listed))
-    seen = {name: LayerCapture(tuple(kept), follows.get(name, Followed()).activation) for name, kept in inputs.items()}
-    return Capture(seen, _joined(outputs), sum(map(samples_of, listed)))
+        for done, batch in enumerate(listed, start=1):
+            visible = data.mask_of(batch)
+            with tapped(taps, partial(keep, visible)):
+                outputs.append(outputs_of(counted.visible(run_model(model, batch, forward), visible)))
+            if progress is not None:
+                progress(done, len(listed))
+    seen = {
+        name: LayerCapture(tuple(kept), follows.get(name, Followed()).activation, tuple(counts[name]))
+        for name, kept in inputs.items()
+    }
+    return Capture(seen, _joined(outputs), sum(map(samples_of, listed)), counted)
 
 
-def network_outputs(model: nn.Module, batches: Any, forward: Forward | None = None) -> Tensor:
+def network_outputs(
+    model: nn.Module,
+    batches: Any,
+    forward: Forward | None = None,
+    mask: Mask = False,
+    counted: Counted | None = None,
+) -> Tensor:
     """The network's outputs [samples, values], evaluated as in ``capture``; one column if batches differ in width.
 
-    Half precision is returned as float32, for differences of outputs to be exact.
+    Half precision is returned as float32, for differences of outputs to be exact. ``counted`` is that of a ``Capture``
+    with this ``mask``: then outputs that are hidden are zeros.
 
     Raises:
         InvalidInput: the model cannot be called on a batch, or returns no floating-point tensor.
         EmptyCalibration: there is no sample.
         NonFinite: a batch holds NaN or infinity.
     """
-    listed = as_batches(batches)
+    data, rows = Calibration(batches, mask=mask), counted or Counted()
     with evaluating(model):
-        return _joined([outputs_of(run_model(model, batch, forward)) for batch in listed])
+        return _joined(
+            [outputs_of(rows.visible(run_model(model, batch, forward), data.mask_of(batch))) for batch in data]
+        )
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convexprune.compiled import eagerly
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 from convexprune.untouched import left_as_found
 from convexprune.watch import tensors_in
@@ -37,6 +38,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             for device in devices:
                 stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(eagerly())
             # Inference tensors could not be used with autograd later.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.no_grad())
@@ -80,11 +82,24 @@ def call_model(model: nn.Module, own: Any, forward: Forward | None) -> Any:
         raise
     except Exception as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(own))
-        advice = "pass what the model takes"
-        if isinstance(own, tuple | list) and len(own) > 1:
-            advice = "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"
         found = f"{type(error).__name__}: {error}"
-        raise InvalidInput(f"the model failed on a batch of shape {shapes} ({found}); {advice}") from error
+        raise InvalidInput(f"the model failed on a batch of shape {shapes} ({found}); {_advice(model, own)}") from error
+
+
+def _advice(model: nn.Module, own: Any) -> str:
+    """What may help where the model cannot be called on a batch."""
+    if isinstance(own, tuple | list) and len(own) > 1:
+        return "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"
+    types = {tensor.dtype for tensor in tensors_in(own)}
+    whole = [str(dtype).removeprefix("torch.") for dtype in types if not dtype.is_floating_point]
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if whole and len(whole) == len(types) and parameter is not None:
+        computed = str(parameter.dtype).removeprefix("torch.")
+        return (
+            f"the batch holds {' and '.join(sorted(whole))} and the model computes in {computed}: if these are no "
+            "tokens, convert and scale them as in training (images: batch.float() / 255)"
+        )
+    return "pass what the model takes"
 
 
 def outputs_of(outputs: Any) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from convexprune.compiled import eagerly
 from convexprune.errors import UnsupportedModule
 from convexprune.matrices.support import altered, kind_of, unsupported
 from convexprune.memory import Holders
@@ -133,7 +134,7 @@ def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str
     """
     attributes = set(vars(model))
     # The forward runs where no input is involved: ``self.steps += 1``, or a draw of random numbers.
-    with left_as_found(model), torch.random.fork_rng(devices=[]):
+    with left_as_found(model), torch.random.fork_rng(devices=[]), eagerly():
         try:
             options = inspect.signature(model.forward).parameters.values()
             model.train(training)

@@ -23,10 +23,10 @@ from convexprune.matrices import input_positions
 from convexprune.matrices.support import supported
 from convexprune.padding import Counted, Layout, Mask, layouts, mask_name, read_mask
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.taps import Received, Tap
+from convexprune.taps import Received, Tap, tapped
 from convexprune.watch import tensors_in
 
-__all__ = ["Sightings", "visible_size"]
+__all__ = ["Sightings", "counted_rows", "visible_size"]
 
 _Choice = Mapping[str, tuple[Layout | None, ...]]
 _Options = dict[str, list[tuple[Layout | None, ...]]]
@@ -107,6 +107,30 @@ class Sightings:
         unused |= refused
         left_out = {layer: _left_out(self._seen[layer], found) for layer, found in chosen.items()}
         return Counted(name, chosen, outputs, unused, self._positions, self._hidden, left_out)
+
+
+def counted_rows(
+    model: nn.Module, calibration: Calibration, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
+) -> Counted:
+    """Which rows count, by a pass over the data; without one where no mask hides anything.
+
+    Args:
+        model: The network; left as found.
+        calibration: The data, with their mask.
+        taps: For each layer where its inputs are received.
+        forward: As for ``capture``.
+
+    Raises:
+        InvalidInput, EmptyCalibration: As ``Sightings.over``.
+    """
+    passing = Sightings(model, calibration.mask)
+    if all((mask := calibration.mask_of(batch)) is None or bool(mask.all()) for batch in passing.over(calibration)):
+        return passing.counted(taps, forward)
+    passing = Sightings(model, calibration.mask)
+    with evaluating(model), tapped(taps, passing.see):
+        for batch in passing.over(calibration):
+            run_model(model, batch, forward)
+    return passing.counted(taps, forward)
 
 
 def _options(seen: Mapping[tuple[Any, ...], int]) -> tuple[list[tuple[Layout | None, ...]], str]:

@@ -18,7 +18,7 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.taps import Received
 from convexprune.watch import tensors_in
 
-__all__ = ["KEY", "Counted", "Layout", "Mask", "check_mask", "layouts", "mask_name", "read_mask"]
+__all__ = ["KEY", "Counted", "Layout", "Mask", "check_mask", "layouts", "mask_name", "read_mask", "rows_that_count"]
 
 Mask = str | bool | Callable[[Any], Tensor | None] | None
 """Which positions of a batch count: the key of batches that are mappings, a function of the batch, None for the key
@@ -58,7 +58,8 @@ def read_mask(batch: Any, mask: Mask) -> tuple[Tensor | None, str]:
         found = mask(batch)
     else:
         key = mask if isinstance(mask, str) else KEY
-        found = batch.get(key) if isinstance(batch, Mapping) else None
+        arguments = batch[0] if isinstance(batch, tuple | list) and batch else batch  # (inputs, labels)
+        found = arguments.get(key) if isinstance(arguments, Mapping) else None
     if found is None and not isinstance(mask, str):
         return None, ""
     if isinstance(found, np.ndarray):
@@ -186,8 +187,10 @@ class Counted:
             )
         return tuple(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for a report."""
+    def to_dict(self) -> dict[str, Any] | None:
+        """Plain data, for a report; None where no batch had a mask."""
+        if not self.positions and not self.unused:
+            return None
         return {
             "name": self.name,
             "positions": self.positions,
@@ -196,6 +199,13 @@ class Counted:
             "outputs": any(self.outputs),
             "unused": dict(self.unused),
         }
+
+
+def rows_that_count(matrices: Sequence[Tensor], counts: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """X of each group, of the rows that ``Counted.rows`` lets count."""
+    if not counts:
+        return tuple(matrices)
+    return tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
 
 
 _MOST = 4

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune import prune_
+from convexprune.coresets import coreset_prune_
 from convexprune.errors import EmptyCalibration
 from convexprune.nettrim.verify import verify
 from convexprune.padding import Layout, layouts
@@ -332,3 +333,67 @@ def test_a_preview_counts_the_same_rows() -> None:
     report = prune_(Pooled(), [batch], 0.1)
     assert [row.matrices[0][0] for row in told.layers] == [row.samples for row in report.layers]
     assert told.notices == report.notices
+
+
+@pytest.mark.parametrize("method", ["sipp", "magnitude"])
+def test_a_coreset_is_taken_of_positions_that_count(method: str) -> None:
+    """The error in a row is theirs, and what fills up changes nothing."""
+    options: dict[str, Any] = {"items": "edges"} if method == "magnitude" else {}
+    found = []
+    for batch in (data(), data(filler=7), data(positions=40)):
+        model = Pooled()
+        dense = copy.deepcopy(model)
+        report = coreset_prune_(model, [batch], method, 0.5, layers="layer", **options)
+        with torch.no_grad():
+            h = dense.embed(batch["input_ids"])[batch["attention_mask"] > 0]
+            W, U = dense.layer.weight, model.layer.weight
+            error = float((h @ (U - W).T).norm() / (h @ W.T).norm())
+            outputs = [one(**batch) for one in (model, dense)]
+        assert report.layers[0].output_error == pytest.approx(error, rel=1e-4)
+        assert report.layers[0].samples == int(batch["attention_mask"].sum())
+        assert report.output_error == pytest.approx(
+            float((outputs[0] - outputs[1]).norm() / outputs[1].norm()), rel=1e-4
+        )
+        assert "attention_mask hides" in report.head[1]
+        found.append(model.layer.weight.detach())
+    assert all(torch.allclose(weight, found[0], atol=1e-5) for weight in found[1:])
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_encoder_of_torch_s_own_leaves_out_what_its_mask_hides(batch_first: bool) -> None:
+    """Queries, keys and values as well, whichever axis comes first; hidden positions of the outputs do not count."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=batch_first)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    dense, batch = copy.deepcopy(model), data()
+    mask, x = batch["attention_mask"] > 0, torch.randn(SAMPLES, POSITIONS, WIDTH)
+    x[~mask] *= 20
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Any:
+        x, mask = batch
+        return model(x if batch_first else x.transpose(0, 1), src_key_padding_mask=~mask)
+
+    report = prune_(model, [(x, mask)], 0.2, forward=forward, mask=lambda batch: batch[1])
+    assert {row.samples for row in report.layers} == {int(mask.sum())}
+    assert report.mask is not None
+    assert report.mask["unused"] == {}
+    with torch.no_grad():
+        now, before = (forward(one, (x, mask)) for one in (model, dense))
+        now, before = (y if batch_first else y.transpose(0, 1) for y in (now, before))
+        now, before = now[mask], before[mask]
+    assert report.output_error == pytest.approx(float((now - before).norm() / before.norm()), rel=1e-3)
+
+
+def test_the_bound_on_the_network_holds_at_positions_that_count() -> None:
+    """A network position by position, whose outputs are hidden with what they come from."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    dense, mask = copy.deepcopy(model), data()["attention_mask"] > 0
+    x = torch.randn(SAMPLES, POSITIONS, WIDTH)
+    x[~mask] *= 30
+    report = prune_(model, [(x, mask)], network_eps=0.2, mask=lambda batch: batch[1], tol=1e-2)
+    with torch.no_grad():
+        now, before = model(x)[mask], dense(x)[mask]
+    error = float((now - before).norm() / before.norm())
+    assert report.network.error == pytest.approx(error, rel=1e-4)
+    assert error <= report.network.bound <= 0.2

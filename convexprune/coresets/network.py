@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from convexprune.capture import LayerCapture
 from convexprune.coresets.base import Edges, Neurons, Product
 from convexprune.links import Link
-from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.matrices import weight_matrices
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import NonFinite
 
@@ -33,8 +33,8 @@ def reach_of_inputs(layer: nn.Module, seen: LayerCapture | None) -> float | None
     """The largest √(‖x‖² + 1) over a layer's inputs; None if there are none."""
     if seen is None:
         return None
-    found = (input_matrices(layer, tensor)[0] for tensor in seen.inputs)
-    lengths = [torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).max() for X in found]
+    found = (matrices[0] for matrices in seen.matrices(layer))
+    lengths = [torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).max() for X in found if len(X)]
     return math.hypot(float(torch.stack(lengths).max()), layer.bias is None)
 
 
@@ -83,7 +83,9 @@ def _as_product(layer: nn.Module, U: Tensor, X: Tensor | None, seen: LayerCaptur
     if X is None or seen is None or isinstance(layer, nn.Linear):
         return Product(U, X, 1, kernel)
     samples = sum(len(tensor) if tensor.ndim == 4 else 1 for tensor in seen.inputs)
-    same = len({tensor.shape[-2:] for tensor in seen.inputs}) == 1
+    same = len({tensor.shape[-2:] for tensor in seen.inputs}) == 1 and not any(
+        rows is not None for counts in seen.counts for rows in counts
+    )
     return Product(U, X, len(X) // samples if same else 1, kernel)
 
 
@@ -93,7 +95,7 @@ def _without_bias(layer: nn.Module, U: Tensor) -> Tensor:
 
 def _inputs(layer: nn.Module, seen: LayerCapture) -> list[Tensor]:
     """X of each group, without the ones that carry the bias."""
-    parts = [input_matrices(layer, tensor) for tensor in seen.inputs]
+    parts = seen.matrices(layer)
     joined = [torch.cat(group) for group in zip(*parts, strict=True)]
     return joined if layer.bias is None else [X[:, :-1] for X in joined]
 

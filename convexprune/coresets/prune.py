@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import as_batches
+from convexprune.calibration import Calibration
 from convexprune.capture import Capture, capture, network_outputs
+from convexprune.compiled import uncompiled
 from convexprune.coresets.base import Method
 from convexprune.coresets.edges import prune_edges_
 from convexprune.coresets.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
@@ -21,7 +22,10 @@ from convexprune.coresets.neurons import prune_neurons_
 from convexprune.coresets.recipe import Order, Recipe, Scope
 from convexprune.coresets.rows import Pruned
 from convexprune.coresets.sizes import Size
+from convexprune.fitting import fitted
 from convexprune.forwards import Forward
+from convexprune.padding import Counted, Mask
+from convexprune.plan import check_module
 from convexprune.progress import silent
 from convexprune.report import Report, told_once
 from convexprune.shrink import restoring
@@ -46,6 +50,7 @@ def coreset_prune_(
     labels: Any = None,
     margin: float = 1.0,
     batch_size: int = 256,
+    mask: Mask = None,
     forward: Forward | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
@@ -73,6 +78,7 @@ def coreset_prune_(
             theory, and the size of the pruned network, say of errors on new data. Whole numbers, one a sample.
         margin: γ of that bound.
         batch_size: As for ``prune_``.
+        mask: As for ``prune_``.
         forward: As for ``prune_``.
         progress: As for ``prune_``.
         **options: The method's own.
@@ -91,13 +97,18 @@ def coreset_prune_(
     name, pruner = make_method(method, options)
     recipe = Recipe(pruner, size, scope, order, remove, baseline, _generator(seed), progress or silent)
     truth = None if labels is None else _as_labels(labels)
-    batches = None if calibration is None else as_batches(calibration, batch_size)
+    model, batches, fittings = uncompiled(check_module(model)), None, tuple[str, ...]()
+    if calibration is not None:
+        batches = list(Calibration(calibration, batch_size, mask))
+        forward, fittings = fitted(model, batches, forward)
     for what, needed in ((name, pruner.needs_inputs), ("baseline", baseline), ("labels", truth is not None)):
         if batches is None and needed:
             raise InvalidInput(f"{what}: nothing can be said without what the network computes: give calibration data")
 
     def see(names: Iterable[str]) -> Capture | None:
-        return None if batches is None else capture(model, batches, names, forward=forward, progress=tell_capture)
+        if batches is None:
+            return None
+        return capture(model, batches, names, forward=forward, progress=tell_capture, mask=mask)
 
     def tell_capture(done: int, total: int) -> None:
         recipe.tell("capture", done, total)
@@ -108,14 +119,25 @@ def coreset_prune_(
         pruned = prune(model, layers, recipe, see)
         seen = pruned.capture
         if seen is not None:
-            after = network_outputs(model, batches, forward)
+            after = network_outputs(model, batches, forward, mask, seen.counted)
             error = seen.error(after)
             bound = None if truth is None else _bound(model, pruned, seen.outputs, after, truth, margin)
     told = _provenance(model, name, recipe, seed)
     samples = 0 if seen is None else seen.samples
     seconds = time.perf_counter() - began
     rows, skipped = told_once(pruned.rows, pruned.skipped)
-    return Report(rows, skipped, error, samples, seconds, told, generalisation=bound)
+    counted = Counted() if seen is None else seen.counted
+    return Report(
+        layers=rows,
+        skipped=skipped,
+        output_error=error,
+        samples=samples,
+        seconds=seconds,
+        provenance=told,
+        generalisation=bound,
+        notices=(*fittings, *counted.notices()),
+        mask=counted.to_dict(),
+    )
 
 
 def _generator(seed: int) -> np.random.Generator:

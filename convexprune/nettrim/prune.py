@@ -15,7 +15,9 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
+from convexprune.compiled import uncompiled
 from convexprune.files import StrPath
+from convexprune.fitting import fitted
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, data_fingerprint, model_fingerprint
 from convexprune.nettrim.asked import planned
@@ -30,6 +32,7 @@ from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
 from convexprune.nettrim.tasks import executor
 from convexprune.padding import Mask
+from convexprune.plan import check_module
 from convexprune.progress import silent
 from convexprune.report import LayerReport, Report, SkippedModule, told_once
 from convexprune.shrink import restoring
@@ -194,7 +197,8 @@ def prune_(
     )
     execute = executor(jobs, mode == "cascade")
     _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
-    data = Calibration(calibration, batch_size, mask)
+    model, data = uncompiled(model), Calibration(calibration, batch_size, mask)
+    forward, fittings = fitted(check_module(model), data, forward)
     ending = Stop(time_limit, stop)
     described = None if run is None else _described(model, data, recipe)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
@@ -222,13 +226,13 @@ def prune_(
         skipped=skipped_told,
         output_error=promise.error,
         network=promise,
-        mask=plan.counted.to_dict() if plan.counted.positions or plan.counted.unused else None,
+        mask=plan.counted.to_dict(),
         samples=plan.samples,
         seconds=time.perf_counter() - began,
         provenance={**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": work.stopped}
         | environment(next(model.parameters())),
         solutions=work.solutions() if keep_solutions else {},
-        notices=plan.notices,
+        notices=(*fittings, *plan.notices),
     )
 
 

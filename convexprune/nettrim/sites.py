@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convexprune.matrices import input_matrices, weight_matrices, write_back_
 from convexprune.nettrim.folding import Fold, folds
+from convexprune.padding import rows_that_count
 from convexprune.solvers.errors import NonFinite
 from convexprune.taps import Received, Tap
 
@@ -112,9 +113,7 @@ class Site:
             raw: The module's raw input.
             counts: For each group which rows count, Boolean; None, and none at all: all of them.
         """
-        matrices = input_matrices(self.layer, raw)
-        if counts:
-            matrices = tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
+        matrices = rows_that_count(input_matrices(self.layer, raw), counts)
         if self.norm is None or has_bias(self.layer):
             return matrices
         return tuple(torch.cat([X, X.new_ones(len(X), 1)], dim=1) for X in matrices)

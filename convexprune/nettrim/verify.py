@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
+from convexprune.compiled import uncompiled
 from convexprune.consistency import check_results
 from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
+from convexprune.fitting import fitted
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint, read_json
 from convexprune.nettrim.asked import planned
@@ -33,6 +35,7 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Task, serially
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.padding import Mask
+from convexprune.plan import check_module
 from convexprune.progress import silent
 from convexprune.solvers.errors import InvalidInput
 
@@ -80,8 +83,10 @@ def verify(
         raise InvalidInput(f"mask: the run was given a function of the batch; give the same, found {mask!r}")
     hides = mask if recipe.mask == A_FUNCTION else recipe.mask
     data = Calibration(calibration, recipe.batch_size if batch_size is None else batch_size, hides)
+    model = uncompiled(check_module(model))
     given = {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": described["recipe"]}
     check_same(run, described, given)
+    forward, _ = fitted(model, data, forward)
     plan, target, _ = planned(model, data, recipe, forward, partial(silent, "verify"))
     versions = Versions(plan.sites)
     replay = _Replay(

@@ -10,12 +10,15 @@ from typing import Any
 from torch import nn
 
 from convexprune.calibration import Calibration
+from convexprune.compiled import uncompiled
+from convexprune.fitting import fitted
 from convexprune.nettrim import prune_
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor
+from convexprune.plan import check_module
 from convexprune.preview.forecast import Kinds, forecast
 from convexprune.preview.goals import goals_of
 from convexprune.preview.pace import Pace
@@ -47,12 +50,14 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     executor(asked["jobs"], recipe.mode == "cascade")  # these two refuse what prune_ refuses
     Stop(asked["time_limit"], asked["stop"])
     data = Calibration(calibration, recipe.batch_size, asked["mask"])
+    model = uncompiled(model)
+    forward, fittings = fitted(check_module(model), data, asked["forward"])
     progress = partial(asked["progress"] or silent, "capture")
     began = time.perf_counter()
-    plan, target, left = planned(model, data, recipe, asked["forward"], progress)
+    plan, target, left = planned(model, data, recipe, forward, progress)
     took = time.perf_counter() - began
     if recipe.network_eps is not None:
-        check_bound(model, data, asked["forward"], plan, recipe)
+        check_bound(model, data, forward, plan, recipe)
     goals = goals_of(target, plan)
     pace = Pace.measured(next(model.parameters()).device, took)
     layers = [
@@ -72,7 +77,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
         jobs=asked["jobs"],
         pace=pace,
         recipe=recipe.to_dict(),
-        notices=plan.notices,
+        notices=(*fittings, *plan.notices),
     )
 
 
