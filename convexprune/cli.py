@@ -41,7 +41,8 @@ _coreset = partial(typer.Option, rich_help_panel=_CORESET)
 _MAX_RATIO = "How many times its size a file that is read may unpack to; 256 MiB always pass."
 _STATUSES = (
     "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
-    "hold; 4 the time limit ran out; 130 interrupted. After 4 and 130 the same command goes on."
+    "hold; 4 the time limit ran out; 5 written, but nothing could be pruned; 130 interrupted. After 4 and 130 the same "
+    "command goes on."
 )
 
 
@@ -117,6 +118,9 @@ def prune(
         list[str] | None, _asked(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
     ] = None,
     network_eps: Annotated[float | None, _asked(help="Error allowed of the network's outputs.")] = None,
+    guarantee: Annotated[
+        str, _asked(help="With --network-eps: the error that is measured, or the bound on it.")
+    ] = "measured",
     objective: Annotated[str, _asked(help="With --network-eps: l1, or nonzeros.")] = "l1",
     search: Annotated[str, _asked(help="With --sparsity: budget, or path.")] = "budget",
     unit: Annotated[str, _asked(help="With --sparsity: weights, or neurons.")] = "weights",
@@ -131,6 +135,7 @@ def prune(
     max_iter: Annotated[int | None, _posed(help="Iterations a layer at most.")] = None,
     layer_time_limit: Annotated[float | None, _posed(help="Seconds a layer at most.")] = None,
     time_limit: Annotated[float | None, _runs(help="Seconds for everything; the same command then goes on.")] = None,
+    holdout: Annotated[int | None, _runs(help="Samples at random that errors are only measured on.", min=1)] = None,
     jobs: Annotated[int | None, _runs(help="Layers at a time, in processes of their own.", min=1)] = None,
     scheduler: Annotated[str | None, _runs(help="A Dask cluster's: tcp://host:8786.")] = None,
     dry_run: Annotated[bool, _runs("--dry-run", help="Show the plan, with time and memory; write nothing.")] = False,
@@ -194,6 +199,7 @@ def verify(
     partial: Annotated[
         bool, typer.Option("--partial", help="A run that is not complete may be in order, too.")
     ] = False,
+    holdout: Annotated[int | None, typer.Option(help="As for `prune`.", min=1)] = None,
     max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
@@ -205,8 +211,8 @@ def verify(
         from convexprune.job import Source
         from convexprune.nettrim.verify import verify as verified
 
-        trained, inputs, _ = Source(model, weights, calibration, key, samples, max_ratio).read()
-        found = verified(trained, inputs, folder)
+        trained, inputs, held_out, _ = Source(model, weights, calibration, key, samples, max_ratio, holdout).read()
+        found = verified(trained, inputs, folder, holdout=held_out)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
         if as_json:
             print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})

@@ -194,8 +194,9 @@ def _rebuilt(report: Mapping[str, Any], rows: Sequence[LayerReport]) -> Report:
     network = report.get("network")
     error = math.nan if report["output_error"] is None else report["output_error"]
     if network is not None:
-        told = {key: math.inf if value is None else value for key, value in network.items() if key in ("bound",)}
-        network = NetworkPromise(**{**network, **told, "error": error})
+        own = {field.name: network[field.name] for field in dataclasses.fields(NetworkPromise)}
+        bound = math.inf if own["bound"] is None else own["bound"]
+        network = NetworkPromise(**{**own, "bound": bound, "error": error})
     return Report(
         layers=tuple(rows),
         skipped=tuple(SkippedModule(**module) for module in report["skipped"]),

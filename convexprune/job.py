@@ -23,6 +23,7 @@ from convexprune.nettrim.verify import verify
 from convexprune.preview import Preview, preview, recipe_of
 from convexprune.reference import find_model
 from convexprune.report import Report
+from convexprune.solvers.arrays import stratified
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMismatch
 
 __all__ = ["Job", "Labelled", "Source"]
@@ -42,15 +43,27 @@ class Source:
     key: str | None = None
     samples: int | None = None
     max_ratio: float = MAX_RATIO
+    holdout: int | None = None
 
-    def read(self) -> tuple[nn.Module, Tensor | None, Callable[[Any], Tensor]]:
-        """The model with its weights, the inputs, and what makes inputs of arrays."""
+    def read(self) -> tuple[nn.Module, Tensor | None, Tensor | None, Callable[[Any], Tensor]]:
+        """The model with its weights, the inputs, those of them that are held out, and what makes inputs of arrays.
+
+        Raises:
+            InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
+        """
         reference = find_model(self.model, Path.cwd)
         model = reference.build()
         load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
         if self.calibration is None:
-            return model, None, reference.prepare
-        return model, reference.prepare(self.array(self.calibration, self.key)), reference.prepare
+            return model, None, None, reference.prepare
+        arrays = self.array(self.calibration, self.key)
+        if self.holdout is None:
+            return model, reference.prepare(arrays), None, reference.prepare
+        if self.holdout >= len(arrays):
+            raise InvalidInput(f"--holdout: expected fewer than the {len(arrays)} samples, found {self.holdout}")
+        held = np.zeros(len(arrays), dtype=bool)
+        held[stratified(len(arrays), self.holdout).numpy()] = True
+        return model, reference.prepare(arrays[~held]), reference.prepare(arrays[held]), reference.prepare
 
     def array(self, path: Path, key: str | None) -> Any:
         """The first samples of an array of the calibration file."""
@@ -103,7 +116,7 @@ class Job:
         self.out = None if out is None else _checked(out, resumes)
         if labels_key is not None and source.calibration is None:
             raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
-        self.model, self.inputs, prepare = source.read()
+        self.model, self.inputs, self.holdout, prepare = source.read()
         self.dense = copy.deepcopy(self.model)
         self.labels = None
         if labels_key is not None and source.calibration is not None:
@@ -136,7 +149,7 @@ class Job:
             return None
         if report["provenance"].get("removed") != arguments.get("remove", True):
             return None
-        found = verify(self.model, self._data(), self.out)
+        found = verify(self.model, self._data(), self.out, holdout=self.holdout)
         if not (found.complete and all(row.ok for row in found.layers)):
             return None  # whoever goes on with the run tells what is wrong
         if found.results:
@@ -170,7 +183,7 @@ class Job:
     def net_trim(self, **arguments: Any) -> Report:
         """``prune_`` with the folder as run directory, and the accuracy before and after."""
         self._measure(self.dense, "before")  # a forward may leave its marks on the model, which is to be fingerprinted
-        report = prune_(self.model, self._data(), run=self.out, **arguments)
+        report = prune_(self.model, self._data(), holdout=self.holdout, run=self.out, **arguments)
         self._measure(self.model, "after")
         return report
 

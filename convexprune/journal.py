@@ -22,8 +22,9 @@ from typing import Any, NoReturn, Self
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors.torch import load as load_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
+from convexprune.calibration import Calibration
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files import StrPath, make_folder, safetensors_bytes, write_atomically
 from convexprune.fingerprints import data_fingerprint, model_fingerprint
@@ -34,6 +35,7 @@ __all__ = [
     "Record",
     "check_same",
     "data_fingerprint",
+    "described_run",
     "model_fingerprint",
     "read_json",
     "recipe_fingerprint",
@@ -210,13 +212,22 @@ def read_json(path: Path, remedy: str = "restore it, or start in another folder"
     return found
 
 
+def described_run(
+    model: nn.Module, data: Calibration, recipe: Mapping[str, Any], holdout: Calibration | None
+) -> dict[str, Any]:
+    """What is solved, as plain data: fingerprints of the model and the data, and the recipe."""
+    own = {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": dict(recipe)}
+    return own if holdout is None else own | {"holdout": data_fingerprint(holdout.content())}
+
+
 def check_same(folder: StrPath, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Whether two descriptions are of the same model, data and recipe.
+    """Whether two descriptions, as ``described_run`` gives them, are of the same model, data and recipe.
 
     Raises:
         OtherRun: The one found in ``folder`` is another; the message says in what.
     """
     told = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
+    told["holdout"] = "other held-out data"
     other = [key for key in told if _encoded(found.get(key)) != _encoded(asked.get(key))]
     if not other:
         return

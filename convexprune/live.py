@@ -19,6 +19,7 @@ from convexprune.texts import visible
 
 __all__ = [
     "INTERRUPTED",
+    "NOTHING_PRUNED",
     "TIME_LIMIT",
     "UNCERTIFIED",
     "Bars",
@@ -34,7 +35,7 @@ __all__ = [
     "show_anything",
 ]
 
-UNCERTIFIED, TIME_LIMIT, INTERRUPTED = 3, 4, 130
+UNCERTIFIED, TIME_LIMIT, NOTHING_PRUNED, INTERRUPTED = 3, 4, 5, 130
 """Exit statuses beside 0, 1 for errors and 2 for misspelt commands."""
 
 console = Console()

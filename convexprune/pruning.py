@@ -10,6 +10,7 @@ from convexprune.coresets.methods import make_method
 from convexprune.job import Job, Labelled, Source
 from convexprune.live import (
     INTERRUPTED,
+    NOTHING_PRUNED,
     TIME_LIMIT,
     UNCERTIFIED,
     bars,
@@ -58,8 +59,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 _SAME = (
-    *("network_eps", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms", "gamma", "refit"),
-    *("seed", "solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
+    *("network_eps", "guarantee", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms"),
+    *("gamma", "refit", "seed", "solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
 )
 
 
@@ -75,7 +76,8 @@ def coreset(given: dict[str, Any]) -> int:
 
 
 def _source(given: dict[str, Any]) -> Source:
-    return Source(*(given[name] for name in ("model", "weights", "calibration", "key", "samples", "max_ratio")))
+    names = ("model", "weights", "calibration", "key", "samples", "max_ratio", "holdout")
+    return Source(*(given[name] for name in names))
 
 
 def _labelled(given: dict[str, Any]) -> Labelled | None:
@@ -130,7 +132,7 @@ def _show_plan(plan: Preview, as_json: bool) -> None:
 
 def _nothing_to_do(job: Job, told: dict[str, Any], as_json: bool) -> int:
     assert job.out is not None  # noqa: S101 - a report was found there
-    status = 0 if told["certified"] else UNCERTIFIED
+    status = _status(certified=told["certified"], pruned=told["pruned"])
     if as_json:
         print_json({"status": "finished before", "exit_status": status, "files": _files(job.out), "report": told})
         return status
@@ -152,7 +154,7 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
     own = {"removed": given["remove"]} if given["method"] == "net-trim" else {}
     files = job.write(report, **own)
     stopped = report.provenance.get("stopped")
-    status = 0 if report.certified else UNCERTIFIED
+    status = _status(certified=report.certified, pruned=report.pruned)
     if stopped is not None:
         status = INTERRUPTED if interrupted else TIME_LIMIT
     if given["as_json"]:
@@ -168,8 +170,13 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
     return status
 
 
+def _status(*, certified: bool, pruned: bool) -> int:
+    """The exit status of a run that came to its end."""
+    return (0 if pruned else NOTHING_PRUNED) if certified else UNCERTIFIED
+
+
 def _show_report(job: Job, report: Report, files: dict[str, Path]) -> None:
-    if report.layers:
+    if report.layers or report.provenance.get("stopped") is None:
         console.print(report.table(console.width))
     _show_accuracy(job)
     names = {"model": "pruned model", "extras": "what sparsity buys"}

@@ -128,6 +128,11 @@ class Report:
         return sum(row.nonzeros for row in self.layers)
 
     @property
+    def pruned(self) -> bool:
+        """Whether any layer has fewer weights than before."""
+        return any(row.nonzeros < row.nonzeros_before for row in self.layers)
+
+    @property
     def certified(self) -> bool:
         """Whether what was promised holds, of every layer and of the network, and the run came to its end."""
         finished = self.provenance.get("stopped") is None and not (self.samples and math.isnan(self.output_error))
@@ -138,14 +143,24 @@ class Report:
         """What a reader should know first: the verdict, where an eps had to be raised, and ``notices``."""
         raised = raised_eps(self.layers)
         verdict = f"{self._verdict()}: {_statuses(self.layers)}" if self.layers else self._verdict()
-        return (verdict, *([raised] if raised else []), *self.notices)
+        return (*self._nothing(), *filter(None, (verdict, raised)), *self.notices)
+
+    def _nothing(self) -> tuple[str, ...]:
+        """That nothing was pruned, and why."""
+        if self.pruned or self.provenance.get("stopped") is not None:
+            return ()
+        if self.layers:
+            return ("nothing was pruned: within what was asked all layers keep as many weights as they had",)
+        left = [module.reason for module in self.skipped if module.reason.startswith("left as trained")]
+        reasons = Counter(left or [module.reason for module in self.skipped])
+        return tuple(f"nothing was pruned: {count} × {reason}" for reason, count in reasons.most_common(1))
 
     def _verdict(self) -> str:
         if not self.certified:
             stopped = self.provenance.get("stopped")
             return "not certified" if stopped is None else f"not finished ({stopped})"
         if not self.layers:
-            return "nothing was pruned"
+            return ""
         proven = [row.proven for row in self.layers]
         return "certified" if all(proven) else "partly certified" if any(proven) else "measured, not certified"
 
@@ -155,8 +170,9 @@ class Report:
         plain = {name: value for name, value in vars(self).items() if name not in own}
         rows = {"layers": [asdict(row) for row in self.layers], "skipped": [asdict(module) for module in self.skipped]}
         totals = {"nonzeros_before": self.nonzeros_before, "nonzeros": self.nonzeros, "certified": self.certified}
+        totals["pruned"] = self.pruned
         bounds = {} if self.generalisation is None else {"generalisation": self.generalisation.to_dict()}
-        bounds |= {} if self.network is None else {"network": asdict(self.network)}
+        bounds |= {} if self.network is None else {"network": self.network.to_dict()}
         return {"head": self.head} | rows | totals | plain | bounds
 
     def to_json(self) -> str:

@@ -745,3 +745,44 @@ class Impatient(nn.Sequential):
 def build():
     return Impatient(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 """
+
+
+def test_samples_are_held_out_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors on them count in what is measured, and ``verify`` needs to know of them."""
+    asked = ("--layers", "4", "--network-eps", "0.2", "--holdout", "60", "--json")
+    status, output = run(folder, monkeypatch, *asked, out="held")
+    assert status == 0, output
+    report = json.loads(output)["report"]
+    assert report["samples"] == 240
+    assert report["network"]["guarantee"] == "measured"
+    assert 0 < report["network"]["holdout_error"] <= 0.2
+    status, output = run(folder, monkeypatch, *asked, out="held")
+    assert json.loads(output)["status"] == "finished before"
+    source = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    assert CliRunner().invoke(app, ["verify", "held", *source, "--holdout", "60"]).exit_code == 0
+    other = CliRunner().invoke(app, ["verify", "held", *source])
+    assert other.exit_code == 1
+    assert "other held-out data" in " ".join(other.output.split())
+    status, output = run(folder, monkeypatch, "--holdout", "300", out="none")
+    assert status == 1
+    assert "--holdout: expected fewer than the 300 samples" in " ".join(output.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [(("--network-eps", "1e-6"), "smaller eps"), (("--sparsity", "0"), "as trained")]
+)
+def test_where_nothing_could_be_pruned_that_comes_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, str], why: str
+) -> None:
+    name = f"nothing{asked[0]}"
+    status, output = run(folder, monkeypatch, "--layers", "4", *asked, out=name)
+    assert status == 5
+    assert output.lstrip().startswith("nothing was pruned: ")
+    assert why in output
+    status, output = run(folder, monkeypatch, "--layers", "4", *asked, "--json", out=name)
+    assert status == 5
+    assert json.loads(output)["exit_status"] == 5
+    assert json.loads(output)["report"]["head"][0].startswith("nothing was pruned: ")
+    page = CliRunner().invoke(app, ["report", name])
+    assert page.exit_code == 0, page.output
+    assert "Nothing was pruned: " in (folder / name / "report.html").read_text()

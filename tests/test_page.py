@@ -32,6 +32,7 @@ from convexprune.page.extras import read_extras, save_extras
 from convexprune.page.maps import SIDE, picture, pooled
 from convexprune.page.numerals import change, data, duration, number, part, small
 from convexprune.page.saved import Trace, read_saved
+from convexprune.page.words import _network
 from convexprune.page.write import write_page
 from convexprune.report import Report, SkippedModule
 from convexprune.solvers.errors import InvalidInput, MissingExtra
@@ -64,7 +65,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "parallel": {"eps": 0.1},
     "cascade": {"eps": 0.15, "mode": "cascade"},
     "budget": {"sparsity": 0.6, "search": "path"},
-    "network": {"network_eps": 0.5, "objective": "nonzeros"},
+    "network": {"network_eps": 0.5, "guarantee": "bound", "objective": "nonzeros"},
 }
 
 
@@ -182,7 +183,7 @@ def test_the_summary_says_what_was_asked_and_what_is_certified(runs: dict[str, R
     assert "measured, not certified" in told["budget"]
     bound = runs["network"].report.to_dict()["network"]["bound"]
     assert f"miss by at most {bound:.4f}, relative to their norm, within the 0.5 asked for" in told["network"]
-    assert f"proven to be at most {bound:.4f}" in told["network"]
+    assert f"at most {bound:.4f}, proven" in told["network"]
     assert "A coreset of each layer by the method “uniform”, of size 0.5" in told["coreset"]
     assert "nothing is promised" in told["coreset"]
 
@@ -510,3 +511,27 @@ def test_headings_sort_the_table_in_a_browser_and_nothing_is_complained_about(
         "promised ascending": ["fc1", "fc10", "fc9"],
         "promised descending": ["fc10", "fc1", "fc9"],
     }
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "says"),
+    [
+        (
+            {"bound": 689.0, "error": 0.29, "asked": 0.3, "guarantee": "measured", "vacuous": True},
+            "good",
+            "miss by 0.2900, relative to their norm, within the 0.3 asked for. By its layers' errors and norms its "
+            "outputs miss by at most 689.0000, relative to their norm, which is vacuous: far above what is measured.",
+        ),
+        (
+            {"bound": None, "error": 0.29, "holdout_error": 0.4, "asked": 0.3, "guarantee": "measured", "reason": "…"},
+            "bad",
+            "and by 0.4000 on data held out, more than the 0.3 asked for. No bound on its error is known, as ….",
+        ),
+        ({"bound": 0.5, "error": 0.2, "asked": None, "guarantee": "measured"}, "note", "norm. By its layers"),
+        ({"bound": 0.5, "error": 0.2, "asked": 0.4, "guarantee": "bound"}, "bad", "at most 0.5000, relative to their"),
+    ],
+)
+def test_the_page_says_what_of_the_network_is_guaranteed(told: dict[str, Any], kind: str, says: str) -> None:
+    (finding,) = _network(told)
+    assert finding.kind == kind
+    assert says in finding.text

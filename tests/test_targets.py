@@ -71,7 +71,7 @@ def test_the_bound_is_within_what_was_asked_and_holds(
 ) -> None:
     model, x = make()
     dense = copy.deepcopy(model)
-    report = prune_(model, x, network_eps=eps, mode=mode, objective=objective)
+    report = prune_(model, x, network_eps=eps, guarantee="bound", mode=mode, objective=objective)
     assert report.certified
     assert report.network.bound <= eps
     assert network_error(dense, model, x) == pytest.approx(report.network.error, rel=1e-3)
@@ -90,7 +90,7 @@ def test_fewest_nonzeros_are_clearly_fewer_where_layers_are_unequal(mode: str) -
     model = nn.Sequential(wide, nn.ReLU(), nn.Linear(12, 3), nn.Flatten())
     counts = {}
     for objective in ("l1", "nonzeros"):
-        report = prune_(copy.deepcopy(model), x, network_eps=0.3, mode=mode, objective=objective)
+        report = prune_(copy.deepcopy(model), x, network_eps=0.3, guarantee="bound", mode=mode, objective=objective)
         rows = {row.name: row.nonzeros for row in report.layers}
         counts[objective] = rows.get("0", 192) + rows.get("2", 36)
         assert report.network.bound <= 0.3
@@ -100,7 +100,7 @@ def test_fewest_nonzeros_are_clearly_fewer_where_layers_are_unequal(mode: str) -
 def test_an_error_too_small_for_any_layer_leaves_all_as_trained_and_says_so() -> None:
     model, x = chain(8, 9, 7, 4)
     same = unchanged(model)
-    report = prune_(model, x, network_eps=1e-5)
+    report = prune_(model, x, network_eps=1e-5, guarantee="bound")
     assert same()
     assert not report.layers
     assert {module.name for module in report.skipped} == {"0", "2", "4"}
@@ -120,7 +120,7 @@ def test_networks_without_a_bound_are_refused_with_the_reason() -> None:
     model = Product()
     same = unchanged(model)
     with pytest.raises(InvalidInput, match=r"no bound on this network's outputs is known: .*mul.*; give eps"):
-        prune_(model, torch.randn(20, 4), network_eps=0.1)
+        prune_(model, torch.randn(20, 4), network_eps=0.1, guarantee="bound")
     assert same()
     report = prune_(model, torch.randn(20, 4))
     assert math.isinf(report.network.bound)
@@ -568,7 +568,7 @@ def test_the_networks_bound_is_for_batches_of_all_lengths() -> None:
     model = Lengths()
     dense = copy.deepcopy(model)
     batches = [torch.randn(4, 2, 4)] + [torch.rand(4, 200, 4) + 0.5] * 3
-    report = prune_(model, batches, network_eps=0.1, layers="a")
+    report = prune_(model, batches, network_eps=0.1, guarantee="bound", layers="a")
     with torch.no_grad():
         wrong = math.hypot(*(float((model(x) - dense(x)).norm()) for x in batches))
         right = math.hypot(*(float(dense(x).norm()) for x in batches))

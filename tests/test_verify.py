@@ -74,7 +74,8 @@ RUNS: list[tuple[Callable[[], Made], dict[str, Any]]] = [
     (mlp, {"sparsity": {"2": "2:4", "0": 0.0, "*": 0.6}, "scope": "network"}),
     (mlp, {"sparsity": 0.5, "unit": "neurons"}),
     (mlp, {"network_eps": 0.2, "objective": "nonzeros"}),
-    (mlp, {"network_eps": 0.2, "mode": "cascade"}),
+    (mlp, {"network_eps": 0.2, "guarantee": "bound", "mode": "cascade"}),
+    (mlp, {"network_eps": 0.2, "guarantee": "bound"}),
     (mlp, {"eps": {"4": 0.2, "*": 0.1}, "layers": ["2", "4"], "ceiling": 0.0}),
     (double, {"eps": 0.05}),
     (half, {}),
@@ -427,7 +428,7 @@ def test_an_entry_that_the_recipe_does_not_lead_to_is_told_of(
 def test_goals_that_differ_by_rounding_are_the_same_goals(tmp_path: Path) -> None:
     """On another machine the eps that the network's share comes to has another last digit."""
     model, x = mlp()
-    prune_(copy.deepcopy(model), x, network_eps=0.2, run=tmp_path)
+    prune_(copy.deepcopy(model), x, network_eps=0.2, guarantee="bound", run=tmp_path)
     journal, described = Journal.existing(tmp_path)
     for record in list(journal.entries()):
         path = journal.path(record.data["layer"], record.data["goal"])

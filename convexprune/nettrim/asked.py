@@ -12,6 +12,7 @@ from convexprune.nettrim.goals import Keep, KeepByPath, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity
 from convexprune.nettrim.planning import Plan, make_plan
 from convexprune.nettrim.recipe import Recipe
+from convexprune.nettrim.search import MeasuredEps
 from convexprune.nettrim.sparsities import budget, left_as_trained, shared_budgets, sparsity_of
 from convexprune.nettrim.structured import NeuronSparsity, chosen_links, reachable
 from convexprune.nettrim.targets import Each, Target
@@ -68,6 +69,8 @@ def target_of(recipe: Recipe, plan: Plan, links: Mapping[str, Link] | None) -> T
     Raises:
         InvalidInput, InvalidTolerance: Numbers that do not fit the layers.
     """
+    if recipe.network_eps is not None and recipe.guarantee == "measured":
+        return MeasuredEps(recipe.network_eps, recipe.objective == "nonzeros")
     if recipe.network_eps is not None:
         return NetworkEps(recipe.network_eps, plan.size, recipe.objective == "nonzeros")
     if links is not None:

@@ -1,26 +1,29 @@
 """Targets for the network as a whole: an error of its outputs, or a number of weights, split over the layers."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from convexprune.allocation import allocate_eps, allocate_nonzeros
 from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
 from convexprune.nettrim.measuring import check_measured
-from convexprune.nettrim.outcome import bound_of, radii_of
+from convexprune.nettrim.outcome import bound_of, check_known, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
-from convexprune.solvers.errors import Infeasible, InvalidInput
+from convexprune.solvers.errors import Infeasible
 from convexprune.ties import layer_uses
 
-__all__ = ["NetworkEps", "NetworkSparsity"]
+__all__ = ["LEAST_EPS", "NetworkEps", "NetworkSparsity", "fewest_weights"]
 
 _ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
 _HALVINGS = 16
-_LEAST = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
+LEAST_EPS = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
 _MOST = 0.999  # an eps at which nothing is left; what it costs is finite, for counts that are small as well
 _WORTH_MORE = "left as trained: the weights that are allowed are worth more here than in other layers"
-_TOO_LITTLE = f"left as trained: its share of the network's error is an eps below {_LEAST:g}"
+_TOO_LITTLE = (
+    f"left as trained: its share of the network's error is an eps below {LEAST_EPS:g} by the bound; "
+    "guarantee='measured' allows for more"
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,7 @@ class NetworkEps:
             InvalidInput: No bound is known for the network. Infeasible: It cannot be met.
         """
         found = bound_of(run)
-        if found.reason is not None:
-            raise InvalidInput(f"network_eps: no bound on this network's outputs is known: {found.reason}; give eps")
+        check_known(found)
         total = self.eps * self.size * _ROOM
         sizes = run.sizes()
         relative = self._relative(run, found.coefficients, sizes, total)
@@ -105,7 +107,7 @@ def _split(run: Run, found: Mapping[str, tuple[Answer, ...]], count: int) -> dic
     """How many of so many weights each layer keeps."""
     least = {name: run.sites[name].groups for name in found}
     lost = {
-        name: [(-math.log1p(-(min(eps, _MOST) ** 2)), max(n, least[name])) for eps, n in _curve(run, name, answers)]
+        name: [(_lost(eps), max(n, least[name])) for eps, n in _curve(run, name, answers)]
         for name, answers in found.items()
     }
     split = allocate_nonzeros(lost, dict.fromkeys(lost, 1.0), count).values
@@ -119,6 +121,29 @@ def measured(run: Run, names: Collection[str]) -> dict[str, tuple[Answer, ...]] 
         return None
     check_measured(found)
     return {name: found[name] for name in run.sites if name in names}
+
+
+def fewest_weights(run: Run) -> Callable[[float], Mapping[str, float]] | None:
+    """From a level to each layer's eps: those that leave the fewest weights on the layers' measured paths.
+
+    Together they lose as much correlation, Σ −log(1 − eps²), as the level in each layer would. None if the run was
+    stopped.
+    """
+    found = measured(run, run.sites)
+    if found is None:
+        return None
+    curves = {name: [(_lost(eps), n) for eps, n in _curve(run, name, answers)] for name, answers in found.items()}
+
+    def shares(level: float) -> Mapping[str, float]:
+        split = allocate_eps(curves, dict.fromkeys(curves, 1.0), len(curves) * _lost(level)).values
+        return {name: math.sqrt(-math.expm1(-lost)) for name, lost in split.items()}
+
+    return shares
+
+
+def _lost(eps: float) -> float:
+    """−log of the squared correlation with the old outputs that an error of eps leaves."""
+    return -math.log1p(-(min(eps, _MOST) ** 2))
 
 
 def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float, float]]:
@@ -143,7 +168,7 @@ def _backwards(
         part = left * waiting[name] / (math.fsum(waiting.values()) or 1.0)
         del waiting[name]
         eps = min(1.0, part / price) if price > 0 else 1.0
-        if eps < _LEAST:
+        if eps < LEAST_EPS:
             run.left[name] = _TOO_LITTLE
             continue
         goal = Within(eps)
@@ -187,7 +212,7 @@ def _cascade_eps(run: Run, sizes: Mapping[str, float], relative: Mapping[str, fl
         shares = {name: c * relative[name] * sizes[name] for name in eps if (c := found.coefficients[name]) > 0}
         scale = total / (math.fsum(shares.values()) or math.inf)
         eps = {name: min(1.0, relative[name] * scale) if name in shares else relative[name] for name in eps}
-        if min(eps.values()) >= _LEAST:
+        if min(eps.values()) >= LEAST_EPS:
             break
-        eps = {name: value for name, value in eps.items() if value >= _LEAST}
+        eps = {name: value for name, value in eps.items() if value >= LEAST_EPS}
     return eps

@@ -3,32 +3,43 @@
 import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
+from convexprune.calibration import Calibration
 from convexprune.errors import PruningFailed
 from convexprune.forwards import evaluating, outputs_of, run_model
 from convexprune.nettrim.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["NetworkPromise", "bound_of", "network_promise", "radii_of"]
+__all__ = ["NetworkPromise", "bound_of", "check_known", "is_vacuous", "network_errors", "network_promise", "radii_of"]
 
 
 _SHAPES = 32
 _TINY = 1e-300
+_FAR = 10  # times what is measured
+
+
+def is_vacuous(bound: float, error: float) -> bool:
+    """Whether a bound says nothing: above 1, an error that outputs of 0 have, and 10 times above what was measured."""
+    return bound > max(1.0, _FAR * error)
 
 
 @dataclass(frozen=True)
 class NetworkPromise:
-    """A bound on the error of the network's outputs on the calibration data, from its layers' errors.
+    """The error of the network's outputs on the calibration data, and a bound on it from its layers' errors.
 
     Attributes:
         bound: Σ c_l r_l relative to ‖f(x)‖_F; infinity if nothing is known.
         error: ‖f̂(x) − f(x)‖_F/‖f(x)‖_F as measured.
         asked: The ``network_eps`` that was asked for, or None.
+        guarantee: What of it is to be within what was asked for: "bound", or "measured".
+        holdout_error: As ``error``, on the data that was held out; None without any.
         coefficients: c_l by layer.
         radii: r_l by layer: its own error, in the units of its outputs.
         reason: Why there is no bound, or None.
@@ -42,18 +53,40 @@ class NetworkPromise:
     radii: Mapping[str, float]
     reason: str | None
     rounding: float
+    guarantee: str = "bound"
+    holdout_error: float | None = None
 
     @property
     def kept(self) -> bool:
-        """Whether the bound is within what was asked for, and above what was measured."""
+        """Whether what is guaranteed is within what was asked for, and the bound above what was measured."""
         broken = math.isnan(self.error) or self.error > self.bound + self.rounding
-        return not broken and (self.asked is None or self.bound <= self.asked)
+        return not broken and (self.asked is None or self.guaranteed <= self.asked)
+
+    @property
+    def guaranteed(self) -> float:
+        """The figure that ``asked`` is about: the bound, or the largest error that was measured."""
+        return self.bound if self.guarantee == "bound" else max(self.error, self.holdout_error or 0.0)
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the bound says nothing, as ``is_vacuous`` has it."""
+        return is_vacuous(self.bound, self.error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self) | {"vacuous": self.vacuous}
 
     def __str__(self) -> str:
-        if math.isinf(self.bound):
-            return f"no bound on the network's error: {self.reason}"
         asked = "" if self.asked is None else f" ({self.asked:g} asked for)"
-        return f"by the layers' errors and norms the network's is at most {self.bound:.4g}{asked}"
+        measured, bounded = ("", asked) if self.guarantee == "bound" else (asked, "")
+        held = "" if self.holdout_error is None else f", {self.holdout_error:.4g} on held-out data"
+        return f"the network's error is {self.error:.4g} as measured{held}{measured}; {self._bound()}{bounded}"
+
+    def _bound(self) -> str:
+        if math.isinf(self.bound):
+            return f"no bound on it is known: {self.reason}"
+        found = f"by the layers' errors and norms it is at most {self.bound:.4g}"
+        return f"{found}, which is vacuous" if self.vacuous else found
 
 
 def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collection[str] | None = None) -> OutputBound:
@@ -80,6 +113,19 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collect
     return OutputBound(coefficients, known, next((bound.reason for bound in bounds if bound.reason), None))
 
 
+def check_known(found: OutputBound) -> None:
+    """Whether there is a bound on the network's outputs, to allocate eps by.
+
+    Raises:
+        InvalidInput: None is known.
+    """
+    if found.reason is not None:
+        raise InvalidInput(
+            f"network_eps: no bound on this network's outputs is known: {found.reason}; give eps, or "
+            "guarantee='measured'"
+        )
+
+
 def radii_of(run: Run) -> dict[str, float]:
     """Each layer's own error ‖σ(XU) − Y‖_F; 0 of those that are as trained, and of no others."""
     return {
@@ -88,31 +134,40 @@ def radii_of(run: Run) -> dict[str, float]:
     }
 
 
-def _network_error(run: Run) -> float:
-    """‖f̂(x) − f(x)‖_F over the calibration data, batch after batch."""
-    wrong = []
+def network_errors(run: Run) -> tuple[float, float | None]:
+    """‖f̂(x) − f(x)‖_F/‖f(x)‖_F on the calibration data and on what is held out, None without any."""
+    return _relative_error(run, run.calibration), None if run.holdout is None else _relative_error(run, run.holdout)
+
+
+def _relative_error(run: Run, data: Calibration) -> float:
+    """Batch after batch."""
+    wrong, sizes = [], []
     with evaluating(run.model):
-        for batch in run.calibration:
-            mask = run.calibration.mask_of(batch)
+        for batch in data:
+            mask = data.mask_of(batch)
             now = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
             with run.versions.as_trained():
                 before = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
             dtype = working_dtype(now.dtype)
             wrong.append(float(norm(now.to(dtype) - before.to(dtype))))
-    return math.hypot(*wrong)
+            sizes.append(float(norm(before.to(dtype))))
+    return math.hypot(*wrong) / (math.hypot(*sizes) or 1.0)
 
 
-def network_promise(run: Run, size: float, asked: float | None) -> NetworkPromise:
+def network_promise(run: Run, size: float, asked: float | None, guarantee: str) -> NetworkPromise:
     """The bound beside the measured error."""
     found, radii, unit = bound_of(run, pruned=run.written), radii_of(run), size or 1.0
+    error, held_out = network_errors(run)
     return NetworkPromise(
         bound=found.at(radii) / unit,
-        error=_network_error(run) / unit,
+        error=error,
         asked=asked,
         coefficients=dict(found.coefficients),
         radii=radii,
         reason=found.reason,
         rounding=64 * torch.finfo(dtype_of(run)).eps,
+        guarantee=guarantee,
+        holdout_error=held_out,
     )
 
 

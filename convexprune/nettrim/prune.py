@@ -19,7 +19,7 @@ from convexprune.compiled import uncompiled
 from convexprune.files import StrPath
 from convexprune.fitting import fitted
 from convexprune.forwards import Forward
-from convexprune.journal import Journal, data_fingerprint, model_fingerprint
+from convexprune.journal import Journal, described_run
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.outcome import NetworkPromise, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
@@ -53,6 +53,7 @@ def prune_(
     *,
     sparsity: float | str | Mapping[str, float | str] | None = None,
     network_eps: float | None = None,
+    guarantee: str = "measured",
     mode: str = "parallel",
     objective: str = "l1",
     scope: str = "layer",
@@ -76,6 +77,7 @@ def prune_(
     batch_size: int = 256,
     mask: Mask = None,
     seed: int = 0,
+    holdout: Any = None,
     forward: Forward | None = None,
     run: StrPath | None = None,
     jobs: int = 1,
@@ -102,7 +104,10 @@ def prune_(
             or a mapping as for ``eps`` to either: {"stem": 0.0, "*": "2:4"}. Not convex: what comes back is good, and
             no bound is claimed. Of each group of a convolution at least one weight stays.
         network_eps: Allowed error of the network's outputs on the calibration data, relative to their norm: eps is
-            allocated to layers so that the bound in the report holds.
+            allocated to layers so that what ``guarantee`` says is within it.
+        guarantee: With ``network_eps``, what is within it: "measured": the error that the pruned network has on the
+            calibration data, and on ``holdout``. "bound": a bound on it that follows from the layers' errors and norms,
+            with which hardly anything can be pruned in deep networks.
         mode: "parallel": every layer from the original network's inputs. "cascade": from those of the network pruned so
             far, layer after layer.
         objective: With ``network_eps``: "l1" gives all layers the same relative eps, "nonzeros" minimises the total
@@ -142,6 +147,8 @@ def prune_(
             is hidden is left out of programs, errors and bounds. None: "attention_mask" where batches have it; False:
             all positions count.
         seed: Of the random choice of rows that paths are measured on, ≥ 0.
+        holdout: Inputs, as ``calibration``, that nothing is fitted to. The network's error on them is reported, and
+            kept within ``network_eps`` where that is measured.
         forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
         run: A folder that keeps each layer as soon as it is solved. Started again with the same model, data and recipe,
             the run goes on where it was.
@@ -175,6 +182,7 @@ def prune_(
         eps=eps,
         sparsity=sparsity,
         network_eps=network_eps,
+        guarantee=guarantee,
         mode=mode,
         objective=objective,
         scope=scope,
@@ -198,9 +206,10 @@ def prune_(
     execute = executor(jobs, mode == "cascade")
     _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
     model, data = uncompiled(model), Calibration(calibration, batch_size, mask)
+    held_out = None if holdout is None else Calibration(holdout, batch_size, mask)
     forward, fittings = fitted(check_module(model), data, forward)
     ending = Stop(time_limit, stop)
-    described = None if run is None else _described(model, data, recipe)
+    described = None if run is None else described_run(model, data, recipe.to_dict(), held_out)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
     with ExitStack() as stack:
         journal = None if described is None or run is None else stack.enter_context(Journal(run, described))
@@ -218,8 +227,9 @@ def prune_(
             tell=tell,
             callback=callback,
             multipliers=keep_solutions,
+            holdout=held_out,
         )
-        rows, promise = _pursued(work, plan, target, recipe.network_eps, remove)
+        rows, promise = _pursued(work, plan, target, recipe, remove)
     layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(work, plan)])
     return Report(
         layers=layers_told,
@@ -247,13 +257,13 @@ def _check_callers(run: object, jobs: int, **functions: object) -> None:
 
 
 def _pursued(
-    run: Run, plan: Plan, target: Target, network_eps: float | None, remove: bool
+    run: Run, plan: Plan, target: Target, recipe: Recipe, remove: bool
 ) -> tuple[tuple[LayerReport, ...], NetworkPromise]:
     """The model pruned, or as it was if anything fails: its layers' rows, and what holds of its outputs."""
     neurons = target if isinstance(target, NeuronSparsity) else None
     with run.versions.restoring() if neurons is None else restoring(run.model):
         goals = target.pursue(run)
-        promise = network_promise(run, plan.size, network_eps)
+        promise = network_promise(run, plan.size, recipe.network_eps, recipe.guarantee)
         if neurons is None:
             done = [name for name in plan.order if name in goals]
             return tuple(layer_row(plan.sites[name], goals[name], run.written[name]) for name in done), promise
@@ -268,7 +278,3 @@ def _not_reached(run: Run, plan: Plan) -> list[SkippedModule]:
         for name in plan.order
         if name not in run.written
     ]
-
-
-def _described(model: nn.Module, data: Calibration, recipe: Recipe) -> dict[str, Any]:
-    return {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": recipe.to_dict()}

@@ -24,6 +24,7 @@ __all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict"]
 
 _WORDS = {
     "mode": ("parallel", "cascade"),
+    "guarantee": ("measured", "bound"),
     "objective": ("l1", "nonzeros"),
     "scope": ("layer", "network"),
     "search": ("budget", "path"),
@@ -44,6 +45,7 @@ class Recipe:
     sparsity: Any
     network_eps: float | None
     mode: str
+    guarantee: str
     objective: str
     scope: str
     search: str
@@ -178,13 +180,18 @@ def _is_table(value: object, kind: type) -> bool:
 def _check_target(recipe: Recipe) -> None:
     """Options of one target are not ignored by another."""
     misplaced = {
+        "guarantee": recipe.guarantee != "measured" and recipe.network_eps is None,
         "objective": recipe.objective != "l1" and recipe.network_eps is None,
         "scope": recipe.scope != "layer" and recipe.sparsity is None,
         "search": recipe.search != "budget" and recipe.sparsity is None,
         "unit": recipe.unit != "weights" and recipe.sparsity is None,
         "refit": recipe.refit and recipe.sparsity is not None,
     }
-    needed = dict.fromkeys(misplaced, "sparsity") | {"objective": "network_eps", "refit": "eps or network_eps"}
+    needed = dict.fromkeys(misplaced, "sparsity") | {
+        "guarantee": "network_eps",
+        "objective": "network_eps",
+        "refit": "eps or network_eps",
+    }
     for name, wrong in misplaced.items():
         if wrong:
             raise InvalidInput(f"{name}: it goes with {needed[name]}, which is not given; leave it out")

@@ -57,6 +57,7 @@ class Run:
         tell: Called as ``tell(stage, done, total)``.
         callback: Called as ``callback(layer, trace_point)``.
         multipliers: Whether those of layers that are done are kept in memory.
+        holdout: Data that nothing is fitted to and errors are measured on, or None.
         stopped: Why the run ended early; None if it did not.
         left: Why layers were left as trained, by name.
         written: The answers that are in the model.
@@ -76,6 +77,7 @@ class Run:
     tell: Callable[[str, int, int], None]
     callback: Callable[[str, TracePoint], bool | None] | None
     multipliers: bool = False
+    holdout: Calibration | None = None
     stopped: str | None = None
     left: dict[str, str] = field(default_factory=dict)
     written: dict[str, tuple[Answer, ...]] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from convexprune.errors import DamagedFile
 from convexprune.files import StrPath
 from convexprune.fitting import fitted
 from convexprune.forwards import Forward
-from convexprune.journal import Journal, Record, check_same, data_fingerprint, model_fingerprint, read_json
+from convexprune.journal import Journal, Record, check_same, described_run, read_json
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.judging import agreement
@@ -47,6 +47,7 @@ def verify(
     calibration: Any,
     run: StrPath,
     *,
+    holdout: Any = None,
     forward: Forward | None = None,
     batch_size: int | None = None,
     mask: Mask = None,
@@ -64,6 +65,7 @@ def verify(
         model: The trained model, as it was before pruning.
         calibration: The data that the run was given.
         run: The directory.
+        holdout: What was held out, if anything was.
         forward: As for ``prune_``; it cannot be compared with that of the run, so give the same.
         batch_size: None: as recorded.
         mask: The function, if the run was given one; a key, or none, is as recorded.
@@ -84,8 +86,8 @@ def verify(
     hides = mask if recipe.mask == A_FUNCTION else recipe.mask
     data = Calibration(calibration, recipe.batch_size if batch_size is None else batch_size, hides)
     model = uncompiled(check_module(model))
-    given = {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": described["recipe"]}
-    check_same(run, described, given)
+    held_out = None if holdout is None else Calibration(holdout, recipe.batch_size, hides)
+    check_same(run, described, described_run(model, data, described["recipe"], held_out))
     forward, _ = fitted(model, data, forward)
     plan, target, _ = planned(model, data, recipe, forward, partial(silent, "verify"))
     versions = Versions(plan.sites)
@@ -102,10 +104,12 @@ def verify(
         execute=serially,
         tell=silent,
         callback=None,
+        holdout=held_out,
     )
     try:
         target.pursue(replay)
-        missing = tuple(name for name in plan.order if name not in replay.written and name not in replay.left)
+        reached = {*replay.written, *replay.left} - replay.lacking
+        missing = tuple(name for name in plan.order if name not in reached)
         sound = not missing and all(row.ok for row in replay.rows)
         results = (
             _results(replay, plan, described["recipe"]) if sound and (Path(run) / "report.json").is_file() else None
@@ -130,17 +134,19 @@ def _results(replay: "_Replay", plan: Plan, recipe: Mapping[str, Any]) -> tuple[
     try:
         report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
         check_results(folder, report, replay.entries, recipe)
-        return tuple(_network_differences(replay, plan, recipe["network_eps"], report["network"]))
+        return tuple(_network_differences(replay, plan, recipe, report["network"]))
     except DamagedFile as error:
         return (str(error),)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
 
 
-def _network_differences(replay: "_Replay", plan: Plan, asked: float | None, told: Mapping[str, Any]) -> Iterator[str]:
-    promise = network_promise(replay, plan.size, asked)
+def _network_differences(
+    replay: "_Replay", plan: Plan, recipe: Mapping[str, Any], told: Mapping[str, Any]
+) -> Iterator[str]:
+    promise = network_promise(replay, plan.size, recipe["network_eps"], recipe["guarantee"])
     relative = agreement(dtype_of(replay))
-    for name in ("error", "bound"):
+    for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
         claim, found = math.inf if told[name] is None else float(told[name]), getattr(promise, name)
         if claim != found and not math.isclose(claim, found, rel_tol=relative, abs_tol=promise.rounding):
             yield f"report.json: network.{name} is {claim}, recomputed {found}"
@@ -169,10 +175,12 @@ class _Replay(Run):
     Attributes:
         rows: A row for each entry that was asked for.
         seen: Their files.
+        lacking: Layers of which something is asked for that is not recorded.
     """
 
     rows: list[VerifiedLayer] = field(default_factory=list)
     seen: set[Path] = field(default_factory=set)
+    lacking: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -190,6 +198,7 @@ class _Replay(Run):
         try:
             record = self.entries.get(name, key) or self._near(name, key)
             if record is None:
+                self.lacking.add(name)
                 return None
             key = record.data["goal"]
             answers, row = self.judged(name, goal_of(record), record)

@@ -62,7 +62,7 @@ def _network(report: Mapping[str, Any]) -> Card:
     error = number(report.get("output_error")) if error is None else error
     bound = number(told.get("bound"))
     if bound is not None:
-        note = f"proven to be at most {figure(bound)}"
+        note = f"the bound of {figure(bound)} is vacuous" if told.get("vacuous") else f"at most {figure(bound)}, proven"
     else:
         note = f"no bound: {told['reason']}" if told.get("reason") else "measured; no bound was derived"
     return Card("Network error", figure(error), note if error is not None else "no calibration data")

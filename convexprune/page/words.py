@@ -66,9 +66,10 @@ def _net_trim(recipe: Row) -> list[str]:
 def _radius(recipe: Row) -> str:
     if recipe.get("network_eps") is not None:
         how = "so that few weights are left in all" if recipe.get("objective") == "nonzeros" else "the same for each"
+        sure = "by a bound" if recipe.get("guarantee") == "bound" else "as measured"
         return (
             f"The network's outputs within {_told(recipe['network_eps'])} of what they were, relative to their norm, "
-            f"on the calibration data; what each layer may miss follows from that, {how}."
+            f"{sure} on the calibration data; what each layer may miss follows from that, {how}."
         )
     return (
         f"The least ℓ1 norm of each layer's weights with outputs within {_told(recipe.get('eps'))} of what they were, "
@@ -104,10 +105,12 @@ def findings(saved: Saved) -> list[Finding]:
     """What is certified, with every exception named."""
     told = _guarantees(saved.rows) if saved.coreset else _certificates(saved.rows)
     told += _network(saved.report.get("network"))
-    told += [Finding("note", f"{_capital(str(line))}.") for line in (saved.report.get("head") or [])[1:]]
-    if not saved.rows:
+    head, stopped = saved.report.get("head") or [], saved.report["provenance"].get("stopped")
+    told += [Finding("note", f"{_capital(str(line))}.") for line in head[1:]]
+    if not saved.report.get("pruned", True) and not stopped and head:
+        told.insert(0, Finding("bad", f"{_capital(str(head[0]))}."))
+    elif not saved.rows:
         told.append(Finding("bad", "No layer was pruned."))
-    stopped = saved.report["provenance"].get("stopped")
     idle = [str(module["name"]) for module in saved.report["skipped"] if "not reached" in str(module["reason"])]
     if stopped:
         left = f": {', '.join(map(layer_name, idle))} stay as they were" if idle else ""
@@ -159,19 +162,34 @@ def _proof(group: Sequence[Row]) -> str:
 
 
 def _network(told: Row | None) -> list[Finding]:
+    """What holds of the network's outputs: first what the total that was asked for is about, then the rest."""
     if not told:
         return []
-    bound, error, wanted = (number(told.get(name)) for name in ("bound", "error", "asked"))
-    measured = "" if error is None else f" Measured: {figure(error)}."
+    wanted, by_bound = number(told.get("asked")), told.get("guarantee") != "measured"
+    about = ("bound",) if by_bound else ("error", "holdout_error")
+    figures = [value for name in about if (value := number(told.get(name))) is not None]
+    kept = wanted is None or (bool(figures) and max(figures) <= wanted)
+    told_of = {"bound": _bounded(told), "error": _measured(told)}
+    first, second = told_of.pop(about[0]), *told_of.values()
+    verdict = "" if wanted is None else f", {'within' if kept else 'more than'} the {_told(wanted)} asked for"
+    kind = "note" if wanted is None else "good" if kept else "bad"
+    return [Finding(kind, f"The network: {first}{verdict}. {second[:1].upper()}{second[1:]}.")]
+
+
+def _measured(told: Row) -> str:
+    error, held = number(told.get("error")), number(told.get("holdout_error"))
+    more = "" if held is None else f", and by {figure(held)} on data held out"
+    return f"as measured on the calibration data its outputs miss by {figure(error)}, relative to their norm{more}"
+
+
+def _bounded(told: Row) -> str:
+    bound = number(told.get("bound"))
     if bound is None:
-        kind = "note" if wanted is None else "bad"
-        return [Finding(kind, f"The network: no bound on its error, as {told.get('reason')}.{measured}")]
-    text = f"on the calibration data its outputs miss by at most {figure(bound)}, relative to their norm"
-    if wanted is None:
-        return [Finding("note", f"The network: {text}, which follows from its layers' errors.{measured}")]
-    kept = bound <= wanted
-    tail = f"within the {_told(wanted)} asked for" if kept else f"more than the {_told(wanted)} asked for"
-    return [Finding("good" if kept else "bad", f"The network: {text}, {tail}.{measured}")]
+        return f"no bound on its error is known, as {told.get('reason')}"
+    vacuous = ", which is vacuous: far above what is measured" if told.get("vacuous") else ""
+    return (
+        f"by its layers' errors and norms its outputs miss by at most {figure(bound)}, relative to their norm{vacuous}"
+    )
 
 
 def _guarantees(rows: Sequence[Row]) -> list[Finding]:

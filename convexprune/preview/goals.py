@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from convexprune.nettrim.goals import Goal, KeepInputs, Measure, RankInputs, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity
 from convexprune.nettrim.planning import Plan
+from convexprune.nettrim.search import MeasuredEps
 from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Each, Target
 from convexprune.preview.forecast import Kinds
 
 __all__ = ["Asked", "goals_of"]
+
+
+_TRIALS = 4  # that a search by measured errors takes, about
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ def _each(goals: Mapping[str, Goal]) -> dict[str, Asked]:
 
 def _shared(target: Target) -> Asked:
     """What is asked of all layers together."""
-    if isinstance(target, NetworkEps):
+    if isinstance(target, NetworkEps | MeasuredEps):
         goals: list[Goal] = [Measure()] if target.nonzeros else []
+        if isinstance(target, MeasuredEps):
+            goals += [Within(target.eps)] * (_TRIALS - 1)
         return Asked(f"share of network eps {target.eps:g}", [*goals, Within(target.eps)], target.eps)
     assert isinstance(target, NeuronSparsity)  # noqa: S101 - there is no other
     return Asked(f"inputs: {target.part:.0%} fewer", [RankInputs(1), KeepInputs(1, (0,))])

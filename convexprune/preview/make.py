@@ -52,11 +52,13 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     data = Calibration(calibration, recipe.batch_size, asked["mask"])
     model = uncompiled(model)
     forward, fittings = fitted(check_module(model), data, asked["forward"])
+    if asked["holdout"] is not None:
+        Calibration(asked["holdout"], recipe.batch_size, asked["mask"])
     progress = partial(asked["progress"] or silent, "capture")
     began = time.perf_counter()
     plan, target, left = planned(model, data, recipe, forward, progress)
     took = time.perf_counter() - began
-    if recipe.network_eps is not None:
+    if recipe.network_eps is not None and recipe.guarantee == "bound":
         check_bound(model, data, forward, plan, recipe)
     goals = goals_of(target, plan)
     pace = Pace.measured(next(model.parameters()).device, took)

@@ -8,7 +8,7 @@ from torch import nn
 from convexprune.calibration import Calibration
 from convexprune.forwards import Forward
 from convexprune.nettrim.goals import Goal, KeepByPath, KeepInputs, Within
-from convexprune.nettrim.outcome import bound_of
+from convexprune.nettrim.outcome import bound_of, check_known
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.posed import Posed
 from convexprune.nettrim.recipe import Recipe
@@ -18,7 +18,7 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import serially
 from convexprune.progress import silent
 from convexprune.solvers import Gram
-from convexprune.solvers.errors import InvalidInput, SolverRefused
+from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.registry import make_solver
 
 __all__ = ["check_bound", "check_goals"]
@@ -47,8 +47,7 @@ def check_bound(
         tell=silent,
         callback=None,
     )
-    if (reason := bound_of(run).reason) is not None:
-        raise InvalidInput(f"network_eps: no bound on this network's outputs is known: {reason}; give eps")
+    check_known(bound_of(run))
 
 
 def check_goals(site: Site, goals: Sequence[Goal], gram: bool, recipe: Recipe) -> None:
