@@ -272,7 +272,7 @@ class ADMM(IterativeSolver[Iterate]):
 
     def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
-        cost = float(penalty.value(V))
+        cost = float(penalty.value(penalty.prox(V, 0.0)))
         rho, sigma = (cost / max(float(norm(A)) ** 2, _TINY) or 1.0 for A in (Z, V))
         return rho, sigma
 

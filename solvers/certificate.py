@@ -20,7 +20,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
 from convexprune.solvers.dual import ROUNDING, best_bound, dual_norm_of_sizes, sums_of
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.penalties import Penalty, is_homogeneous
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.repair import BLOCK_ENTRIES, blocks, cheap_entries, shifts
 
@@ -36,13 +36,14 @@ class Certificate:
     """What is proven about weights U.
 
     Attributes:
-        value: g(U) + f(XU) without the indicator part of f: what the weights cost.
+        value: g(U) + f(XU) without the indicator parts of both: what the weights cost.
         bound: A lower bound on the value of every feasible U; −inf where none is claimed (the penalty is not convex).
         gap: (value − bound) / scale.
         scale: max(value, floor); floor is a thousandth of the least penalty with which any one column of X could
             produce an output as long as Y. So the gap is blind to the units of X and Y, and defined where U = 0 is
             optimal.
-        violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0).
+        violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0); or that of U from
+            the penalty's domain, where it has one, √Σ (‖x_j‖·|u_jm − nearest_jm|)², if it is larger.
         infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all.
     """
 
@@ -129,11 +130,14 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
     if not penalty.convex:
         return _without_bound(program, U)
     cost, lengths = penalty.cost(program.shape), _lengths(program)
-    cheap = cheap_entries(cost, lengths)
+    # What is not homogeneous charges for more than its price: only entries without one are repaired.
+    cheap = cheap_entries(cost, lengths) if is_homogeneous(penalty) else (cost == 0) & (lengths > 0)
     found = shifts(program, U, multipliers, cheap, cost, lengths) if bool(cheap.any()) else ()
     sums = sums_of(program, U, multipliers, lengths, found)
-    value = float(penalty.value(U)) + fit.value(sums.fit)
-    violation = fit.distance(sums.fit) / fit.scale
+    within = penalty.prox(U, 0.0)
+    value = float(penalty.value(within)) + fit.value(sums.fit)
+    outside = float(torch.linalg.vector_norm((U - within) * torch.where(lengths > 0, lengths, lengths.amax())))
+    violation = max(fit.distance(sums.fit), outside) / fit.scale
     unit = _unit(program, penalty, lengths)
     bound, t = best_bound(fit, penalty, cost, sums, max(value, unit))
     scale = max(value, 1e-3 * unit)

@@ -24,6 +24,7 @@ from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_
 from convexprune.solvers.curvature import OneSided, Point, Quadratic, model_of
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.interface import Ending, Limits, Proposal, Start, Watch
+from convexprune.solvers.kinds import BUDGETS, LOSSES, is_plain
 from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
@@ -79,9 +80,9 @@ class Continuation:
 
     def refuses(self, program: LayerProgram) -> str | None:
         """Everything but budgets with a loss whose h sees all outputs."""
-        if not isinstance(program.penalty, TopK | NM):
+        if not is_plain(program.penalty, BUDGETS):
             return f"it is for the budgets TopK and NM, found {type(program.penalty).__name__}; admm takes penalties"
-        if not hasattr(program.fit, "weight"):
+        if not is_plain(program.fit, LOSSES):
             return f"it is for SquaredLoss and ReluLoss, found {type(program.fit).__name__}; admm takes sets"
         return unfit(program)
 

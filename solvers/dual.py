@@ -4,18 +4,22 @@ D(t∘Λ) = −f*(t∘Λ) − g*(−XᵀΛ diag(t)), t [M] ≥ 0, bounds the opt
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.fits import Fit
-from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.penalties import Penalty, is_homogeneous
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.repair import MET, Shift, blocks
 
 __all__ = ["ROUNDING", "Sums", "best_bound", "dual_norm_of_sizes", "sums_of"]
 
 ROUNDING = 2**-50  # relative error granted to float64 sums
+_DOUBLINGS = 200
+_SECTIONS = 12  # from a range of 4 to one of 2 %, which D sees squared
+_GOLDEN = (5**0.5 - 1) / 2
 _FREE_FLOOR = 1e-8  # the least dual norm, relative to its largest possible value, of a column with free entries
 
 
@@ -72,9 +76,62 @@ def best_bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: floa
     """
     cap, doubt = _caps(fit, penalty, cost, sums, worth)
     terms = torch.cat([sums.terms[:1] - doubt, sums.terms[1:]])
-    t = fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
-    bound = fit.dual_value(terms, t)
+    if is_homogeneous(penalty):
+        t = _scales(fit, terms, cap)
+        bound = fit.dual_value(terms, t)
+    else:
+        bound, t = _searched(fit, terms, cap, _Conjugate(penalty, cost, sums))
     return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))
+
+
+def _scales(fit: Fit, terms: Tensor, cap: Tensor) -> Tensor:
+    """The fit's own, which are held to what the bound rests on: 0 ≤ t ≤ cap."""
+    return fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
+
+
+@dataclass(frozen=True, eq=False)
+class _Conjugate:
+    """t ↦ g*(−XᵀΛ diag(t)) by column, at the worst that rounding may have made of XᵀΛ."""
+
+    penalty: Penalty
+    cost: Tensor
+    sums: Sums
+
+    def __call__(self, t: Tensor) -> Tensor:
+        # g* ≥ g*(0) = 0 is convex, so it grows outwards.
+        A = self.sums.A + ROUNDING * self.sums.reach * self.sums.A.sign()
+        penalty: Any = self.penalty
+        conjugate: Tensor = penalty.conjugate(torch.where(self.cost == 0, 0.0, -A * t))
+        return conjugate.to(torch.float64) * (1 + ROUNDING)
+
+
+def _searched(fit: Fit, terms: Tensor, cap: Tensor, conjugate: _Conjugate) -> tuple[float, Tensor]:
+    """The largest D(t∘Λ) over t = best_scaling(min(cap, τ)), τ > 0, where g* is no longer 0 or ∞.
+
+    Multipliers of an optimum have τ = 1. D is concave along a ray: τ is doubled or halved as long as that helps, then
+    found by golden sections.
+    """
+    cap = cap * (1 - 4 * ROUNDING)  # not quite where g* becomes infinite
+
+    def at(power: float) -> tuple[float, Tensor]:
+        t = _scales(fit, terms, cap.clamp(max=2.0**power))
+        lost = conjugate(t)
+        t = torch.where(torch.isfinite(lost), t, 0.0)
+        return fit.dual_value(terms, t) - float(torch.where(t > 0, lost, 0.0).sum()), t
+
+    best, power = at(0.0), 0.0
+    for direction in (1.0, -1.0):
+        while abs(power) < _DOUBLINGS and (moved := at(power + direction))[0] > best[0]:
+            best, power = moved, power + direction
+        if power:
+            break
+    low, high = power - 1, power + 1
+    for _ in range(_SECTIONS):
+        inner, outer = (low + (high - low) * part for part in (1 - _GOLDEN, _GOLDEN))
+        a, b = at(inner), at(outer)
+        best = max(best, a, b, key=lambda found: found[0])
+        low, high = (low, outer) if a[0] >= b[0] else (inner, high)
+    return best
 
 
 def _caps(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[Tensor, Tensor]:

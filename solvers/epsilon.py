@@ -14,6 +14,7 @@ from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInpu
 from convexprune.solvers.fits.base import LossFit, SetFit
 from convexprune.solvers.guarantees import check_convex
 from convexprune.solvers.interface import Solver
+from convexprune.solvers.kinds import LOSSES, SETS, is_plain
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.solution import Solution, Status
 from convexprune.solvers.solve import solve
@@ -123,7 +124,8 @@ def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float
     U = found.weights.to(torch.float64)
     samples = Samples.of(problem, torch.float64)
     Z = samples.outputs(U, U.new_empty(problem.fit.shape))
-    budget = _SENSIBLE * max(float(problem.penalty.to(U).value(U)), typical)
+    penalty = problem.penalty.to(U)
+    budget = _SENSIBLE * max(float(penalty.value(penalty.prox(U, 0.0))), typical)
     certificate, weight = found.certificate, problem.fit.weight
     return EpsInterval(
         low=_lowest(certificate.bound, budget, weight),
@@ -163,9 +165,14 @@ def _typical_penalty(program: LayerProgram) -> float:
 def _one_ball(program: LayerProgram) -> SetFit:
     fit = program.fit
     check_convex(program)
-    if not isinstance(fit, SetFit):
+    if is_plain(fit, LOSSES):
         raise InvalidInput(
             f"fit: expected a set with a radius eps, found {type(fit).__name__}, which any weights satisfy"
+        )
+    if not isinstance(fit, SetFit) or not is_plain(fit, SETS):
+        raise InvalidInput(
+            f"fit: expected Ball, ReluBall or NetTrimSet, whose distances a loss of ours measures, found "
+            f"{type(fit).__name__}: what it asks of the outputs is its own"
         )
     if isinstance(fit.eps, Tensor):
         raise InvalidInput(

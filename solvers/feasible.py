@@ -43,6 +43,7 @@ def make_feasible(
 ) -> Feasible:
     """Mix weights U that violate slightly with feasible W: U_θ = θU + (1 − θ)W for the largest feasible θ.
 
+    U is first moved to the nearest point of the penalty's domain, where that has one.
     The penalty of U_θ is at most θ·g(U) + (1 − θ)·g(W). Zeros of U are filled in with (1 − θ)-fold entries of W: U_θ is
     for bounds, or for weights that must keep the promise, not for storage. Where W itself lies on the boundary, as
     under ceilings V = XW, θ may well be 0. X is multiplied twice, whatever θ; memory: two float64 arrays [P, M].
@@ -54,7 +55,7 @@ def make_feasible(
         multipliers: For the certificate; without them the residual of the outputs serves.
 
     Raises:
-        InvalidInput: W is outside by more than rounding.
+        InvalidInput: W is outside by more than rounding, of the fit's set or of the penalty's domain.
         ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
     """
     U, L = proposed(program, weights, multipliers)
@@ -65,6 +66,11 @@ def make_feasible(
 def mixture(program: LayerProgram, U: Tensor, feasible: ArrayLike) -> tuple[Tensor, float]:
     """U_θ and θ of ``make_feasible``, for checked float64 U."""
     W = _checked(program, feasible, None)[0]
+    if program.penalty.convex:
+        nearest = program.penalty.to(U).prox
+        U = nearest(U, 0.0)
+        if not torch.allclose(nearest(W, 0.0), W, rtol=_WITHIN, atol=0.0):
+            raise InvalidInput(f"feasible W: expected weights in the domain of {type(program.penalty).__name__}")
     segment, within = _Segment.between(program, W, U), _within(program.fit)
     _check_inside(program.fit, program.fit.distance(segment.sums(0.0)), within)
     theta = _largest_share(segment, within)

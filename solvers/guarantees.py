@@ -10,6 +10,8 @@ from convexprune.solvers.certificate import Judgement, judge
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.feasible import inside, mixture, proposed
 from convexprune.solvers.fits import ReluLoss, SquaredLoss
+from convexprune.solvers.kinds import NORMS, is_plain
+from convexprune.solvers.penalties import is_homogeneous
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.solution import Solution
 
@@ -39,10 +41,11 @@ def support_bounds(
 
     Raises:
         InvalidInput: The weights are outside the set by more than rounding and ``feasible`` is not given or is outside
-            too; or the penalty is not convex.
+            too; or the penalty is not convex, not homogeneous, or sees signs.
         ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
     """
     check_convex(program)
+    _check_signs(program)
     U, L = proposed(program, weights, multipliers)
     judged = judge(program, U, L)
     if not inside(program.fit, judged.certificate):
@@ -77,15 +80,32 @@ def proven_zeros(
 
 def _slack(program: LayerProgram, judged: Judgement, moved: Tensor | float = 0.0) -> Tensor:
     """c ≥ 0 with g(U) + ⟨A', U⟩ ≥ c_ij|u_ij| for all A' within rounding, and ``moved``, of A."""
-    return program.penalty.to(judged.A).slack(judged.A.abs() + judged.rounding + moved)
+    penalty, most = program.penalty.to(judged.A), judged.A.abs() + judged.rounding + moved
+    return torch.minimum(penalty.slack(most), (penalty.cost(program.shape).to(most) - most).clamp(min=0))
 
 
 def _reach(program: LayerProgram, excess: float) -> Tensor:
     """How far each entry of XᵀΛ may be from an optimal one: −f* of a loss is strongly concave, of a set it is not."""
     lengths: Tensor = torch.linalg.vector_norm(program.inputs, dim=0, dtype=torch.float64)[:, None]
-    if not isinstance(program.fit, ReluLoss | SquaredLoss):
-        return torch.full_like(lengths, torch.inf)
-    return lengths * math.sqrt(2 * program.fit.weight * excess)
+    fit = program.fit
+    if isinstance(fit, ReluLoss | SquaredLoss) and is_plain(fit, (ReluLoss, SquaredLoss)):
+        return lengths * math.sqrt(2 * fit.weight * excess)
+    return torch.full_like(lengths, torch.inf)
+
+
+def _check_signs(program: LayerProgram) -> None:
+    """Raise InvalidInput unless g is homogeneous and depends on the sizes of the weights alone, as slack must."""
+    if is_plain(program.penalty, NORMS):
+        return
+    noise = torch.Generator().manual_seed(0)
+    U = torch.randn(*program.shape, generator=noise, dtype=torch.float64)
+    penalty = program.penalty.to(U)
+    same = torch.equal(penalty.prox(U, 0.0), U) and torch.isclose(penalty.value(U.abs()), penalty.value(U))
+    if not (is_homogeneous(penalty) and bool(same)):
+        raise InvalidInput(
+            "penalty: expected a homogeneous one that depends on the sizes of the weights alone, as L1 and GroupL2 do, "
+            f"found {type(penalty).__name__}: its multipliers bound no single weights here"
+        )
 
 
 def check_convex(program: LayerProgram) -> None:

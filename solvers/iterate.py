@@ -99,7 +99,7 @@ class Iterate:
             if length <= _TINY:
                 break
             before, last = T, distance
-            T = T.sub(gradient, alpha=(distance / length) ** 2)
+            T = self.penalty.prox(T.sub(gradient, alpha=(distance / length) ** 2), 0.0)  # within its domain
             change = (T - before) / self.d
         return T
 

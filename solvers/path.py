@@ -11,6 +11,7 @@ from convexprune.solvers.arrays import blocks_of, checked_positive
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, MissingExtra
 from convexprune.solvers.fits.base import SetFit
 from convexprune.solvers.interface import Limits, Solver, Start
+from convexprune.solvers.kinds import SETS, is_plain
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Solution, Status
@@ -248,9 +249,11 @@ class _Walk:
     def __init__(
         self, program: LayerProgram, solver: str | Solver | None, options: dict[str, Any], limits: Limits
     ) -> None:
-        if not isinstance(program.fit, SetFit) or isinstance(program.fit.eps, torch.Tensor):
-            raise InvalidInput(f"fit: expected a set with one eps for the layer, found {type(program.fit).__name__}")
-        self.program, self.fit, self.limits = program, program.fit, limits
+        fit = program.fit
+        if not isinstance(fit, SetFit) or not is_plain(fit, SETS) or isinstance(fit.eps, torch.Tensor):
+            expected = "Ball, ReluBall or NetTrimSet with one eps for the layer"
+            raise InvalidInput(f"fit: expected {expected}, found {type(fit).__name__}")
+        self.program, self.fit, self.limits = program, fit, limits
         self.name, self.method = make_solver(default_solver(program) if solver is None else solver, options)
         self.start: Start | None = None
 

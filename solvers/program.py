@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, working_dtype
+from convexprune.solvers.claims import check_fit_claims, check_penalty_claims
 from convexprune.solvers.errors import InvalidInput, MissingExtra, ShapeMismatch
 from convexprune.solvers.fits import Fit
 from convexprune.solvers.gram import Gram
@@ -35,7 +36,8 @@ class LayerProgram:
     Raises:
         ShapeMismatch: X and the targets differ in samples, or the penalty's weights do not fit [N, M].
         NonFinite, EmptyInput: X holds NaN or infinity, or nothing.
-        InvalidInput: X and the targets are on different devices, or fit or penalty is of another kind.
+        InvalidInput: X and the targets are on different devices; fit or penalty is of another kind, or one of your own
+            that is not what it claims to be (``claims``).
     """
 
     X: ArrayLike | Gram
@@ -65,6 +67,8 @@ class LayerProgram:
         object.__setattr__(self, "dtype", working_dtype(X.dtype) if source is None else source.dtype)
         object.__setattr__(self, "X", X)
         self.penalty.check(self.shape)
+        check_penalty_claims(self.penalty, self.shape)
+        check_fit_claims(self.fit)
 
     @property
     def inputs(self) -> Tensor:

@@ -10,6 +10,7 @@ from convexprune.solvers.arrays import checked_dtype, checked_positive
 from convexprune.solvers.fits import Ball, Fit, NetTrimSet
 from convexprune.solvers.interface import Start
 from convexprune.solvers.iterative import IterativeSolver
+from convexprune.solvers.kinds import is_plain
 from convexprune.solvers.normal import NormalMatrix, Operator
 from convexprune.solvers.penalties import L1
 from convexprune.solvers.program import LayerProgram
@@ -62,10 +63,11 @@ class Published(IterativeSolver[_State]):
 
     def refuses(self, program: LayerProgram) -> str | None:
         """Why this program cannot be taken, or None."""
-        if not isinstance(program.fit, NetTrimSet | Ball):
+        if not is_plain(program.fit, (NetTrimSet, Ball)):
             return f"it was published for NetTrimSet and Ball, not {type(program.fit).__name__}"
         ones = torch.ones(1, 1)
-        if not isinstance(program.penalty, L1) or bool((program.penalty.to(ones).rescaled(ones).w != 1).any()):
+        penalty = program.penalty
+        if not isinstance(penalty, L1) or not is_plain(penalty, (L1,)) or bool((penalty.to(ones).w != 1).any()):
             return "it was published for the unweighted L1 norm (the bias is penalised like the rest)"
         return None
 

@@ -22,6 +22,7 @@ from convexprune.solvers.fits import Ball, SquaredLoss
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
 from convexprune.solvers.interface import Start
 from convexprune.solvers.iterative import IterativeSolver
+from convexprune.solvers.kinds import is_plain
 from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import Penalty
 from convexprune.solvers.program import LayerProgram
@@ -83,7 +84,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         """Why this program cannot be taken, or None."""
         if not program.penalty.convex:
             return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
-        if not isinstance(program.fit, Ball | SquaredLoss):
+        if not is_plain(program.fit, (Ball, SquaredLoss)):
             return f"{type(program.fit).__name__} is more than ‖XU − Y‖ (expected Ball or SquaredLoss); 'admm' takes it"
         return None
 
@@ -91,11 +92,11 @@ class QuadraticADMM(IterativeSolver[_State]):
         """The eigenbasis, and a start."""
         basis = Eigenbasis.of(program, self.scaling)
         penalty = program.penalty.to(basis.d).rescaled(basis.d)
-        T = torch.zeros_like(basis.moment) if start is None else start.weights.to(basis.d) * basis.d
+        T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
         state = _State(program, _measure(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
         state.sigma = self.sigma or self._sigma(state)
         gradient = basis.gradient(T)
-        # g(T) = −μ⟨gradient, T⟩ at an optimum, for g is homogeneous.
+        # g(T) = −μ⟨gradient, T⟩ at an optimum where g is homogeneous, and of that size where it is not.
         slope = -float((gradient * T).sum())
         if slope > 0:
             state.price = state.price + float(penalty.value(T)) / slope
@@ -159,6 +160,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         if isinstance(state.measure, HalfSquare):
             return _LOSS * state.measure.weight
         V = state.basis.ridge(1.0)
+        V = state.penalty.prox(V, 0.0)
         return float(state.penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
 
     def _begin(self, state: _State) -> None:
@@ -196,7 +198,8 @@ class QuadraticADMM(IterativeSolver[_State]):
             square, slope, bend = square.sum(), slope.sum(), bend.sum()
         beyond = (square - measure.eps**2).clamp(min=0)
         root = (slope.square() - bend * beyond).clamp(min=0).sqrt()
-        return T - along * torch.where(root > 0, beyond / (slope + root), slope / bend.clamp(min=_TINY))
+        moved = T - along * torch.where(root > 0, beyond / (slope + root), slope / bend.clamp(min=_TINY))
+        return state.penalty.prox(moved, 0.0)  # within its domain
 
 
 def _measure(program: LayerProgram) -> HalfSquare | LayerBall | NeuronBalls:

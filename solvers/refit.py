@@ -13,7 +13,8 @@ from torch import Tensor
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.curvature import Model, OneSided, Point, Quadratic, model_of
 from convexprune.solvers.errors import InvalidInput, SolverRefused
-from convexprune.solvers.fits.base import TargetFit
+from convexprune.solvers.fits import NetTrimLoss, NetTrimSet
+from convexprune.solvers.kinds import FITS, is_plain
 from convexprune.solvers.program import LayerProgram
 
 __all__ = [
@@ -48,7 +49,8 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
         U [N, M] in the program's dtype.
 
     Raises:
-        SolverRefused: A Net-Trim fit, whose ceiling is a constraint that a support may make infeasible.
+        SolverRefused: A Net-Trim fit, whose ceiling is a constraint that a support may make infeasible; a fit that is
+            not ours; or weights that a convex penalty with a domain of its own does not allow.
         InvalidInput, ShapeMismatch: The support is not boolean, or not [N, M].
     """
     if not isinstance(support, Tensor) or support.dtype != torch.bool:
@@ -63,15 +65,20 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
         U = descend(model, model.at(U.to(program.dtype)), support, stop=stop).weights
+    if program.penalty.convex and not torch.equal(program.penalty.to(U).prox(U, 0.0), U):
+        raise SolverRefused(
+            f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
+            "which refit does not look at; solve the program on these inputs"
+        )
     return U.to(program.dtype)
 
 
 def unfit(program: LayerProgram) -> str | None:
     """Why there is no loss to refit, or None."""
     fit = program.fit
-    if not isinstance(fit, TargetFit):
+    if not is_plain(fit, FITS):
         return f"expected one of the fits of this library, found {type(fit).__name__}"
-    if fit.seen() is not None:
+    if is_plain(fit, (NetTrimSet, NetTrimLoss)):
         return f"{type(fit).__name__} has a ceiling, which a given support may not be able to keep; use ReluLoss"
     return None
 

@@ -1,11 +1,12 @@
 """A change of units and its inverse."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from convexprune.solvers.penalties import is_homogeneous
 from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Scaling"]
@@ -40,7 +41,11 @@ class Scaling:
     def apply(self, program: LayerProgram) -> LayerProgram:
         """The program in the new units, in float64; its value is b·c times the old one."""
         wide = program.to(torch.float64)
-        penalty = wide.penalty.rescaled(self.d / self.b)
+        penalty: Any = wide.penalty  # what is not homogeneous has ``times``
+        if is_homogeneous(penalty):
+            penalty = penalty.rescaled(self.d / self.b)
+        else:
+            penalty = penalty.rescaled(self.c * self.d).times(self.b * self.c)
         return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c).times(self.b * self.c), penalty)
 
     def undo_weights(self, V: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ class CVXPY:
         if U.value is None:
             return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
         weights = scaling.undo_weights(torch.as_tensor(U.value, dtype=torch.float64))
+        weights = program.penalty.to(weights).prox(weights, 0.0)  # within its domain, which conic solvers keep roughly
         if multipliers is not None:
             # cvxpy's Lagrangian has ⟨dual, Z − XU⟩ for the constraint Z == XU.
             multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64))

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from convexprune.solvers.fits.base import TargetFit
-from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
+from convexprune.solvers.fits.measures import HalfSquare, LayerBall
+from convexprune.solvers.kinds import FITS, NORMS, is_plain
 from convexprune.solvers.penalties import L1, GroupL2
 from convexprune.solvers.program import LayerProgram
 
@@ -23,18 +23,11 @@ def refusal(program: LayerProgram) -> str | None:
     fit, penalty = program.fit, program.penalty
     if not penalty.convex:
         return f"{type(penalty).__name__} is not convex"
-    if not _is_plain(fit, TargetFit, "to_cvxpy", "distance", "dual_value") or not isinstance(
-        getattr(fit, "measure", None), LayerBall | NeuronBalls | HalfSquare
-    ):
-        return f"a conic form is known for fits of our own family, not for {type(fit).__name__}; {_CVXPY}"
-    if not any(_is_plain(penalty, kind, "to_cvxpy", "value", "dual_norm") for kind in (L1, GroupL2)):
+    if not is_plain(fit, FITS):
+        return f"a conic form is known for the fits of this library, not for {type(fit).__name__}; {_CVXPY}"
+    if not is_plain(penalty, NORMS):
         return f"a conic form is known for L1 and GroupL2, not for {type(penalty).__name__}; {_CVXPY}"
     return None
-
-
-def _is_plain(instance: object, kind: type, *members: str) -> bool:
-    """Whether it is one of its kind, and no subclass says anew what it is."""
-    return isinstance(instance, kind) and all(getattr(type(instance), m) is getattr(kind, m) for m in members)
 
 
 def separable(program: LayerProgram) -> bool:

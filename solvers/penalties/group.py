@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, check_finite
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+from convexprune.solvers.penalties.base import Homogeneous
 
 __all__ = ["GroupL2"]
 
@@ -17,7 +18,7 @@ _NEWTON = 50  # steps at most; 9 are needed where lengths in a group differ by 1
 
 
 @dataclass(frozen=True, eq=False)
-class GroupL2:
+class GroupL2(Homogeneous):
     """g(U) = Σ_g w_g ‖U_g‖₂ over groups g of entries: zero groups, not single zeros.
 
     Args:

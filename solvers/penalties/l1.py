@@ -8,12 +8,13 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_finite
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+from convexprune.solvers.penalties.base import Homogeneous
 
 __all__ = ["L1"]
 
 
 @dataclass(frozen=True, eq=False)
-class L1:
+class L1(Homogeneous):
     """The weighted ℓ1 norm g(U) = Σ_ij w_ij |u_ij|.
 
     Args:

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput, SolverRefused
+from convexprune.solvers.penalties.base import Homogeneous
 
 __all__ = ["NM", "TopK"]
 
 
-class _Budget:
+class _Budget(Homogeneous):
     """The indicator of a union of subspaces, each spanned by the entries that ``support`` may keep."""
 
     convex: ClassVar[bool] = False

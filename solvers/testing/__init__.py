@@ -1,4 +1,4 @@
-"""A conformance kit for solvers, and the problem zoo that it runs on.
+"""A conformance kit for solvers, the problem zoo that it runs on, and checks of one's own fits and penalties.
 
 >>> from convexprune.solvers import testing
 >>> report = testing.check("admm", testing.zoo.representative())  # doctest: +SKIP
@@ -7,8 +7,22 @@
 
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.candidate import Candidate
+from convexprune.solvers.testing.fits import check_fit
 from convexprune.solvers.testing.kit import Check, check, checks
 from convexprune.solvers.testing.member import Member
+from convexprune.solvers.testing.penalties import check_penalty
 from convexprune.solvers.testing.report import NotConforming, Report, Result
 
-__all__ = ["Candidate", "Check", "Member", "NotConforming", "Report", "Result", "check", "checks", "zoo"]
+__all__ = [
+    "Candidate",
+    "Check",
+    "Member",
+    "NotConforming",
+    "Report",
+    "Result",
+    "check",
+    "check_fit",
+    "check_penalty",
+    "checks",
+    "zoo",
+]

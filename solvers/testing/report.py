@@ -48,9 +48,7 @@ class Report:
         """Raise NotConforming, naming every failed check, unless all passed."""
         if self.failures:
             lines = "\n".join(f"  {result.name}: {result.detail}" for result in self.failures)
-            raise NotConforming(
-                f"solver {self.solver!r} failed {len(self.failures)} of {len(self.results)} checks:\n{lines}"
-            )
+            raise NotConforming(f"{self.solver!r} failed {len(self.failures)} of {len(self.results)} checks:\n{lines}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
