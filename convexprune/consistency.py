@@ -77,14 +77,14 @@ def check_results(
     with _Weights(weights) as tensors:
         rows, found = _checked_rows(report, journal, tensors)
         done += tensors.said()
-    known = plain(_rebuilt(report, rows).to_dict())
-    found += _differences("", report, known)
+    computed = plain(_rebuilt(report, rows).to_dict())
+    found += _differences("", report, computed)
     done.append("totals and verdict follow from the layers' rows")
     if journal is not None:
         done.append("the layers' rows are those of the journal's entries, whose nonzeros were counted")
     if recipe is not None:
-        told = {key: value for key, value in report["provenance"].items() if key in recipe}
-        found += _differences("provenance.", _without_infinity(told), _without_infinity(recipe))
+        claimed = {key: value for key, value in report["provenance"].items() if key in recipe}
+        found += _differences("provenance.", _without_infinity(claimed), _without_infinity(recipe))
         done.append("what was asked is what run.json says")
     if found:
         raise _refusal(folder, found)
@@ -108,7 +108,7 @@ def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
     more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
     return DamagedFile(
         f"{folder / 'report.json'}: not what lies beside it: {'; '.join(found[:4])}{more}. Restore it, or run the same "
-        "prune again, which judges the journal's entries and writes the results anew"
+        "prune again: of a run with a journal it judges the entries and writes the results anew"
     )
 
 
@@ -119,21 +119,21 @@ def _checked_rows(
     report: Mapping[str, Any], journal: Journal | None, tensors: "_Weights"
 ) -> tuple[list[LayerReport], list[str]]:
     """Rows made of what the journal says, or of the report where it has none; and what does not agree."""
-    told = {str(row["name"]): row for row in report["layers"]}
-    known: dict[str, LayerReport] = {}
+    claimed = {str(row["name"]): row for row in report["layers"]}
+    computed: dict[str, LayerReport] = {}
     found = []
     for record in () if journal is None else journal.entries():
         name = record.data["layer"]
-        if name in told and (row := _row_of(record, told[name], tensors)) is not None:
-            own = list(_differences("", told[name], plain(dataclasses.asdict(row))))
-            if name not in known or not own:
-                known[name] = row
-    for name, row in told.items():
+        if name in claimed and (row := _row_of(record, claimed[name], tensors)) is not None:
+            own = list(_differences("", claimed[name], plain(dataclasses.asdict(row))))
+            if name not in computed or not own:
+                computed[name] = row
+    for name, row in claimed.items():
         found += [*tensors.differences(name, row), *_unproven(row, report["provenance"])]
-        made = known.get(name)
+        made = computed.get(name)
         if made is None and journal is not None and "goal" in row and row["status"] not in _CUT:
             found.append(f"layer {name!r} has no entry in the journal")
-    return [known.get(name) or _row(row) for name, row in told.items()], found
+    return [computed.get(name) or _row(row) for name, row in claimed.items()], found
 
 
 def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[str]:
@@ -145,37 +145,37 @@ def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator
             yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
 
 
-def _row_of(record: Record, told: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
+def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
     goal = goal_of(record)
-    if isinstance(goal, Measurement) or ("goal" not in told) != isinstance(goal, KeepInputs):
+    if isinstance(goal, Measurement) or ("goal" not in claimed) != isinstance(goal, KeepInputs):
         return None
     answers = recalled(record, [Fold()] * len(record.data["groups"]))
     figures = layer_figures(goal, answers)
-    if "goal" not in told:  # of a run that removes neurons: the weights are smaller than those of the entry
+    if "goal" not in claimed:  # of a run that removes neurons: the weights are smaller than those of the entry
         names = ("samples", "output_error", "seconds")
-        return dataclasses.replace(_row(told), **{name: figures[name] for name in names})
+        return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
     figures["nonzeros"] = _counted(answers, figures["nonzeros"])
     if set(figures["notes"]) <= set(
-        told["notes"]
+        claimed["notes"]
     ):  # others may have been added, about the layer's place in the network
-        figures["notes"] = tuple(told["notes"])
-    tensors.expect(str(told["name"]), answers, matches=figures["nonzeros"] == told["nonzeros"])
-    own = {name: told[name] for name in ("name", "fit", "norm")}
-    return NetTrimLayer(**own, shape=tuple(told["shape"]), **figures)
+        figures["notes"] = tuple(claimed["notes"])
+    tensors.expect(str(claimed["name"]), answers, matches=figures["nonzeros"] == claimed["nonzeros"])
+    own = {name: claimed[name] for name in ("name", "fit", "norm")}
+    return NetTrimLayer(**own, shape=tuple(claimed["shape"]), **figures)
 
 
-def _counted(answers: Sequence[Answer], told: int) -> int:
+def _counted(answers: Sequence[Answer], claimed: int) -> int:
     """Nonzeros in the arrays; whether their last row is a bias, which does not count, the entry does not say."""
     every = sum(int(answer.stored.count_nonzero()) for answer in answers)
     without = sum(int(answer.stored[:-1].count_nonzero()) for answer in answers)
-    return told if told in (every, without) else without
+    return claimed if claimed in (every, without) else without
 
 
-def _row(told: Mapping[str, Any]) -> LayerReport:
+def _row(claimed: Mapping[str, Any]) -> LayerReport:
     """A row as the report tells it."""
-    kind = NetTrimLayer if "goal" in told else NeuronLayer if "neurons" in told else CoresetLayer
-    values = dict(told)
+    kind = NetTrimLayer if "goal" in claimed else NeuronLayer if "neurons" in claimed else CoresetLayer
+    values = dict(claimed)
     for field in dataclasses.fields(kind):
         if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
             values[field.name] = math.nan if field.name.endswith("error") else math.inf
@@ -282,18 +282,18 @@ _NAMES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_
 # Plain data
 
 
-def _differences(where: str, told: Any, known: Any) -> Iterator[str]:
-    """What is told otherwise than known; entries that one of them lacks are not compared."""
-    if isinstance(told, Mapping) and isinstance(known, Mapping):
-        for key, value in known.items():
-            if key in told:
-                name = f"layer {known['name']!r}" if key == "layers" and "name" in known else str(key)
-                yield from _differences(f"{where}{name}.", told[key], value)
-    elif isinstance(told, list | tuple) and isinstance(known, list | tuple) and len(told) == len(known):
-        for number, (one, other) in enumerate(zip(told, known, strict=True)):
-            yield from _differences(f"{where}{number}.", one, other)
-    elif told != known:
-        yield f"{where.rstrip('.')} is {told!r}, expected {known!r}"
+def _differences(where: str, claimed: Any, computed: Any) -> Iterator[str]:
+    """What is claimed otherwise than computed; entries that one of them lacks are not compared."""
+    if isinstance(claimed, Mapping) and isinstance(computed, Mapping):
+        for key, value in computed.items():
+            if key in claimed:
+                yield from _differences(f"{where}{key}.", claimed[key], value)
+    elif isinstance(claimed, list | tuple) and isinstance(computed, list | tuple) and len(claimed) == len(computed):
+        for number, (one, other) in enumerate(zip(claimed, computed, strict=True)):
+            name = repr(other["name"]) if isinstance(other, Mapping) and "name" in other else number
+            yield from _differences(f"{where}{name}.", one, other)
+    elif claimed != computed:
+        yield f"{where.rstrip('.')} is {claimed!r}, expected {computed!r}"
 
 
 def _without_infinity(value: Any) -> Any:
