@@ -1,6 +1,6 @@
 """What a network computes on calibration data: its outputs, the inputs of its layers, and what follows each layer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.calibration import Calibration, samples_of
-from convexprune.following import Followed, followed
+from convexprune.following import followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
 from convexprune.hiding import counted_rows
+from convexprune.interventions import Trial, read_beyond_relu
 from convexprune.matrices import input_matrices
 from convexprune.padding import Counted, Mask, rows_that_count
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.taps import Received, check_received, tap, tapped
+from convexprune.taps import Received, Tap, check_received, tap, tapped
 from convexprune.watch import tensors_in
 
 __all__ = ["Capture", "LayerCapture", "capture", "network_outputs"]
@@ -27,8 +28,9 @@ class LayerCapture:
 
     ``inputs`` holds the module's raw input tensor of each call (of attention the query), batch after batch. Their sizes
     may differ; ``input_matrices`` of each, concatenated, is X. ``activation`` is that of ``Followed``, or None if the
-    first batch did not reach the layer. What TorchScript functions consume is not seen. ``counts`` are, for each call
-    and each group, the rows that a mask lets count, Boolean; None for all, and nothing where no mask was asked for.
+    first batch did not reach the layer; where "relu" is not all that the model's outputs show to be read, it is
+    "several: relu, unseen". What else TorchScript functions consume is not seen. ``counts`` are, for each call and each
+    group, the rows that a mask lets count, Boolean; None for all, and nothing where no mask was asked for.
     """
 
     inputs: tuple[Tensor, ...]
@@ -73,7 +75,8 @@ def capture(
     """Run the model in eval mode on every batch and record the inputs of the named layers.
 
     The model is left as found: hooks, training flags, gradients. The first batch is run once more, to see what follows
-    each layer. Inputs are copies, on the device where the layer received them.
+    each layer, and four times where that are ReLUs, to see that nothing else does. Inputs are copies, on the device
+    where the layer received them.
 
     Args:
         model: the network.
@@ -104,7 +107,7 @@ def capture(
         counts.setdefault(name, []).append(counted.rows(name, model.get_submodule(name), received, mask))
 
     with evaluating(model):
-        follows, _ = followed(model, listed[0], taps, forward)
+        activations = _activations(model, listed[0], taps, forward)
         for done, batch in enumerate(listed, start=1):
             visible = data.mask_of(batch)
             with tapped(taps, partial(keep, visible)):
@@ -112,10 +115,20 @@ def capture(
             if progress is not None:
                 progress(done, len(listed))
     seen = {
-        name: LayerCapture(tuple(kept), follows.get(name, Followed()).activation, tuple(counts[name]))
-        for name, kept in inputs.items()
+        name: LayerCapture(tuple(kept), activations.get(name), tuple(counts[name])) for name, kept in inputs.items()
     }
     return Capture(seen, _joined(outputs), sum(map(samples_of, listed)), counted)
+
+
+def _activations(
+    model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
+) -> dict[str, str | None]:
+    """What follows each layer; a ReLU only where nothing else reads what is before it."""
+    follows, _ = followed(model, batch, taps, forward)
+    found = {name: one.activation for name, one in follows.items()}
+    relus = {name: taps[name] for name, activation in found.items() if activation == "relu"}
+    beyond = read_beyond_relu(Trial(model, batch, forward), relus) if relus else []
+    return found | dict.fromkeys(beyond, "several: relu, unseen")
 
 
 def network_outputs(
