@@ -129,6 +129,7 @@ def prune(
     norms: Annotated[str, _posed(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
     gamma: Annotated[float, _posed(help="In cascade: room for the trained weights, at least 1.")] = 1.1,
     refit: Annotated[bool, _posed(help="With an eps: fit again on the support found.")] = False,
+    keep_zeros: Annotated[bool, _posed("--keep-zeros", help="Weights that are zero stay zero.")] = False,
     solver: Annotated[str | None, _posed(help="See `convexprune solvers`; else the one that suits.")] = None,
     tol: Annotated[float, _posed(help="Certified relative gap to reach.")] = 1e-3,
     feas_tol: Annotated[float, _posed(help="Violation to reach, relative to eps.")] = 1e-4,

@@ -67,7 +67,8 @@ def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Te
     """
     checked_ratio(max_ratio)
     pickled = partial(_read_torch, max_ratio=max_ratio)
-    readers = {".safetensors": _read_safetensors, ".pt": pickled, ".pth": pickled, ".bin": pickled}
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors}
+    readers |= dict.fromkeys((".pt", ".pth", ".bin"), pickled)
     path, suffix = _existing(path, tuple(readers))
     found = _read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
     if not isinstance(found, Mapping):

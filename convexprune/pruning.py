@@ -60,7 +60,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 _SAME = (
     *("network_eps", "guarantee", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms"),
-    *("gamma", "refit", "seed", "solver", "layers", "tol", "feas_tol", "max_iter", "layer_time_limit", "time_limit"),
+    *("gamma", "refit", "keep_zeros", "seed", "solver", "layers", "tol", "feas_tol", "max_iter"),
+    *("layer_time_limit", "time_limit"),
 )
 
 

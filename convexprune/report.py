@@ -73,6 +73,21 @@ class LayerReport:
         return None
 
     @property
+    def came_back(self) -> int:
+        """How many of its weights were zero before and are not any more, as far as that is known."""
+        return 0
+
+    @property
+    def emptied(self) -> bool:
+        """Whether no weight is left of those that there were."""
+        return self.nonzeros == 0 < self.nonzeros_before
+
+    @property
+    def empty_allowed(self) -> bool:
+        """Whether what was asked for is kept by no weights at all, whatever was trained."""
+        return False
+
+    @property
     def kept(self) -> str:
         """The part of the weights that is left."""
         return f"{self.nonzeros / max(self.nonzeros_before, 1):.1%}"
@@ -140,10 +155,10 @@ class Report:
 
     @property
     def head(self) -> tuple[str, ...]:
-        """What a reader should know first: the verdict, where an eps had to be raised, and ``notices``."""
-        raised = raised_eps(self.layers)
+        """What a reader should know first: the verdict, what is odd about layers, and ``notices``."""
         verdict = f"{self._verdict()}: {_statuses(self.layers)}" if self.layers else self._verdict()
-        return (*self._nothing(), *filter(None, (verdict, raised)), *self.notices)
+        odd = (raised_eps(self.layers), emptied_layers(self.layers), returned_zeros(self.layers))
+        return (*self._nothing(), *filter(None, (verdict, *odd)), *self.notices)
 
     def _nothing(self) -> tuple[str, ...]:
         """That nothing was pruned, and why."""
@@ -215,6 +230,29 @@ def raised_eps(rows: Sequence[LayerReport]) -> str:
     )
 
 
+def emptied_layers(rows: Sequence[LayerReport]) -> str:
+    """Which layers have no weights left, and whether that was to be expected; empty where none has."""
+    found = [row for row in rows if row.emptied]
+    if not found:
+        return ""
+    names = ", ".join(row.name for row in found[:_MOST]) + (", …" if len(found) > _MOST else "")
+    why = "; from eps 1 on zero weights keep the promise, whatever was trained: give a smaller eps"
+    tail = why if any(row.empty_allowed for row in found) else ""
+    return f"no weight is left in {len(found)} of {len(rows)} layers ({names}): outputs there depend on no input{tail}"
+
+
+def returned_zeros(rows: Sequence[LayerReport]) -> str:
+    """How many weights that were zero are not any more, and where; empty where none is."""
+    found = [row for row in rows if row.came_back]
+    if not found:
+        return ""
+    total = sum(row.came_back for row in found)
+    where = ", ".join(f"{row.name} {row.came_back:,}" for row in sorted(found, key=lambda row: -row.came_back)[:_MOST])
+    more = f" and {len(found) - _MOST} layers more" if len(found) > _MOST else ""
+    what = "1 weight that was zero" if total == 1 else f"{total:,} weights that were zero"
+    return f"{what} came back ({where}{more}): keep_zeros (--keep-zeros) keeps them zero"
+
+
 def _statuses(rows: Sequence[LayerReport]) -> str:
     """How layers ended, with how many of them."""
     counts = Counter(row.status for row in rows)
@@ -244,3 +282,4 @@ def told_once(
 
 
 _WIDE = 120
+_MOST = 5  # layers that a line names

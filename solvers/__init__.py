@@ -27,7 +27,7 @@ from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.lewis import LevelEllipsoid, level_ellipsoid, lewis_weights
 from convexprune.solvers.max_norm import MaxNormCoreset, max_norm_coreset
 from convexprune.solvers.path import EpsPath, PathPoint, smallest_eps, solve_path
-from convexprune.solvers.penalties import L1, NM, GroupL2, TopK
+from convexprune.solvers.penalties import L1, NM, GroupL2, Restricted, TopK
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.refit import refit
 from convexprune.solvers.registry import available, register
@@ -56,6 +56,7 @@ __all__ = [
     "Proposal",
     "ReluBall",
     "ReluLoss",
+    "Restricted",
     "Solution",
     "SquaredLoss",
     "Start",

@@ -108,8 +108,8 @@ class Continuation:
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
 
     def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:
-        support = budget.support(U)
-        support[budget.budgeted(len(support)) :] = True  # a free weight that is 0 stays free
+        support, rows = budget.support(U), budget.budgeted(len(U))
+        support[rows:] = budget.allowed(U)[rows:]  # a free weight that is 0 stays free
         single = U.dtype == torch.float32
         if single and isinstance(model, Quadratic):
             at = conjugate(model, model.at(U), support)
@@ -167,11 +167,12 @@ def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
     if isinstance(budget, NM):
         return budget.support(V)
     rows = budget.budgeted(len(V))
-    size = V[:rows].abs()
+    allowed = budget.allowed(V)
+    size = V[:rows].abs() * allowed[:rows]
     flat = size.reshape(-1, 1) if budget.per == "layer" else size
     least = flat.kthvalue(len(flat) - budget.k + 1, dim=0).values
     kept = size >= least
-    return kept if rows == len(V) else torch.cat([kept, kept.new_ones(len(V) - rows, V.shape[1])])
+    return allowed & (kept if rows == len(V) else torch.cat([kept, kept.new_ones(len(V) - rows, V.shape[1])]))
 
 
 class _Moment(Protocol):

@@ -97,7 +97,7 @@ class _Tableau:
         chosen = torch.zeros(M, p, dtype=torch.long, device=support.device)
         movable = torch.zeros(M, p, dtype=torch.bool, device=support.device)
         gains = at.gradient.to(torch.float64).square() / (2 * model.diagonal(at).to(torch.float64).clamp(min=1e-300))
-        outside = ~support & (group >= 0)[:, None]
+        outside = ~support & (group >= 0)[:, None] & budget.allowed(at.weights)
         gains = torch.where(outside & (model.diagonal(at) > 0), gains, -torch.inf)
         for part in packed(support, extra=q):
             best, strong = gains[:, part.neurons].T.topk(q, dim=1)

@@ -92,6 +92,27 @@ def test_the_working_folder_is_on_the_path_for_own_models_alone_and_last(
     assert sys.path == [*before, str(folder)]
 
 
+def test_names_are_left_out_and_patterns_go_with_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--sparsity", "0=0", "--sparsity", "2:4", "--layers", "!4", "--keep-zeros", "--samples", "80", "--json"]
+    result = invoked(folder, monkeypatch, *options, out="mixed")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)["report"]
+    assert [(row["name"], row["goal"]) for row in report["layers"]] == [("2", "2:4")]
+    assert {module["name"]: module["reason"] for module in report["skipped"]} == {
+        "0": "left as trained: its sparsity is 0",
+        "4": "left out by the name pattern '!4'",
+    }
+    told = report["provenance"]
+    assert (told["sparsity"], told["layers"], told["keep_zeros"]) == ({"0": 0.0, "*": "2:4"}, ["!4"], True)
+
+
+def test_an_eps_that_allows_everything_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, output = run(folder, monkeypatch, "--eps", "1.5", "--samples", "80", out="nothing")
+    assert code == 0, output
+    assert "no weight is left in 3 of 3 layers (0, 2, 4)" in " ".join(output.split())
+    assert "from eps 1 on" in output
+
+
 def test_nothing_is_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "taken").mkdir()
     (folder / "taken" / "model.safetensors").write_text("mine")
@@ -107,7 +128,7 @@ def test_a_file_is_no_place_for_results(folder: Path, monkeypatch: pytest.Monkey
     (folder / "a file").write_text("mine")
     code, output = run(folder, monkeypatch, "--weights", "absent.safetensors", out=out)
     assert code == 1
-    assert "a file: a file, where a folder is to be; choose another --out" in output
+    assert "a file: a file, where a folder is to be; choose another" in output
 
 
 def test_an_open_certificate_has_its_own_exit_status(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_entries_do_not_outlive_their_run_json(tmp_path: Path) -> None:
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InvalidInput, match="a file, where the folder"):
+        with pytest.raises(InvalidInput, match="a file, where a folder"):
             Journal(folder, RUN)
 
 

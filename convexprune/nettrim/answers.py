@@ -35,6 +35,7 @@ class Answer:
         status: How it ended: the solution's status, or "rounded" where only rounding cost the certificate.
         notes: What a reader should know.
         path: Of a measured path its points: (eps and error relative to ‖Y‖_F, nonzeros without the bias).
+        returned: How many of these weights are not zero where the trained ones are.
     """
 
     solution: Solution
@@ -49,6 +50,7 @@ class Answer:
     status: str
     notes: tuple[str, ...] = ()
     path: tuple[tuple[float, float, int], ...] = ()
+    returned: int = 0
 
     @classmethod
     def of(
@@ -72,6 +74,7 @@ class Answer:
             samples=posed.samples,
             before=int(posed.stored[: posed.rows].count_nonzero()),
             nonzeros=int(stored[: posed.rows].count_nonzero()),
+            returned=int((stored[: posed.rows] * (posed.stored[: posed.rows] == 0)).count_nonzero()),
             status=status,
             notes=tuple(notes),
         )

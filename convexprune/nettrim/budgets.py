@@ -22,9 +22,9 @@ class Keep(Plain):
     count: int
     kind: ClassVar[str] = "keep"
 
-    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """The loss within the budget."""
-        return posed.program(posed.loss(), TopK(posed.portion(self.count), rows=posed.rows))
+        return posed.program(posed.loss(), _most(self.count, posed, how))
 
     def meet(self, posed: Posed, how: How) -> Answer:
         """Continuation, refit and exchanges."""
@@ -42,9 +42,9 @@ class Pattern(Plain):
     m: int
     kind: ClassVar[str] = "pattern"
 
-    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """The loss within the pattern."""
-        return posed.program(posed.loss(), NM(self.n, self.m, rows=posed.rows))
+        return posed.program(posed.loss(), NM(self.n, self.m, rows=posed.rows, within=posed.support(how)))
 
     def meet(self, posed: Posed, how: How) -> Answer:
         """Continuation, refit and exchanges."""
@@ -61,9 +61,9 @@ class KeepByPath(Plain):
     count: int
     kind: ClassVar[str] = "keep-by-path"
 
-    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """The loss within the budget, which is what the answer is judged by."""
-        return posed.program(posed.loss(), TopK(posed.portion(self.count), rows=posed.rows))
+        return posed.program(posed.loss(), _most(self.count, posed, how))
 
     def meet(self, posed: Posed, how: How) -> Answer:
         """A search along eps, then a refit."""
@@ -84,6 +84,11 @@ class KeepByPath(Plain):
 
     def __str__(self) -> str:
         return f"path to {self.count:,}"
+
+
+def _most(count: int, posed: Posed, how: How) -> TopK:
+    """At most the group's part of so many weights."""
+    return TopK(posed.portion(count), rows=posed.rows, within=posed.support(how))
 
 
 def _budgeted(program: LayerProgram, posed: Posed, how: How) -> Answer:

@@ -102,20 +102,22 @@ def _status(answer: Answer, goal: Goal, posed: Posed, how: How, certificate: Cer
     """The recorded status where it promises nothing, or what it promises is found to hold."""
     slack = _slack(answer, certificate)
     tol, feas_tol = float(how.options["tol"]), float(how.options["feas_tol"])
-    inside = certificate.violation <= feas_tol + slack["violation"]
+    support = posed.support(how)
+    filled = support is not None and bool(answer.stored[~support].any())
+    inside = certificate.violation <= feas_tol + slack["violation"] and not filled
     holds = {
         str(Status.SOLVED): isinstance(goal, Within) and inside and certificate.gap <= tol + slack["gap"],
         REFITTED: isinstance(goal, Within) and how.refit and inside,
-        str(Status.NO_BOUND): not isinstance(goal, Within) and inside and _kept(goal, posed, answer, certificate),
+        str(Status.NO_BOUND): not isinstance(goal, Within) and inside and _kept(goal, posed, how, answer, certificate),
     }
     if isinstance(goal, Measurement) or holds.get(answer.status, True):
         return answer.status
     return f"not {answer.status}"
 
 
-def _kept(goal: Goal, posed: Posed, answer: Answer, certificate: Certificate) -> bool:
+def _kept(goal: Goal, posed: Posed, how: How, answer: Answer, certificate: Certificate) -> bool:
     """Whether a budget is; a broken one has an infinite value."""
-    inside = not isinstance(goal, KeepInputs) or not bool(answer.stored[~goal.support(posed)].any())
+    inside = not isinstance(goal, KeepInputs) or not bool(answer.stored[~goal.support(posed, how)].any())
     return inside and math.isfinite(certificate.value)
 
 
@@ -153,7 +155,7 @@ def _differences(recorded: Sequence[Answer], again: Sequence[Answer], left_out: 
 
 
 def _figures(answer: Answer) -> dict[str, Any]:
-    names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "status")
+    names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "returned", "status")
     return answer.solution.certificate.to_dict() | {name: getattr(answer, name) for name in names}
 
 

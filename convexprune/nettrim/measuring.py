@@ -10,7 +10,7 @@ from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import L1, EpsPath, LayerProgram, Solution, Status, certify, solve_path
+from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, certify, solve_path
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -21,7 +21,7 @@ def _path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -
     """The program at these relative eps, as closely as a measurement asks for; None if that was cut short."""
     limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
     own = {name: value for name, value in how.options.items() if name not in (*limits, "time_limit")}
-    solver = solver_for(posed, how) if isinstance(program.penalty, L1) else how.solver or "admm"
+    solver = how.solver or "admm" if isinstance(program.penalty, GroupL2) else solver_for(posed, how)
     radii, over = [value * posed.size for value in eps], Until(how)
     path = solve_path(program, radii, solver, callback=over.seen, stop=over, **limits, **own)
     return None if over.ended else path

@@ -83,12 +83,12 @@ class KeepInputs(Plain):
     kept: tuple[int, ...]
     kind: ClassVar[str] = "keep-inputs"
 
-    def programs(self, posed: Posed, how: How) -> LayerProgram:  # noqa: ARG002
+    def programs(self, posed: Posed, how: How) -> LayerProgram:
         """The loss, within as many weights as stay."""
         count = len(self.kept) * (posed.rows // self.neurons) * posed.stored.shape[1]
-        return posed.program(posed.loss(), TopK(count, rows=posed.rows))
+        return posed.program(posed.loss(), TopK(count, rows=posed.rows, within=posed.support(how)))
 
-    def support(self, posed: Posed) -> Tensor:
+    def support(self, posed: Posed, how: How) -> Tensor:
         """Boolean [N, M]; inputs that are nothing but rounding get no weights, which would have to be huge."""
         rows = torch.zeros(self.neurons, dtype=torch.bool, device=posed.stored.device)
         rows[list(self.kept)] = True
@@ -97,14 +97,15 @@ class KeepInputs(Plain):
         rows = rows.repeat_interleave(posed.rows // self.neurons) & (sizes > least)
         if posed.biased:
             rows = torch.cat([rows, rows.new_ones(1)])
-        return rows[:, None].expand_as(posed.stored).contiguous()
+        support, allowed = rows[:, None].expand_as(posed.stored).contiguous(), posed.support(how)
+        return support if allowed is None else support & allowed
 
     def meet(self, posed: Posed, how: How) -> Answer:
         """A refit; where every neuron stays, the trained weights."""
         began = time.perf_counter()
         program = self.programs(posed, how)
         every, over = len(self.kept) == self.neurons and not how.cascade, Until(how)
-        weights = posed.W if every else refit(program, self.support(posed), over)
+        weights = posed.W if every else refit(program, self.support(posed, how), over)
         solved = time.perf_counter() - began
         told = {"solver": "refit", "message": ""} | environment(weights)
         limits = {"tol": how.options["tol"], "feas_tol": how.options["feas_tol"]}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.folding import Fold
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, ReluLoss, Restricted, SquaredLoss
 from convexprune.solvers.arrays import norm, stratified, working_dtype
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.fits import Fit
@@ -34,6 +34,7 @@ class How:
         penalise_bias: Whether the bias counts in the penalty.
         cascade: Whether inputs are those of the pruned network.
         refit: Whether weights are fitted again on the support that was found.
+        keep_zeros: Whether trained weights that are zero stay zero: every program is restricted to the others.
         seed: Of random samples.
         callback: Called with each trace point; a true answer stops.
         stop: Asked between iterations; a true answer stops.
@@ -46,6 +47,7 @@ class How:
     penalise_bias: bool = False
     cascade: bool = False
     refit: bool = False
+    keep_zeros: bool = False
     seed: int = 0
     callback: Callable[[TracePoint], bool | None] | None = None
     stop: Callable[[], bool] | None = None
@@ -137,9 +139,19 @@ class Posed:
         given = self.X if isinstance(self.X, Gram) else self.targets
         return SquaredLoss(given) if self.fit == "ball" else ReluLoss(given)
 
-    def penalty(self, how: How) -> L1:
-        """ℓ1, with a free bias unless asked otherwise."""
-        return L1.free_bias(len(self.stored)) if self.biased and not how.penalise_bias else L1()
+    def penalty(self, how: How) -> L1 | Restricted:
+        """ℓ1, with a free bias unless asked otherwise; where zeros are kept, on the others alone."""
+        plain = L1.free_bias(len(self.stored)) if self.biased and not how.penalise_bias else L1()
+        support = self.support(how)
+        return plain if support is None else Restricted(plain, support)
+
+    def support(self, how: How) -> Tensor | None:
+        """Boolean [N, M], the trained weights that are not zero, and the bias; None where zeros need not stay."""
+        if not how.keep_zeros:
+            return None
+        support = self.stored != 0
+        support[self.rows :] = True
+        return support
 
     def within(self, eps: float, how: How) -> tuple[NetTrimSet | ReluBall | Ball, float]:
         """The set with a radius of eps·‖Y‖_F, and what its members may miss Y by behind the ReLU.

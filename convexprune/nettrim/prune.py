@@ -34,7 +34,7 @@ from convexprune.nettrim.tasks import executor
 from convexprune.padding import Mask
 from convexprune.plan import check_module
 from convexprune.progress import silent
-from convexprune.report import LayerReport, Report, SkippedModule, told_once
+from convexprune.report import LayerReport, Report, SkippedModule, emptied_layers, told_once
 from convexprune.shrink import restoring
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.interface import Solver
@@ -61,6 +61,7 @@ def prune_(
     unit: str = "weights",
     remove: bool = True,
     refit: bool = False,
+    keep_zeros: bool = False,
     fit: str | Mapping[str, str] | None = None,
     norms: str = "fold",
     solver: str | Solver | None = None,
@@ -123,6 +124,8 @@ def prune_(
             well; otherwise they are zeros, and shapes stay.
         refit: With ``eps``: fit the weights again on the support that was found: a smaller error at as many nonzeros,
             and a larger ℓ1 norm.
+        keep_zeros: Weights that are zero stay zero, as in a model that was pruned before: every program is restricted
+            to the others, and so is what is certified. Without it some may come back; the report says how many.
         fit: None: "relu-ball" where only ReLU follows, "ball" elsewhere; or a fit's name, or a mapping from patterns.
         norms: "fold": a BatchNorm that alone follows a layer is part of the layer's program, so that errors count
             behind it; its shift takes the program's bias. "leave": errors count before it.
@@ -189,6 +192,7 @@ def prune_(
         search=search,
         unit=unit,
         refit=refit,
+        keep_zeros=keep_zeros,
         fit=fit,
         norms=norms,
         solver=solver,
@@ -230,6 +234,8 @@ def prune_(
             holdout=held_out,
         )
         rows, promise = _pursued(work, plan, target, recipe, remove)
+    if empty := emptied_layers(rows):
+        _log.warning("%s", empty)
     layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(work, plan)])
     return Report(
         layers=layers_told,

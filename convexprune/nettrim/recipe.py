@@ -51,6 +51,7 @@ class Recipe:
     search: str
     unit: str
     refit: bool
+    keep_zeros: bool
     fit: str | Mapping[str, str] | None
     norms: str
     solver: str | Solver | None
@@ -75,6 +76,7 @@ class Recipe:
             penalise_bias=self.penalise_bias,
             cascade=self.mode == "cascade",
             refit=self.refit,
+            keep_zeros=self.keep_zeros,
             seed=self.seed,
         )
 
@@ -98,6 +100,8 @@ def checked_recipe(**arguments: Any) -> Recipe:
         if arguments[name] not in words:
             expected = " or ".join(map(repr, words))
             raise InvalidInput(f"{name}: expected {expected}, found {arguments[name]!r}")
+    if not isinstance(arguments["keep_zeros"], bool):
+        raise InvalidInput(f"keep_zeros: expected True or False, found {arguments['keep_zeros']!r}")
     recipe = Recipe(**_defaults(arguments))
     _check_target(recipe)
     _check_tables(recipe)
@@ -123,7 +127,7 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     if missing := [name for name in names if name not in data]:
         raise InvalidInput(f"recipe: expected all arguments of prune_, found none for {', '.join(missing)}")
     own = {name: data[name] for name in names} | {"solver": None, "options": {}}
-    if wrong := [name for name in ("refit", "penalise_bias") if not isinstance(own[name], bool)]:
+    if wrong := [name for name in ("refit", "keep_zeros", "penalise_bias") if not isinstance(own[name], bool)]:
         raise InvalidInput(f"recipe: {', '.join(wrong)}: expected true or false, found {[own[name] for name in wrong]}")
     own["ceiling"] = float(own["ceiling"])  # infinity was written as a text, here as well as of limits
     own["limits"] = {name: math.inf if value == "inf" else value for name, value in dict(own["limits"]).items()}

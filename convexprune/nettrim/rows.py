@@ -26,6 +26,7 @@ class NetTrimLayer(LayerReport):
         goal: What was asked: an eps, or a budget.
         eps: The radius relative to ‖Y‖_F; infinity for a budget.
         eps_asked: The eps that was asked for, which cascade may raise; None for a budget.
+        returned: Weights that were zero before and are not any more.
         promised: What ``output_error`` is promised to be at most; infinity for a budget.
         value, bound, gap, violation: The certificate, groups of a layer added up.
         output_error: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where the fit stands before one.
@@ -49,6 +50,7 @@ class NetTrimLayer(LayerReport):
     iterations: int
     notes: tuple[str, ...] = ()
     eps_asked: float | None = None
+    returned: int = 0
 
     columns: ClassVar[tuple[tuple[str, bool], ...]] = (
         ("layer", True),
@@ -81,6 +83,16 @@ class NetTrimLayer(LayerReport):
         if self.eps_asked is None or self.eps <= self.eps_asked * (1 + _ROUNDING):
             return None
         return self.eps_asked, self.eps
+
+    @property
+    def came_back(self) -> int:
+        """Weights that were zero before and are not any more."""
+        return self.returned
+
+    @property
+    def empty_allowed(self) -> bool:
+        """Whether eps is so large that no weights at all keep the promise: ‖0 − Y‖_F ≤ eps·‖Y‖_F from 1 on."""
+        return self.eps_asked is not None and self.eps_asked >= 1
 
     def cells(self) -> list[str]:
         """One text for each of the columns."""
@@ -141,5 +153,6 @@ def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
         "violation": 0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
         "iterations": max(answer.solution.iterations for answer in answers),
         "notes": tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
+        "returned": sum(answer.returned for answer in answers),
         "eps_asked": goal.eps if isinstance(goal, Within) else None,
     }

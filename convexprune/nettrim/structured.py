@@ -36,6 +36,7 @@ class NeuronLayer(LayerReport):
         fit: What was kept of its outputs; "–" if it lost no inputs.
         norm: The BatchNorm that is part of the program, or None.
         notes: What a reader should know.
+        returned: Weights that were zero before and are not any more.
     """
 
     before: tuple[int, ...]
@@ -43,6 +44,7 @@ class NeuronLayer(LayerReport):
     fit: str
     norm: str | None
     notes: tuple[str, ...] = ()
+    returned: int = 0
 
     columns: ClassVar[tuple[tuple[str, bool], ...]] = (
         ("layer", True),
@@ -66,6 +68,11 @@ class NeuronLayer(LayerReport):
     def proven(self) -> bool:
         """False: a budget is counted."""
         return False
+
+    @property
+    def came_back(self) -> int:
+        """Weights that were zero before and are not any more."""
+        return self.returned
 
     def cells(self) -> list[str]:
         """One text for each of the columns."""
@@ -214,6 +221,7 @@ class NeuronSparsity:
             fit=site.fit if site else "–",
             norm=site.norm_name if site else None,
             notes=site.notes if site else (),
+            returned=sum(answer.returned for answer in answers),
         )
 
     def shrink_(self, model: nn.Module, remove: bool) -> None:

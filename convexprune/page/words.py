@@ -60,6 +60,8 @@ def _net_trim(recipe: Row) -> list[str]:
     sentences = [_budget(recipe) if recipe.get("sparsity") is not None else _radius(recipe)]
     if recipe.get("refit"):
         sentences.append("Weights are fitted again on the support found.")
+    if recipe.get("keep_zeros"):
+        sentences.append("Weights that were zero stay zero.")
     return [*sentences, order.get(str(recipe.get("mode")), "")]
 
 
@@ -86,7 +88,12 @@ def _budget(recipe: Row) -> str:
         )
     whose = "of all pruned layers together" if recipe.get("scope") == "network" else "of each layer"
     path = ", with the support that the least error leaves on its ℓ1 path" if recipe.get("search") == "path" else ""
-    wanted = _told(sparsity) if isinstance(sparsity, dict) else part(number(sparsity), 0)
+    if isinstance(sparsity, dict):
+        return (
+            f"By the layer's name ({_told(sparsity)}): that part of the weights {whose} to be zero, or at most n of m "
+            f"consecutive inputs' weights not zero; and outputs as near to what they were as can be{path}."
+        )
+    wanted = part(number(sparsity), 0)
     if recipe.get("unit") == "neurons":
         gone = "removed" if recipe.get("remove") else "set to zero"
         return f"{wanted} of the neurons {whose} to be {gone}: those that what comes after them needs least."

@@ -12,7 +12,7 @@ from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Each, Target
 from convexprune.preview.forecast import Kinds
 
-__all__ = ["Asked", "goals_of"]
+__all__ = ["Asked", "goals_of", "large_eps"]
 
 
 _TRIALS = 4  # that a search by measured errors takes, about
@@ -36,6 +36,15 @@ class Asked:
     def kinds(self) -> Kinds:
         """The kinds of the goals, with the eps."""
         return [(goal.kind, self.eps) for goal in self.goals]
+
+
+def large_eps(target: Target) -> list[str]:
+    """A line on layers whose eps is so large that no weights at all would keep it."""
+    goals = target.goals if isinstance(target, Each) else {}
+    names = [name for name, goal in goals.items() if isinstance(goal, Within) and goal.eps >= 1]
+    told = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    text = f"eps is 1 or more for {told}: zero weights keep that promise, whatever was trained; give a smaller eps"
+    return [text] if names else []
 
 
 def goals_of(target: Target, plan: Plan) -> Mapping[str, Asked]:

@@ -20,7 +20,7 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor
 from convexprune.plan import check_module
 from convexprune.preview.forecast import Kinds, forecast
-from convexprune.preview.goals import goals_of
+from convexprune.preview.goals import goals_of, large_eps
 from convexprune.preview.pace import Pace
 from convexprune.preview.records import LayerPreview, Preview
 from convexprune.preview.refusals import check_bound, check_goals
@@ -79,7 +79,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
         jobs=asked["jobs"],
         pace=pace,
         recipe=recipe.to_dict(),
-        notices=(*fittings, *plan.notices),
+        notices=(*fittings, *plan.notices, *large_eps(target)),
     )
 
 

@@ -1,16 +1,17 @@
 """Exact budgets: supports of a given size or pattern. Not convex, so no bound is claimed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
+from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.penalties.base import Homogeneous
 
-__all__ = ["NM", "TopK"]
+__all__ = ["NM", "TopK", "check_support"]
 
 
 class _Budget(Homogeneous):
@@ -18,6 +19,7 @@ class _Budget(Homogeneous):
 
     convex: ClassVar[bool] = False
     rows: int | None
+    within: Tensor | None
 
     def budgeted(self, inputs: int) -> int:
         """How many of the first rows of U the budget is for; the rest (the bias) is free."""
@@ -30,11 +32,16 @@ class _Budget(Homogeneous):
     def support(self, U: Tensor) -> Tensor:
         """Boolean [N, M]: the entries of U to keep, the largest the budget allows and all free ones; never a zero."""
         rows = self.budgeted(U.shape[0])
-        kept = torch.ones_like(U, dtype=torch.bool)
-        kept[:rows] = self.best(U[:rows].abs())
+        allowed = self.allowed(U)
+        kept = allowed.clone()
+        kept[:rows] &= self.best(U[:rows].abs() * allowed[:rows])
         return kept & (U != 0)
 
-    def to(self, like: Tensor) -> Self:  # noqa: ARG002 - no arrays
+    def allowed(self, U: Tensor) -> Tensor:
+        """Boolean [N, M]: the entries that a support may have at all."""
+        return torch.ones_like(U, dtype=torch.bool) if self.within is None else self.within.to(U.device)
+
+    def to(self, like: Tensor) -> Self:  # noqa: ARG002 - what arrays there are have no dtype
         """Itself."""
         return self
 
@@ -76,11 +83,13 @@ class TopK(_Budget):
         k: How many, ≥ 1.
         per: "layer" or "neuron".
         rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
+        within: Boolean [N, M], the only entries that may be nonzero; None: any.
     """
 
     k: int
     per: Literal["layer", "neuron"] = "layer"
     rows: int | None = None
+    within: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.per not in ("layer", "neuron"):
@@ -88,8 +97,9 @@ class TopK(_Budget):
         _check_counts(self, "k")
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise InvalidInput if there are fewer weights than k."""
+        """Raise InvalidInput if there are fewer weights than k, ShapeMismatch if ``within`` is not [N, M]."""
         _check_rows(self.rows, shape)
+        check_support("within", self.within, shape)
         entries = self.budgeted(shape[0]) * (shape[1] if self.per == "layer" else 1)
         if self.k > entries:
             raise InvalidInput(f"TopK: expected k ≤ {entries}, the weights of a {self.per}, found {self.k}")
@@ -110,11 +120,13 @@ class NM(_Budget):
         n: How many to keep.
         m: Of how many, n ≤ m; the budgeted rows must be a multiple of it.
         rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
+        within: Boolean [N, M], the only entries that may be nonzero; None: any.
     """
 
     n: int = 2
     m: int = 4
     rows: int | None = None
+    within: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_counts(self, "n", "m")
@@ -122,8 +134,9 @@ class NM(_Budget):
             raise InvalidInput(f"NM: expected n ≤ m, found {self.n} of {self.m}")
 
     def check(self, shape: tuple[int, int]) -> None:
-        """Raise InvalidInput unless the budgeted inputs are a multiple of m."""
+        """Raise InvalidInput unless the inputs are a multiple of m, ShapeMismatch if ``within`` is not [N, M]."""
         _check_rows(self.rows, shape)
+        check_support("within", self.within, shape)
         if self.budgeted(shape[0]) % self.m:
             raise InvalidInput(
                 f"NM: expected a multiple of {self.m} inputs, found {self.budgeted(shape[0])}; "
@@ -138,6 +151,20 @@ class NM(_Budget):
             ahead += blocks[:, j : j + 1] > blocks
             ahead[:, j + 1 :] += blocks[:, j : j + 1] == blocks[:, j + 1 :]
         return (ahead < self.n).view(size.shape)
+
+
+def check_support(name: str, support: object, shape: tuple[int, int] | None = None) -> None:
+    """Whether a support is boolean and, where their shape is known, as large as the weights; None passes.
+
+    Raises:
+        InvalidInput: It is not boolean. ShapeMismatch: It is not [N, M].
+    """
+    if support is None:
+        return
+    if not isinstance(support, Tensor) or support.dtype != torch.bool:
+        raise InvalidInput(f"{name}: expected a boolean tensor, found {getattr(support, 'dtype', type(support))}")
+    if shape is not None:
+        check_shape(name, support, shape, "the weights")
 
 
 def _check_counts(budget: TopK | NM, *names: str) -> None:
