@@ -254,6 +254,8 @@ def test_patterns_choose_modules_and_dense_weights_get_no_mask() -> None:
     with torch.no_grad():
         model[3].weight.fill_(1)
     assert list(keep_masks_(model, "[03]")) == ["0.weight"]
+    make_permanent_(model)
+    assert list(keep_masks_(model, "!0")) == ["5.weight", "7.weight"]
     before = snapshot(model)
     with pytest.raises(NothingToPrune, match=r"matches \['conv\*'\].*0, 3, 5, 7"):
         keep_masks_(model, ["0", "conv*"])

@@ -195,7 +195,9 @@ def test_zeros_that_come_back_are_counted_and_said(tmp_path: Path) -> None:
     assert any(text.startswith(line) and "--keep-zeros" in text for text in report.head)
     assert line in str(report)
     (tmp_path / "report.json").write_text(report.to_json())
-    assert line in write_page(tmp_path).read_text()
+    page = write_page(tmp_path).read_text()
+    assert line in page
+    assert "came back</button>" in page
 
 
 def test_neurons_are_fitted_without_filling_zeros() -> None:

@@ -54,6 +54,14 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
 CASCADE = {"mode": "cascade", "scope": "network"}
 
 
+def test_neurons_of_layers_that_are_left_out_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    report = prune_(model, torch.randn(40, 6), sparsity=0.5, layers="!0", **FAST)
+    assert (len(model[0].weight), len(model[2].weight)) == (8, 4)
+    assert ("0", "not chosen by the name patterns") in [(module.name, module.reason) for module in report.skipped]
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("mlp", {}), ("mlp", CASCADE), ("convolutions", {}), ("residual", CASCADE)]
 )

@@ -133,6 +133,8 @@ _CORESET: tuple[Column, ...] = (
     *_LAST,
 )
 
+_RETURNED: Column = ("came back", "weights that were zero before and are not any more", _number(count, "returned"))
+
 
 def layer_table(saved: Saved) -> Table:
     """A row a pruned layer."""
@@ -140,7 +142,9 @@ def layer_table(saved: Saved) -> Table:
     solvers = {name: trace.solver for name, trace in saved.traces.items()}
     rows = [{**row, "solver": solvers.get(row["name"]), "share": shares.get(row["name"])} for row in saved.rows]
     neurons = any("neurons" in row for row in rows)
-    return _table("Pruned layers", _CORESET if saved.coreset else _NEURONS if neurons else _NET_TRIM, rows)
+    columns = _CORESET if saved.coreset else _NEURONS if neurons else _NET_TRIM
+    returned = (_RETURNED,) if any(row.get("returned") for row in rows) else ()
+    return _table("Pruned layers", (*columns, *returned), rows)
 
 
 def _shares(network: Row) -> dict[str, float]:
