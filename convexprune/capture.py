@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from convexprune.calibration import Calibration, samples_of
 from convexprune.following import followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
-from convexprune.hiding import counted_rows
 from convexprune.interventions import Trial, read_beyond_relu
 from convexprune.matrices import input_matrices
 from convexprune.padding import Counted, Mask, rows_that_count
+from convexprune.sightings import counted_rows
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.taps import Received, Tap, check_received, tap, tapped
 from convexprune.watch import tensors_in

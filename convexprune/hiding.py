@@ -1,12 +1,11 @@
-"""Which rows a mask hides, layer by layer: by the shapes of a whole pass, and by what the outputs depend on.
+"""Which of a model's rows are really hidden: what its outputs depend on, found by replacing values on one batch.
 
 A row may be left out of a layer's program if the outputs that count do not depend on what the layer computes there. The
 lengths of axes say which rows that may be; where the lengths are ambiguous, or a model reads what its mask hides, they
-say too much. So on one batch the layers' outputs at these rows are replaced by random ones, and the model's outputs
-must not change, except at hidden positions of their own.
+say too much. So the layers' outputs at these rows are replaced by random ones, and the model's outputs must not change,
+except at hidden positions of their own.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -16,174 +15,30 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import Calibration
-from convexprune.errors import EmptyCalibration
-from convexprune.forwards import Forward, evaluating, outputs_of, run_model
-from convexprune.matrices import input_positions
+from convexprune.forwards import Forward, run_model
 from convexprune.matrices.support import supported
-from convexprune.padding import Counted, Layout, Mask, layouts, mask_name, read_mask
-from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.padding import Layout, layouts
 from convexprune.taps import Received, Tap, tapped
 from convexprune.watch import tensors_in
 
-__all__ = ["Sightings", "counted_rows", "visible_size"]
+__all__ = ["HiddenRows", "Options"]
+
+Options = dict[str, list[tuple[Layout | None, ...]]]
+"""By layer the layouts of its groups that come into question."""
 
 _Choice = Mapping[str, tuple[Layout | None, ...]]
-_Options = dict[str, list[tuple[Layout | None, ...]]]
 
 
-class Sightings:
-    """What passes by during a pass over the data: the masks of batches, and the lengths of what layers see of these.
-
-    Args:
-        model: The network.
-        mask: As for ``prune_``.
-    """
-
-    def __init__(self, model: nn.Module, mask: Mask) -> None:
-        self._model, self._mask = model, mask
-        self._now: Tensor | None = None
-        self._example: tuple[Any, Tensor] | None = None
-        self._fault = ""
-        self._positions = self._hidden = 0
-        # Of each layer, call after call: the mask's shape, how many positions count, the axes of each group.
-        self._seen: dict[str, dict[tuple[Any, ...], int]] = {}
-        self._rows: dict[str, list[int]] = {}
-
-    def over(self, batches: Any) -> Iterator[Any]:
-        """The batches, one after the other.
-
-        Raises:
-            InvalidInput: As ``read_mask``.
-            EmptyCalibration: The masks leave no position: raised at the end.
-        """
-        for batch in batches:
-            self._now, fault = read_mask(batch, self._mask)
-            self._fault = self._fault or fault
-            if self._now is not None:
-                hidden = int((~self._now).sum())
-                self._positions, self._hidden = self._positions + self._now.numel(), self._hidden + hidden
-                if self._example is None and 0 < hidden < self._now.numel():
-                    self._example = batch, self._now
-            yield batch
-        if self._hidden and self._hidden == self._positions:
-            raise EmptyCalibration(f"{mask_name(self._mask)} hides every position: nothing is left to calibrate on")
-
-    def see(self, name: str, raw: Received) -> None:
-        """What a layer receives."""
-        axes = input_positions(self._model.get_submodule(name), raw)
-        counts = [lengths.numel() for lengths in axes]
-        self._rows[name] = [a + b for a, b in zip(self._rows.get(name, [0] * len(axes)), counts, strict=True)]
-        if self._now is not None:
-            key = (tuple(self._now.shape), int(self._now.sum()), tuple(map(tuple, axes)))
-            seen = self._seen.setdefault(name, {})
-            seen[key] = seen.get(key, 0) + 1
-
-    def rows(self, name: str, counted: Counted) -> tuple[int, ...]:
-        """How many rows of each group of a layer count."""
-        left_out = counted.left_out.get(name, (0,) * len(self._rows[name]))
-        return tuple(rows - hidden for rows, hidden in zip(self._rows[name], left_out, strict=True))
-
-    def counted(self, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Counted:
-        """Which rows count, once all has passed by.
-
-        Args:
-            taps: Where the layers' inputs are received.
-            forward: As for ``capture``.
-        """
-        name = mask_name(self._mask)
-        unused = {"": self._fault} if self._fault else {}
-        if self._example is None:
-            return Counted(name, unused=unused, positions=self._positions, hidden=self._hidden)
-        options: _Options = {}
-        for layer, seen in self._seen.items():
-            found, reason = _options(seen)
-            if found:
-                options[layer] = found
-            elif reason:
-                unused[layer] = reason
-        with evaluating(self._model):
-            chosen, outputs, refused = _Trial(self._model, *self._example, taps, forward).decide(options)
-        unused |= refused
-        left_out = {layer: _left_out(self._seen[layer], found) for layer, found in chosen.items()}
-        return Counted(name, chosen, outputs, unused, self._positions, self._hidden, left_out)
-
-
-def counted_rows(
-    model: nn.Module, calibration: Calibration, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
-) -> Counted:
-    """Which rows count, by a pass over the data; without one where no mask hides anything.
+class HiddenRows:
+    """One batch, of which the layers' outputs at hidden rows are replaced; the model must be in eval mode.
 
     Args:
         model: The network; left as found.
-        calibration: The data, with their mask.
-        taps: For each layer where its inputs are received.
+        batch: A checked batch of which some positions are hidden, and some are not.
+        mask: Its mask, Boolean [samples, positions].
+        taps: Where the layers' inputs are received.
         forward: As for ``capture``.
-
-    Raises:
-        InvalidInput, EmptyCalibration: As ``Sightings.over``.
     """
-    passing = Sightings(model, calibration.mask)
-    if all((mask := calibration.mask_of(batch)) is None or bool(mask.all()) for batch in passing.over(calibration)):
-        return passing.counted(taps, forward)
-    passing = Sightings(model, calibration.mask)
-    with evaluating(model), tapped(taps, passing.see):
-        for batch in passing.over(calibration):
-            run_model(model, batch, forward)
-    return passing.counted(taps, forward)
-
-
-def _options(seen: Mapping[tuple[Any, ...], int]) -> tuple[list[tuple[Layout | None, ...]], str]:
-    """The layouts that all calls of a layer allow for its groups; or why there is none, "" where it sees samples."""
-    groups = len(next(iter(seen))[2])
-    found: list[list[Layout | None]] = []
-    for group in range(groups):
-        calls = [(shape, axes[group]) for shape, visible, axes in seen if not _whole(shape, visible, axes[group])]
-        if not calls:
-            found.append([None])
-            continue
-        first, *others = calls
-        fits = [one for one in layouts(first[1], first[0]) if all(one.fits(axes, shape) for shape, axes in others)]
-        if not fits:
-            shape, axes = next(((s, a) for s, a in calls if not any(layouts(a, s))), first)
-            return [], f"it sees rows of {list(axes)}, where the mask is {list(shape)}"
-        found.append(list(fits))
-    if all(choices == [None] for choices in found):
-        return [], ""
-    most = max(map(len, found))
-    return [tuple(choices[min(k, len(choices) - 1)] for choices in found) for k in range(most)], ""
-
-
-def _whole(shape: Sequence[int], visible: int, axes: Sequence[int]) -> bool:
-    """Whether rows are samples and no positions, or none is hidden: those that count were picked before."""
-    longer = [length for length in axes if length != 1]
-    return longer in ([shape[0]], []) or (longer == [visible] and visible != shape[0] * shape[1])
-
-
-def _left_out(seen: Mapping[tuple[Any, ...], int], found: Sequence[Layout | None]) -> tuple[int, ...]:
-    """Rows of each group, over all calls, that do not count."""
-    totals = [0] * len(found)
-    for (shape, visible, axes), calls in seen.items():
-        for group, (lengths, layout) in enumerate(zip(axes, found, strict=True)):
-            if layout is not None and layout.fits(lengths, shape):
-                rows = torch.Size(lengths).numel()
-                totals[group] += calls * (rows - rows * visible // (shape[0] * shape[1]))
-    return tuple(totals)
-
-
-def visible_size(model: nn.Module, calibration: Calibration, counted: Counted, forward: Forward | None) -> float:
-    """‖f(x)‖_F over the calibration data, of the outputs that count."""
-    sizes = []
-    with evaluating(model):
-        for batch in calibration:
-            returned = run_model(model, batch, forward)
-            found = outputs_of(counted.visible(returned, calibration.mask_of(batch)))
-            sizes.append(float(norm(found.to(working_dtype(found.dtype)))))
-    return math.hypot(*sizes)
-
-
-class _Trial:
-    """One batch, of which the layers' outputs at hidden rows are replaced; the model must be in eval mode."""
 
     def __init__(
         self,
@@ -197,11 +52,15 @@ class _Trial:
         self._before = self._run({})
 
     def decide(
-        self, options: _Options
+        self, options: Options
     ) -> tuple[dict[str, tuple[Layout | None, ...]], tuple[Layout | None, ...], dict[str, str]]:
-        """The layouts of layers and of outputs, and the layers of which rows that are hidden do count."""
-        chosen = {name: choices[0] for name, choices in options.items()}
-        refused = {}
+        """The layouts of layers and of outputs, and the layers of which all rows count, with the reason.
+
+        Args:
+            options: By layer the layouts of its groups that lengths allow, in the order in which they are tried.
+        """
+        refused = dict.fromkeys(self._of_another_sequence(options), _ANOTHER)
+        chosen = {name: choices[0] for name, choices in options.items() if name not in refused}
         for name in self._leaking(chosen):
             del chosen[name]
             found = next((choice for choice in options[name][1:] if self._outputs({name: choice}) is not None), None)
@@ -214,6 +73,53 @@ class _Trial:
             refused |= dict.fromkeys(chosen, _READ)
             return {}, (), refused
         return {name: chosen[name] for name in options if name in chosen}, outputs, refused
+
+    def _of_another_sequence(self, options: Options) -> list[str]:
+        """Of an encoder and a decoder the layers whose rows are the decoder's, which the mask says nothing about.
+
+        A decoder's rows may be as many as the encoder's. They do not change with what the encoder is given at positions
+        that are hidden.
+        """
+        if not isinstance(self._batch, Mapping) or not any(map(_is_decoders, *zip(*self._batch.items(), strict=True))):
+            return []
+        other = {
+            key: self._filled(value) if self._is_input(key, value) else value for key, value in self._batch.items()
+        }
+        taps = {name: self._taps[name] for name in options}
+        pairs = zip(self._received(self._batch, taps), self._received(other, taps), strict=False)
+        changed = {
+            name
+            for (name, before), (_, after) in pairs
+            if any(self._differ(one, other) for one, other in zip(after, before, strict=True))
+        }
+        return [name for name in options if name not in changed]
+
+    def _received(self, batch: Any, taps: Mapping[str, Sequence[Tap]]) -> list[tuple[str, list[Tensor]]]:
+        """What the layers receive, call after call."""
+        found: list[tuple[str, list[Tensor]]] = []
+
+        def keep(name: str, raw: Received) -> None:
+            found.append((name, [tensor.detach().clone() for tensor in tensors_in(raw)]))
+
+        with tapped(taps, keep):
+            run_model(self._model, batch, self._forward)
+        return found
+
+    def _is_input(self, key: str, value: Any) -> bool:
+        """Whether it is what the encoder is given: laid out as the mask, and not the mask itself."""
+        laid_out = isinstance(value, Tensor) and value.shape[:2] == self._mask.shape
+        return laid_out and not _is_decoders(key, value) and not key.endswith("mask")
+
+    def _filled(self, value: Tensor) -> Tensor:
+        """With each sample's first value that counts at the positions that are hidden."""
+        mask = self._mask.to(value.device)
+        first = value[torch.arange(len(value), device=value.device), mask.int().argmax(1)]
+        spread = mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
+        return torch.where(spread, value, first[:, None].expand_as(value))
+
+    def _differ(self, after: Tensor, before: Tensor) -> bool:
+        moved = float((after.double() - before.double()).norm())
+        return moved > max(2 * torch.finfo(before.dtype).eps, 1e-6) * float(before.double().norm())
 
     def _leaking(self, choice: _Choice) -> list[str]:
         """The layers of which the outputs that count show the replacement: found by halving."""
@@ -267,7 +173,7 @@ class _Trial:
                 layer = self._model.get_submodule(name)
                 noise = partial(self._noised, layer, found, torch.Generator().manual_seed(crc32(name.encode())))
                 for tap in self._taps[name]:
-                    if tap.plain or tap.module is not layer:
+                    if tap.plain or tap.first:
                         hook = partial(_outputs_replaced, tap, noise)
                         stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
                     else:  # projections of attention, which it does not return: their inputs stand for them
@@ -310,10 +216,18 @@ class _Trial:
 
 _PROJECTED = ("query", "key", "value")
 _EVERYWHERE = Layout(-1, -1)
+_ANOTHER = "it sees the positions of another sequence, a decoder's"
 _READ = "the model's outputs depend on what it computes at the positions that are hidden"
+
+
+def _is_decoders(key: Any, value: Any) -> bool:
+    """Whether an entry of a batch is what a decoder is given, or is to give."""
+    labels = key == "labels" and isinstance(value, Tensor) and value.dim() > 1
+    return labels or str(key).startswith("decoder_")
 
 
 def _outputs_replaced(
     tap: Tap, noise: Callable[[Tensor], Tensor], _module: nn.Module, _args: Any, returned: Any
 ) -> Any:
-    return noise(returned) if tap.plain else (noise(returned[0]), *returned[1:])
+    outputs = tap.outputs(returned)
+    return returned if outputs is None else tap.with_outputs(returned, noise(outputs))

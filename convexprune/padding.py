@@ -2,7 +2,7 @@
 
 A mask [samples, positions] says which positions of a batch count. What a layer sees has these two axes somewhere among
 the axes of its rows (``Layout``), or, behind pooling, has none of them. Where they lie is decided in
-``convexprune.hiding``.
+``convexprune.sightings``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -69,7 +69,7 @@ def test_a_loader_of_inputs_and_labels_is_used_for_its_inputs(caplog: pytest.Log
     prune_(expected, list(x.split(16)), 0.1)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.parameters(), strict=True))
     assert PART in caplog.text
-    assert report.head[1] == PART
+    assert PART in report.head
     assert PART in str(report).replace("\n", "")[:2000] or PART in " ".join(str(report).split())
     assert verify(trained, loader, tmp_path).ok
     assert preview(trained, loader, 0.1).notices == (PART,)

@@ -10,7 +10,6 @@ from torch import nn
 from convexprune.calibration import Calibration
 from convexprune.errors import NothingToPrune
 from convexprune.forwards import Forward
-from convexprune.hiding import Sightings, visible_size
 from convexprune.matrices import weight_matrices
 from convexprune.nettrim.claims import checked
 from convexprune.nettrim.posed import FITS
@@ -21,6 +20,7 @@ from convexprune.passes import Observed, observe
 from convexprune.patterns import check_patterns, looked_up
 from convexprune.plan import choose_layers, layer_fits
 from convexprune.report import SkippedModule
+from convexprune.sightings import Sightings, visible_size
 from convexprune.taps import Tap, tap
 from convexprune.ties import Ties, find_ties
 
