@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convexprune import prune_
 from convexprune.coresets import coreset_prune_
 from convexprune.errors import EmptyCalibration
+from convexprune.nettrim.layer import layer_program
 from convexprune.nettrim.verify import verify
 from convexprune.padding import Layout, layouts
 from convexprune.preview import preview
@@ -267,6 +268,19 @@ def test_a_decoder_s_positions_are_not_those_that_the_encoder_s_mask_hides() -> 
     with torch.no_grad():
         now, before = (one(**batch, decoder_input_ids=batch["input_ids"].flip(0)) for one in (model, dense))
     assert report.output_error == pytest.approx(float((now - before).norm() / before.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(WIDTH, 4), nn.Conv1d(WIDTH, 4, 3, padding=1)], ids=["linear", "conv1d"])
+def test_a_program_by_hand_is_of_rows_that_count(layer: nn.Module) -> None:
+    mask, x = data()["attention_mask"], torch.randn(SAMPLES, POSITIONS, WIDTH)
+    x = x if isinstance(layer, nn.Linear) else x.transpose(1, 2)
+    whole, program = (layer_program(layer, [x, x], 0.1, mask=given) for given in (None, [mask, mask]))
+    visible = mask.flatten() > 0
+    assert torch.equal(program.X, whole.X[torch.cat([visible, visible])])
+    assert program.fit.eps < whole.fit.eps
+    for wrong in (mask[:, :3], mask[None], [mask], 2 * mask):
+        with pytest.raises(InvalidInput, match="mask"):
+            layer_program(layer, [x, x], 0.1, mask=wrong)
 
 
 def test_all_layouts_of_a_mask() -> None:

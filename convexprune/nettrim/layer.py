@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.matrices import input_matrices, input_positions, weight_matrices
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.sites import has_bias
+from convexprune.padding import layouts, read_mask
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
 from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
 from convexprune.solvers.errors import EmptyInput, InvalidInput
@@ -24,6 +25,7 @@ def layer_program(
     ceiling: float = 0.0,
     penalise_bias: bool = False,
     group: int | None = None,
+    mask: Tensor | Sequence[Tensor] | None = None,
 ) -> LayerProgram:
     """The program that sparsifies one layer: minimise ‖U‖₁ while X U stays within eps·‖Y‖_F of the layer's output.
 
@@ -35,11 +37,13 @@ def layer_program(
         ceiling: V of ``NetTrimSet``.
         penalise_bias: Whether the bias counts in the penalty; by default it is free.
         group: Which group of a grouped convolution; each is a program of its own.
+        mask: One for each of ``inputs``, [samples, positions] with 1 where a position counts and 0 where not: rows at
+            the others are left out. Where lengths of axes allow for several layouts, samples come first.
 
     Raises:
         UnsupportedModule, ShapeMismatch, NonFinite, EmptyInput: The layer or its inputs cannot be used.
         InvalidTolerance: eps is negative, NaN or infinite.
-        InvalidInput: Unknown fit, or a group that the layer does not have.
+        InvalidInput: Unknown fit, a group that the layer does not have, or a mask that does not fit its inputs.
     """
     weights = weight_matrices(layer)
     if group is None and len(weights) > 1:
@@ -50,9 +54,27 @@ def layer_program(
     tensors = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     if not tensors:
         raise EmptyInput("inputs: expected at least one tensor, found none")
-    X = torch.cat([input_matrices(layer, tensor)[group or 0] for tensor in tensors]).to(W.device)
+    masks = [None] * len(tensors) if mask is None else [mask] if isinstance(mask, Tensor) else list(mask)
+    if len(masks) != len(tensors):
+        raise InvalidInput(f"mask: expected one for each of {len(tensors)} inputs, found {len(masks)}")
+    parts = [_rows(layer, tensor, visible, group or 0) for tensor, visible in zip(tensors, masks, strict=True)]
+    X = torch.cat(parts).to(W.device)
     penalty = L1() if penalise_bias or not has_bias(layer) else L1.free_bias(X.shape[1])
     return LayerProgram(X, _targets_fit(fit, X, W, checked_radius("eps", eps), ceiling), penalty)
+
+
+def _rows(layer: nn.Module, inputs: Tensor, mask: Tensor | None, group: int) -> Tensor:
+    """X [P, N] of a group, of the rows that a mask does not hide."""
+    X = input_matrices(layer, inputs)[group]
+    if mask is None:
+        return X
+    visible, _ = read_mask(inputs, lambda _: mask)
+    assert visible is not None  # noqa: S101 - what is no mask was refused
+    axes = input_positions(layer, inputs)[group]
+    layout = next(layouts(axes, visible.shape), None)
+    if layout is None:
+        raise InvalidInput(f"mask: expected samples and positions among rows {list(axes)}, found {list(visible.shape)}")
+    return X[layout.spread(visible, axes).reshape(-1).to(X.device)]
 
 
 def _targets_fit(fit: str, X: Tensor, W: Tensor, eps: float, ceiling: float) -> ReluBall | NetTrimSet | Ball:
