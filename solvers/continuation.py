@@ -28,7 +28,7 @@ from convexprune.solvers.kinds import BUDGETS, LOSSES, is_plain
 from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import SETTLED, conjugate, descend, unfit
+from convexprune.solvers.refit import SETTLED, conjugate, descend, unfit, unsettled
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -105,6 +105,8 @@ class Continuation:
         at = self._improved(model, descent.weights, budget, late)
         ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
+        if left := unsettled(at):
+            found["neurons short of their minimum"] = left
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
 
     def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:

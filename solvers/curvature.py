@@ -20,6 +20,8 @@ from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Model", "OneSided", "Point", "Quadratic", "model_of"]
 
+_TRIALS = 20  # of a step's length at most
+_NEAR = 0.5  # of the slope at the start, where a length is good enough
 _RANK = 1e-7  # of the largest eigenvalue; smaller ones are taken for rounding
 
 
@@ -32,6 +34,7 @@ class Point:
     gradient: Tensor
     outputs: Tensor | None = None  # XU
     active: Tensor | None = None  # [P, M]: where h changes with XU
+    settled: Tensor | None = None  # [M], after a descent: whether it came to its end
 
     def only(self, neurons: Tensor) -> "Point":
         """That of some neurons."""
@@ -57,8 +60,12 @@ class Model(Protocol):
     def at(self, U: Tensor) -> Point:
         """Value and gradient at U."""
 
-    def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:
-        """[c, s, s], H of each of c neurons restricted to its inputs ``rows`` [c, s]."""
+    def curvature(self, at: Point, neurons: Tensor, rows: Tensor, idle: Tensor | None = None) -> Tensor:
+        """[c, s, s], H of each of c neurons restricted to its inputs ``rows`` [c, s].
+
+        Samples that do not respond count by ``idle`` [c] in [0, 1]. Where that is 1, the quadratic model bounds the
+        loss from above, so that its minimiser never raises it.
+        """
 
     def diagonal(self, at: Point) -> Tensor:
         """[N, M], the diagonals of H."""
@@ -119,7 +126,7 @@ class Quadratic:
         value = ((U * (gradient - self.moment)).sum(0) + self.square) / 2
         return Point(U, value.clamp_(min=0), gradient)
 
-    def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002 - the same everywhere
+    def curvature(self, at: Point, neurons: Tensor, rows: Tensor, idle: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Blocks of XᵀX."""
         return self.gram.to(self.factors).block(rows)
 
@@ -198,17 +205,22 @@ class OneSided:
         """What the ridge adds to the value."""
         return self.ridge / 2 * (U - self.centre).square().sum(0, dtype=torch.float64)
 
-    def curvature(self, at: Point, neurons: Tensor, rows: Tensor) -> Tensor:
-        """XᵀX of the samples that respond."""
+    def curvature(self, at: Point, neurons: Tensor, rows: Tensor, idle: Tensor | None = None) -> Tensor:
+        """XᵀX of the samples that respond, and a part of that of the others."""
         assert at.active is not None  # noqa: S101 - every Point made here has it
         s, P = rows.shape[1], len(self.inputs)
         H = self.columns.new_empty(len(rows), s, s)
         # The same memory for every neuron: fresh pages would take as long as the products.
         gathered, kept = self.columns.new_empty(s, P), self.columns.new_empty(s * P)
-        for product, inputs, responds in zip(H, rows, at.active.T[neurons], strict=True):
-            samples = responds.nonzero()[:, 0]
-            x = kept[: s * len(samples)].view(s, len(samples))
-            torch.index_select(torch.index_select(self.columns, 0, inputs, out=gathered), 1, samples, out=x)
+        parts = [0.0] * len(rows) if idle is None else idle.tolist()
+        for product, inputs, responds, part in zip(H, rows, at.active.T[neurons], parts, strict=True):
+            torch.index_select(self.columns, 0, inputs, out=gathered)
+            if part > 0:
+                x = gathered.mul_(torch.where(responds, 1.0, part**0.5).to(gathered))
+            else:
+                samples = responds.nonzero()[:, 0]
+                x = kept[: s * len(samples)].view(s, len(samples))
+                torch.index_select(gathered, 1, samples, out=x)
             torch.mm(x, x.T, out=product)
         H.diagonal(dim1=1, dim2=2).add_(self.ridge)
         return H
@@ -219,22 +231,39 @@ class OneSided:
         return self.columns.square() @ at.active.to(self.inputs.dtype) + self.ridge
 
     def move(self, at: Point, step: Tensor) -> Point:
-        """Halve each neuron's step until its loss falls by a part of what the slope promises; else stay."""
+        """Each neuron to about the lowest point of its segment from U to U + step; never higher than U."""
         assert at.outputs is not None  # noqa: S101
         step = step.to(at.weights)
         change, slope = self.inputs @ step, (at.gradient * step).sum(0, dtype=torch.float64)
-        t = torch.ones_like(slope)
-        for _ in range(20):
-            value = self._pulled(at.weights + step * t.to(step))
-            for rows, part in self._parts():
-                h = part._residual(torch.addcmul(at.outputs[rows], change[rows], t.to(change)))
-                value += h.square_().sum(0).to(torch.float64) / 2
-            rises = value > at.value + 1e-4 * t * slope
-            if not bool(rises.any()):
+        t, low, high = torch.ones_like(slope), torch.zeros_like(slope), torch.ones_like(slope)
+        before, after, best, least = slope, slope, low, at.value
+        for trial in range(_TRIALS):
+            value, along = self._along(at, step, change, t)
+            best, least = torch.where(value <= least, t, best), torch.minimum(value, least)
+            near = (along.abs() <= _NEAR * slope.abs()) | ((along <= 0) & (t == 1))
+            if bool((near & (value < at.value + 1e-4 * t * slope) | (slope >= 0)).all()):
                 break
-            t = torch.where(rises, t / 2, t)
-        t = torch.where(rises, 0.0, t).to(change)
-        return self._point(at.weights + step * t, torch.addcmul(at.outputs, change, t, out=change))
+            falling = along < 0
+            low, before = torch.where(falling, t, low), torch.where(falling, along, before)
+            high, after = torch.where(falling, high, t), torch.where(falling, after, along)
+            # Slopes are piecewise linear: a secant where that is reasonable, halves where it is not.
+            part = (before / (before - after)).clamp(0.01, 0.99) if trial % 2 == 0 else torch.full_like(t, 0.5)
+            t = low + (high - low) * part
+        best = best.to(change)
+        return self._point(at.weights + step * best, torch.addcmul(at.outputs, change, best, out=change))
+
+    def _along(self, at: Point, step: Tensor, change: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss at U + t·step, and its derivative by t, [M] each."""
+        assert at.outputs is not None  # noqa: S101
+        U = at.weights + step * t.to(step)
+        value, slope = self._pulled(U), self.ridge * ((U - self.centre) * step).sum(0, dtype=torch.float64)
+        for rows, part in self._parts():
+            Z = torch.addcmul(at.outputs[rows], change[rows], t.to(change))
+            h = part._residual(Z)
+            g = h * (Z > 0) if self.exact else h
+            slope = slope + (g * change[rows]).sum(0).to(torch.float64)
+            value += h.square_().sum(0).to(torch.float64) / 2
+        return value, slope
 
 
 def model_of(program: LayerProgram, exact: bool = False, quadratic: Quadratic | None = None) -> "Quadratic | OneSided":

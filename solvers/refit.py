@@ -4,8 +4,9 @@ Given which weights may be nonzero, neurons are independent convex problems. Eac
 S, the normal equations H_SS δ = −g_S of its local quadratic model (``curvature``).
 """
 
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,10 +27,15 @@ __all__ = [
     "packed",
     "refit",
     "unfit",
+    "unsettled",
 ]
 
+_log = logging.getLogger(__name__)
+
 _ENTRIES = 2**22  # of the matrices that are factorised together
-_CURVATURES = 50  # at most
+_CURVATURES = 200  # at most
+_SHORT = 0.1  # of what a step promises, half of which it brings where the model is right: less, and the model changes
+_LEAST_IDLE = 1e-10  # the least part of samples without response that counts, once they do
 _SLOW = 0.2  # the part of the last promise that the next may still make
 SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
 
@@ -37,8 +43,10 @@ SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it f
 def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | None = None) -> Tensor:
     """Minimise ½‖h(XU)‖² over U that vanishes off the support: h = Z − Y, or the one-sided h of the ReLU fits.
 
-    Where inputs depend on each other the minimiser is not unique: steps then use a curvature damped by 1e-12 of its
-    diagonal (1e-6 in float32), which leaves the loss as small and chooses weights that are not large.
+    No neuron ends worse than it began. One that has not come to its minimum after 200 curvatures, which is rare, is
+    reported by a warning in the log. Where inputs depend on each other the minimiser is not unique: steps then use a
+    curvature damped by 1e-12 of its diagonal (1e-6 in float32), which leaves the loss as small and chooses weights that
+    are not large.
 
     Args:
         program: Its loss counts; of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
@@ -64,13 +72,27 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     U = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights
     model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
-        U = descend(model, model.at(U.to(program.dtype)), support, stop=stop).weights
+        at = descend(model, model.at(U.to(program.dtype)), support, stop=stop)
+        U, left = at.weights, unsettled(at)
+        if left and not (stop is not None and stop()):
+            _log.warning(
+                "refit: %d of %d neurons have not reached the minimum of their loss after %d curvatures; "
+                "their weights are the best found",
+                left,
+                len(at.value),
+                _CURVATURES,
+            )
     if program.penalty.convex and not torch.equal(program.penalty.to(U).prox(U, 0.0), U):
         raise SolverRefused(
             f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
             "which refit does not look at; solve the program on these inputs"
         )
     return U.to(program.dtype)
+
+
+def unsettled(at: Point) -> int:
+    """How many neurons a descent has left before their minimum."""
+    return 0 if at.settled is None else int((~at.settled).sum())
 
 
 def unfit(program: LayerProgram) -> str | None:
@@ -93,6 +115,10 @@ def descend(
 ) -> Point:
     """Newton steps on the support until they promise nothing more; no neuron's loss ever rises.
 
+    Where steps bring far less than they promise, samples that do not respond are counted in the curvature, too, by as
+    small a part as serves (Levenberg and Marquardt's damping, in the metric of a bound from above on the loss).
+    ``settled`` of what comes back says which neurons came to an end before the limit on curvatures, or the stop.
+
     Args:
         model: The loss.
         at: Where to start; what is off the support is set to 0 first.
@@ -105,30 +131,43 @@ def descend(
         at = model.at(at.weights * support)
     every = torch.ones_like(at.value, dtype=torch.bool) if neurons is None else neurons
     todo, floor = every.nonzero()[:, 0], settled * at.value.mean()
+    idle, rounding = torch.zeros_like(at.value), 4 * torch.finfo(at.weights.dtype).eps
     for _ in range(_CURVATURES):
         if not len(todo):
             break
-        few = model.only(todo)
-        before = at.only(todo)
-        after, promised = _chords(few, before, support[:, todo], settled, floor)
+        few, before = model.only(todo), at.only(todo)
+        after, hoped, promised = _chords(few, before, support[:, todo], settled, floor, idle[todo])
         at = after if len(todo) == len(at.value) else at.put(todo, after)
-        # What no longer falls although a step promises it to is down to rounding.
-        todo = todo[(promised > settled * after.value + floor) & (after.value < before.value)]
+        fall, part = before.value - after.value, idle[todo]
+        pending = promised > settled * after.value + floor
+        # What does not fall as its bound from above does is down to rounding, and so is too small a promise.
+        pending &= (fall > 0) | ((part < 1) & (hoped > rounding * after.value))
+        short = fall < _SHORT * hoped
+        idle[todo] = torch.where(
+            short, (100 * part).clamp(_LEAST_IDLE, 1), torch.where(part > _LEAST_IDLE, part / 10, 0)
+        )
+        todo = todo[pending]
         if stop is not None and stop():
             break
-    return at
+    return replace(at, settled=torch.ones_like(every).index_fill(0, todo, False))
 
 
-def _chords(model: Model, at: Point, support: Tensor, settled: float, floor: Tensor) -> tuple[Point, Tensor]:
-    """Steps with one curvature for as long as each promises far less than the one before; the last promises [M]."""
-    newton, last = _Newton.of(model, at, support), float("inf")
+def _chords(
+    model: Model, at: Point, support: Tensor, settled: float, floor: Tensor, idle: Tensor
+) -> tuple[Point, Tensor, Tensor]:
+    """Steps with one curvature for as long as each promises far less than the one before.
+
+    Returns the point, and what the first and the last step promised [M].
+    """
+    newton, first, last = _Newton.of(model, at, support, idle), None, float("inf")
     while True:
         step = newton.step(at)
         promised = -(at.gradient * step).sum(0, dtype=torch.float64)
+        first = promised if first is None else first
         at = model.move(at, step)
         total = float(promised.sum())
         if bool((promised <= settled * at.value + floor).all()) or not total < _SLOW * last:
-            return at, promised
+            return at, first, promised
         last = total
 
 
@@ -157,9 +196,11 @@ class _Newton:
     parts: list[tuple["Packed", Tensor, Tensor]]
 
     @classmethod
-    def of(cls, model: Model, at: Point, support: Tensor) -> "_Newton":
-        parts = packed(support)
-        return cls([(part, *factored(part.fill(model.curvature(at, part.neurons, part.rows)))) for part in parts])
+    def of(cls, model: Model, at: Point, support: Tensor, idle: Tensor) -> "_Newton":
+        def curvature(part: Packed) -> Tensor:
+            return part.fill(model.curvature(at, part.neurons, part.rows, idle[part.neurons]))
+
+        return cls([(part, *factored(curvature(part))) for part in packed(support)])
 
     def step(self, at: Point) -> Tensor:
         """−H_SS⁻¹ g_S."""

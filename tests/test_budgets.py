@@ -3,11 +3,13 @@
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, OPTIMUM, ROUNDING
+from scipy.optimize import minimize
+from tolerances import EXACT, OPTIMUM, REFERENCE, ROUNDING
 from torch import Tensor
 
 from convexprune.solvers import (
@@ -351,3 +353,52 @@ def test_a_refit_that_is_stopped_is_on_the_support_and_no_worse_than_what_it_had
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] >= float(loss(program, refit(program, support)).sum())
     assert losses[0] < float(loss(program, torch.zeros_like(W)).sum())
+
+
+def uneven(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs [P, N] whose samples differ in size by orders of magnitude, targets [P, 1] with few active, a support."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+    P, N = int(torch.randint(3, 60, (), generator=rng)), int(torch.randint(2, 30, (), generator=rng))
+    X = normal(P, N)
+    X = (X, X.clamp(min=0), X * 10 ** normal(P, 1), X.exp())[seed % 4]
+    W = normal(N, 1)
+    Y = X @ W if (seed // 4) % 4 < 2 else normal(P, 1) * float((X @ W).norm()) / P**0.5
+    if (seed // 4) % 2:
+        Y = Y - Y.abs().mean()
+    return X, Y.clamp(min=0), torch.rand(N, 1, generator=rng, dtype=torch.float64) < 0.9
+
+
+def best_known(X: torch.Tensor, Y: torch.Tensor, support: torch.Tensor, U: torch.Tensor) -> float:
+    """The least loss that a quasi-Newton method finds from U and from 0."""
+    A, y = X[:, support[:, 0]].numpy(), Y[:, 0].numpy()
+
+    def loss_and_gradient(u: Any) -> tuple[float, Any]:
+        z = A @ u
+        h = np.where(y > 0, z - y, np.maximum(z, 0))
+        return 0.5 * float(h @ h), A.T @ h
+
+    limits = {"maxiter": 5_000, "maxfun": 10_000, "ftol": 1e-15, "gtol": 1e-12}
+    starts = (U[support[:, 0], 0].numpy(), np.zeros(A.shape[1]))
+    return min(float(minimize(loss_and_gradient, u, jac=True, method="L-BFGS-B", options=limits).fun) for u in starts)
+
+
+_HARD = [6, 606, 710, 1006, 1746, 1842, 2122, 2148, 3326, 3838]
+
+
+@pytest.mark.parametrize("seeds", [range(120), _HARD], ids=["random", "hard"])
+def test_refit_finds_the_minimum_of_each_neuron_or_says_that_it_did_not(seeds: Any, caplog: Any) -> None:
+    """Newton's steps alone cycle where fewer samples respond than the support has inputs."""
+    for seed in seeds:
+        X, Y, support = uneven(seed)
+        if not support.any():
+            continue
+        program = LayerProgram(X, ReluLoss(Y))
+        caplog.clear()
+        U = refit(program, support)
+        if not caplog.records:
+            rounding = EXACT * float(Y.square().sum())
+            assert float(loss(program, U).sum()) <= best_known(X, Y, support, U) * (1 + REFERENCE) + rounding
