@@ -15,7 +15,7 @@ from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import tensors_in
 
-__all__ = ["Calibration", "as_batches", "first_samples", "samples_of"]
+__all__ = ["Calibration", "as_batches", "samples_at", "samples_of"]
 
 
 class Calibration:
@@ -100,26 +100,26 @@ def samples_of(batch: Any) -> int:
     return 1 if first is None or first.dim() == 0 else len(first)
 
 
-def first_samples(batch: Any, count: int) -> Any:
-    """The batch with its first samples alone: of each tensor as long as ``samples_of`` says, the first entries.
+def samples_at(batch: Any, chosen: slice | list[int]) -> Any:
+    """The batch with some of its samples alone: of each tensor as long as ``samples_of`` says, these entries.
 
     What is no tensor, and no mapping, sequence or dataclass with tensors in it, stays as it is.
     """
-    return _cut(batch, samples_of(batch), count)
+    return _chosen(batch, samples_of(batch), chosen)
 
 
-def _cut(batch: Any, samples: int, count: int) -> Any:
+def _chosen(batch: Any, samples: int, chosen: slice | list[int]) -> Any:
     if isinstance(batch, Tensor):
-        return batch[:count] if batch.dim() and len(batch) == samples else batch
+        return batch[chosen] if batch.dim() and len(batch) == samples else batch
     if isinstance(batch, Mapping):
-        return {key: _cut(value, samples, count) for key, value in batch.items()}
+        return {key: _chosen(value, samples, chosen) for key, value in batch.items()}
     if isinstance(batch, tuple | list) and not hasattr(batch, "to"):  # a PackedSequence has samples of many rows
-        parts = [_cut(value, samples, count) for value in batch]
+        parts = [_chosen(value, samples, chosen) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     if is_dataclass(batch) and not isinstance(batch, type):
         own = copy.copy(batch)
         for field in fields(batch):
-            object.__setattr__(own, field.name, _cut(getattr(batch, field.name), samples, count))  # frozen ones, too
+            object.__setattr__(own, field.name, _chosen(getattr(batch, field.name), samples, chosen))  # frozen, too
         return own
     return batch
 

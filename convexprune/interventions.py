@@ -15,7 +15,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import first_samples, samples_of
+from convexprune.calibration import samples_at, samples_of
 from convexprune.forwards import Forward, run_model
 from convexprune.taps import Tap
 from convexprune.watch import tensors_in
@@ -77,25 +77,26 @@ class Trial:
     def mixes_samples(self) -> str | None:
         """How the outputs of a sample depend on those that are in a batch with it; None if they do not.
 
-        Found by the first two samples, or one of three or fewer, which are run alone.
+        Found by its last and first samples, which are run alone, in this order; of three or fewer by the last.
         """
         samples = samples_of(self._batch)
-        count = 2 if samples > 3 else 1
-        part = first_samples(self._batch, count)
-        if samples < 2 or samples_of(part) != count:
+        chosen = [samples - 1, 0] if samples > 3 else [samples - 1]
+        part = samples_at(self._batch, chosen)
+        if samples < 2 or samples_of(part) != len(chosen):
             return None
         try:
             alone = self._run(part, nullcontext())
         except Exception as error:  # noqa: BLE001 - whatever the model raises
             return f"the model fails on a part of a batch ({error.__cause__ or error})"
-        among = [tensor[:count] if tensor.dim() and len(tensor) == samples else None for tensor in self.outputs]
-        pairs = [(one, other) for one, other in zip(alone, among, strict=False) if _alike(one, other)]
-        moved = max((_distance(one, other) for one, other in pairs if other is not None), default=0.0)
+        among = [tensor[chosen] for tensor in self.outputs if tensor.dim() and len(tensor) == samples]
+        pairs = [(one, other) for one, other in zip(alone, among, strict=False) if one.shape == other.shape]
+        moved = max((_distance(one, other) for one, other in pairs), default=0.0)
         if moved <= rounding(self._eps):
             return None
-        those = "those of 2 samples" if count == 2 else "those of a sample"
+        those = " and ".join("the last" if number else "the first" for number in chosen)
         return (
-            f"a sample's outputs depend on the others in its batch ({those} alone differ by {moved:.2g} of their size)"
+            "a sample's outputs depend on the others in its batch (along the first axis; those of "
+            f"{those} alone differ by {moved:.2g} of their size)"
         )
 
     def _moved(self, intervention: AbstractContextManager[None]) -> float:
@@ -189,10 +190,6 @@ def rounding(eps: float) -> float:
 
 def _floating(tensors: Any) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.is_floating_point()]
-
-
-def _alike(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.shape == other.shape
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import first_samples, samples_of
+from convexprune.calibration import samples_at, samples_of
 from convexprune.following import Followed, followed
 from convexprune.forwards import Forward, copy_for, evaluating, outputs_of, run_model
 from convexprune.solvers.arrays import norm, working_dtype
@@ -155,7 +155,7 @@ _EXAMPLE = 64
 def _example(model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Any:
     """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
     if samples_of(batch) > _EXAMPLE:
-        part, counts = copy_for(model, first_samples(batch, _EXAMPLE)), _Counts()
+        part, counts = copy_for(model, samples_at(batch, slice(_EXAMPLE))), _Counts()
         counts.begin()
         with suppress(Exception), tapped(taps, counts.add):  # a model that takes whole batches only
             run_model(model, part, forward)

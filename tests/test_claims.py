@@ -470,6 +470,8 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
     "train mode": lambda: Net(in_training, fc=nn.Linear(6, 6), bn=nn.BatchNorm1d(6)),
     "attention over samples": lambda: Net(attending, fc=nn.Linear(6, 6)),
     "the batch's mean": lambda: Net(lambda net, x: net.fc(x - x.mean(0)), fc=nn.Linear(6, 6)),
+    "those before": lambda: Net(lambda net, x: net.fc(x).cumsum(0), fc=nn.Linear(6, 6)),
+    "those behind": lambda: Net(lambda net, x: net.fc(x).flip(0).cumsum(0).flip(0), fc=nn.Linear(6, 6)),
     "whole batches only": lambda: Net(whole_batches_only, fc=nn.Linear(6, 6)),
 }
 APART: dict[str, Callable[[], nn.Module]] = {
@@ -498,6 +500,17 @@ def test_where_samples_see_each_other_the_head_says_what_the_promise_holds_for(k
 def test_where_they_do_not_nothing_is_said(kind: str, samples: int) -> None:
     torch.manual_seed(0)
     assert prune_(APART[kind](), noise(samples, 6), 0.2).notices == ()
+
+
+def test_the_bound_on_such_a_network_is_that_of_batches_of_all_lengths() -> None:
+    """A sum over samples multiplies a common error by their number, so that a small first batch says too little."""
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.fc(x).sum(0, keepdim=True) + 0 * x, fc=nn.Linear(6, 6, bias=False))
+    x = 1 + noise(300, 6) / 10
+    network = prune_(model, [x[:3], x[3:]], 0.2).network
+    assert network is not None
+    assert network.kept
+    assert network.error <= network.bound
 
 
 # --- The error in a row is the network's ---

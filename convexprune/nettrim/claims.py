@@ -42,14 +42,14 @@ class Checked:
     Attributes:
         sites: Layers with what was found to follow them; what was planned otherwise is in their notes.
         left: Layers that cannot be pruned, by name, with the reason.
-        notices: What limits the meaning of all figures.
+        mixing: How samples of a batch see each other; None if they do not.
         forwards: How many were run.
         samples: Of how many samples each at most.
     """
 
     sites: Mapping[str, Site]
     left: Mapping[str, str]
-    notices: tuple[str, ...]
+    mixing: str | None
     forwards: int
     samples: int
 
@@ -73,7 +73,8 @@ def checked(
         without_norm: What is planned for a layer if the norm is no part of its program.
         given: Whether a layer's fit is the caller's own choice, which is kept.
     """
-    found, left, notices = dict(sites), dict[str, str](), list[str]()
+    found, left = dict(sites), dict[str, str]()
+    mixing: str | None = None
     forwards = samples = 0
     with evaluating(model):
         for batch, names in examples:
@@ -81,15 +82,12 @@ def checked(
             if check.sites:
                 trial = Trial(model, batch, forward, check.products())
                 check.run(trial)
-                if not notices and (how := trial.mixes_samples()):
-                    notices.append(
-                        f"{how}: what is promised holds for the batches as they were given, and for no others"
-                    )
+                mixing = mixing or trial.mixes_samples()
                 found |= check.sites
                 left |= check.left
                 forwards, samples = forwards + trial.forwards, max(samples, samples_of(batch))
     kept = {name: site for name, site in found.items() if name not in left}
-    return Checked(kept, left, tuple(notices), forwards, samples)
+    return Checked(kept, left, mixing, forwards, samples)
 
 
 @dataclass(eq=False)

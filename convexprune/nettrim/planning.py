@@ -28,6 +28,7 @@ __all__ = ["Plan", "make_plan"]
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
 _NO_ROWS = "it is called with no rows of the calibration data that count, so its inputs are not known"
+_THESE_BATCHES = "what is promised holds for the batches as they were given, and for no others"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Plan:
         counted: Which rows count.
         rows: P of each group, of rows that count.
         notices: What limits the meaning of all figures.
+        mixing: Whether samples of a batch see each other.
         tests: How much the plan was put to the test: forwards, and samples in each.
     """
 
@@ -54,6 +56,7 @@ class Plan:
     counted: Counted
     rows: Mapping[str, tuple[int, ...]]
     notices: tuple[str, ...] = ()
+    mixing: bool = False
     tests: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
@@ -139,7 +142,8 @@ def make_plan(
         size=size,
         counted=counted,
         rows={name: passing.rows(name, counted) for name in check.sites},
-        notices=(*counted.notices(), *check.notices),
+        notices=(*counted.notices(), *([f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else [])),
+        mixing=check.mixing is not None,
         tests={"forwards": check.forwards, "samples": check.samples},
     )
 

@@ -224,6 +224,7 @@ def prune_(
             sites=plan.sites,
             versions=Versions(plan.sites),
             counted=plan.counted,
+            mixing=plan.mixing,
             how=recipe.how(),
             journal=journal,
             stop=ending,

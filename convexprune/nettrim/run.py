@@ -50,6 +50,7 @@ class Run:
         sites: By name, in the order of first calls.
         versions: The sites' parameters as trained.
         counted: Which rows count.
+        mixing: Whether samples of a batch see each other.
         how: How programs are solved.
         journal: Where answers are kept, or None.
         stop: When to end early.
@@ -70,6 +71,7 @@ class Run:
     sites: Mapping[str, Site]
     versions: Versions
     counted: Counted
+    mixing: bool
     how: How
     journal: Journal | None
     stop: Stop
@@ -142,10 +144,10 @@ class Run:
         )
 
     def shapes(self) -> Iterator[Any]:
-        """A batch of each shape that there is, the number of samples aside."""
+        """A batch of each shape that there is, the number of samples aside unless these see each other."""
         seen = set()
         for batch in self.calibration:
-            shape = tuple((tensor.dtype, tensor.shape[1:]) for tensor in tensors_in(batch))
+            shape = tuple((tensor.dtype, tensor.shape[not self.mixing :]) for tensor in tensors_in(batch))
             if shape not in seen:
                 seen.add(shape)
                 yield batch

@@ -98,6 +98,7 @@ def verify(
         sites=plan.sites,
         versions=versions,
         counted=plan.counted,
+        mixing=plan.mixing,
         how=recipe.how(),
         journal=journal,
         stop=Stop(),

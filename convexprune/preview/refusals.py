@@ -40,6 +40,7 @@ def check_bound(
         sites=plan.sites,
         versions=versions,
         counted=plan.counted,
+        mixing=plan.mixing,
         how=recipe.how(),
         journal=None,
         stop=Stop(),
