@@ -28,10 +28,12 @@ class Fitting:
 
     Attributes:
         parts: How many of a tuple's or list's first entries the model takes; None: the batch as a whole.
+        left: Keys of a mapping that the model does not take.
         dtype: What floating-point tensors are cast to; None: they stay.
     """
 
     parts: int | None = None
+    left: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
@@ -44,6 +46,8 @@ class Fitting:
             batch = batch[0]
         elif self.parts is not None and _is_sequence(batch):
             batch = tuple(batch[: self.parts])
+        if self.left and isinstance(batch, Mapping):
+            batch = {key: value for key, value in batch.items() if key not in self.left}
         return batch if self.dtype is None else _cast(batch, self.dtype)
 
 
@@ -51,7 +55,8 @@ def fitted(model: nn.Module, batches: Iterable[Any], forward: Forward | None) ->
     """How the model is to be called on such batches, and what is thereby done to them, as sentences.
 
     Of a tuple or list that the model does not take whole, such as (inputs, labels) of a data loader, it is given the
-    first entries that it does take; a model that takes two inputs is given both. Floating-point tensors of another type
+    first entries that it does take; a model that takes two inputs is given both. Of a mapping it is given the entries
+    that are arguments of its forward. Floating-point tensors of another type
     than the model's are cast to it where the model cannot be called without. With a ``forward`` of the caller's nothing
     is done.
 
@@ -93,10 +98,11 @@ def _fittings(model: nn.Module, batch: Any) -> Iterator[Fitting]:
     """What may be done, the least first."""
     dtype = _dtype(model)
     for parts in _parts(model, batch):
-        given = Fitting(parts).applied(batch)
-        yield Fitting(parts)
+        left = _strange_keys(model, Fitting(parts).applied(batch))
+        given = Fitting(parts, left).applied(batch)
+        yield Fitting(parts, left)
         if dtype is not None and any(t.is_floating_point() and t.dtype != dtype for t in tensors_in(given)):
-            yield Fitting(parts, dtype)
+            yield Fitting(parts, left, dtype)
 
 
 def _parts(model: nn.Module, batch: Any) -> list[int | None]:
@@ -112,15 +118,27 @@ def _parts(model: nn.Module, batch: Any) -> list[int | None]:
 
 
 def _binds(signature: inspect.Signature, parts: Sequence[Any]) -> bool:
-    alone = parts[0] if len(parts) == 1 else None
+    if len(parts) == 1 and isinstance(parts[0], Mapping):
+        return True
     try:
-        if isinstance(alone, Mapping):
-            signature.bind(**alone)
-        else:
-            signature.bind(*parts)
+        signature.bind(*parts)
     except TypeError:
         return False
     return True
+
+
+def _strange_keys(model: nn.Module, batch: Any) -> tuple[str, ...]:
+    """Keys of a mapping that are no arguments of forward, such as labels; none where forward takes any."""
+    if not isinstance(batch, Mapping):
+        return ()
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return ()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return ()
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return tuple(key for key in batch if key not in named) if named.intersection(batch) else ()
 
 
 def _may_drop(batch: Sequence[Any], error: InvalidInput) -> bool:
@@ -157,8 +175,12 @@ def _sentences(fitting: Fitting, batch: Any) -> tuple[str, ...]:
     if fitting.parts is not None:
         which = "the first part" if fitting.parts == 1 else f"the first {fitting.parts} parts"
         found.append(f"the model is called on {which} of each batch: of the {len(batch)} it does not take the rest")
+    if fitting.left:
+        found.append(
+            f"of each batch the model is not given {', '.join(map(repr, fitting.left))}, which it does not take"
+        )
     if fitting.dtype is not None:
-        given = Fitting(fitting.parts).applied(batch)
+        given = Fitting(fitting.parts, fitting.left).applied(batch)
         others = {t.dtype for t in tensors_in(given) if t.is_floating_point()} - {fitting.dtype}
         kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
         own = str(fitting.dtype).removeprefix("torch.")

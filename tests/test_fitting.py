@@ -48,6 +48,17 @@ class Two(nn.Module):
         return found
 
 
+class Named(nn.Module):
+    """An input by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner(x)
+
+
 class Wrapped(nn.Module):
     """A signature that says nothing."""
 
@@ -88,9 +99,12 @@ BATCHES: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Any
     "a list": (net, lambda x, y: [x, y], Fitting(1)),
     "targets that are numbers": (net, lambda x, _y: (x, x), Fitting(1)),
     "a signature that says nothing": (Wrapped, lambda x, y: (x, y), Fitting(1)),
-    "float64": (net, lambda x, _y: x.double(), Fitting(None, torch.float32)),
-    "float64 with labels": (net, lambda x, y: (x.double(), y), Fitting(1, torch.float32)),
-    "arrays": (net, lambda x, y: (x.double().numpy(), y.numpy()), Fitting(1, torch.float32)),
+    "float64": (net, lambda x, _y: x.double(), Fitting(dtype=torch.float32)),
+    "float64 with labels": (net, lambda x, y: (x.double(), y), Fitting(1, dtype=torch.float32)),
+    "arrays": (net, lambda x, y: (x.double().numpy(), y.numpy()), Fitting(1, dtype=torch.float32)),
+    "a mapping with labels": (Named, lambda x, y: {"x": x, "labels": y}, Fitting(left=("labels",))),
+    "a mapping, and labels": (Named, lambda x, y: ({"x": x.double(), "id": y}, y), Fitting(1, ("id",), torch.float32)),
+    "a mapping that fits": (Named, lambda x, _y: {"x": x}, None),
     "as it is": (net, lambda x, _y: x, None),
 }
 

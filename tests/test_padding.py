@@ -143,6 +143,7 @@ MASKS: dict[str, tuple[Any, Any]] = {
     "Boolean": (lambda batch: batch | {"attention_mask": batch["attention_mask"].bool()}, None),
     "float": (lambda batch: batch | {"attention_mask": batch["attention_mask"].float()}, None),
     "by a key": (lambda batch: batch, "attention_mask"),
+    "that the model does not take": (lambda batch: batch | {"keep": batch["attention_mask"] == 1}, "keep"),
     "by a function": (lambda batch: batch, lambda batch: batch["input_ids"] != 0),
     "of a tuple": (lambda batch: tuple(batch.values()), lambda batch: batch[1]),
 }
