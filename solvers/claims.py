@@ -70,8 +70,7 @@ def check_fit_claims(fit: Fit) -> None:
         return
     part = fit.map(lambda array: array[:_SAMPLES].to(torch.float64))
     points = list(_points(part))
-    for Z, rho in points[:3]:
-        L = part.curb(rho * (Z - part.prox(Z, rho)))
+    for L in _multipliers(part, points):
         terms = part.dual_terms(L)
         for t in (torch.ones_like(terms[0]), part.best_scaling(terms, torch.full_like(terms[0], 1e3))):
             conjugate, far = -part.dual_value(terms, t), part.anchor.to(L) + 1e3 * L * t
@@ -84,6 +83,17 @@ def check_fit_claims(fit: Fit) -> None:
                     "so that its curb, dual_terms, dual_value or best_scaling lets Λ out of the domain of f*, or f* is "
                     "too small",
                 )
+
+
+def _multipliers(fit: Fit, points: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
+    """Subgradients, and what is curbed of far larger ones; and some that favour the bound, of all entries or few."""
+    anchor = fit.anchor.to(torch.float64)
+    for Z, rho in points[:3]:
+        S = rho * (Z - fit.prox(Z, rho))
+        large = 30 * float(S.abs().max())
+        peak = -anchor.sign() * (anchor.abs() == anchor.abs().amax(0))
+        for L in (S, large * torch.roll(S.sign(), 1, 0), -large * anchor.sign(), large * peak):
+            yield fit.curb(L)
 
 
 def _points(fit: Fit) -> Iterator[tuple[Tensor, float]]:

@@ -88,6 +88,7 @@ def _rows(draw: Drawn) -> str:
     for Z in _outputs(draw):
         kept, L = Z.clone(), draw.normal()
         sums, terms, V = f.sums(Z), f.dual_terms(f.curb(L)), f.prox(Z, 2.0)
+        expect(torch.equal(kept, Z), "prox or sums: changed the outputs that were given")
         expect(sums.dtype == terms.dtype == torch.float64, "sums, dual_terms: expected float64")
         parts = _halves(f)
         same("sums of two halves, added", sum(p.sums(Z[rows]) for rows, p in parts), sums)
@@ -99,7 +100,6 @@ def _rows(draw: Drawn) -> str:
             same("curb of some rows", p.curb(L[rows]), f.curb(L)[rows])
             mask = f.unrestricted().expand(f.shape)[rows]
             expect(torch.equal(p.unrestricted().expand(mask.shape), mask), "unrestricted: rows do not follow map")
-        expect(torch.equal(kept, Z), "prox, sums or residual: changed the outputs that were given")
     return "sums add up, rows are apart"
 
 

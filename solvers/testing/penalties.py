@@ -11,7 +11,7 @@ from convexprune.solvers.claims import fenchel_young
 from convexprune.solvers.penalties import is_homogeneous
 from convexprune.solvers.testing.candidate import expect
 from convexprune.solvers.testing.contract import ALIKE, Draw, agrees, alike, best_of, checked, conic, needs_cvxpy, same
-from convexprune.solvers.testing.report import Report
+from convexprune.solvers.testing.report import NotConforming, Report
 
 __all__ = ["check_penalty"]
 
@@ -37,6 +37,8 @@ def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -
     """
     shape = (inputs, outputs)
     g = penalty.to(torch.zeros(shape, dtype=torch.float64))
+    if type(g) is not type(penalty):
+        raise NotConforming(f"to: found {type(g).__name__}, expected {type(penalty).__name__} again")
     checks = _CONVEX if penalty.convex else _BUDGET
     return checked(type(penalty).__name__, Draw(g, shape, points), checks)
 
@@ -204,6 +206,8 @@ def _units(draw: Drawn) -> str:
     """``rescaled`` and ``times`` are the penalty in other units: values, proxes and duals follow."""
     g, d = draw.subject, draw.normal(draw.shape[0], 1).exp()
     scaled = g.rescaled(d)
+    for name, made in (("to", g.to(d)), ("rescaled", scaled), ("times", g.times(2.0) if hasattr(g, "times") else g)):
+        expect(type(made) is type(g), f"{name}: found {type(made).__name__}, expected {type(g).__name__} again")
     _prox_of(scaled, draw)
     for size in draw.sizes():
         U, A = _inside(draw, size), size * draw.normal()
