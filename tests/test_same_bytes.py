@@ -38,7 +38,7 @@ torch.manual_seed(0)
 model, x, out = Net().eval(), torch.rand(60, 6), Path(sys.argv[1])
 state = {key: value.clone() for key, value in model.state_dict().items()}
 chosen = {"first", "second", "last"}  # in an order that the hash seed decides
-report = prune_(model, x, sparsity=0.5, scope="network", layers=chosen, run=out)
+report = prune_(model, x, sparsity=0.5, layers=chosen, run=out)
 save_json(report.to_dict(), out / "report.json")
 save_extras(out, state, model, report=report)
 write_page(out)
