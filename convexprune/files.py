@@ -29,6 +29,7 @@ from convexprune.texts import utf8
 __all__ = [
     "INPUT_NAMES",
     "LABEL_NAMES",
+    "as_path",
     "check_folder",
     "load_array",
     "load_weights",
@@ -224,7 +225,7 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
         InvalidInput: a device or a pipe is at ``path``, which a rename would replace, or its folder cannot be made.
         OSError: the file could not be written; what was at ``path`` before is still there.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
     if path.exists() and not path.is_file():
@@ -246,6 +247,21 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
     return path
 
 
+def as_path(path: StrPath) -> Path:
+    """The path, of a name that the file system can have.
+
+    Raises:
+        InvalidInput: it holds a null character, or one that the file system's encoding has no bytes for.
+    """
+    try:
+        impossible = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        impossible = True
+    if impossible:
+        raise InvalidInput(f"{path!r}: no file can have this name, for it has no bytes; choose another")
+    return Path(path)
+
+
 def make_folder(folder: StrPath) -> Path:
     """Make a folder, and those that it lies in, unless they are there.
 
@@ -263,7 +279,7 @@ def check_folder(folder: StrPath) -> Path:
     Raises:
         InvalidInput: as in ``make_folder``.
     """
-    path = Path(folder)
+    path = as_path(folder)
     place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
     if place.is_symlink() and not place.exists():
         raise InvalidInput(f"{place}: a symbolic link that leads nowhere, or in a circle; mend it, or choose another")
@@ -283,7 +299,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         links = [place for place in (path, *path.parents) if place.is_symlink() and not place.exists()]
         why = f"{links[0]} is a symbolic link that leads nowhere, or in a circle" if links else "check the path"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from convexprune.calibration import Calibration
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files import StrPath, make_folder, safetensors_bytes, write_atomically
+from convexprune.files import StrPath, as_path, make_folder, safetensors_bytes, write_atomically
 from convexprune.fingerprints import data_fingerprint, model_fingerprint
 from convexprune.texts import utf8
 
@@ -107,7 +107,7 @@ class Journal:
             DamagedFile: Its run.json cannot be read.
             OtherRun: It is of another format.
         """
-        path = Path(folder) / "run.json"
+        path = as_path(folder) / "run.json"
         if not path.exists():
             raise FileNotFoundError(f"{folder}: no run.json in it, so it is no run directory; give that of a prune")
         journal = cls.__new__(cls)

@@ -6,6 +6,7 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from convexprune import prune_, save_weights
 from convexprune.cli import app
 from convexprune.errors import DamagedFile
 from convexprune.files import load_array, load_weights, save_json
-from convexprune.journal import Journal, read_json
+from convexprune.journal import Journal, data_fingerprint, read_json
 from convexprune.live import VisibleFormatter
 from convexprune.nettrim.verify import verify
 from convexprune.page import save_extras, write_page
@@ -77,6 +78,12 @@ def test_a_run_with_strange_names_is_kept_resumed_verified_and_shown(
         assert f"<bdi>{visible(name, line=True)}</bdi>" in unescape(page)
 
 
+def test_batches_with_strange_keys_and_texts_have_fingerprints() -> None:
+    batches = [[{"\ud800": torch.ones(2), "text": text}] for text in ("\udfff", "\udffe")]
+    one, other = map(data_fingerprint, batches)
+    assert one == data_fingerprint(copy.deepcopy(batches[0])) != other
+
+
 @pytest.mark.parametrize("name", UNWRITABLE)
 def test_what_a_file_of_weights_cannot_name_is_said(name: str, tmp_path: Path) -> None:
     model = Named([name])
@@ -122,6 +129,25 @@ def test_paths_that_are_no_text_are_shown_by_the_command_line(tmp_path: Path) ->
     assert done.returncode == 1, done.stderr
     assert b"no\\udcff\\x1b[2Jfolder: no such folder" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["\ud800", "nul\0"])
+def test_paths_that_no_file_can_have_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    calls: list[Callable[[], object]] = [
+        lambda: save_json({}, path),
+        lambda: save_json({}, path / "x.json"),
+        lambda: save_weights(nn.Linear(2, 2), path.with_suffix(".safetensors")),
+        lambda: load_weights(path.with_suffix(".pt")),
+        lambda: load_array(path.with_suffix(".npy")),
+        lambda: prune_(Named(["a"]), inputs(), 0.3, run=path),
+        lambda: Journal.existing(path),
+        lambda: write_page(path),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInput, match="no file can have this name"):
+            call()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Links

@@ -65,10 +65,9 @@ def budget(site: Site, asked: Sparsity, kind: type[Keep] | type[KeepByPath]) -> 
 
 def shared_budgets(sites: Mapping[str, Site], asked: Mapping[str, Sparsity]) -> dict[tuple[str, ...], int]:
     """How many weights the layers of one number may keep together; of each group of a layer at least one."""
-    parts = {part for part in asked.values() if not isinstance(part, Pattern)}
     found = {}
-    for part in sorted(parts):
-        names = tuple(name for name in sites if asked[name] == part)
-        weights, groups = (sum(getattr(sites[name], what) for name in names) for what in ("weights", "groups"))
-        found[names] = max(groups, round((1 - part) * weights))
+    for part in sorted({part for part in asked.values() if not isinstance(part, Pattern)}):
+        sharing = [site for name, site in sites.items() if asked[name] == part]
+        count = round((1 - part) * sum(site.weights for site in sharing))
+        found[tuple(site.name for site in sharing)] = max(count, sum(site.groups for site in sharing))
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from convexprune.consistency import Checks, check_results
 from convexprune.errors import DamagedFile
-from convexprune.files import StrPath
+from convexprune.files import StrPath, as_path
 from convexprune.journal import Journal, read_json, recipe_fingerprint
 from convexprune.nettrim.goals import as_goal
 from convexprune.page.extras import Extras, read_extras
@@ -87,7 +87,7 @@ def read_saved(folder: StrPath) -> Saved:
         OtherRun: Its journal is of another format.
         DamagedFile: A file in it is not what convexprune writes, or report.json is not what the others say.
     """
-    place = Path(folder)
+    place = as_path(folder)
     path = place / "report.json"
     if not path.is_file():
         found = "no such folder" if not place.is_dir() else "no report.json in it"
