@@ -301,6 +301,22 @@ def stop_after_first(layer: str, point: Any) -> None:
         raise RuntimeError("stop")
 
 
+def nothing() -> Proposal:
+    return Proposal(None, None, "failed", 1, 0.0, "no")
+
+
+def not_a_number() -> Proposal:
+    return Proposal(torch.full((17, 8), torch.nan), None, "own rule", 1, 0.0)
+
+
+def all_zero() -> Proposal:
+    return Proposal(torch.zeros(17, 8), None, "own rule", 1, 0.0)
+
+
+def dear() -> Proposal:
+    return Proposal(torch.full((17, 8), 1e9), None, "iteration limit", 1, 0.0)
+
+
 BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
     "wrong shapes": ({"calibration": torch.rand(5, 7)}, InvalidInput),
     "NaN inputs": ({"calibration": torch.full((5, 12), torch.nan)}, NonFinite),
@@ -319,11 +335,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
     "pattern without a match": ({"layers": "conv*"}, NothingToPrune),
     "bad tolerance": ({"tol": -1.0}, InvalidTolerance),
     "failing callback": ({"callback": stop_after_first}, RuntimeError),
-    "solver with nothing": ({"solver": Gives(lambda: Proposal(None, None, "failed", 1, 0.0, "no"))}, PruningFailed),
-    "solver with NaN": (
-        {"solver": Gives(lambda: Proposal(torch.full((17, 8), torch.nan), None, "own rule", 1, 0.0))},
-        PruningFailed,
-    ),
+    "solver with nothing": ({"solver": Gives(nothing), "sparsity": 0.5}, PruningFailed),
+    "solver with NaN": ({"solver": Gives(not_a_number), "sparsity": 0.5}, PruningFailed),
     "Ctrl-C": ({"solver": Gives(interrupted)}, KeyboardInterrupt),
 }
 
@@ -340,6 +353,38 @@ def test_after_an_error_the_model_is_as_it_was(case: str) -> None:
     assert [module.training for module in model.modules()] == flags
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert str(caught.value) or error is KeyboardInterrupt
+
+
+@pytest.mark.parametrize("proposal", [nothing, not_a_number, all_zero, dear])
+def test_where_nothing_better_is_found_the_trained_weights_stay(proposal: Callable[[], Proposal]) -> None:
+    """They keep the promise, whatever became of the solve: no layer fails a model that has feasible weights."""
+    model, x = mlp()
+    before = copy.deepcopy(model.state_dict())
+    report = prune_(model, x, eps=0.1, layers=["0"], solver=Gives(proposal))
+    row = report.layers[0]
+    assert row.status == "as trained"
+    assert row.certified
+    assert row.output_error <= row.promised <= 0.1 * (1 + 1e-12)
+    assert "the trained ones stay" in row.notes[-1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-7, 1e-6])
+@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+def test_a_small_eps_has_a_status_for_each_layer(mode: str, eps: float) -> None:
+    """Few samples in float32: rounding alone moves outputs by more than the smaller of these allow."""
+    model, x = mlp()
+    report = prune_(model, x[:6], eps=eps, mode=mode)
+    for row in report.layers:
+        assert row.status in ("solved", "rounded", "as trained")
+        assert row.output_error <= row.promised + 1e-6  # measured in float32
+
+
+def test_rounding_is_made_room_for() -> None:
+    """The conic answer in float64, once rounded to float32, would miss so small an eps; a smaller set does not."""
+    model, x = mlp()
+    report = prune_(model, x[:6], eps=1e-5, layers=["0"], solver="interior")
+    assert report.layers[0].status == "solved"
 
 
 def test_nan_weights_are_found_before_anything_is_solved() -> None:
@@ -380,9 +425,12 @@ def test_a_model_without_layers_is_refused() -> None:
 
 def test_limits_that_run_out_are_reported_not_hidden(caplog: pytest.LogCaptureFixture) -> None:
     model, x = mlp()
+    before = copy.deepcopy(model.state_dict())
     report = prune_(model, x, max_iter=3)
-    assert not report.certified
-    assert "iteration limit" in {row.status for row in report.layers}
+    assert not any(row.proven for row in report.layers)
+    assert {row.status for row in report.layers} == {"as trained"}
+    assert all("ended iteration limit" in row.notes[-1] for row in report.layers)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "raise max_iter" in caplog.text
 
 

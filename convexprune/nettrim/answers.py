@@ -12,8 +12,10 @@ from torch import Tensor
 from convexprune.nettrim.posed import How, Posed
 from convexprune.solvers import Certificate, Gram, LayerProgram, Solution, Status, certify, refit
 
-__all__ = ["REFITTED", "Answer", "Goal", "Plain", "answered", "refitted", "solver_for"]
+__all__ = ["KEPT", "REFITTED", "Answer", "Goal", "Plain", "answered", "refitted", "solver_for"]
 
+KEPT = "as trained"
+"""The status of trained weights that stay, since no better ones were found that keep the promise."""
 REFITTED = "refitted"
 """The status of weights that keep the promise on a certified support, and no longer have the least ℓ1 norm."""
 
@@ -32,7 +34,8 @@ class Answer:
         samples: P.
         before: Nonzeros of the trained weights, the bias not counted.
         nonzeros: Of these.
-        status: How it ended: the solution's status, or "rounded" where only rounding cost the certificate.
+        status: How it ended: the solution's status, "rounded" where only rounding cost the certificate, or "as trained"
+            where nothing better was found than the weights that were there.
         notes: What a reader should know.
         path: Of a measured path its points: (eps and error relative to ‖Y‖_F, nonzeros without the bias).
         returned: How many of these weights are not zero where the trained ones are.
@@ -64,11 +67,13 @@ class Answer:
         notes: Sequence[str],
     ) -> "Answer":
         """With all that follows from the weights; ``promised`` is without what they violate."""
+        violation = solution.certificate.violation
         return cls(
             solution=solution,
             stored=stored,
             radius=radius,
-            promised=promised * (1 + solution.certificate.violation),
+            # A violation is relative to the radius, or to ‖Y‖ where there is none.
+            promised=promised * (1 + violation) if radius else promised + violation * posed.size,
             size=posed.size,
             error=posed.missed(solution.weights),
             samples=posed.samples,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convexprune.nettrim.answers import REFITTED, Answer, Goal
+from convexprune.nettrim.answers import KEPT, REFITTED, Answer, Goal
 from convexprune.nettrim.budgets import Keep, KeepByPath, Pattern
 from convexprune.nettrim.measuring import Measure, Measurement
 from convexprune.nettrim.neurons import KeepInputs, RankInputs
@@ -11,6 +11,7 @@ from convexprune.nettrim.tolerance import Within
 
 __all__ = [
     "GOALS",
+    "KEPT",
     "REFITTED",
     "Answer",
     "Goal",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.nettrim.goals import REFITTED, Answer, Goal, KeepInputs, Measurement, Within
+from convexprune.nettrim.goals import KEPT, REFITTED, Answer, Goal, KeepInputs, Measurement, Within
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.sites import Site
@@ -108,6 +108,7 @@ def _status(answer: Answer, goal: Goal, posed: Posed, how: How, certificate: Cer
     holds = {
         str(Status.SOLVED): isinstance(goal, Within) and inside and certificate.gap <= tol + slack["gap"],
         REFITTED: isinstance(goal, Within) and how.refit and inside,
+        KEPT: isinstance(goal, Within) and torch.equal(answer.stored, posed.stored),
         str(Status.NO_BOUND): not isinstance(goal, Within) and inside and _kept(goal, posed, how, answer, certificate),
     }
     if isinstance(goal, Measurement) or holds.get(answer.status, True):

@@ -10,7 +10,7 @@ from torch import Tensor
 from convexprune.errors import DamagedFile
 from convexprune.journal import Record
 from convexprune.nettrim.folding import Fold
-from convexprune.nettrim.goals import GOALS, REFITTED, Answer, Goal, as_goal
+from convexprune.nettrim.goals import GOALS, KEPT, REFITTED, Answer, Goal, as_goal
 from convexprune.solvers import Certificate, Solution, Status
 from convexprune.solvers.arrays import working_dtype
 from convexprune.solvers.solution import Seconds, TracePoint
@@ -18,7 +18,7 @@ from convexprune.solvers.solution import Seconds, TracePoint
 __all__ = ["goal_of", "recalled", "recorded", "to_device"]
 
 T = TypeVar("T")
-_ENDS = (*map(str, Status), REFITTED, "rounded")
+_ENDS = (*map(str, Status), KEPT, REFITTED, "rounded")
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 

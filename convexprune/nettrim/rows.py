@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
-from convexprune.nettrim.goals import REFITTED, Answer, Goal, Within
+from convexprune.nettrim.goals import KEPT, REFITTED, Answer, Goal, Within
 from convexprune.nettrim.sites import Site
 from convexprune.report import LayerReport
 from convexprune.solvers import Status
@@ -34,7 +34,8 @@ class NetTrimLayer(LayerReport):
         seconds: Set-up, solve and certificate.
         status: How the solve ended ("solved": certified within the tolerances; "refitted": within
             the set on a certified support; "no bound": a budget, kept; "rounded":
-            certified, but no longer after rounding to the module's dtype).
+            certified, but no longer after rounding to the module's dtype; "as trained": the
+            trained weights, which keep the promise, for nothing better was found).
         notes: What a reader should know.
     """
 
@@ -69,12 +70,12 @@ class NetTrimLayer(LayerReport):
 
     @property
     def certified(self) -> bool:
-        """Whether the certificate closed, refitted weights are in the set, or the budget is kept."""
-        return self.status in (_PROVEN, _BUDGET, REFITTED)
+        """Whether the certificate closed, refitted or trained weights are in the set, or the budget is kept."""
+        return self.status in (_PROVEN, _BUDGET, REFITTED, KEPT)
 
     @property
     def proven(self) -> bool:
-        """Whether an error was promised, and the promise is kept; of a budget nothing is."""
+        """Whether an error was promised, and weights were found that keep it; of a budget nothing is."""
         return self.status in (_PROVEN, REFITTED)
 
     @property
@@ -135,7 +136,8 @@ def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
     radii = [answer.radius for answer in answers]
     size = math.hypot(*(answer.size for answer in answers)) or 1.0
-    outside = math.hypot(*(c.violation * radius for c, radius in zip(certificates, radii, strict=True) if c.violation))
+    scales = [answer.radius or answer.size for answer in answers]
+    outside = math.hypot(*(c.violation * scale for c, scale in zip(certificates, scales, strict=True) if c.violation))
     statuses = [answer.status for answer in answers]
     return {
         "samples": answers[0].samples,
@@ -150,7 +152,7 @@ def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
         "value": value,
         "bound": bound,
         "gap": max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
-        "violation": 0.0 if not outside else outside / (math.hypot(*radii) or 1.0),
+        "violation": 0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
         "iterations": max(answer.solution.iterations for answer in answers),
         "notes": tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
         "returned": sum(answer.returned for answer in answers),

@@ -16,7 +16,7 @@ from convexprune.calibration import Calibration
 from convexprune.errors import DamagedFile, PruningFailed
 from convexprune.forwards import Forward, evaluating
 from convexprune.journal import Journal, Record
-from convexprune.nettrim.goals import Answer, Goal
+from convexprune.nettrim.goals import KEPT, Answer, Goal
 from convexprune.nettrim.judging import judged
 from convexprune.nettrim.posed import How, Pile, Posed
 from convexprune.nettrim.records import recalled, recorded, to_device
@@ -105,8 +105,9 @@ class Run:
         makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
         for number, answers in self.execute(makers):
             name = waiting[number]
-            self._keep(name, goals[name], answers)
-            answers = self._lean(answers)  # no name for the others while the next layer is solved
+            answers = self._lean(
+                self._keep(name, goals[name], answers)
+            )  # no name for the others while the next layer is solved
             done += 1
             self.tell(name, done, len(goals))
             yield name, answers
@@ -244,17 +245,18 @@ class Run:
         answers = to_device(recalled(record, site.folds), self.trained[name][0].device)
         return answers, judged(site, self.pose(name), self.how, goal, answers)
 
-    def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> None:
-        """Check, and keep what the run's own end did not cut short."""
+    def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        """Check, and keep what the run's own end did not cut short; what it did has the status that says so."""
         for answer in answers:
             _check(name, answer)
-        statuses = {answer.status for answer in answers}
+        statuses = {str(answer.solution.status) for answer in answers}
         if statuses & {_STOPPED, _TIMED_OUT}:
             self.stopped = self.stopped or self.stop.reason()
         # What was stopped may get further another time; a layer's own time limit is a part of the recipe.
         final = _STOPPED not in statuses and not (_TIMED_OUT in statuses and self.stopped)
         if self.journal is not None and final:
             self.journal.put(name, self.key(goal), recorded(answers))
+        return answers if final else tuple(map(_cut_short, answers))
 
     def _lean(self, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
         """Without what is as large as a layer's outputs, unless that was asked for."""
@@ -274,8 +276,16 @@ class Run:
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
 
 
+def _cut_short(answer: Answer) -> Answer:
+    ended = str(answer.solution.status)
+    return replace(answer, status=ended) if ended in (_STOPPED, _TIMED_OUT) else answer
+
+
 def _check(name: str, answer: Answer) -> None:
     status = answer.solution.status
+    if answer.status == KEPT:
+        _log.warning("layer %r: %s. %s", name, answer.notes[-1], status.advice)
+        return
     if status is Status.INFEASIBLE:
         raise Infeasible(f"layer {name!r}: {status.advice} The model is unchanged")
     if not bool(answer.stored.isfinite().all()):

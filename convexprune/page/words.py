@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convexprune.nettrim.goals import REFITTED
+from convexprune.nettrim.goals import KEPT, REFITTED
 from convexprune.page.numerals import count, duration, figure, number, part, small
 from convexprune.page.saved import Saved
 from convexprune.solvers import Status
@@ -143,6 +143,9 @@ def _certificates(rows: Sequence[Row]) -> list[Finding]:
                 "the error is within what is promised. The weights were fitted again for a smaller error, so their ℓ1 "
             )
             told.append(Finding("good", f"{who}: {text}norm is no longer the least."))
+        elif status == KEPT:
+            text = "no better weights were found that keep the promise, so those that were trained stay."
+            told.append(Finding("plain", f"{who}: {text}"))
         elif status == _BUDGET:
             text = (
                 "the budget is kept, which is counted. Budgets are not convex, so nothing is proven of how near to the "
