@@ -140,7 +140,7 @@ class NetTrim:
         for _ in range(0 if self.found else _HALVINGS):
             eps = (low + high) / 2
             trial = copy.deepcopy(model)
-            prune_(trial, self.x, eps, tol=1e-2, feas_tol=1e-3, max_iter=300)
+            prune_(trial, self.x, eps, mode="parallel", tol=1e-2, feas_tol=1e-3, max_iter=300)
             if _weights(trial) <= self.most:
                 high = eps
                 self.found.update(trial.state_dict())

@@ -106,9 +106,9 @@ def matched(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float
     dense = sum(nonzeros(task.model).values())
     part = 1 - sum(counts.values()) / dense
     methods: dict[str, Callable[[nn.Module], float | None]] = {
-        "budget": lambda model: prune_(model, x, sparsity=each).output_error,
+        "budget": lambda model: prune_(model, x, sparsity=each, mode="parallel").output_error,
         "budget, cascade": lambda model: prune_(model, x, sparsity=each, mode="cascade").output_error,
-        "network": lambda model: prune_(model, x, sparsity=part, scope="network").output_error,
+        "network": lambda model: prune_(model, x, sparsity=part, scope="network", mode="parallel").output_error,
         "network, cascade": lambda model: prune_(model, x, sparsity=part, scope="network", mode="cascade").output_error,
         "magnitude": lambda model: magnitude_prune_(model, counts),
         "magnitude, network": lambda model: global_magnitude_(model, counts),
@@ -134,7 +134,7 @@ def plans(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, str, Call
         path = args.out / f"counts-{task.name}-{eps:g}-{args.samples}.json"
         if not path.exists():
             model = copy.deepcopy(task.model)
-            prune_(model, task.calibration, eps)
+            prune_(model, task.calibration, eps, mode="parallel")
             path.write_text(json.dumps(nonzeros(model)))
         for name, method in matched(task, json.loads(path.read_text())).items():
             yield f"eps {eps:g}", name, method

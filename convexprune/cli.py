@@ -124,7 +124,9 @@ def prune(
     objective: Annotated[str, _asked(help="With --network-eps: l1, or nonzeros.")] = "l1",
     search: Annotated[str, _asked(help="With --sparsity: budget, or path.")] = "budget",
     unit: Annotated[str, _asked(help="With --sparsity: weights, or neurons.")] = "weights",
-    mode: Annotated[str, _posed(help="parallel, or cascade.")] = "parallel",
+    mode: Annotated[
+        str | None, _posed(help="parallel, or cascade; if not given parallel with --eps and --jobs.")
+    ] = None,
     fit: Annotated[str | None, _posed(help="relu-ball, net-trim or ball for every layer.")] = None,
     norms: Annotated[str, _posed(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
     gamma: Annotated[float, _posed(help="In cascade: room for the trained weights, at least 1.")] = 1.1,

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ class Job:
             return None
         recipe = recipe_of(self.model, self._data(), **arguments)
         described = Journal.existing(self.out)[1]
-        check_same(self.out, described, {**described, "recipe": recipe.to_dict()})
+        mode = recipe.mode or described["recipe"].get("mode")  # left open, it is whichever the run has
+        check_same(self.out, described, {**described, "recipe": replace(recipe, mode=mode).to_dict()})
         report = self._sound(self.out)
         if report is None or report["provenance"]["stopped"] is not None:
             return None

@@ -631,7 +631,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
 
 
 def test_workers_give_what_one_process_gives(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    options = ["--layers", "[24]", "--samples", "80"]
+    options = ["--layers", "[24]", "--samples", "80", "--mode", "parallel"]
     code, output = run(folder, monkeypatch, *options, "--jobs", "2", out=str(tmp_path / "two"))
     assert code == 0, output
     run(folder, monkeypatch, *options, out=str(tmp_path / "one"))

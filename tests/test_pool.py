@@ -86,8 +86,8 @@ def untimed(value: Any) -> Any:
 
 def assert_same(one: Made, other: Made, **options: Any) -> None:
     """That ``jobs=2`` gives ``other`` what one process gives ``one``."""
-    want = prune_(*one, **{name: value for name, value in options.items() if name != "run"})
-    got = prune_(*other, jobs=2, **options)
+    want = prune_(*one, mode="parallel", **{name: value for name, value in options.items() if name != "run"})
+    got = prune_(*other, mode="parallel", jobs=2, **options)
     assert untimed(got.to_dict()) == untimed(want.to_dict())
     assert want.nonzeros < sum(p.numel() for p in one[0].parameters())
     for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):

@@ -1,7 +1,7 @@
 """What pruning did to the network as a whole: the error of its outputs, and the bound on it."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,15 +14,27 @@ from convexprune.calibration import Calibration
 from convexprune.errors import PruningFailed
 from convexprune.forwards import evaluating, outputs_of, run_model
 from convexprune.nettrim.run import Run
+from convexprune.report import LayerReport
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["NetworkPromise", "bound_of", "check_known", "is_vacuous", "network_errors", "network_promise", "radii_of"]
+__all__ = [
+    "NetworkPromise",
+    "amplified",
+    "bound_of",
+    "check_known",
+    "is_vacuous",
+    "network_errors",
+    "network_promise",
+    "radii_of",
+    "same_outputs",
+]
 
 
 _SHAPES = 32
 _TINY = 1e-300
 _FAR = 10  # times what is measured
+_TWICE = 2
 
 
 def is_vacuous(bound: float, error: float) -> bool:
@@ -111,6 +123,18 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collect
         del batch  # else it would live while the next one is made
     coefficients = {name: max(bound.coefficients.get(name, 0.0) for bound in bounds) for name in run.sites}
     return OutputBound(coefficients, known, next((bound.reason for bound in bounds if bound.reason), None))
+
+
+def amplified(error: float, rows: Sequence[LayerReport], mode: str | None) -> tuple[str, ...]:
+    """A sentence where the network's error is more than twice that of each of its layers."""
+    largest = max((row.output_error for row in rows if not math.isnan(row.output_error)), default=math.inf)
+    if not error > _TWICE * largest:
+        return ()
+    remedy = "ask for less" if mode == "cascade" else "mode='cascade' lets each make up for those before it"
+    return (
+        f"the network's error, {error:.4g}, is more than twice that of any of its layers, {largest:.4g} at most, for "
+        f"errors add up from layer to layer: {remedy}",
+    )
 
 
 def check_known(found: OutputBound) -> None:

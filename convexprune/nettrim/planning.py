@@ -45,6 +45,7 @@ class Plan:
         rows: P of each group, of rows that count.
         notices: What limits the meaning of all figures.
         mixing: Whether samples of a batch see each other.
+        mode: The recipe's, or the one that was chosen.
         tests: How much the plan was put to the test: forwards, and samples in each.
     """
 
@@ -57,6 +58,7 @@ class Plan:
     rows: Mapping[str, tuple[int, ...]]
     notices: tuple[str, ...] = ()
     mixing: bool = False
+    mode: str = "parallel"
     tests: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
@@ -114,7 +116,8 @@ def make_plan(
     if not seen:
         raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
     reasons = {name: _UNCALLED for name in chosen if name not in seen}
-    if recipe.mode == "cascade":
+    mode, chosen_for = _mode(recipe, seen)
+    if mode == "cascade":
         reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
     reasons |= {
         name: _read(operations) for name, observed in seen.items() if (operations := observed.follows.elsewhere)
@@ -142,8 +145,13 @@ def make_plan(
         size=size,
         counted=counted,
         rows={name: passing.rows(name, counted) for name in check.sites},
-        notices=(*counted.notices(), *([f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else [])),
+        notices=(
+            *counted.notices(),
+            *([f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else []),
+            *chosen_for,
+        ),
         mixing=check.mixing is not None,
+        mode=mode,
         tests={"forwards": check.forwards, "samples": check.samples},
     )
 
@@ -163,6 +171,24 @@ def _site(
     fit = layer_fits(recipe.fit, {name: activation}, FITS)[name]
     module = None if norm is None else model.get_submodule(norm)
     return Site(name, chosen[name], taps[name], activation, norm, module, fit, seen[name].calls)
+
+
+def _mode(recipe: Recipe, seen: Mapping[str, Observed]) -> tuple[str, tuple[str, ...]]:
+    """The mode that was asked for, or the one that suits what was; and what to say of it.
+
+    An eps of each layer is kept as it was asked for in parallel mode, while cascade may have to raise it. Where nothing
+    is promised of single layers it is cascade, but where that would leave layers out.
+    """
+    if recipe.mode is not None:
+        return recipe.mode, ()
+    if recipe.eps is not None:
+        return "parallel", ()
+    repeated = [name for name, observed in seen.items() if observed.calls != 1]
+    if not repeated:
+        return "cascade", ()
+    return "parallel", (
+        f"parallel mode, since cascade would leave layers that are not called exactly once: {', '.join(repeated)}",
+    )
 
 
 def _repeated(observed: Observed) -> str:

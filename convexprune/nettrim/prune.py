@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -21,7 +23,7 @@ from convexprune.fitting import fitted
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, described_run
 from convexprune.nettrim.asked import planned
-from convexprune.nettrim.outcome import NetworkPromise, network_promise, same_outputs
+from convexprune.nettrim.outcome import NetworkPromise, amplified, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.rows import layer_row
@@ -30,7 +32,7 @@ from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
-from convexprune.nettrim.tasks import executor
+from convexprune.nettrim.tasks import executor, mode_for
 from convexprune.padding import Mask
 from convexprune.plan import check_module
 from convexprune.progress import silent
@@ -54,7 +56,7 @@ def prune_(
     sparsity: float | str | Mapping[str, float | str] | None = None,
     network_eps: float | None = None,
     guarantee: str = "measured",
-    mode: str = "parallel",
+    mode: str | None = None,
     objective: str = "l1",
     scope: str = "layer",
     search: str = "budget",
@@ -110,7 +112,9 @@ def prune_(
             calibration data, and on ``holdout``. "bound": a bound on it that follows from the layers' errors and norms,
             with which hardly anything can be pruned in deep networks.
         mode: "parallel": every layer from the original network's inputs. "cascade": from those of the network pruned so
-            far, layer after layer.
+            far, layer after layer. None: "parallel" with ``eps``, which is then kept as it was asked for; else
+            "cascade", but "parallel" with ``jobs`` > 1, or where a layer is called more than once in a forward, and the
+            report says so. A run that goes on keeps the mode that it began with.
         objective: With ``network_eps``: "l1" gives all layers the same relative eps, "nonzeros" minimises the total
             of nonzeros over the layers' measured paths.
         scope: With ``sparsity``: "layer": of each layer. "network": of all layers together, in a mapping of those of
@@ -181,12 +185,13 @@ def prune_(
     """
     began = time.perf_counter()
     tell = progress or silent
+    _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
     recipe = checked_recipe(
         eps=eps,
         sparsity=sparsity,
         network_eps=network_eps,
         guarantee=guarantee,
-        mode=mode,
+        mode=mode_for(_recorded_mode(run) if mode is None else mode, jobs),
         objective=objective,
         scope=scope,
         search=search,
@@ -207,16 +212,18 @@ def prune_(
         seed=seed,
         options=options,
     )
-    execute = executor(jobs, mode == "cascade")
-    _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
+    execute = executor(jobs, recipe.mode == "cascade")
     model, data = uncompiled(model), Calibration(calibration, batch_size, mask)
     held_out = None if holdout is None else Calibration(holdout, batch_size, mask)
     forward, fittings = fitted(check_module(model), data, forward)
     ending = Stop(time_limit, stop)
     described = None if run is None else described_run(model, data, recipe.to_dict(), held_out)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
+    recipe = replace(recipe, mode=plan.mode)
     with ExitStack() as stack:
-        journal = None if described is None or run is None else stack.enter_context(Journal(run, described))
+        journal = None
+        if described is not None and run is not None:
+            journal = stack.enter_context(Journal(run, described | {"recipe": recipe.to_dict()}))
         work = Run(
             model=model,
             calibration=data,
@@ -249,7 +256,30 @@ def prune_(
         provenance={**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": work.stopped}
         | environment(next(model.parameters())),
         solutions=work.solutions() if keep_solutions else {},
-        notices=(*fittings, *plan.notices),
+        notices=(
+            *_side_by_side(mode, jobs, eps=recipe.eps is not None),
+            *fittings,
+            *plan.notices,
+            *amplified(promise.error, rows, recipe.mode),
+        ),
+    )
+
+
+def _recorded_mode(run: StrPath | None) -> str | None:
+    """That of a run which goes on; None where there is none yet."""
+    if run is None or not (Path(run) / "run.json").is_file():
+        return None
+    recorded: str | None = Journal.existing(run)[1].get("recipe", {}).get("mode")
+    return recorded
+
+
+def _side_by_side(mode: str | None, jobs: int, *, eps: bool) -> tuple[str, ...]:
+    """What several layers at a time make of a mode that was left open, and would else be cascade."""
+    if mode is not None or jobs == 1 or eps:
+        return ()
+    return (
+        f"parallel mode, since of {jobs} layers at a time none can wait for another; with jobs=1, in cascade, each "
+        "makes up for those before it",
     )
 
 

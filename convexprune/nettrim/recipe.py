@@ -23,7 +23,7 @@ from convexprune.solvers.registry import make_solver
 __all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict"]
 
 _WORDS = {
-    "mode": ("parallel", "cascade"),
+    "mode": ("parallel", "cascade", None),
     "guarantee": ("measured", "bound"),
     "objective": ("l1", "nonzeros"),
     "scope": ("layer", "network"),
@@ -44,7 +44,7 @@ class Recipe:
     eps: Any
     sparsity: Any
     network_eps: float | None
-    mode: str
+    mode: str | None
     guarantee: str
     objective: str
     scope: str

@@ -12,7 +12,7 @@ from convexprune.nettrim.posed import How, Posed
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Executor", "Task", "executor", "serially"]
+__all__ = ["Executor", "Task", "executor", "mode_for", "serially"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,15 @@ def serially(makers: Iterable[Callable[[], Task]]) -> Iterator[tuple[int, tuple[
     """One after the other, here; each task is made when its turn comes, and let go before the next is made."""
     for number, make in enumerate(makers):
         yield number, make().run()
+
+
+def mode_for(mode: str | None, jobs: int) -> str | None:
+    """The mode that was asked for; where it was left open, several layers at a time ask for "parallel".
+
+    Raises:
+        InvalidTolerance: ``jobs`` is not a whole number ≥ 1.
+    """
+    return "parallel" if mode is None and checked_count("jobs", jobs) > 1 else mode
 
 
 def executor(jobs: int, cascade: bool) -> Executor:

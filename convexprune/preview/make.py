@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from convexprune.nettrim.asked import planned
 from convexprune.nettrim.recipe import Recipe, checked_recipe
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.stopping import Stop
-from convexprune.nettrim.tasks import executor
+from convexprune.nettrim.tasks import executor, mode_for
 from convexprune.plan import check_module
 from convexprune.preview.forecast import Kinds, forecast
 from convexprune.preview.goals import goals_of, large_eps
@@ -57,6 +57,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     progress = partial(asked["progress"] or silent, "capture")
     began = time.perf_counter()
     plan, target, left = planned(model, data, recipe, forward, progress)
+    recipe = replace(recipe, mode=plan.mode)
     took = time.perf_counter() - began
     if recipe.network_eps is not None and recipe.guarantee == "bound":
         check_bound(model, data, forward, plan, recipe)
@@ -101,6 +102,7 @@ def _bound(model: nn.Module, calibration: Any, eps: Any, arguments: Mapping[str,
 
 def _recipe(asked: Mapping[str, Any]) -> Recipe:
     own = {field.name: asked[field.name] for field in fields(Recipe) if field.name != "limits"}
+    own["mode"] = mode_for(asked["mode"], asked["jobs"])
     limits = {name: asked[name] for name in ("tol", "feas_tol", "max_iter")}
     return checked_recipe(**own, limits=limits | {"time_limit": asked["layer_time_limit"]})
 
