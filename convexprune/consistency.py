@@ -92,7 +92,7 @@ def check_results(
 
 
 def _open(report: Mapping[str, Any], journal: Journal | None) -> Iterator[str]:
-    yield "seconds and accuracies are as recorded"
+    yield "seconds, accuracies and costs are as recorded"
     if "method" in report["provenance"]:
         yield "errors were measured on data that are not here, and are as recorded"
     elif journal is None:
