@@ -211,6 +211,20 @@ def test_neurons_are_fitted_without_filling_zeros() -> None:
     assert sum(row.came_back for row in report.layers) == int((other[2].weight[~before] != 0).sum()) > 0
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_network_that_is_sparser_than_asked_for_stays_as_it_is(keep: bool) -> None:
+    """Its own weights are a point of each layer's path, at no error."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6)), torch.randn(60, 12)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight *= torch.rand_like(layer.weight) < 0.3
+    before = copy.deepcopy(model.state_dict())
+    report = prune_(model, x, sparsity=0.5, scope="network", keep_zeros=keep)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert report.head[0].startswith("nothing was pruned")
+
+
 def test_pruning_again_keeps_a_subset() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6)), torch.randn(120, 12)

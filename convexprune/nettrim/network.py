@@ -99,7 +99,7 @@ class NetworkSparsity:
         for names, count in self.counts.items():
             split = _split(run, {name: found[name] for name in names}, count)
             goals |= {name: self.kind(share) for name, share in split.items()}
-            run.left |= {name: _WORTH_MORE for name, share in split.items() if share >= run.sites[name].weights}
+            run.left |= {name: _WORTH_MORE for name, share in split.items() if share >= _nonzeros(run, name)}
         return Each({name: goals[name] for name in run.sites if name not in run.left}).pursue(run)
 
 
@@ -152,7 +152,13 @@ def _curve(run: Run, name: str, answers: tuple[Answer, ...]) -> list[tuple[float
         (float(group[0][0]), float(sum(int(point[2]) for point in group)))
         for group in zip(*(answer.path for answer in answers), strict=True)
     ]
-    return [(0.0, float(run.sites[name].weights)), *points, (1.0, 0.0)]
+    return [(0.0, float(_nonzeros(run, name))), *points, (1.0, 0.0)]
+
+
+def _nonzeros(run: Run, name: str) -> int:
+    """Trained weights of a layer that are not zero, biases not counted."""
+    biased = run.sites[name].biased
+    return sum(int(W[: len(W) - biased].count_nonzero()) for W in run.trained[name])
 
 
 def _backwards(
