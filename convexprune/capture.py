@@ -1,6 +1,7 @@
 """What a network computes on calibration data: its outputs, the inputs of its layers, and what follows each layer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,7 +76,7 @@ def capture(
     """Run the model in eval mode on every batch and record the inputs of the named layers.
 
     The model is left as found: hooks, training flags, gradients. The first batch is run once more, to see what follows
-    each layer, and four times where that are ReLUs, to see that nothing else does. Inputs are copies, on the device
+    each layer, and five times where that are ReLUs, to see that nothing else does. Inputs are copies, on the device
     where the layer received them.
 
     Args:
@@ -127,8 +128,11 @@ def _activations(
     follows, _ = followed(model, batch, taps, forward)
     found = {name: one.activation for name, one in follows.items()}
     relus = {name: taps[name] for name, activation in found.items() if activation == "relu"}
-    beyond = read_beyond_relu(Trial(model, batch, forward), relus) if relus else []
-    return found | dict.fromkeys(beyond, "several: relu, unseen")
+    if not relus:
+        return found
+    trial = Trial(model, batch, forward)
+    trial.settle([], lambda _names: nullcontext())
+    return found | dict.fromkeys(read_beyond_relu(trial, relus), "several: relu, unseen")
 
 
 def network_outputs(

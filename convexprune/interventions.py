@@ -52,14 +52,24 @@ class Trial:
     ) -> None:
         self._model, self._batch, self._forward = model, batch, forward
         self.forwards = 0
-        self._allowed = 1.0
         self.outputs = self._run(batch, watching or nullcontext())
         # Of the coarsest dtype that takes part.
         self._eps = max(torch.finfo(t.dtype).eps for t in (*self.outputs, *_floating(model.parameters())))
+        self._allowed = rounding(self._eps) / self._eps
 
-    def settle(self, identity: AbstractContextManager[None]) -> None:
-        """Allow from now on for four times what an intervention that changes nothing moves the outputs by."""
-        self._allowed = 1.0 + 4 * self._moved(identity)
+    def settle(self, names: Sequence[str], identity: Intervention) -> list[str]:
+        """Those of which the outputs show an intervention that changes nothing, beyond rounding.
+
+        From then on four times what it moves the outputs by, of the others, is allowed.
+        """
+        moved, shown = self._moved(identity(names)), list[str]()
+        if moved > self._allowed:
+            shown = self.revealing(names, identity)
+            moved = self._moved(identity([name for name in names if name not in shown]))
+        if moved > self._allowed:  # together, though none alone
+            return list(names)
+        self._allowed = 1.0 + 4 * moved
+        return shown
 
     def revealing(self, names: Sequence[str], intervene: Intervention) -> list[str]:
         """Those of which the outputs show the intervention: all together if none is seen, else by halving.

@@ -109,9 +109,8 @@ class _Check:
             if site.norm is not None and (sizes := _misfit(site, site.norm)):
                 self._take_norm_out(name, sizes)
         self.axes = dict.fromkeys(self.sites, 1)
-        fixed = trial.revealing(list(self.sites), partial(self._rewritten, trivial=True))
+        fixed = trial.settle(list(self.sites), partial(self._rewritten, trivial=True))
         open_to_tests = [name for name in self.sites if name not in fixed]
-        trial.settle(self._rewritten(open_to_tests, trivial=True))
         for name in fixed:
             self._take_norm_out(name, _UNTESTED)
             self._count_before_relu(name, _UNTESTED)
