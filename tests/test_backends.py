@@ -276,7 +276,8 @@ def test_weights_that_cannot_be_in_the_optimum_are_not_in_the_references(fit: st
 @pytest.mark.parametrize(("solver", "fit"), [("scs", fit) for fit in FITS] + [("osqp", fit) for fit in LOSSES])
 def test_a_warm_start_saves_iterations(solver: str, fit: str) -> None:
     program, known = build(fit), reference(fit)
-    settings = {"eps_abs": 1e-8, "eps_rel": 1e-8} | ({"check_termination": 5} if solver == "osqp" else {})
+    # No tighter than the reference itself is known: beyond that, a start from it is as far off as any other.
+    settings = {"eps_abs": 1e-6, "eps_rel": 1e-6} | ({"check_termination": 5} if solver == "osqp" else {})
     start = Start(known.weights, program.fit.curb(multipliers(known)))
     cold, warm = (solve(program, solver, start=origin, settings=settings) for origin in (None, start))
     assert warm.iterations < cold.iterations
@@ -415,7 +416,7 @@ class Doubled(L1):
 
 
 REFUSED: dict[str, tuple[str, Callable[[], LayerProgram], str]] = {
-    "fit": ("clarabel", lambda: LayerProgram(X, Wider(Y, 1.0)), "family, not for Wider; the solver 'cvxpy' takes any"),
+    "fit": ("clarabel", lambda: LayerProgram(X, Wider(Y, 1.0)), "fits of this library, not for Wider; the solver 'cvxpy' takes any"),
     "penalty": ("scs", lambda: LayerProgram(X, Ball(Z, 1.0), Doubled()), "for L1 and GroupL2, not for Doubled"),
     "budget": ("clarabel", lambda: LayerProgram(X, Ball(Z, 1.0), TopK(5)), "TopK is not convex"),
     "ball": ("osqp", lambda: build("relu ball"), "the ball of ReluBall is a second-order cone; it takes SquaredLoss"),
