@@ -21,6 +21,7 @@ BLOCK_ENTRIES = 2**20  # float64 entries a block of rows may hold at once
 MET = 2**-44  # of ‖x_j‖·‖λ_m‖: |XᵀΛ| that counts as 0
 _MOST_CHEAP = 64  # inputs whose nearly free entries are repaired too
 _GRAM_ENTRIES = 2**24  # of the matrices that are held at once, unless a single one is larger
+_FEW = 2**16  # entries of those matrices, for fewer of which it is not looked whether they are all the same
 _ROUNDS = 6
 
 
@@ -36,11 +37,20 @@ class Shift:
 class Block:
     """Some samples of the program in float64, with the multipliers proposed for them and the shifts found so far."""
 
-    X: Tensor
+    inputs: Tensor  # in the caller's precision
     fit: Fit
     U: Tensor
     proposed: Tensor | None
     shifts: tuple[Shift, ...] = ()
+
+    @cached_property
+    def X(self) -> Tensor:
+        """All inputs; most passes need a few of them."""
+        return self.inputs.to(torch.float64)
+
+    def some(self, inputs: Tensor) -> Tensor:
+        """The columns of X for these inputs."""
+        return self.inputs[:, inputs].to(torch.float64)
 
     @cached_property
     def Z(self) -> Tensor:
@@ -49,23 +59,27 @@ class Block:
 
     @property
     def multipliers(self) -> Tensor:
-        """Λ, where f* is finite."""
-        return self.shifted[0]
+        """Λ after all shifts, where f* is finite."""
+        return self._shifted(mask=False)[0]
 
     @property
-    def shifted(self) -> tuple[Tensor, Tensor]:
-        """Λ after all shifts, and the mask of those that a next one may move.
+    def movable(self) -> Tensor:
+        """The mask of the multipliers that a next shift may move.
 
-        Those are at first the unrestricted ones, then any that are not 0; but none that ``curb`` took back.
+        At first the unrestricted ones, then any that are not 0; but none that ``curb`` took back.
         """
+        return self._shifted(mask=True)[1]
+
+    def _shifted(self, mask: bool) -> tuple[Tensor, Tensor]:
         L = self.fit.curb(self.fit.residual(self.Z) if self.proposed is None else self.proposed)
         free = movable = self.fit.unrestricted()
         kept: Tensor | bool = True
-        for shift in self.shifts:
-            moved = L - torch.where(movable, self.X[:, shift.inputs] @ shift.coefficients, 0.0)
+        for k, shift in enumerate(self.shifts, 1):
+            moved = L - torch.where(movable, self.some(shift.inputs) @ shift.coefficients, 0.0)
             L = self.fit.curb(moved)
-            kept = kept & torch.isclose(L, moved, rtol=MET, atol=0.0)
-            movable = (free | (L != 0)) & kept
+            if mask or k < len(self.shifts):
+                kept = kept & torch.isclose(L, moved, rtol=MET, atol=0.0)
+                movable = (free | (L != 0)) & kept
         return L, movable
 
 
@@ -79,7 +93,7 @@ def blocks(
         part = slice(start, start + rows)
         fit = program.fit.map(lambda array, part=part: array[part].to(torch.float64))  # type: ignore[misc]
         proposed = None if multipliers is None else multipliers[part].to(torch.float64)
-        yield Block(X[part].to(torch.float64), fit, U, proposed, shifts)
+        yield Block(X[part], fit, U, proposed, shifts)
 
 
 def cheap_entries(cost: Tensor, lengths: Tensor) -> Tensor:
@@ -156,8 +170,8 @@ class _Repair:
         """
         c, F = torch.zeros_like(excess), len(excess)
         chosen = columns.nonzero()[:, 0]
-        alike = bool((self.mask[:, chosen] == self.mask[:, chosen[:1]]).all())
-        if alike and all(bool(block.shifted[1].all()) for block in self._blocks(found)):
+        alike = len(chosen) * F**2 > _FEW and bool((self.mask[:, chosen] == self.mask[:, chosen[:1]]).all())
+        if alike and all(bool(block.movable.all()) for block in self._blocks(found)):
             parts = [(chosen, chosen[:1])]  # all have the same matrix
         else:
             parts = [(part, part) for part in torch.split(chosen, max(1, _GRAM_ENTRIES // F**2))]
@@ -171,7 +185,7 @@ class _Repair:
         mask = self.mask.T[columns]
         total = self.mask.new_zeros(*mask.shape, len(self.inputs))
         for block in self._blocks(found):
-            X, D = self._unit(block), block.shifted[1][:, columns].to(torch.float64)
+            X, D = self._unit(block), block.movable[:, columns].to(torch.float64)
             total += torch.einsum("pf,pm,pg->mfg", X, D, X)
         return total * mask[:, :, None] * mask[:, None, :]
 
@@ -179,4 +193,4 @@ class _Repair:
         return blocks(self.program, self.U, self.proposed, found)
 
     def _unit(self, block: Block) -> Tensor:
-        return block.X[:, self.inputs] / self.lengths[self.inputs].T
+        return block.some(self.inputs) / self.lengths[self.inputs].T

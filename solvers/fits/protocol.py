@@ -61,7 +61,10 @@ class Fit(Protocol):
         """The Frobenius distance of Z from the domain of f, in the units of Y."""
 
     def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        """Z − prox: what the prox takes away from rows Z of outputs whose sums, over all samples, are these."""
+        """Z − prox: what the prox takes away from rows Z of outputs whose sums, over all samples, are these.
+
+        Where the distance is > 0 rho may be infinite: what the projection on the domain of f takes away.
+        """
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
         """argmin over V of f(V) + ½rho‖V − Z‖²; for a set, the projection."""
@@ -80,10 +83,13 @@ class Fit(Protocol):
         """
 
     def dual_terms(self, L: Tensor) -> Tensor:
-        """[2, M] sums over samples, a and b², in float64, from which −f*(t∘Λ) follows for any t [M] ≥ 0."""
+        """[K, M] sums over samples in float64, from which −f*(t∘Λ) follows for any t [M] ≥ 0.
+
+        The first row is a = −⟨λ_m, anchor_m⟩, which counts in it as Σ a_m t_m; ours have ‖λ_m‖² as the second.
+        """
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
-        """t [M] in [0, cap] maximising −f*(t∘Λ)."""
+        """t [M] in [0, cap] with a finite f*(t∘Λ), maximising −f*(t∘Λ) as far as is easy; any such t is valid."""
 
     def dual_value(self, terms: Tensor, t: Tensor) -> float:
         """−f*(t∘Λ)."""

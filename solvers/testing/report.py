@@ -1,4 +1,4 @@
-"""What a conformance run finds."""
+"""What a run of checks finds."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["NotConforming", "Report", "Result"]
 
 
 class NotConforming(ConvexPruneError, AssertionError):
-    """A solver does not keep what it promises; the message says what was found and what was expected."""
+    """A solver, fit or penalty is not what it should be; the message says what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results of one solver; ``str()`` gives a table."""
+    """All results of one solver, fit or penalty; ``str()`` gives a table."""
 
     solver: str
     results: tuple[Result, ...]
