@@ -416,7 +416,11 @@ class Doubled(L1):
 
 
 REFUSED: dict[str, tuple[str, Callable[[], LayerProgram], str]] = {
-    "fit": ("clarabel", lambda: LayerProgram(X, Wider(Y, 1.0)), "fits of this library, not for Wider; the solver 'cvxpy' takes any"),
+    "fit": (
+        "clarabel",
+        lambda: LayerProgram(X, Wider(Y, 1.0)),
+        "fits of this library, not for Wider; the solver 'cvxpy' takes any",
+    ),
     "penalty": ("scs", lambda: LayerProgram(X, Ball(Z, 1.0), Doubled()), "for L1 and GroupL2, not for Doubled"),
     "budget": ("clarabel", lambda: LayerProgram(X, Ball(Z, 1.0), TopK(5)), "TopK is not convex"),
     "ball": ("osqp", lambda: build("relu ball"), "the ball of ReluBall is a second-order cone; it takes SquaredLoss"),

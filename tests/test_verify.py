@@ -428,7 +428,7 @@ def test_an_entry_that_the_recipe_does_not_lead_to_is_told_of(
 def test_goals_that_differ_by_rounding_are_the_same_goals(tmp_path: Path) -> None:
     """On another machine the eps that the network's share comes to has another last digit."""
     model, x = mlp()
-    prune_(copy.deepcopy(model), x, network_eps=0.2, guarantee="bound", run=tmp_path)
+    prune_(copy.deepcopy(model), x, network_eps=0.2, guarantee="bound", mode="parallel", run=tmp_path)
     journal, described = Journal.existing(tmp_path)
     for record in list(journal.entries()):
         path = journal.path(record.data["layer"], record.data["goal"])
