@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,32 @@ def test_the_head_says_where_cascade_raised_an_eps(tmp_path: Path) -> None:
     assert page.index("Eps was raised") < page.index("Layer by layer")
 
 
+def test_the_head_says_where_an_activation_that_was_named_does_not_hold() -> None:
+    class Beside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.layer(x)
+            return torch.relu(z) + 0.1 * z
+
+    report = prune_(Beside(), torch.randn(50, 6), 0.1, activations={"layer": "relu"})
+    assert report.layers[0].fit == "ball"
+    assert "activations: more than the ReLU reads layer: errors count before it there" in report.head
+
+
 def test_the_head_says_nothing_of_eps_that_are_kept() -> None:
     report = prune_(encoder(), torch.randn(50, 6), 0.1)
-    assert report.head == ("certified: solved (7)",)
+    assert report.head == ("certified: solved (7)", *report.notices)
+    first, *others = report.layers
+    open_ = replace(report, layers=(replace(first, status="iteration limit"), *others))
+    assert open_.head[0] == "not certified: solved (6), iteration limit (1)"
+    assert replace(report, provenance={**report.provenance, "stopped": "time limit"}).head[0].startswith("not finished")
     report = prune_(encoder(), torch.randn(50, 6), sparsity=0.5)
-    assert report.head == ("measured, not certified: no bound (7)",)
-    report = prune_(encoder(), torch.randn(50, 6), 0.1, max_iter=1, solver="admm")
-    assert report.head[0].startswith("not certified: ")
+    assert report.head == ("measured, not certified: no bound (7)", *report.notices)
+    assert not any("eps was raised" in line for line in report.notices)
 
 
 def test_a_layer_that_lost_inputs_alone_is_not_said_to_be_left(tmp_path: Path) -> None:

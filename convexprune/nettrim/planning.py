@@ -149,11 +149,22 @@ def make_plan(
             *counted.notices(),
             *([f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else []),
             *chosen_for,
+            *_overruled(recipe, check.sites),
         ),
         mixing=check.mixing is not None,
         mode=mode,
         tests={"forwards": check.forwards, "samples": check.samples},
     )
+
+
+def _overruled(recipe: Recipe, sites: Mapping[str, Site]) -> list[str]:
+    """Where a ReLU that the caller named is not all that reads a layer, so that errors count before it."""
+    names = [
+        name
+        for name, site in sites.items()
+        if looked_up(recipe.activations, name) == "relu" and recipe.fit is None and site.fit == "ball"
+    ]
+    return [f"activations: more than the ReLU reads {', '.join(names)}: errors count before it there"] if names else []
 
 
 def _site(
