@@ -115,8 +115,8 @@ def test_the_measured_error_is_within_what_was_asked(make, mode, objective):
 def test_the_bound_prunes_nothing_where_it_is_vacuous():
     """The same total, guaranteed by the bound, leaves nearly all; measured, which is the default, it does not."""
     model, x = residual()
-    measured = prune_(copy.deepcopy(model), x, network_eps=0.2)
-    bounded = prune_(copy.deepcopy(model), x, network_eps=0.2, guarantee="bound")
+    measured = prune_(copy.deepcopy(model), x, network_eps=0.2, mode="parallel")
+    bounded = prune_(copy.deepcopy(model), x, network_eps=0.2, guarantee="bound", mode="parallel")
     assert measured.network.vacuous
     assert measured.nonzeros < 0.9 * measured.nonzeros_before
     assert bounded.nonzeros > 0.95 * bounded.nonzeros_before
