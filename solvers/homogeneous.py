@@ -17,7 +17,7 @@ from convexprune.solvers.cones import Array, Cones, NesterovTodd
 
 __all__ = ["Embedding"]
 
-_SHIFT = 1e-9  # of the diagonal of the linear system, which refinement takes back
+_SHIFT = 1e-13  # of the diagonal of the linear system, which refinement takes back
 _REFINEMENTS = 4
 _SHORT = 0.99  # of the way to the boundary
 _LEAST = 1e-6  # length of a step that is worth its while
