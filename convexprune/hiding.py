@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from convexprune.forwards import Forward, run_model
 from convexprune.matrices.support import supported
 from convexprune.padding import Layout, layouts
+from convexprune.solvers.arrays import norm
 from convexprune.taps import Received, Tap, tapped
 from convexprune.watch import tensors_in
 
@@ -118,8 +119,8 @@ class HiddenRows:
         return torch.where(spread, value, first[:, None].expand_as(value))
 
     def _differ(self, after: Tensor, before: Tensor) -> bool:
-        moved = float((after.double() - before.double()).norm())
-        return moved > max(2 * torch.finfo(before.dtype).eps, 1e-6) * float(before.double().norm())
+        moved = float(norm(after.double() - before.double()))
+        return moved > max(2 * torch.finfo(before.dtype).eps, 1e-6) * float(norm(before.double()))
 
     def _leaking(self, choice: _Choice) -> list[str]:
         """The layers of which the outputs that count show the replacement: found by halving."""
@@ -151,13 +152,13 @@ class HiddenRows:
         return tuple(found)
 
     def _changed(self, after: Tensor, before: Tensor) -> Layout | None:
-        moved, size = after.double() - before.double(), float(before.double().norm())
+        moved, size = after.double() - before.double(), float(norm(before.double()))
         allowed = max(2 * torch.finfo(before.dtype).eps, 1e-6) * size
-        if float(moved.norm()) <= allowed:
+        if float(norm(moved)) <= allowed:
             return None
         for layout in layouts(before.shape, self._mask.shape):
             counts = layout.spread(self._mask.to(before.device), before.shape)
-            if float(torch.where(counts, moved, 0.0).norm()) <= allowed:
+            if float(norm(torch.where(counts, moved, 0.0))) <= allowed:
                 return layout
         return _EVERYWHERE
 

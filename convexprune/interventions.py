@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convexprune.calibration import samples_at, samples_of
 from convexprune.forwards import Forward, run_model
+from convexprune.solvers.arrays import norm
 from convexprune.taps import Tap
 from convexprune.watch import tensors_in
 
@@ -205,4 +206,4 @@ def _floating(tensors: Any) -> list[Tensor]:
 def _distance(one: Tensor, other: Tensor) -> float:
     """‖one − other‖/‖other‖, not relative where other is 0."""
     before = other.double()
-    return float((one.double() - before).norm()) / (float(before.norm()) or 1.0)
+    return float(norm(one.double() - before)) / (float(norm(before)) or 1.0)

@@ -225,7 +225,7 @@ def _marks(received: Received) -> list[tuple[float, float, float]]:
         entries = tensor.flatten().to(torch.float64)
         fixed = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
         eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
-        found.append((float(entries.norm()), float(entries @ fixed), max(4 * eps, min(eps**0.5, 1e-3))))
+        found.append((float(norm(entries)), float(entries @ fixed), max(4 * eps, min(eps**0.5, 1e-3))))
     return found
 
 

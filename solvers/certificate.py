@@ -23,6 +23,7 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.penalties import Penalty, is_homogeneous
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.repair import BLOCK_ENTRIES, blocks, cheap_entries, shifts
+from convexprune.solvers.units import moderated
 
 __all__ = ["Certificate", "Judgement", "certify", "judge"]
 
@@ -126,6 +127,8 @@ class Judgement:
 
 def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judgement:
     """As ``certify``, for checked float64 weights, with the dual point."""
+    program, unit = moderated(program)
+    multipliers = multipliers if multipliers is None or unit == 1 else multipliers / unit
     penalty, fit = program.penalty.to(U), program.fit
     if not penalty.convex:
         return _without_bound(program, U)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, add_gram, as_matrix, check_shape
+from convexprune.solvers.arrays import ArrayLike, add_gram, as_matrix, check_shape, unit_of
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 __all__ = ["Gram"]
@@ -93,9 +93,15 @@ class Gram:
             raise InvalidInput(f"batch {number}: expected a pair (X, Y), found {type(pair).__name__}") from error
         X, Y = as_matrix(f"inputs X of batch {number}", inputs), as_matrix(f"targets Y of batch {number}", targets)
         check_shape(f"targets Y of batch {number}", Y, (X.shape[0], Y.shape[1]), "the samples of X")
+        unit = unit_of(X, Y)
+        if unit != 1:
+            X, Y = X / unit, Y / unit
         X, Y = X.to(dtype), Y.to(X.device, dtype)
         XX = add_gram(X.new_zeros(X.shape[1], X.shape[1]), X)
-        return cls(XX, X.T @ Y, Y.square().sum(0, dtype=torch.float64), len(X), dtype)
+        XY, YY = X.T @ Y, Y.square().sum(0, dtype=torch.float64)
+        if unit != 1:
+            XX, XY, YY = (product.to(torch.float64) * (unit * unit) for product in (XX, XY, YY))
+        return cls(XX, XY, YY, len(X), dtype)
 
     def __add__(self, other: "Gram") -> Self:
         """Those of both sets of samples together, whatever machines they came from: exact up to rounding."""

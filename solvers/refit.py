@@ -17,6 +17,7 @@ from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.fits import NetTrimLoss, NetTrimSet
 from convexprune.solvers.kinds import FITS, is_plain
 from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.units import moderated
 
 __all__ = [
     "SETTLED",
@@ -67,7 +68,7 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     reason = unfit(program)
     if reason:
         raise SolverRefused(f"refit cannot take this program: {reason}")
-    support = support.to(program.inputs.device)
+    support, (program, _) = support.to(program.inputs.device), moderated(program)
     linear = Quadratic(program)
     U = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights
     model = model_of(program, quadratic=linear)

@@ -3,6 +3,7 @@
 import math
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,6 +19,7 @@ from convexprune.solvers.judge import Callback, Judge, checked_limits
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.registry import make_solver
 from convexprune.solvers.solution import Solution
+from convexprune.solvers.units import moderated
 
 __all__ = ["attempt", "default_solver", "environment", "provenance", "solve", "versions"]
 
@@ -80,10 +82,18 @@ def attempt(
     reason = method.refuses(program)
     if reason:
         raise SolverRefused(f"solver {name!r} cannot take this program: {reason}. Choose another solver")
+    program, unit = moderated(program)
+    if start is not None and start.multipliers is not None:
+        start = replace(start, multipliers=start.multipliers / unit)
     judge = Judge(partial(certify, program), limits, callback, convex=program.penalty.convex)
     proposal = method.run(program, limits, start, judge)
     nothing = torch.full(program.shape, math.nan, dtype=program.dtype)
-    return judge.verdict(proposal, nothing, provenance(name, method, program.inputs, limits, proposal)), proposal.state
+    solution = judge.verdict(proposal, nothing, provenance(name, method, program.inputs, limits, proposal))
+    if unit != 1:
+        multipliers = None if solution.multipliers is None else solution.multipliers * unit
+        told = dict(solution.provenance) | {"outputs multiplied by": unit}
+        solution = replace(solution, multipliers=multipliers, provenance=told)
+    return solution, proposal.state
 
 
 def _as_start(program: LayerProgram, start: Solution | Start | ArrayLike | None) -> Start | None:

@@ -286,7 +286,7 @@ def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tens
     if taken.shape != given.shape or taken.shape[axis] != len(scale):
         return f" (it is given {list(taken.shape)}, with {len(scale)} outputs of the layer expected along axis {axis})"
     scaled, shift = taken.double() * _along(scale, taken, axis), _along(at_0, taken, axis).expand_as(taken)
-    off, size = float((given.double() - scaled - shift).norm()), float(scaled.norm() + shift.norm())
+    off, size = float(norm(given.double() - scaled - shift)), float(norm(scaled) + norm(shift))
     return (
         None
         if off <= rounding(_eps(taken, given)) * size
@@ -322,7 +322,7 @@ def _factors(count: int, draws: torch.Generator) -> Tensor:
 
 
 def _length(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([norm(tensor).double() for tensor in tensors]).norm())
+    return float(norm(torch.stack([norm(tensor) for tensor in tensors])))
 
 
 def _eps(*tensors: Tensor) -> float:

@@ -18,6 +18,7 @@ from convexprune.nettrim.measuring import Measurement
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
+from convexprune.solvers.arrays import norm
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -68,7 +69,7 @@ class RankInputs(Measurement):
         X = posed.inputs[:, : posed.rows].to(U).reshape(len(posed.inputs), self.neurons, -1)
         rows = U[: posed.rows].reshape(self.neurons, -1, U.shape[1])
         alive = rows.abs().sum((1, 2)) > 0
-        added = [float((X[:, c] @ rows[c]).norm()) if alive[c] else 0.0 for c in range(self.neurons)]
+        added = [float(norm(X[:, c] @ rows[c])) if alive[c] else 0.0 for c in range(self.neurons)]
         return torch.tensor(added, dtype=torch.float64)
 
     def __str__(self) -> str:
