@@ -53,7 +53,7 @@ class Gram:
         for name in ("XX", "XY", "YY"):
             product = getattr(self, name)
             if not bool(torch.isfinite(product).all()):
-                raise NonFinite(f"Gram {name}: products overflow {self.dtype}; use float64, or rescale the samples")
+                raise NonFinite(f"Gram {name}: products overflow float64; divide inputs and targets by the same number")
             object.__setattr__(self, name, product.detach().to(torch.float64))
 
     @classmethod

@@ -332,7 +332,7 @@ REFUSED: dict[str, tuple[Callable[[], object], type[ConvexPruneError], str]] = {
     "infinite targets": (lambda: Gram.of([(ONE[0], math.inf * ONE[1])]), NonFinite, "targets Y of batch 0"),
     "an empty batch": (lambda: Gram.of([ONE, (ONE[0][:0], ONE[1][:0])]), EmptyInput, "inputs X of batch 1"),
     "a vector": (lambda: Gram.of([(ONE[0][0], ONE[1])]), ShapeMismatch, "inputs X of batch 0: expected a matrix"),
-    "overflow": (lambda: Gram.of([(1e30 * ONE[0], ONE[1])]), NonFinite, "Gram XX: products overflow.*use float64"),
+    "overflow": (lambda: Gram.of([(1e200 * ONE[0].double(), ONE[1])]), NonFinite, "Gram XX: products overflow.*divide"),
     "merging other shapes": (
         lambda: Gram.of([ONE]) + Gram.of([(torch.ones(4, 5), ONE[1])]),
         ShapeMismatch,

@@ -31,7 +31,7 @@ from convexprune.solvers.interface import Limits
 from convexprune.solvers.quadratic import QuadraticADMM
 from convexprune.solvers.solve import attempt
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.layers import gaussian, layer
+from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 
 TAKEN = [m.name for m in zoo.members() if QuadraticADMM().refuses(zoo.program(m.name)) is None]
 _SLOW = ("badly_scaled", "nearly_collinear", "exact", "low_rank", "0.0001", "eps 0")
@@ -266,3 +266,17 @@ def test_refuses_with_a_reason() -> None:
 def test_options_outside_their_range(option: dict[str, float]) -> None:
     with pytest.raises(InvalidTolerance, match=next(iter(option))):
         solve(zoo.program("ball plain 20x8x5"), "quadratic", **option)
+
+
+@pytest.mark.parametrize("part", [1e-2, 1e-5, 1e-8], ids=lambda part: f"{part:.0e}")
+@pytest.mark.parametrize(
+    ("P", "N", "penalty"),
+    [(128, 256, GroupL2()), (96, 128, GroupL2()), (128, 48, GroupL2()), (128, 48, L1())],
+    ids=["wide groups", "more inputs groups", "groups", "l1"],
+)
+def test_very_small_penalties(P: int, N: int, penalty: L1 | GroupL2, part: float) -> None:
+    """Rounding of XᵀY off the span of X, times a large weight, must not be in the steps."""
+    X = gaussian(1, P, N)
+    Y = X @ torch.where(gaussian(2, N, 1).abs() > 1.5, gaussian(3, N, 5), 0.0) + 0.1 * gaussian(4, P, 5)
+    program = LayerProgram(X, SquaredLoss(Y, critical_weight(X, Y, penalty) / part), penalty)
+    assert solve(program, "quadratic", max_iter=1_000).status is Status.SOLVED
