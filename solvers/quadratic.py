@@ -21,6 +21,7 @@ from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.fits import Ball, SquaredLoss
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
 from convexprune.solvers.interface import Start
+from convexprune.solvers.interior import Interior
 from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.kinds import is_plain
 from convexprune.solvers.normal import Operator
@@ -138,6 +139,14 @@ class QuadraticADMM(IterativeSolver[_State]):
             state.change = _norm(state.T - T) / max(_norm(state.dual), _TINY)
             if state.iteration >= state.due:
                 self._review(state)
+
+    def finite(self, state: _State) -> bool:
+        """Whether T is: whatever else is not finite makes it so."""
+        return math.isfinite(float(state.T.sum()))
+
+    def successor(self, program: LayerProgram) -> Interior | None:
+        """An interior point method for small programs."""
+        return Interior() if Interior.suits(program) else None
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of T = U, relative; measured every tenth iteration."""

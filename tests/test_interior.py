@@ -126,6 +126,18 @@ def test_limits_hold_for_all_methods_together() -> None:
     assert solution.trace[-1].iteration <= 250
 
 
+@pytest.mark.parametrize("seed", [13, 19, 38])
+def test_the_gram_solver_goes_on_too(seed: int) -> None:
+    """Balls of 1e-9 of the targets, on which it used up its iterations before."""
+    rng = torch.Generator().manual_seed(seed)
+    P, N, M = (int(torch.randint(1, 25, (1,), generator=rng)) for _ in range(3))
+    X = torch.randn(P, N, generator=rng, dtype=torch.float64).clamp(min=0)
+    Y = X @ torch.randn(N, M, generator=rng, dtype=torch.float64)
+    solution = solve(LayerProgram(X, Ball(Y, 1e-9 * float(Y.norm()))), "quadratic")
+    assert solution.status is Status.SOLVED
+    assert "interior point method went on" in solution.provenance["message"]
+
+
 def test_large_programs_go_on_in_float64() -> None:
     """Too large for the interior point method, and outputs that float32 cannot tell from the targets to within eps."""
     X, W = layer(1, 400, 30, 40)
