@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from convexprune.forwards import Forward, call_model, evaluating, run_model
 from convexprune.solvers.errors import InvalidInput
+from convexprune.texts import visible
 from convexprune.watch import tensors_in
 
 __all__ = ["Fitting", "fitted"]
@@ -88,7 +89,7 @@ def fitted(model: nn.Module, batches: Iterable[Any], forward: Forward | None) ->
             else:
                 notices = _sentences(fitting, batch)
                 for notice in notices:
-                    _log.info("%s", notice)
+                    _log.info("%s", visible(notice))
                 return (None if fitting == Fitting() else fitting), notices
     assert first is not None  # noqa: S101 - there is a fitting, and it failed
     raise first

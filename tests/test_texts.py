@@ -54,8 +54,9 @@ def inputs() -> Tensor:
 @pytest.mark.parametrize("names", [NAMES, UNWRITABLE], ids=["controls", "lone surrogates"])
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 def test_a_run_with_strange_names_is_kept_resumed_verified_and_shown(
-    names: list[str], mode: str, tmp_path: Path
+    names: list[str], mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("DEBUG", "convexprune")
     dense, x = Named(names), inputs()
     assert not HIDDEN.search(str(preview(dense, x, 0.3, mode=mode)).replace("\n", ""))
     model, again = copy.deepcopy(dense), copy.deepcopy(dense)
@@ -63,6 +64,8 @@ def test_a_run_with_strange_names_is_kept_resumed_verified_and_shown(
     resumed = prune_(again, x, 0.3, mode=mode, run=tmp_path)
     assert [row.name for row in report.layers] == [row.name for row in resumed.layers] == names
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert caplog.messages
+    assert not HIDDEN.search("".join(caplog.messages))
     assert sorted(entry.data["layer"] for entry in Journal.existing(tmp_path)[0].entries()) == sorted(names)
     assert not HIDDEN.search(str(report))
     found = verify(dense, x, tmp_path)

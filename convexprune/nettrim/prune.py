@@ -42,6 +42,7 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.interface import Solver
 from convexprune.solvers.solution import TracePoint
 from convexprune.solvers.solve import environment
+from convexprune.texts import visible
 
 __all__ = ["prune_"]
 
@@ -243,7 +244,7 @@ def prune_(
         )
         rows, promise = _pursued(work, plan, target, recipe, remove)
     if empty := emptied_layers(rows):
-        _log.warning("%s", empty)
+        _log.warning("%s", visible(empty))
     layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(work, plan)])
     return Report(
         layers=layers_told,

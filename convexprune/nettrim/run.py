@@ -31,6 +31,7 @@ from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import Infeasible, InvalidInput
 from convexprune.solvers.solution import TracePoint
 from convexprune.taps import Received
+from convexprune.texts import visible
 from convexprune.watch import tensors_in
 
 __all__ = ["Run"]
@@ -200,7 +201,7 @@ class Run:
         return site.inputs(raw, self.counted.rows(site.name, site.layer, raw, mask))
 
     def _task(self, name: str, goal: Goal) -> Task:
-        _log.info("%s: %s", name, goal)
+        _log.info("%s: %s", visible(name), goal)
         posed = self.pose(name)
         limits = [seconds for seconds in (self.stop.left(), self.how.options.get("time_limit")) if seconds is not None]
         how = self.how
@@ -232,7 +233,7 @@ class Run:
                 f"{path}: the entry of layer {name!r} does not hold for this model and these data: "
                 f"{'; '.join(found.differences)}. Delete {path.name} to have that layer solved again"
             )
-        _log.info("%s: %s: taken from %s, and found to hold", name, goal, self.journal.folder)  # type: ignore[union-attr]
+        _log.info("%s: %s: taken from %s, and found to hold", visible(name), goal, self.journal.folder)  # type: ignore[union-attr]
         return answers
 
     def judged(self, name: str, goal: Goal, record: Record) -> tuple[tuple[Answer, ...], VerifiedLayer]:
