@@ -408,7 +408,7 @@ def test_a_layer_that_was_cut_short_keeps_its_promise_and_says_how() -> None:
             assert not report.certified
             notes |= set(row.notes)
     assert notes
-    assert all(note.startswith("ended") for note in notes)
+    assert all(note.startswith(("ended", "no better weights were found")) for note in notes)
 
 
 @pytest.mark.parametrize("target", [{}, {"sparsity": 0.5}, {"sparsity": 0.5, "scope": "network"}, {"network_eps": 0.5}])
