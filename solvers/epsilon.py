@@ -10,6 +10,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, checked_positive, checked_radius
 from convexprune.solvers.blocks import Samples
 from convexprune.solvers.certificate import certify
+from convexprune.solvers.dual import dual_norm_of_sizes
 from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
 from convexprune.solvers.fits.base import LossFit, SetFit
 from convexprune.solvers.guarantees import check_convex
@@ -100,6 +101,11 @@ def feasible_eps(
         problem = LayerProgram(program.inputs, fit.as_loss(weight), program.penalty)
         found = solve(problem, solver, tol=tol / 2, feas_tol=feas_tol, start=start, **options)
         interval = _interval(problem, found, typical, float(fit.eps))
+        if interval.low > _most(problem, interval.budget):
+            raise Infeasible(
+                "no weights of a sensible size keep to the ceilings, whatever eps: those of a penalty of at most "
+                f"{interval.budget:.3g} would miss by {interval.low:.3g} at least, and cannot. Raise the ceiling"
+            )
         if interval.width <= tol * size:
             break
         # The width is about as 1/ω; large ω are the harder ones.
@@ -148,6 +154,16 @@ def _check(found: Solution) -> None:
         )
     if found.status in (Status.DIVERGED, Status.FAILED):
         raise ConvexPruneError(f"no interval, the solve of the loss {found.status}: {found.status.advice}")
+
+
+def _most(problem: LayerProgram, budget: float) -> float:
+    """What ‖h(XU)‖ ≤ ‖XU‖ + ‖Y‖ is at most for weights with penalty ≤ budget; infinite where some have no price."""
+    lengths = torch.linalg.vector_norm(problem.inputs, dim=0, dtype=torch.float64)[:, None]
+    penalty = problem.penalty.to(lengths)
+    if bool(((penalty.cost(problem.shape) == 0) & (lengths > 0)).any()):
+        return math.inf
+    reach = float(dual_norm_of_sizes(penalty, lengths.expand(problem.shape)).max())
+    return budget * reach + problem.fit.size
 
 
 def _lowest(bound: float, budget: float, weight: float) -> float:

@@ -469,7 +469,7 @@ def test_json_is_valid_whatever_the_numbers(tmp_path: Path) -> None:
     assert data["gap"] == float("inf")
 
 
-@pytest.mark.parametrize("data", [{"a": object()}, [1j], {"text": "\ud800"}, {(1, 2): 3}])
+@pytest.mark.parametrize("data", [{"a": object()}, [1j], {(1, 2): 3}])
 def test_data_without_a_json_form_is_refused_before_writing(tmp_path: Path, data: object) -> None:
     (tmp_path / "report.json").write_text("old")
     with pytest.raises(InvalidInput, match=r"report\.json"):

@@ -172,9 +172,9 @@ def test_a_network_without_a_known_bound_is_refused_in_the_same_words() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     with pytest.raises(InvalidInput, match="network_eps: no bound on this network's outputs is known") as told:
-        preview(model, torch.rand(20, 6), network_eps=0.3, guarantee="bound")
+        preview(model, torch.rand(20, 6), network_eps=0.3, guarantee="bound", mode="parallel")
     with pytest.raises(InvalidInput) as refused:
-        prune_(model, torch.rand(20, 6), network_eps=0.3, guarantee="bound")
+        prune_(model, torch.rand(20, 6), network_eps=0.3, guarantee="bound", mode="parallel")
     assert str(told.value) == str(refused.value)
     preview(model, torch.rand(20, 6), eps=0.3)
 
