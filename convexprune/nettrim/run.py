@@ -26,6 +26,7 @@ from convexprune.nettrim.tasks import Executor, Task, serially
 from convexprune.nettrim.verification import VerifiedLayer
 from convexprune.padding import Counted
 from convexprune.passes import observe, received
+from convexprune.progress import silent
 from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import Infeasible, InvalidInput
@@ -74,11 +75,11 @@ class Run:
     counted: Counted
     mixing: bool
     how: How
-    journal: Journal | None
-    stop: Stop
-    execute: Executor
-    tell: Callable[[str, int, int], None]
-    callback: Callable[[str, TracePoint], bool | None] | None
+    journal: Journal | None = None
+    stop: Stop = field(default_factory=Stop)
+    execute: Executor = serially
+    tell: Callable[[str, int, int], None] = silent
+    callback: Callable[[str, TracePoint], bool | None] | None = None
     multipliers: bool = False
     holdout: Calibration | None = None
     stopped: str | None = None

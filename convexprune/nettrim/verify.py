@@ -31,8 +31,7 @@ from convexprune.nettrim.recipe import A_FUNCTION, Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Versions
-from convexprune.nettrim.stopping import Stop
-from convexprune.nettrim.tasks import Task, serially
+from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.padding import Mask
 from convexprune.plan import check_module
@@ -101,10 +100,6 @@ def verify(
         mixing=plan.mixing,
         how=recipe.how(),
         journal=journal,
-        stop=Stop(),
-        execute=serially,
-        tell=silent,
-        callback=None,
         holdout=held_out,
     )
     try:

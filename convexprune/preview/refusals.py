@@ -14,9 +14,6 @@ from convexprune.nettrim.posed import Posed
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Site, Versions
-from convexprune.nettrim.stopping import Stop
-from convexprune.nettrim.tasks import serially
-from convexprune.progress import silent
 from convexprune.solvers import Gram
 from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.registry import make_solver
@@ -42,11 +39,6 @@ def check_bound(
         counted=plan.counted,
         mixing=plan.mixing,
         how=recipe.how(),
-        journal=None,
-        stop=Stop(),
-        execute=serially,
-        tell=silent,
-        callback=None,
     )
     check_known(bound_of(run))
 
