@@ -6,6 +6,7 @@ All promises are recomputed by plain hooks in float64.
 import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convexprune import prune_
+from convexprune.nettrim.verify import verify
 
 Made = tuple[nn.Module, list[Tensor]]
 
@@ -211,7 +213,50 @@ def test_layers_called_as_the_data_say_are_pruned_in_parallel_and_named_in_casca
     assert rows["branch"].certified
 
 
-def test_inputs_that_depend_on_pruned_weights_in_number_are_refused() -> None:
+class Experts(nn.Module):
+    """A router sends each row to one expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.router, self.head = nn.Linear(8, 12), nn.Linear(12, 2), nn.Linear(12, 4)
+        self.experts = nn.ModuleList(nn.Linear(12, 12) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).relu()
+        chosen = self.router(h).argmax(1)
+        out = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            out[chosen == number] = expert(h[chosen == number]).relu()
+        return self.head(out)
+
+
+@pytest.mark.parametrize("asked", [{"eps": 0.3}, {"sparsity": 0.5}])
+def test_experts_that_other_rows_reach_are_fitted_to_those_of_the_original_network(
+    asked: dict[str, float], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, x = Experts(), list(torch.randn(200, 8).split(100))
+    dense, parallel = copy.deepcopy(model), copy.deepcopy(model)
+    report = prune_(model, x, **asked, mode="cascade", run=tmp_path)
+    rows = {row.name: row for row in report.layers}
+    alone = {row.name: row for row in prune_(parallel, x, **asked, mode="parallel").layers}
+    for name, row in rows.items():
+        expert = name.startswith("experts")
+        assert any("original network's inputs" in note for note in row.notes) == expert
+        promised(row, dense, model, x, cascade=not expert)
+        if expert:
+            assert row.samples == alone[name].samples
+            assert torch.equal(model.get_submodule(name).weight, parallel.get_submodule(name).weight)
+    assert report.certified
+    assert "experts.0, experts.1 depends on data" in str(report)  # there is no bound on the network's error
+    again = copy.deepcopy(dense)
+    assert prune_(again, x, **asked, mode="cascade", run=tmp_path).layers == report.layers
+    assert torch.equal(again.head.weight, model.head.weight)
+    assert verify(dense, x, tmp_path).ok
+
+
+@pytest.mark.parametrize("mode", ["cascade", "parallel"])
+def test_outputs_whose_number_depends_on_pruned_weights_have_no_error(mode: str) -> None:
     class Chosen(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -222,11 +267,12 @@ def test_inputs_that_depend_on_pruned_weights_in_number_are_refused() -> None:
             return self.head(z[z[:, 0] > z[:, 1]])
 
     torch.manual_seed(0)
-    model = Chosen()
-    same = unchanged(model)
-    with pytest.raises(Exception, match="depends on the data; use mode='parallel'"):
-        prune_(model, [torch.randn(200, 4)], 0.6, mode="cascade")
-    assert same()
+    model, x = Chosen(), [torch.randn(200, 4)]
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, 0.6, mode=mode)
+    promised({row.name: row for row in report.layers}["head"], dense, model, x, cascade=False)
+    assert not report.certified
+    assert any("the network's error is not known" in line for line in report.head)
 
 
 @pytest.mark.parametrize("layer", ["0", "4", "8", "11"])

@@ -39,6 +39,7 @@ class Answer:
         notes: What a reader should know.
         path: Of a measured path its points: (eps and error relative to ‖Y‖_F, nonzeros without the bias).
         returned: How many of these weights are not zero where the trained ones are.
+        original: As in ``Posed``.
     """
 
     solution: Solution
@@ -54,6 +55,7 @@ class Answer:
     notes: tuple[str, ...] = ()
     path: tuple[tuple[float, float, int], ...] = ()
     returned: int = 0
+    original: bool = False
 
     @classmethod
     def of(
@@ -82,6 +84,7 @@ class Answer:
             returned=int((stored[: posed.rows] * (posed.stored[: posed.rows] == 0)).count_nonzero()),
             status=status,
             notes=tuple(notes),
+            original=posed.original,
         )
 
     def to_dict(self) -> dict[str, Any]:

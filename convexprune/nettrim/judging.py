@@ -156,7 +156,7 @@ def _differences(recorded: Sequence[Answer], again: Sequence[Answer], left_out: 
 
 
 def _figures(answer: Answer) -> dict[str, Any]:
-    names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "returned", "status")
+    names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "returned", "status", "original")
     return answer.solution.certificate.to_dict() | {name: getattr(answer, name) for name in names}
 
 

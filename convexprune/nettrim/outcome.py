@@ -109,6 +109,10 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collect
 
     The most over batches of all shapes: then Σ_b (Σ_l c_lb r_lb)² ≤ (Σ_l c_l r_l)² by Minkowski's inequality.
     """
+    if apart := [name for name, answers in run.written.items() if any(answer.original for answer in answers)]:
+        return OutputBound(
+            dict.fromkeys(run.sites, math.inf), {}, f"which rows reach {', '.join(apart)} depends on data"
+        )
     sites = [site for name, site in run.sites.items() if pruned is None or name in pruned]
     layers = [PrunedLayer(site.name, site.fit != "ball", site.norm_name) for site in sites]
     mode = "cascade" if run.how.cascade else "parallel"
@@ -126,7 +130,11 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collect
 
 
 def amplified(error: float, rows: Sequence[LayerReport], mode: str | None) -> tuple[str, ...]:
-    """A sentence where the network's error is more than twice that of each of its layers."""
+    """A sentence where the network's error is not known, or more than twice that of each of its layers."""
+    if math.isnan(error):
+        return (
+            "the network's error is not known: its outputs are not finite, or of another shape than before pruning",
+        )
     largest = max((row.output_error for row in rows if not math.isnan(row.output_error)), default=math.inf)
     if not error > _TWICE * largest:
         return ()
@@ -164,7 +172,7 @@ def network_errors(run: Run) -> tuple[float, float | None]:
 
 
 def _relative_error(run: Run, data: Calibration) -> float:
-    """Batch after batch."""
+    """Batch after batch; NaN where the pruned network gives outputs of another shape."""
     wrong, sizes = [], []
     with evaluating(run.model):
         for batch in data:
@@ -172,6 +180,8 @@ def _relative_error(run: Run, data: Calibration) -> float:
             now = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
             with run.versions.as_trained():
                 before = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
+            if now.shape != before.shape:
+                return math.nan
             dtype = working_dtype(now.dtype)
             wrong.append(float(norm(now.to(dtype) - before.to(dtype))))
             sizes.append(float(norm(before.to(dtype))))

@@ -66,6 +66,7 @@ class Posed:
         fit: Name of the fit.
         samples: P.
         part: Where the group's weights begin and end among those of the layer, from 0 to 1.
+        original: Whether inputs are the original network's in cascade, since other rows reach the layer in the pruned one.
     """
 
     X: Tensor | Gram
@@ -76,6 +77,7 @@ class Posed:
     fit: str
     samples: int
     part: tuple[float, float] = (0.0, 1.0)
+    original: bool = False
 
     @property
     def W(self) -> Tensor:

@@ -10,9 +10,10 @@ from convexprune.nettrim.sites import Site
 from convexprune.report import LayerReport
 from convexprune.solvers import Status
 
-__all__ = ["NetTrimLayer", "layer_figures", "layer_row"]
+__all__ = ["NetTrimLayer", "answer_notes", "layer_figures", "layer_row"]
 
 _ROUNDING = 1e-9
+_ORIGINAL = "fitted to the original network's inputs, as in parallel mode: in the pruned network other rows reach it"
 _PROVEN, _BUDGET = str(Status.SOLVED), str(Status.NO_BOUND)
 
 
@@ -130,6 +131,11 @@ def layer_row(site: Site, goal: Goal, answers: Sequence[Answer]) -> NetTrimLayer
     return NetTrimLayer(name=site.name, shape=site.shape, fit=site.fit, norm=site.norm_name, **figures)
 
 
+def answer_notes(answer: Answer) -> tuple[str, ...]:
+    """What a reader should know of a group."""
+    return (_ORIGINAL, *answer.notes) if answer.original else answer.notes
+
+
 def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
     """All of a row that follows from the answers alone."""
     certificates = [answer.solution.certificate for answer in answers]
@@ -154,7 +160,7 @@ def layer_figures(goal: Goal, answers: Sequence[Answer]) -> dict[str, Any]:
         "gap": max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
         "violation": 0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
         "iterations": max(answer.solution.iterations for answer in answers),
-        "notes": tuple(dict.fromkeys(note for answer in answers for note in answer.notes)),
+        "notes": tuple(dict.fromkeys(note for answer in answers for note in answer_notes(answer))),
         "returned": sum(answer.returned for answer in answers),
         "eps_asked": goal.eps if isinstance(goal, Within) else None,
     }

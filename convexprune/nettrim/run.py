@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from convexprune.passes import observe, received
 from convexprune.progress import silent
 from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.solvers.errors import Infeasible, InvalidInput
+from convexprune.solvers.errors import Infeasible
 from convexprune.solvers.solution import TracePoint
 from convexprune.taps import Received
 from convexprune.texts import visible
@@ -129,22 +129,30 @@ class Run:
 
     def pose(self, name: str) -> tuple[Posed, ...]:
         """The data of a layer's groups, from one pass over the calibration data."""
-        site = self.sites[name]
-        trained = self.trained[name]
+        site, trained, original = self.sites[name], self.trained[name], False
+        try:
+            piles = self._piles(site, cascade=self.how.cascade and bool(self.written))
+        except _OtherRows:
+            piles, original = self._piles(site, cascade=False), True
+        ends = list(accumulate((W.numel() for W in trained), initial=0))
+        parts = [(start / ends[-1], end / ends[-1]) for start, end in pairwise(ends)]
+        return tuple(
+            Posed(*pile.joined(), stored, fold, site.biased, site.fit, pile.samples, part, original)
+            for pile, stored, fold, part in zip(piles, trained, site.folds, parts, strict=True)
+        )
+
+    def _piles(self, site: Site, *, cascade: bool) -> list[Pile]:
+        """(X, Y) of each group: inputs in cascade of the network as it is now, else of the trained one."""
+        trained = self.trained[site.name]
         weights = [fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, site.folds, strict=True)]
         piles = [Pile(site.fit == "ball") for _ in trained]
-        with evaluating(self.model), nullcontext() if self.how.cascade else self.versions.as_trained():
+        with evaluating(self.model), nullcontext() if cascade else self.versions.as_trained():
             for batch in self.calibration:
-                for now, before in self._pairs(site, batch):
+                for now, before in self._pairs(site, batch, cascade=cascade):
                     for pile, X, X0, W in zip(piles, now, before, weights, strict=True):
                         Y = X0.to(W) @ W
                         pile.add(X, Y if site.fit == "ball" else Y.clamp_(min=0))
-        biased = site.biased
-        ends = list(accumulate((W.numel() for W in trained), initial=0))
-        return tuple(
-            Posed(*pile.joined(), stored, fold, biased, site.fit, pile.samples, (start / ends[-1], end / ends[-1]))
-            for pile, stored, fold, start, end in zip(piles, trained, site.folds, ends, ends[1:], strict=False)
-        )
+        return piles
 
     def shapes(self) -> Iterator[Any]:
         """A batch of each shape that there is, the number of samples aside unless these see each other."""
@@ -179,22 +187,21 @@ class Run:
             observe(self.model, batches(), taps, forward=self.forward, see=add)
         return {name: square**0.5 for name, square in squares.items()}
 
-    def _pairs(self, site: Site, batch: Any) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-        """For each call the inputs now, and those of the trained network: the same in parallel mode."""
+    def _pairs(
+        self, site: Site, batch: Any, *, cascade: bool
+    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """For each call the inputs now, and those of the trained network: the same unless in cascade."""
         take = partial(received, self.model, batch, site.taps, site.calls, self.forward)
         mask = self.calibration.mask_of(batch)
         now = [self._matrices(site, raw, mask) for raw in take()]
-        if not self.how.cascade or not self.written:
+        if not cascade:
             yield from ((matrices, matrices) for matrices in now)
             return
         with self.versions.as_trained():
             before = [self._matrices(site, raw, mask) for raw in take()]
         shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
         if shapes[0] != shapes[1]:
-            raise InvalidInput(
-                f"layer {site.name!r} receives {shapes[0]} in the pruned network and {shapes[1]} in the trained one: "
-                "what it is called on depends on the data; use mode='parallel'"
-            )
+            raise _OtherRows
         yield from zip(now, before, strict=True)
 
     def _matrices(self, site: Site, raw: Received, mask: Tensor | None) -> tuple[Tensor, ...]:
@@ -276,6 +283,10 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
+
+
+class _OtherRows(Exception):  # noqa: N818 - no error: the layer is then fitted as in parallel mode
+    """A layer receives other rows in the pruned network than in the trained one, such as an expert behind a router."""
 
 
 def _cut_short(answer: Answer) -> Answer:

@@ -87,7 +87,7 @@ def _tried(run: Run, eps: Mapping[str, float]) -> _Trial | None:
     """The model is as trained again afterwards; None where the run was stopped."""
     left = {name: _TOO_SMALL for name, value in eps.items() if value < LEAST_EPS}
     goals = Each({name: Within(value) for name, value in eps.items() if name not in left}).pursue(run)
-    errors = [error for error in network_errors(run) if error is not None]
+    errors = [math.inf if math.isnan(error) else error for error in network_errors(run) if error is not None]
     trial = _Trial(goals, dict(run.written), left, max(errors))
     run.versions.restore_()
     run.written.clear()

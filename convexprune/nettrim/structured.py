@@ -13,6 +13,7 @@ from convexprune.graph import LAYERS, inputs_of
 from convexprune.links import Link, find_links
 from convexprune.nettrim.goals import Goal, KeepInputs, RankInputs
 from convexprune.nettrim.measuring import check_measured
+from convexprune.nettrim.rows import answer_notes
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.targets import Each
@@ -220,7 +221,10 @@ class NeuronSparsity:
             neurons=len(self.kept[link.producer]) if link and self.kept else before[0],
             fit=site.fit if site else "–",
             norm=site.norm_name if site else None,
-            notes=site.notes if site else (),
+            notes=(
+                *(site.notes if site else ()),
+                *dict.fromkeys(note for each in answers for note in answer_notes(each)),
+            ),
             returned=sum(answer.returned for answer in answers),
         )
 
