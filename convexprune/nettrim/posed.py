@@ -66,7 +66,7 @@ class Posed:
         fit: Name of the fit.
         samples: P.
         part: Where the group's weights begin and end among those of the layer, from 0 to 1.
-        original: Whether inputs are the original network's in cascade, since other rows reach the layer in the pruned one.
+        original: Whether inputs are the original network's although the mode is cascade: others reach the layer now.
     """
 
     X: Tensor | Gram

@@ -285,7 +285,7 @@ class Run:
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
 
 
-class _OtherRows(Exception):  # noqa: N818 - no error: the layer is then fitted as in parallel mode
+class _OtherRows(Exception):
     """A layer receives other rows in the pruned network than in the trained one, such as an expert behind a router."""
 
 
