@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from convexprune.calibration import as_batches
 from convexprune.capture import capture
-from convexprune.files import load_array, load_weights_into_
+from convexprune.files import load_weights_into_
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.nettrim import FITS
 from convexprune.plan import choose_layers, layer_fits
 from convexprune.reference import find_model
+from convexprune.samples import load_array
 from convexprune.solvers import L1, LayerProgram
 from convexprune.solvers.testing.layers import pose
 

@@ -38,6 +38,10 @@ _asked = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: what is asked, in 
 _posed = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: how layers are posed and solved")
 _runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
 _coreset = partial(typer.Option, rich_help_panel=_CORESET)
+_CALIBRATION = (
+    "Inputs: .npz, .npy, .safetensors or .pt; several arrays if named as the model's arguments. lowner and mussay need "
+    "none."
+)
 _MAX_RATIO = "How many times its size a file that is read may unpack to; 256 MiB always pass."
 _STATUSES = (
     "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
@@ -99,10 +103,14 @@ def prune(
     model: Annotated[str, typer.Argument(help="lenet-300-100, lenet-5, or your own as package.module:factory.")],
     weights: Annotated[Path, typer.Option(help="The trained weights: .safetensors, or .pt without pickled code.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write to. A run of Net-Trim in it goes on.")] = None,
-    calibration: Annotated[Path | None, typer.Option(help="Inputs: .npz or .npy. lowner and mussay need none.")] = None,
+    calibration: Annotated[Path | None, typer.Option(help=_CALIBRATION)] = None,
     method: Annotated[str, typer.Option(help="net-trim, or a coreset: see `convexprune methods`.")] = "net-trim",
-    key: Annotated[str | None, typer.Option(help="The array in the .npz, such as x_train.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Use only the first samples.", min=1)] = None,
+    key: Annotated[str | None, typer.Option(help="The array in the file, such as x_train.")] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="The array of 1 where a position counts; attention_mask if not given.")
+    ] = None,
+    no_mask: Annotated[bool, typer.Option("--no-mask", help="All positions count, whatever masks there are.")] = False,
+    samples: Annotated[int | None, typer.Option(help="Use so many samples, chosen at random.", min=1)] = None,
     layers: Annotated[
         list[str] | None, typer.Option(help="Name pattern of layers to prune, or '!stem' for all but it; repeatable.")
     ] = None,
@@ -211,11 +219,13 @@ def verify(
     Exit status 3 if anything differs, or if the run is not complete and --partial is not given.
     """
     with _people_errors(as_json):
-        from convexprune.job import Source
+        from convexprune.nettrim.verify import recorded_mask
         from convexprune.nettrim.verify import verify as verified
+        from convexprune.source import Source
 
-        trained, inputs, held_out, _ = Source(model, weights, calibration, key, samples, max_ratio, holdout).read()
-        found = verified(trained, inputs, folder, holdout=held_out)
+        source = Source(model, weights, calibration, key, recorded_mask(folder), samples, max_ratio, holdout)
+        read = source.read()
+        found = verified(read.model, read.inputs, folder, holdout=read.holdout)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
         if as_json:
             print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})

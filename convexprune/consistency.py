@@ -206,6 +206,7 @@ def _rebuilt(report: Mapping[str, Any], rows: Sequence[LayerReport]) -> Report:
         provenance=report["provenance"],
         network=network,
         notices=tuple(report.get("notices", ())),
+        mask=report.get("mask"),
     )
 
 

@@ -1,7 +1,7 @@
-"""Everything read from or written to disk.
+"""Weights read from disk, and everything that is written to it.
 
-Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``, arrays from
-``numpy.load(allow_pickle=False)``. Every write goes to a temporary file first, so the old file survives a crash.
+Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``. Every write goes to
+a temporary file first, so the old file survives a crash.
 """
 
 import errno
@@ -21,21 +21,21 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convexprune.archives import MAX_RATIO, check_array, check_member, check_tensors, check_zip, checked_ratio
+from convexprune.archives import MAX_RATIO, check_tensors, check_zip, checked_ratio
 from convexprune.errors import DamagedFile
-from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 from convexprune.texts import utf8
 
 __all__ = [
-    "INPUT_NAMES",
-    "LABEL_NAMES",
     "as_path",
     "check_folder",
-    "load_array",
+    "existing",
+    "listed",
     "load_weights",
     "load_weights_into_",
     "make_folder",
     "plain",
+    "read",
     "safetensors_bytes",
     "save_json",
     "save_weights",
@@ -43,14 +43,9 @@ __all__ = [
 ]
 
 StrPath = str | os.PathLike[str]
-Array = np.ndarray[Any, Any]
-
-INPUT_NAMES = ("x_train", "x", "images", "inputs")
-LABEL_NAMES = ("y_test", "y_train", "y", "labels")
 
 _KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
 _SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.state_dict(), path)"
-_SAVE_ARRAYS = "save it again with numpy.savez(path, x=..., y=...), numbers only"
 
 
 def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Tensor]:
@@ -70,14 +65,14 @@ def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Te
     pickled = partial(_read_torch, max_ratio=max_ratio)
     readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors}
     readers |= dict.fromkeys((".pt", ".pth", ".bin"), pickled)
-    path, suffix = _existing(path, tuple(readers))
-    found = _read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
+    path, suffix = existing(path, tuple(readers))
+    found = read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
     if not isinstance(found, Mapping):
         raise DamagedFile(f"{path} holds a {type(found).__name__}, expected a dict of tensors; {_SAVE_WEIGHTS}.")
     others = [f"{key!r}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(key, str) for key in found):
-        listed = _shorten(others or [repr(key) for key in found])
-        raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {listed}; {_SAVE_WEIGHTS}.")
+        held = listed(others or [repr(key) for key in found])
+        raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {held}; {_SAVE_WEIGHTS}.")
     check_tensors(path, found.values(), max_ratio)
     return dict(found)
 
@@ -120,46 +115,6 @@ def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
         if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
             raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
     model.load_state_dict(weights)
-
-
-def load_array(
-    path: StrPath,
-    key: str | None = None,
-    names: Sequence[str] = INPUT_NAMES,
-    *,
-    max_ratio: float = MAX_RATIO,
-) -> Array:
-    """Read one array from ``.npy`` or ``.npz``: the one called ``key``, else the only one, else the first of ``names``.
-
-    Args:
-        path: The file.
-        key: The array's name.
-        names: Those that are conventional, the first that is there counts.
-        max_ratio: How many times the file's size the array may have; 256 MiB always pass.
-
-    Raises:
-        FileNotFoundError: nothing is at ``path``.
-        InvalidInput: another suffix, no such key, no conventional name among several, no array of numbers, or one
-            beyond the limit.
-        InvalidTolerance: a limit below 1.
-        DamagedFile: the file is cut short, is not what its suffix says, or holds pickled objects.
-        EmptyInput: the array has no elements.
-        NonFinite: the array holds NaN or infinity.
-    """
-    checked_ratio(max_ratio)
-    path, _ = _existing(path, (".npz", ".npy"))
-    array = _read(path, lambda file: _read_array(file, key, names, max_ratio), "an array of numbers", _SAVE_ARRAYS)
-    if not isinstance(array, np.ndarray):  # numpy hands back the bytes of an archive's member that is no array
-        raise DamagedFile(f"{path} holds something that is not an array; {_SAVE_ARRAYS}.")
-    if array.dtype.kind not in "biufc":
-        raise InvalidInput(f"{path} holds an array of {array.dtype}, expected numbers; {_SAVE_ARRAYS}.")
-    if array.ndim == 0:
-        raise InvalidInput(f"{path} holds a single number, expected an array of samples; {_SAVE_ARRAYS}.")
-    if array.size == 0:
-        raise EmptyInput(f"{path} holds an empty array of shape {array.shape}; expected at least one sample.")
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
-        raise NonFinite(f"{path} holds NaN or infinity; remove or repair those samples.")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes native byte order only
 
 
 def save_weights(model: nn.Module, path: StrPath) -> Path:
@@ -298,7 +253,13 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
+def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
+    """The path of a file that is there, and its suffix.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        InvalidInput: it is a folder, or has another suffix.
+    """
     path = as_path(path)
     if not path.exists():
         links = [place for place in (path, *path.parents) if place.is_symlink() and not place.exists()]
@@ -311,8 +272,12 @@ def _existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
     return path, suffix
 
 
-def _read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) -> Any:
-    """Run ``reader``; damaged bytes make the parsers raise nearly anything, so all of it means a damaged file."""
+def read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) -> Any:
+    """What ``reader`` gives; damaged bytes make parsers raise nearly anything, so all of it means a damaged file.
+
+    Raises:
+        DamagedFile: it fails; what is ``InvalidInput`` passes through.
+    """
     try:
         return reader(path)
     except (InvalidInput, PermissionError):
@@ -335,31 +300,6 @@ def _read_torch(path: Path, max_ratio: float) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _read_array(path: Path, key: str | None, names: Sequence[str], max_ratio: float) -> Any:
-    with path.open("rb") as file:
-        check_array(file, path.stat().st_size)
-        file.seek(0)
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            if key is not None:
-                raise InvalidInput(f"{path} holds one array without a name, not {key!r}; leave the key out.")
-            return loaded
-        with loaded:
-            chosen = _choose(path, loaded.files, key, names)
-            check_member(path, chosen, max_ratio)
-            return loaded[chosen]
-
-
-def _choose(path: Path, keys: Sequence[str], key: str | None, names: Sequence[str]) -> str:
-    if not keys:
-        raise EmptyInput(f"{path} holds no array; {_SAVE_ARRAYS}.")
-    wanted = [key] if key is not None else keys if len(keys) == 1 else names
-    chosen = next((name for name in wanted if name in keys), None)
-    if chosen is None:
-        raise InvalidInput(f"{path} holds {_shorten(keys)}, not {' or '.join(wanted)}; name one of them as the key.")
-    return chosen
-
-
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     shapes = [
         f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
@@ -368,7 +308,7 @@ def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, 
     ]
     missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    text = "; ".join(f"{fault}: {_shorten(keys)}" for fault, keys in faults.items() if keys)
+    text = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
     if text:
         kind = InvalidInput if missing or unexpected else ShapeMismatch
         raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
@@ -399,5 +339,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _shorten(items: Sequence[str], limit: int = 8) -> str:
+def listed(items: Sequence[str], limit: int = 8) -> str:
+    """The first of them, and how many more there are."""
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

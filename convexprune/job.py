@@ -1,92 +1,33 @@
 """What ``convexprune prune`` reads, does and writes: everything is read and checked before anything is solved."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convexprune.archives import MAX_RATIO
 from convexprune.consistency import seal
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.errors import DamagedFile
 from convexprune.evaluate import accuracy
-from convexprune.files import LABEL_NAMES, check_folder, load_array, load_weights_into_, save_json, save_weights
+from convexprune.files import check_folder, load_weights_into_, save_json, save_weights
 from convexprune.journal import Journal, check_same, read_json
 from convexprune.nettrim import prune_
 from convexprune.nettrim.verify import verify
 from convexprune.preview import Preview, preview, recipe_of
-from convexprune.reference import find_model
 from convexprune.report import Report
-from convexprune.solvers.arrays import stratified
-from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMismatch
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+from convexprune.source import Labelled, Source
 
-__all__ = ["Job", "Labelled", "Source"]
+__all__ = ["Job"]
 
-_IMAGE_NAMES = ("x_test", "x_train", "x", "images", "inputs")
+_log = logging.getLogger(__name__)
+
 _AGAIN = "the results in {} are not as they were written: written again from its layers"
 _NO_DATA = "Net-Trim fits each layer to what it computes on data: give --calibration"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model and its inputs as they are named on the command line."""
-
-    model: str
-    weights: Path
-    calibration: Path | None
-    key: str | None = None
-    samples: int | None = None
-    max_ratio: float = MAX_RATIO
-    holdout: int | None = None
-
-    def read(self) -> tuple[nn.Module, Tensor | None, Tensor | None, Callable[[Any], Tensor]]:
-        """The model with its weights, the inputs, those of them that are held out, and what makes inputs of arrays.
-
-        Raises:
-            InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
-        """
-        reference = find_model(self.model, Path.cwd)
-        model = reference.build()
-        load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
-        if self.calibration is None:
-            return model, None, None, reference.prepare
-        arrays = self.array(self.calibration, self.key)
-        if self.holdout is None:
-            return model, reference.prepare(arrays), None, reference.prepare
-        if self.holdout >= len(arrays):
-            raise InvalidInput(f"--holdout: expected fewer than the {len(arrays)} samples, found {self.holdout}")
-        held = np.zeros(len(arrays), dtype=bool)
-        held[stratified(len(arrays), self.holdout).numpy()] = True
-        return model, reference.prepare(arrays[~held]), reference.prepare(arrays[held]), reference.prepare
-
-    def array(self, path: Path, key: str | None) -> Any:
-        """The first samples of an array of the calibration file."""
-        return load_array(path, key, max_ratio=self.max_ratio)[: self.samples]
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Samples for the accuracy before and after."""
-
-    data: Path
-    data_key: str | None
-    label_key: str | None
-    max_ratio: float = MAX_RATIO
-
-    def read(self, prepare: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor]:
-        """Inputs and labels."""
-        labels = load_array(self.data, self.label_key, LABEL_NAMES, max_ratio=self.max_ratio)
-        images = load_array(self.data, self.data_key, _IMAGE_NAMES, max_ratio=self.max_ratio)
-        if len(images) != len(labels):
-            counts = f"{len(images)} inputs and {len(labels)} labels"
-            raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
-        return prepare(images), torch.from_numpy(np.asarray(labels))
 
 
 class Job:
@@ -116,12 +57,11 @@ class Job:
         self.out = None if out is None else _checked(out, resumes)
         if labels_key is not None and source.calibration is None:
             raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
-        self.model, self.inputs, self.holdout, prepare = source.read()
-        self.dense = copy.deepcopy(self.model)
-        self.labels = None
-        if labels_key is not None and source.calibration is not None:
-            self.labels = torch.from_numpy(np.asarray(source.array(source.calibration, labels_key)))
-        self.labelled = None if labelled is None else labelled.read(prepare)
+        self.read = source.read(labels_key)
+        self.model, self.dense = self.read.model, copy.deepcopy(self.read.model)
+        for notice in self.read.notices:
+            _log.info("%s", notice)
+        self.labelled = None if labelled is None else labelled.read(self.read)
         self.accuracy: dict[str, float] = {}
         self.told: dict[str, Any] = {}
         self.notes: list[str] = []
@@ -150,7 +90,7 @@ class Job:
             return None
         if report["provenance"].get("removed") != arguments.get("remove", True):
             return None
-        found = verify(self.model, self._data(), self.out, holdout=self.holdout)
+        found = verify(self.model, self._data(), self.out, holdout=self.read.holdout)
         if not (found.complete and all(row.ok for row in found.layers)):
             return None  # whoever goes on with the run tells what is wrong
         if found.results:
@@ -184,16 +124,20 @@ class Job:
     def net_trim(self, **arguments: Any) -> Report:
         """``prune_`` with the folder as run directory, and the accuracy before and after."""
         self._measure(self.dense, "before")  # a forward may leave its marks on the model, which is to be fingerprinted
-        report = prune_(self.model, self._data(), holdout=self.holdout, run=self.out, **arguments)
+        report = prune_(self.model, self._data(), holdout=self.read.holdout, run=self.out, **arguments)
         self._measure(self.model, "after")
-        return report
+        return self._noticed(report)
 
     def coreset(self, method: str | Method, size: Any, **recipe: Any) -> Report:
         """``coreset_prune_``, with the accuracy before and after."""
         self._measure(self.dense, "before")
-        report = coreset_prune_(self.model, self.inputs, method, size, labels=self.labels, **recipe)
+        report = coreset_prune_(self.model, self.read.inputs, method, size, labels=self.read.labels, **recipe)
         self._measure(self.model, "after")
-        return report
+        return self._noticed(report)
+
+    def _noticed(self, report: Report) -> Report:
+        """With what was chosen of the files."""
+        return replace(report, notices=(*self.read.notices, *report.notices))
 
     def write(self, report: Report, **provenance: Any) -> dict[str, Path]:
         """Write the results; their paths by what they are.
@@ -214,17 +158,16 @@ class Job:
     def _extras(self, out: Path, report: Report) -> dict[str, Path]:
         from convexprune.page import save_extras
 
-        batch = None if self.inputs is None else self.inputs[:256]
         try:
-            return {"extras": save_extras(out, self.dense, self.model, batch, report)}
+            return {"extras": save_extras(out, self.dense, self.model, self.read.batch, report)}
         except (ConvexPruneError, RuntimeError) as error:  # the results are written, and count for more
             self.notes.append(f"what sparsity buys could not be measured: {error}")
             return {}
 
-    def _data(self) -> Tensor:
-        if self.inputs is None:
+    def _data(self) -> Any:
+        if self.read.inputs is None:
             raise InvalidInput(_NO_DATA)
-        return self.inputs
+        return self.read.inputs
 
     def _measure(self, model: nn.Module, when: str) -> None:
         if self.labelled is not None:

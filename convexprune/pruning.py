@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from convexprune.coresets.methods import make_method
-from convexprune.job import Job, Labelled, Source
+from convexprune.job import Job
 from convexprune.live import (
     INTERRUPTED,
     NOTHING_PRUNED,
@@ -24,6 +24,7 @@ from convexprune.live import (
 from convexprune.preview import Preview
 from convexprune.report import Report
 from convexprune.solvers.errors import InvalidInput
+from convexprune.source import Labelled, Source
 from convexprune.wishes import parsed_options, parsed_size, parsed_sparsity, parsed_table
 
 __all__ = ["coreset", "net_trim"]
@@ -55,7 +56,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
         "eps": parsed_table("--eps", eps) if eps else None,
         "sparsity": parsed_sparsity(sparsity) if sparsity else None,
     }
-    return {name: given[name] for name in _SAME} | texts
+    return {name: given[name] for name in _SAME} | texts | {"mask": _mask(given)}
 
 
 _SAME = (
@@ -71,6 +72,7 @@ def coreset(given: dict[str, Any]) -> int:
     size = parsed_size(given["keep"], given["eps"], given["delta"])
     job = Job(_source(given), given["out"], labels_key=given["labels_key"], labelled=_labelled(given))
     recipe = {name: given[name] for name in ("layers", "scope", "order", "remove", "baseline", "seed")}
+    recipe["mask"] = _mask(given)
     with bars(errors) as shown:
         report = job.coreset(pruner, size, progress=shown.progress, **recipe)
     return _finish(job, report, given)
@@ -78,7 +80,15 @@ def coreset(given: dict[str, Any]) -> int:
 
 def _source(given: dict[str, Any]) -> Source:
     names = ("model", "weights", "calibration", "key", "samples", "max_ratio", "holdout")
-    return Source(*(given[name] for name in names))
+    return Source(**{name: given[name] for name in names}, mask=_mask(given))
+
+
+def _mask(given: dict[str, Any]) -> str | bool | None:
+    """The array that says which positions count; False for none, None for the one of the usual name."""
+    if given["no_mask"] and given["mask"] is not None:
+        raise InvalidInput("--mask, --no-mask: one names a mask, the other ignores it; leave one of them out")
+    mask: str | None = given["mask"]
+    return False if given["no_mask"] else mask
 
 
 def _labelled(given: dict[str, Any]) -> Labelled | None:

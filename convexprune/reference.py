@@ -4,7 +4,7 @@ import difflib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,15 @@ class ReferenceModel:
 
     name: str
     build: Callable[[], nn.Module]
-    prepare: Callable[[Array], Tensor]
+    prepare: Callable[[Any], Any]
 
 
 def find_model(spec: str, folder: Callable[[], Path] | None = None) -> ReferenceModel:
     """Find a built-in model by name, or the user's own as ``package.module:factory``.
 
-    ``factory()`` returns the module, and ``factory.prepare``, where there is one, turns arrays into its input; without
-    it floats are taken as they are. The factory runs when ``build`` is called, and only then.
+    ``factory()`` returns the module, and ``factory.prepare``, where there is one, turns arrays into its input (several
+    arrays come as a mapping by their names); without it floats are taken as they are. The factory runs when ``build``
+    is called, and only then.
 
     Args:
         spec: The name.
@@ -64,7 +65,7 @@ def find_model(spec: str, folder: Callable[[], Path] | None = None) -> Reference
     factory = _attribute(module_name, attribute)
     if not callable(factory):
         raise InvalidInput(f"{spec!r} is a {type(factory).__name__}; expected a function or class to call.")
-    prepare = getattr(factory, "prepare", _as_floats)
+    prepare = getattr(factory, "prepare", _as_inputs)
     if not callable(prepare):
         raise InvalidInput(f"{spec!r} has a prepare that is a {type(prepare).__name__}; expected a function.")
     return ReferenceModel(spec, functools.partial(_build, spec, factory), prepare)
@@ -109,6 +110,13 @@ def _lenet_300_100() -> nn.Module:
 def _lenet_5() -> nn.Module:
     convolutions = [nn.Conv2d(1, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 50, 5), nn.ReLU(), nn.MaxPool2d(2)]
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
+
+
+def _as_inputs(arrays: Any) -> Any:
+    """Floats as float32; of several arrays by name the others, such as tokens and masks, as they are."""
+    if isinstance(arrays, Mapping):
+        return {name: _as_floats(a) if a.dtype.kind == "f" else torch.from_numpy(a) for name, a in arrays.items()}
+    return _as_floats(arrays)
 
 
 def _as_floats(array: Array) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from convexprune import archives
 from convexprune.errors import DamagedFile
-from convexprune.files import load_array, load_weights
+from convexprune.files import load_weights
+from convexprune.samples import load_array
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
 ZEROS = 2**20  # bytes, which deflate makes a thousandth of

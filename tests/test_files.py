@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files import (
-    LABEL_NAMES,
-    load_array,
     load_weights,
     load_weights_into_,
     save_json,
     save_weights,
 )
 from convexprune.links import find_links
+from convexprune.samples import LABEL_NAMES, load_array
 from convexprune.shrink import remove_neurons_
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from convexprune.digits import load_digits, train_digits_network
 from convexprune.evaluate import accuracy
-from convexprune.files import load_array, load_weights_into_
+from convexprune.files import load_weights_into_
 from convexprune.reference import REFERENCE_MODELS, find_model
+from convexprune.samples import load_array
 from convexprune.solvers.errors import EmptyInput, InvalidInput, MissingExtra, NonFinite, ShapeMismatch
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from convexprune import prune_, save_weights
 from convexprune.cli import app
 from convexprune.errors import DamagedFile
-from convexprune.files import load_array, load_weights, save_json
+from convexprune.files import load_weights, save_json
 from convexprune.journal import Journal, data_fingerprint, read_json
 from convexprune.live import VisibleFormatter
 from convexprune.nettrim.verify import verify
 from convexprune.page import save_extras, write_page
 from convexprune.preview import preview
+from convexprune.samples import load_array
 from convexprune.solvers.errors import InvalidInput
 from convexprune.texts import utf8, visible
 

@@ -38,7 +38,7 @@ from convexprune.plan import check_module
 from convexprune.progress import silent
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["verify"]
+__all__ = ["recorded_mask", "verify"]
 
 
 def verify(
@@ -122,6 +122,15 @@ def verify(
     )
 
 
+def recorded_mask(run: StrPath) -> Mask:
+    """The mask that the run was given: a name, None for the usual one, or False.
+
+    Raises:
+        FileNotFoundError, DamagedFile: As ``verify``.
+    """
+    return _recipe(run, Journal.existing(run)[1]).mask
+
+
 def _results(replay: "_Replay", plan: Plan, recipe: Mapping[str, Any]) -> tuple[str, ...] | None:
     """What report.json and model.safetensors say otherwise than the entries, all of which hold; None without them."""
     folder = replay.entries.folder
@@ -130,7 +139,9 @@ def _results(replay: "_Replay", plan: Plan, recipe: Mapping[str, Any]) -> tuple[
     try:
         report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
         check_results(folder, report, replay.entries, recipe)
-        return tuple(_network_differences(replay, plan, recipe, report["network"]))
+        mask = plan.counted.to_dict()
+        masks = [] if report.get("mask") == mask else [f"report.json: mask is {report.get('mask')}, recomputed {mask}"]
+        return (*masks, *_network_differences(replay, plan, recipe, report["network"]))
     except DamagedFile as error:
         return (str(error),)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
