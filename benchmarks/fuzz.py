@@ -5,6 +5,7 @@ python benchmarks/fuzz.py --programs 300
 
 import argparse
 import time
+from itertools import count, islice
 
 import torch
 
@@ -16,14 +17,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=300, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
+    parser.add_argument("--family", help="only programs of this row of the table, such as 'losses' or 'eps 1e-06'")
     parser.add_argument("--solver", help="a registered name (default: that of solve)")
     parser.add_argument("--judge", type=int, default=0, metavar="K", help="let cvxpy judge every K-th (0: none)")
     parser.add_argument("--list", action="store_true", help="name each program that is left unsolved")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     trials, began = [], time.perf_counter()
-    for number in range(given.programs):
-        trial = try_on(draw(given.seed + number), given.solver, judge=given.judge > 0 and number % given.judge == 0)
+    drawn = (one for one in map(draw, count(given.seed)) if given.family in (None, one.family))
+    for number, one in enumerate(islice(drawn, given.programs)):
+        trial = try_on(one, given.solver, judge=given.judge > 0 and number % given.judge == 0)
         trials.append(trial)
         for fault in trial.faults:
             print(f"seed {trial.drawn.seed}: {fault}")

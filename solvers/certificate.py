@@ -28,7 +28,9 @@ from convexprune.solvers.units import moderated
 __all__ = ["Certificate", "Judgement", "certify", "judge"]
 
 _UNPRICED = 1e-5  # of the loss of U = 0: the unit of an objective in which no weight has a price
-# Weights that cost this many times more than those proposed are no answer: rounding of the data would swamp the fit.
+_RANK = 1e-14  # of the largest singular value; smaller ones are taken for rounding
+# Weights that cost this many times more than those proposed and than a least squares fit are no answer: rounding of
+# the data would swamp the fit.
 _INFEASIBLE = {torch.float32: 1e4, torch.float64: 1e6}
 
 
@@ -45,7 +47,8 @@ class Certificate:
             optimal.
         violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0); or that of U from
             the penalty's domain, where it has one, √Σ (‖x_j‖·|u_jm − nearest_jm|)², if it is larger.
-        infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all.
+        infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all: that any cost
+            10⁶ times (10⁴ for float32) what these and a least squares fit of the targets cost.
     """
 
     value: float
@@ -151,7 +154,8 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         violation=violation,
         scale=scale,
         infeasible=violation > 0
-        and bound > _INFEASIBLE[program.dtype] * max(value, unit, _typical_cost(program, cost, lengths)),
+        and bound > (most := _INFEASIBLE[program.dtype]) * max(value, unit)
+        and bound > most * _fitted_cost(program, penalty, lengths),
     )
     return Judgement(certificate, sums.A * t, ROUNDING * sums.reach * t)
 
@@ -173,10 +177,12 @@ def _unit(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> float:
     return _UNPRICED * fit.value(fit.sums(torch.zeros(1, 1).to(lengths).expand(fit.shape)))
 
 
-def _typical_cost(program: LayerProgram, cost: Tensor, lengths: Tensor) -> float:
-    """What an output as long as Y costs at the median of the entries' prices w_jm/‖x_j‖."""
-    price = (cost / lengths)[(lengths > 0).expand_as(cost)]
-    return program.fit.size * float(price.median()) if len(price) else 0.0
+def _fitted_cost(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> float:
+    """What the least squares fit of the targets costs: a sensible size, also where inputs depend on each other."""
+    d = torch.where(lengths > 0, lengths, 1.0)
+    inverse = torch.linalg.pinv(program.inputs.to(torch.float64) / d.T, rtol=_RANK)
+    anchor = program.fit.anchor.to(torch.float64).expand(program.fit.shape)
+    return float(penalty.value(penalty.prox(inverse @ anchor / d, 0.0)))
 
 
 def _lengths(program: LayerProgram) -> Tensor:

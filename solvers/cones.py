@@ -101,9 +101,9 @@ class Cones:
         (low, high), heads = self.margin(a), self.heads
         square = d[heads] ** 2 - self.inner(d, d)
         mixed, rest = a[heads] * d[heads] - self.inner(a, d), low * high
+        # mixed² ≥ square·rest, for a is inside; with equality, which rounding hides, where d is a multiple of it.
         below = np.sqrt(np.maximum(mixed**2 - square * rest, 0)) - mixed
-        real = (mixed**2 >= square * rest) & (below > 0)
-        steps += [rest[real] / below[real]]
+        steps += [rest[below > 0] / below[below > 0]]
         return float(min((step.min() for step in steps if len(step)), default=np.inf))
 
 

@@ -99,12 +99,15 @@ class Interior(IterativeSolver[_State]):
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor | None]:
         """Sparse weights and multipliers; where the parts tell of no solution, the multipliers that prove it."""
-        impossible = any(part.kappa > _INFEASIBLE * part.tau for part in state.parts)
-        points = [part.ray() if impossible else part.point() for part in state.parts]
-        state.task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in points]
+        impossible = [part.kappa > _INFEASIBLE * part.tau for part in state.parts]
+        points = [part.ray() if ray else part.point() for part, ray in zip(state.parts, impossible, strict=True)]
+        state.task.answers = [
+            Answer(point, "own rule", 0, 0.0, "", tau=float(not ray))
+            for point, ray in zip(points, impossible, strict=True)
+        ]
         found = state.task.proposal({})
         assert found.weights is not None  # noqa: S101 - every part has an answer
-        if impossible:
+        if any(impossible):
             start = None if state.start is None else state.start.weights.to(found.weights)
             return found.weights if start is None else start, found.multipliers
         zero = [form.zeros(*point) for (_, form), point in zip(state.task.forms, points, strict=True)]

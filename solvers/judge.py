@@ -27,14 +27,24 @@ Certify = Callable[[Tensor, Tensor | None], Certificate]
 class Judge:
     """The ``Watch`` of a solve: certifies what the solver has, keeps the trace, says when it is enough.
 
+    A program is not called infeasible where weights shown, or those of ``start``, satisfy it.
+
     Raises:
         InvalidInput: The callback is none.
     """
 
-    def __init__(self, certify: Certify, limits: Limits, callback: Callback | None, *, convex: bool = True) -> None:
+    def __init__(
+        self,
+        certify: Certify,
+        limits: Limits,
+        callback: Callback | None,
+        *,
+        convex: bool = True,
+        start: Tensor | None = None,
+    ) -> None:
         if callback is not None and not callable(callback):
             raise InvalidInput(f"callback: expected a function of a TracePoint, found {callback!r}")
-        self.certify, self.limits, self.callback, self.convex = certify, limits, callback, convex
+        self.certify, self.limits, self.callback, self.convex, self.start = certify, limits, callback, convex, start
         self.trace: list[TracePoint] = []
         self.began = time.perf_counter()
         self.judging = 0.0
@@ -45,7 +55,7 @@ class Judge:
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
         """How far ``proposal()`` is from what was asked for."""
         c, limits = self.judge(iteration, proposal(), residuals), self.limits
-        if c is None or self.stopped or c.infeasible or c.meets(limits.tol, limits.feas_tol):
+        if c is None or self.stopped or self._impossible(c) or c.meets(limits.tol, limits.feas_tol):
             return Excess(0.0, 0.0)
         gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
         return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)
@@ -93,12 +103,18 @@ class Judge:
             provenance=provenance,
         )
 
+    def _impossible(self, certificate: Certificate) -> bool:
+        """Whether it proves that there is no solution of a sensible size, and none is known."""
+        if not certificate.infeasible or self.best is not None or self.start is None:
+            return certificate.infeasible and self.best is None
+        return self.certify(self.start, None).violation > self.limits.feas_tol
+
     def _status(self, proposal: Proposal, certificate: Certificate | None) -> Status:
         if certificate is None:
             return Status.FAILED if proposal.weights is None else Status.DIVERGED
         if certificate.meets(self.limits.tol, self.limits.feas_tol):
             return Status.SOLVED
-        if certificate.infeasible:
+        if self._impossible(certificate):
             return Status.INFEASIBLE
         if self.stopped:
             return Status.STOPPED

@@ -85,7 +85,8 @@ def attempt(
     program, unit = moderated(program)
     if start is not None and start.multipliers is not None:
         start = replace(start, multipliers=start.multipliers / unit)
-    judge = Judge(partial(certify, program), limits, callback, convex=program.penalty.convex)
+    known = None if start is None else start.weights
+    judge = Judge(partial(certify, program), limits, callback, convex=program.penalty.convex, start=known)
     proposal = method.run(program, limits, start, judge)
     nothing = torch.full(program.shape, math.nan, dtype=program.dtype)
     solution = judge.verdict(proposal, nothing, provenance(name, method, program.inputs, limits, proposal))

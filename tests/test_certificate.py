@@ -41,6 +41,7 @@ from convexprune.solvers import (
 )
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 from convexprune.solvers.interface import Limits, Watch
+from convexprune.solvers.judge import Judge
 
 BOUNDED = [*SMALL, "net-trim raised ceiling", "relu-ball wide", "ball badly_scaled", "relu-ball badly_scaled"]
 BOUNDED += ["net-trim dead_inputs", "relu-ball exact", "net-trim exact", "relu-ball all inactive, U = 0"]
@@ -551,6 +552,31 @@ def test_an_impossible_program_is_proven_so() -> None:
     program = LayerProgram(X, Ball(X * torch.tensor([[1], [-1]]), 0.5))
     assert certify(program, torch.zeros(1, 1), torch.tensor([[-1.0], [1.0]])).infeasible
     assert not certify(program, torch.zeros(1, 1), torch.tensor([[-1.0], [-1.0]])).infeasible
+
+
+def test_large_weights_that_fit_are_no_impossible_program() -> None:
+    """Inputs that differ by little ask for weights of a size that no single input's price tells."""
+    X = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 2**-22]])
+    Y = torch.tensor([[1.0], [-1.0]])
+    program = LayerProgram(X, Ball(Y, 1e-6))
+    Q = torch.linalg.inv(X.double()).T @ torch.tensor([[1.0], [-1.0]]).double()  # of the dual: XᵀΛ = (−1, 1)
+    found = certify(program, torch.zeros(2, 1), -Q)
+    assert found.bound > 1e6
+    assert not found.infeasible
+    solution = solve(program)
+    assert solution.status is Status.SOLVED
+
+
+def test_no_program_is_called_infeasible_whose_start_satisfies_it() -> None:
+    def told(U: Tensor, _: Tensor | None) -> Certificate:
+        return Certificate(1.0, 1e9, 0.0, float(U.abs().max()), 1.0, infeasible=bool(U.any()))
+
+    limits, fits, other = Limits(1e-4, 1e-5, None, None), torch.zeros(1, 1), torch.ones(1, 1)
+    statuses = [
+        Judge(told, limits, None, start=start).verdict(Proposal(other, None, "iteration limit", 1, 0.0), other, {}).status
+        for start in (None, other, fits)
+    ]
+    assert statuses == [Status.INFEASIBLE, Status.INFEASIBLE, Status.ITERATION_LIMIT]
 
 
 @given(seed=SEEDS)

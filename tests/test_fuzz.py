@@ -9,7 +9,9 @@ from convexprune.solvers import Ball, LayerProgram, Status, solve
 from convexprune.solvers.testing.fuzzing import Trial, table, try_on
 from convexprune.solvers.testing.random_programs import draw
 
-SEEDS = (*range(30), 168, 222, 285)  # the last ones ask for all digits of the linear systems
+# Of the last ones some ask for all digits of the linear systems, one for a step to a cone's apex, one for large weights,
+# and one has no solution, for its targets are rounded.
+SEEDS = (*range(30), 168, 222, 285, 6388, 1012, 5704)
 MOST = 1  # of those, that may be left unsolved
 
 

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from tolerances import EXACT, REFERENCE
 from torch import Tensor
 
-from convexprune.solvers import Ball, IterativeSolver, LayerProgram, ReluBall, Start, Status, solve
+from convexprune.solvers import Ball, IterativeSolver, LayerProgram, NetTrimSet, ReluBall, Start, Status, solve
 from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.cones import Array, Cones, NesterovTodd
 from convexprune.solvers.homogeneous import Embedding
@@ -57,6 +57,16 @@ def test_the_reach_is_the_distance_to_the_boundary() -> None:
     assert CONES.reach(a, inside(2)) == math.inf
 
 
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_reach_towards_the_apex(size: int) -> None:
+    """There both margins fall to 0 at once, and rounding may hide that they do."""
+    rng, cones = np.random.default_rng(size), Cones(0, 0, np.array([size]))
+    for _ in range(200):
+        body = rng.normal(size=size - 1)
+        a = np.append(np.linalg.norm(body) + rng.uniform(0.1, 1), body)
+        assert cones.reach(a, -2 * a) == pytest.approx(0.5, rel=REFERENCE)
+
+
 def linear(q: Array, A: Array, b: Array) -> Embedding:
     """min qᵀx subject to Ax ≤ b."""
     n, m = len(q), len(b)
@@ -86,6 +96,19 @@ def test_a_program_without_solution_leaves_a_proof() -> None:
     assert np.all(z >= 0)
     assert abs(A.T @ z) < REFERENCE
     assert b @ z < 0
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+@pytest.mark.parametrize("solver", ["interior", None])
+def test_ceilings_that_no_weights_keep_are_proven_so_for_a_loss(solver: str | None, weight: float) -> None:
+    """Its ray has no part in the outputs that the loss looks at."""
+    rng = torch.Generator().manual_seed(4)
+    X, Y = (torch.randn(20, n, generator=rng, dtype=torch.float64) for n in (5, 3))
+    program = LayerProgram(X, NetTrimSet(Y.clamp(min=0), 1.0, ceiling=-1.0).as_loss(weight))
+    solution = solve(program, solver)
+    assert solution.status is Status.INFEASIBLE
+    if solver == "interior":
+        assert solution.iterations < 20
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,12 @@ class ConicForm:
         U: Array = x[: N * M].reshape(M, N).T
         return U
 
-    def multipliers(self, x: Array, y: Array) -> Array:
-        """Λ [P, M] of Z = XU."""
+    def multipliers(self, x: Array, y: Array, tau: float = 1.0) -> Array:
+        """Λ [P, M] of Z = XU; with tau = 0 of a ray, which proves that there is no solution."""
         o, rows = self.outputs, np.empty_like(y)
         rows[self.order] = y
         equal, _, _, below, _, _, _, two_sided, _ = np.split(rows, self.ends)
-        L: Array = o.weight * o.two_sided * (o.X @ self.weights(x) - o.anchor)
+        L: Array = o.weight * o.two_sided * (o.X @ self.weights(x) - tau * o.anchor)
         L.T[o.equal.T], L.T[o.below.T] = equal, below
         if not o.weight:
             L.T[o.two_sided.T] = -two_sided

@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from convexprune.solvers.certificate import certify
 from convexprune.solvers.errors import ConvexPruneError
@@ -74,26 +76,36 @@ def _faults(drawn: Drawn, solution: Solution, judge: bool) -> Iterable[str]:
 
 def _judged(drawn: Drawn, solution: Solution) -> Iterable[str]:
     """Against cvxpy's answer, where that one satisfies the program."""
-    other, own = solve(drawn.program, "cvxpy").certificate, solution.certificate
+    program, own = drawn.program, solution.certificate
+    other = solve(program, "cvxpy").certificate
     slack = 1e-4 * max(other.scale, own.scale)
     if other.violation <= _FEAS_TOL and own.bound > other.value + slack:
         yield f"the bound {own.bound:.8g} is above the reference's value {other.value:.8g}"
     if solution.status is Status.SOLVED and own.value < other.bound - slack:
-        yield f"solved at {own.value:.8g}, below the reference's bound {other.bound:.8g}"
+        # What is tolerated of a violation may save much of the penalty, most of all at eps = 0.
+        wide = program.to(torch.float64)
+        wide = replace(wide, fit=wide.fit.relaxed(_FEAS_TOL * wide.fit.scale))
+        least = solve(wide, "cvxpy").certificate.bound
+        if own.value < least - slack:
+            yield f"solved at {own.value:.8g}, below the reference's bound {least:.8g} for what is tolerated"
 
 
 def table(trials: Iterable[Trial]) -> str:
-    """A row for each family and dtype: programs, those not settled in per cent and by outcome, and faults."""
+    """A row for each family and dtype: programs, those not settled in per cent and by outcome, and faults.
+
+    "reached" are those not settled that the weights behind their targets satisfy.
+    """
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         dtype = str(trial.drawn.program.inputs.dtype).removeprefix("torch.")
         for key in ((trial.drawn.family, dtype), (trial.drawn.family, "all")):
             groups.setdefault(key, []).append(trial)
-    rows = [f"{'family':<28} {'dtype':<9} {'programs':>8} {'unsolved':>9} {'faults':>6}  outcomes"]
+    rows = [f"{'family':<28} {'dtype':<9} {'programs':>8} {'unsolved':>9} {'reached':>7} {'faults':>6}  outcomes"]
     for (family, dtype), members in sorted(groups.items()):
-        left = sum(not trial.settled for trial in members)
+        left = [trial for trial in members if not trial.settled]
+        reached = sum(trial.drawn.reached(_FEAS_TOL) is not None for trial in left)
         faults = sum(bool(trial.faults) for trial in members)
         outcomes = ", ".join(f"{n} {name}" for name, n in Counter(trial.outcome for trial in members).most_common())
-        share = f"{100 * left / len(members):.1f} %"
-        rows.append(f"{family:<28} {dtype:<9} {len(members):>8} {share:>9} {faults:>6}  {outcomes}")
+        share = f"{100 * len(left) / len(members):.1f} %"
+        rows.append(f"{family:<28} {dtype:<9} {len(members):>8} {share:>9} {reached:>7} {faults:>6}  {outcomes}")
     return "\n".join(rows)
