@@ -200,14 +200,12 @@ def test_a_planted_sparse_layer_is_found(kind: Any) -> None:
 
 
 def best_of_all(program: LayerProgram, sizes: int) -> Tensor:
-    """[M]: the smallest loss of each neuron over all supports of this size."""
-    N, M = program.shape
-    best = torch.full((M,), torch.inf, dtype=torch.float64)
-    for chosen in itertools.combinations(range(N), sizes):
-        support = torch.zeros(N, M, dtype=torch.bool)
-        support[list(chosen)] = True
-        best = torch.minimum(best, loss(program, refit(program, support)))
-    return best
+    """[M]: the smallest loss of each neuron over all supports of this size, each refitted as a neuron of its own."""
+    (N, M), chosen = program.shape, torch.tensor(list(itertools.combinations(range(program.shape[0]), sizes)))
+    supports = torch.zeros(len(chosen), N, dtype=torch.bool).scatter_(1, chosen, True).T
+    Y = program.fit.Y.repeat_interleave(len(chosen), 1)
+    every = LayerProgram(program.inputs, type(program.fit)(Y))  # type: ignore[call-arg]
+    return loss(every, refit(every, supports.repeat(1, M))).view(M, -1).amin(1)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -389,7 +387,7 @@ def best_known(X: torch.Tensor, Y: torch.Tensor, support: torch.Tensor, U: torch
 _HARD = [6, 606, 710, 1006, 1746, 1842, 2122, 2148, 3326, 3838]
 
 
-@pytest.mark.parametrize("seeds", [range(120), _HARD], ids=["random", "hard"])
+@pytest.mark.parametrize("seeds", [range(48), _HARD], ids=["random", "hard"])
 def test_refit_finds_the_minimum_of_each_neuron_or_says_that_it_did_not(seeds: Any, caplog: Any) -> None:
     """Newton's steps alone cycle where fewer samples respond than the support has inputs."""
     for seed in seeds:
