@@ -107,11 +107,13 @@ def test_strong_duality_at_tight_solutions(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLOSING)
 def test_the_sparse_side_of_optimality(name: str) -> None:
-    """0 ∈ ∂g(U) + XᵀΛ: |XᵀΛ| ≤ w everywhere, XᵀΛ = −w sign(u) on the support."""
+    """0 ∈ ∂g(U) + XᵀΛ: |XᵀΛ| ≤ w everywhere, XᵀΛ = −w sign(u) on the support; slack leaves zeros to the last bit."""
     program, solution = build(name), tight(name)
     U, A, w = solution.weights, program.inputs.T @ multipliers(solution), program.penalty.cost(program.shape)
     assert bool((A.abs() <= w + KKT).all())
     torch.testing.assert_close(A[U != 0], (-w * U.sign())[U != 0].to(A), rtol=0, atol=KKT)
+    assert not U[A.abs() < (1 - KKT) * w].any()
+    assert solution.nonzeros == int((U != 0).sum()) < U.numel()
 
 
 @pytest.mark.parametrize("name", CLOSING)

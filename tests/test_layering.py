@@ -4,15 +4,19 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLVERS = sorted((ROOT / "solvers").rglob("*.py"))
 ADAPTER = sorted((ROOT / "convexprune").rglob("*.py"))
 SOLVING, SHOWING = {"cvxpy", "clarabel", "scs", "osqp", "scipy"}, {"jinja2", "matplotlib"}
 OPTIONAL = SOLVING | SHOWING | {"dask", "distributed", "sklearn", "transformers"}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def path_name(path: Path) -> str:
@@ -46,48 +50,52 @@ def at_import_time(tree: ast.Module) -> Iterator[ast.stmt]:
 
 
 def imported_at_import_time(path: Path) -> set[str]:
-    nodes = [
-        node for node in at_import_time(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)
-    ]
+    nodes = [node for node in at_import_time(parsed(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
     return {name for node in nodes for name in imports(node)}
 
 
-@pytest.mark.parametrize("path", SOLVERS, ids=path_name)
-def test_solvers_import_nothing_of_the_adapter_and_no_layers(path: Path) -> None:
-    for name in imports(ast.parse(path.read_text())):
-        assert name.split(".")[0] != "convexprune" or name.startswith("convexprune.solvers"), name
-        assert not name.startswith("torch.nn"), name
+def test_solvers_import_nothing_of_the_adapter_and_no_layers() -> None:
+    for path in SOLVERS:
+        for name in imports(parsed(path)):
+            assert name.split(".")[0] != "convexprune" or name.startswith("convexprune.solvers"), (
+                path_name(path),
+                name,
+            )
+            assert not name.startswith("torch.nn"), (path_name(path), name)
 
 
-@pytest.mark.parametrize("path", SOLVERS + ADAPTER, ids=path_name)
-def test_optional_packages_are_imported_only_where_they_are_used(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imported_at_import_time(path)} & OPTIONAL
+def test_optional_packages_are_imported_only_where_they_are_used() -> None:
+    for path in SOLVERS + ADAPTER:
+        assert not {name.split(".")[0] for name in imported_at_import_time(path)} & OPTIONAL, path_name(path)
 
 
-@pytest.mark.parametrize("path", SOLVERS + [p for p in ADAPTER if p.name != "cli.py"], ids=path_name)
-def test_libraries_do_not_print(path: Path) -> None:
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    names = {ast.unparse(function) for function in calls}
-    assert not names & {"print", "pprint", "sys.stdout.write", "sys.stderr.write", "breakpoint"}
+def test_libraries_do_not_print() -> None:
+    for path in SOLVERS + [p for p in ADAPTER if p.name != "cli.py"]:
+        calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]
+        names = {ast.unparse(function) for function in calls}
+        written = names & {"print", "pprint", "sys.stdout.write", "sys.stderr.write", "breakpoint"}
+        assert not written, (path_name(path), written)
 
 
-@pytest.mark.parametrize("path", SOLVERS + ADAPTER, ids=path_name)
-def test_public_modules_say_what_is_public(path: Path) -> None:
+def test_public_modules_say_what_is_public() -> None:
     """__all__ is there wherever there is anything, sorted, and holds only what exists."""
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree)
-    if len(tree.body) == 1 or (path.name.startswith("_") and path.name != "__init__.py"):
-        return
-    lists = [
-        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__"
-    ]
-    lists += [
-        n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "__all__" and n.value
-    ]
-    assert len(lists) == 1, f"{path_name(path)} has no __all__"
-    names = ast.literal_eval(lists[0])
-    assert len(set(names)) == len(names)
-    assert not [name for name in names if name.startswith("_") and name != "__version__"]
+    for path in SOLVERS + ADAPTER:
+        tree = parsed(path)
+        assert ast.get_docstring(tree), path_name(path)
+        if len(tree.body) == 1 or (path.name.startswith("_") and path.name != "__init__.py"):
+            continue
+        lists = [
+            node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets) == "__all__"
+        ]
+        lists += [
+            n.value
+            for n in tree.body
+            if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "__all__" and n.value
+        ]
+        assert len(lists) == 1, f"{path_name(path)} has no __all__"
+        names = ast.literal_eval(lists[0])
+        assert len(set(names)) == len(names), path_name(path)
+        assert not [name for name in names if name.startswith("_") and name != "__version__"], path_name(path)
 
 
 def test_every_public_name_exists() -> None:

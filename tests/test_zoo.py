@@ -5,22 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from tolerances import AGREEMENT, FEASIBLE, KKT, ROUNDING
-from zoo import (
-    CLOSING,
-    FITS,
-    MEMBERS,
-    NAMES,
-    badly_scaled,
-    build,
-    free_bias,
-    gaussian,
-    large_units,
-    multipliers,
-    no_slack,
-    tight,
-    weighted,
-)
+from tolerances import AGREEMENT, FEASIBLE, ROUNDING
+from zoo import FITS, MEMBERS, NAMES, badly_scaled, build, free_bias, gaussian, large_units, no_slack, weighted
 
 from convexprune.solvers import LayerProgram, Status, certify, crosscheck, solve
 from convexprune.solvers.crosscheck import Crosscheck
@@ -56,13 +42,16 @@ def test_what_the_zoo_does_not_have_is_refused(call: Callable[[], object]) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_all_solvers_are_certified_and_agree_with_the_reference(name: str) -> None:
-    """The reference is a closed form, or was computed once by another method."""
-    reference = MEMBERS[name].reference
+    """The reference is a closed form, or was computed once by another method; a known optimum is hit more exactly."""
+    reference, optimum = MEMBERS[name].reference, MEMBERS[name].optimum
     assert reference is not None
     for row in checked(name).rows:
         assert row.status == "solved", str(checked(name))
         assert row.value == pytest.approx(reference, abs=2 * AGREEMENT * row.scale)
         assert row.bound <= reference + FEASIBLE * row.scale
+        if optimum is not None:
+            assert row.value == pytest.approx(optimum, abs=AGREEMENT * row.scale)
+            assert row.bound <= optimum + ROUNDING * row.scale
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,19 +62,9 @@ def test_random_multipliers_never_bound_above_the_optimum(name: str) -> None:
     zero, best = torch.zeros(program.shape), solve(program, max_iter=30).multipliers
     assert best is not None
     unit = certify(program, zero).scale
-    for seed in range(2):
-        noise = gaussian(seed, *program.fit.shape)
-        for L in (noise, noise.abs(), noise - program.fit.Y, best * (1 + 0.1 * noise), best + best.std() * noise):
-            assert certify(program, zero, L).bound <= reference + FEASIBLE * max(reference, unit)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if MEMBERS[name].optimum is not None])
-def test_known_optima_are_found(name: str) -> None:
-    optimum = MEMBERS[name].optimum
-    assert optimum is not None
-    for row in checked(name).rows:
-        assert row.value == pytest.approx(optimum, abs=AGREEMENT * row.scale)
-        assert row.bound <= optimum + ROUNDING * row.scale
+    noise = gaussian(0, *program.fit.shape)
+    for L in (noise, noise.abs(), noise - program.fit.Y, best * (1 + 0.1 * noise), best + best.std() * noise):
+        assert certify(program, zero, L).bound <= reference + FEASIBLE * max(reference, unit)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -97,17 +76,6 @@ def test_the_relu_ball_never_costs_more_than_net_trim(name: str) -> None:
     torch.testing.assert_close(programs[0].fit.Y, programs[1].fit.Y, rtol=ROUNDING, atol=ROUNDING)
     assert wide.value <= narrow.value + AGREEMENT * narrow.scale
     assert wide.bound <= narrow.value + FEASIBLE * narrow.scale
-
-
-@pytest.mark.parametrize("name", CLOSING[::2])
-def test_admm_leaves_exact_zeros(name: str) -> None:
-    """Complementary slackness: no weight where the dual constraint is slack, here to the last bit."""
-    solution, program = tight(name), build(name)
-    A = program.inputs.T @ multipliers(solution)
-    slack = A.abs() < (1 - KKT) * program.penalty.cost(program.shape)
-    assert not solution.weights[slack].any()
-    assert solution.nonzeros == int((solution.weights != 0).sum())
-    assert solution.nonzeros < solution.weights.numel()
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -125,16 +93,14 @@ def test_impossible_programs_are_proven_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("fit", FITS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("build_", [badly_scaled, free_bias, weighted, large_units])
-def test_feasible_programs_are_never_called_infeasible(
-    fit: str, dtype: torch.dtype, build_: Callable[[str], LayerProgram]
-) -> None:
+def test_feasible_programs_are_never_called_infeasible(fit: str, build_: Callable[[str], LayerProgram]) -> None:
     """Not even for weights as far off as zero: the claim is about every weight of a sensible size."""
     program = build_(fit)
     solution = solve(program)
-    for weights in (0 * solution.weights, 1e-3 * solution.weights, gaussian(0, *program.shape)):
-        assert not certify(program.to(dtype), weights, solution.multipliers).infeasible
+    for dtype in (torch.float32, torch.float64):
+        for weights in (0 * solution.weights, 1e-3 * solution.weights, gaussian(0, *program.shape)):
+            assert not certify(program.to(dtype), weights, solution.multipliers).infeasible
 
 
 def test_no_slack_at_all() -> None:
