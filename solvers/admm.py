@@ -153,6 +153,7 @@ class ADMM(IterativeSolver[Iterate]):
         lacking.add_(state.T + state.dual - state.V, alpha=sigma / state.rho.weight)
         change = state.inverse @ lacking
         state.V = V = state.V + change
+        state.doubt(change)
         state.sums = self._move(state, change / state.d, measured)
         relaxed = a * V + (1 - a) * state.T - state.dual
         T = state.penalty.prox(relaxed, 1 / sigma)
@@ -242,11 +243,21 @@ class ADMM(IterativeSolver[Iterate]):
         return weights, state.multipliers()
 
     def effective(self, state: Iterate) -> Mapping[str, Any]:
-        """The penalties at the end."""
-        return {"rho": state.rho.weight, "sigma": state.sigma.weight} | {
-            "iterate dtype": str(state.q.dtype),
-            "products dtype": str(state.products),
-        }
+        """The penalties at the end, the precisions, and a shift in the linear system that is not their ratio."""
+        shift = {"shift raised to": state.shift} if state.shift > state.sigma.weight / state.rho.weight else {}
+        return (
+            {"rho": state.rho.weight, "sigma": state.sigma.weight}
+            | shift
+            | {
+                "iterate dtype": str(state.q.dtype),
+                "products dtype": str(state.products),
+            }
+        )
+
+    def gone_on(self, state: Iterate) -> str:
+        """Products in the precision of the iterations, where coarser ones would no longer do."""
+        coarse = self._products(state.q.dtype, state.q.device)
+        return "" if coarse == state.products else f"products in {str(state.products).removeprefix('torch.')}"
 
     def _lengths(self, program: LayerProgram, squares: Tensor) -> Tensor:
         """d [N, 1], what the columns of X are divided by: their lengths, somewhat more for those of a low price.
@@ -268,7 +279,7 @@ class ADMM(IterativeSolver[Iterate]):
         damping = 1e-3 * float(gram.diagonal().max()) + _TINY
         like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
-        return (gram.inverse(damping) @ moment.to(torch.float64)).to(d)
+        return (gram.inverse(damping)[0] @ moment.to(torch.float64)).to(d)
 
     def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
         """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""

@@ -94,7 +94,10 @@ class Proposal:
 
 
 class Excess(NamedTuple):
-    """How many times larger than asked for a certificate's gap and violation are; ``max(excess) <= 1`` is enough."""
+    """How many times larger than asked for a certificate's gap and violation are; ``max(excess) <= 1`` is enough.
+
+    NaN where there is nothing finite to judge.
+    """
 
     gap: float
     violation: float

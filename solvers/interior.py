@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -96,6 +96,10 @@ class Interior(IterativeSolver[_State]):
         """The largest of all parts."""
         values = [part.lacking() for part in state.parts]
         return {name: max(value[name] for value in values) for name in values[0]}
+
+    def effective(self, state: _State) -> Mapping[str, Any]:  # noqa: ARG002
+        """The precision, whatever the program's."""
+        return {"iterate dtype": "torch.float64"}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor | None]:
         """Sparse weights and multipliers; where the parts tell of no solution, the multipliers that prove it."""

@@ -1,7 +1,7 @@
 """What ADMM knows between two iterations, and what is done with it besides iterating."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -16,6 +16,7 @@ from convexprune.solvers.penalties import Penalty
 __all__ = ["Iterate", "Sampled", "Snapshot"]
 
 _TINY = 1e-30
+_COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong by
 
 
 @dataclass
@@ -43,15 +44,24 @@ class Iterate:
     iteration: int = 0
     due: int = 10  # the iteration at which the parameters are reviewed next
     scale: float = 0.0  # logarithm of the fit's
+    wrong: Tensor = field(default_factory=lambda: torch.zeros(()))  # ‖·‖² of XU, by coarse products since it was exact
+    shift: float = 0.0  # of the inverse: sigma/rho, or more where rounding of the Gram asks for it
     last: "Snapshot | None" = None  # where it came to with the fit before
 
     def pull(self, block: Block) -> Tensor:
         """−dual of Z = XU for a block."""
         return block.fit.pull(self.q[block.rows], self.sums, self.rho.weight)
 
+    def doubt(self, change: Tensor) -> None:
+        """Add what a coarse product with this change of V [N, M] may be wrong by, where products are coarse."""
+        if self.products != self.q.dtype:
+            rounding, lengths = torch.finfo(self.products).eps / 4, self.gram.diagonal().clamp(min=0).sqrt()[:, None]
+            self.wrong = self.wrong + (rounding * norm(lengths.to(change) * change)).square()
+
     def refactor(self) -> None:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
-        self.inverse = self.gram.inverse(self.sigma.weight / self.rho.weight).to(self.q)
+        inverse, self.shift = self.gram.inverse(self.sigma.weight / self.rho.weight)
+        self.inverse = inverse.to(self.q)
 
     def adopt(self, multipliers: Tensor) -> None:
         """Start from multipliers Λ: both duals follow from them."""
@@ -104,7 +114,10 @@ class Iterate:
         return T
 
     def measure(self, T: Tensor, dual: Tensor) -> None:
-        """Residuals of both constraints; the working memory holds Z before this iteration."""
+        """Residuals of both constraints; the working memory holds Z before this iteration.
+
+        Where coarse products of what changes are wrong by a good part of what is left, they are no longer used.
+        """
         squares, V = torch.zeros(5, dtype=torch.float64, device=T.device), self.V
         for block in self.samples:
             r, before, XU = self.pull(block), self.work[block.rows], self.XU[block.rows]
@@ -112,6 +125,9 @@ class Iterate:
             squares += torch.stack([norm(A) for A in (XU, Z, XU - Z, Z - before, r)]).square()
         XU_, Z_, apart, moved, r_ = squares.sqrt().tolist()
         self.rho.measure(max(XU_, Z_), apart, moved, r_)
+        if float(self.wrong.sqrt()) > _COARSE * apart:
+            self.products = self.q.dtype
+        self.wrong = torch.zeros_like(self.wrong)
         V_, T_, apart, moved, dual_ = (float(norm(A)) for A in (V, T, V - T, T - self.T, dual))
         self.sigma.measure(max(V_, T_), apart, moved, dual_)
 

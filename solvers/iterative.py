@@ -87,6 +87,10 @@ class Iterative(Generic[Problem, State]):
         """What the method chose by itself."""
         return {}
 
+    def gone_on(self, state: State) -> str:  # noqa: ARG002
+        """What the method has passed on to by itself, in words for the trace; "" where it has not."""
+        return ""
+
     def finite(self, state: State) -> bool:  # noqa: ARG002 - what is judged is looked at anyway
         """Whether the last step left finite numbers, as far as next to no work can tell."""
         return True
@@ -117,8 +121,11 @@ class Iterative(Generic[Problem, State]):
                 iterations=last.iterations + on.iterations,
                 setup=last.setup + on.setup,
                 message="; ".join(filter(None, (message, on.message))),
+                effective=dict(last.effective) | dict(on.effective),
                 state=on.state if isinstance(successor, type(self)) else None,
             )
+        elif last.ended == "diverged":
+            last = replace(last, message=f"{why} after {last.iterations} iterations")
         return best.of(last)
 
     def _iterate(
@@ -145,7 +152,8 @@ class Iterative(Generic[Problem, State]):
         def propose() -> Proposal:
             if not latest or latest[0].iterations != k:
                 made = self.finish(state)
-                latest[:] = [Proposal(*made, ended, k, setup, effective=self.effective(state), state=state)]
+                told = {"effective": self.effective(state), "state": state, "stage": self.gone_on(state)}
+                latest[:] = [Proposal(*made, ended, k, setup, **told)]
             return latest[0]
 
         while k < last:
@@ -159,6 +167,9 @@ class Iterative(Generic[Problem, State]):
                 ended, why = "diverged", why or "iterates were no longer finite"
                 break
             excess = watch(k, propose, residuals)
+            if any(map(math.isnan, excess)):
+                ended, why = "diverged", "iterates were no longer finite"
+                break
             if max(excess) <= 1:
                 ended = "watch"
                 break
@@ -264,11 +275,14 @@ class _Best:
         return None if kept is None or kept.weights is None else Start(kept.weights, kept.multipliers)
 
     def of(self, last: Proposal) -> Proposal:
-        """The last proposal if the watch was content with it; else the best one, with how the run ended."""
+        """The last proposal if the watch was content with it; else the best one, with how the run ended.
+
+        One that is finite is no divergence: the method could get no further.
+        """
         if self.proposal is None or last.ended == "watch":
             return last
-        kept = self.proposal
-        return replace(last, weights=kept.weights, multipliers=kept.multipliers, stage=kept.stage)
+        kept, ended = self.proposal, "own rule" if last.ended == "diverged" else last.ended
+        return replace(last, weights=kept.weights, multipliers=kept.multipliers, stage=kept.stage, ended=ended)
 
 
 def _left(limits: Limits, iterations: int, seconds: float) -> Limits:

@@ -55,7 +55,9 @@ class Judge:
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
         """How far ``proposal()`` is from what was asked for."""
         c, limits = self.judge(iteration, proposal(), residuals), self.limits
-        if c is None or self.stopped or self._impossible(c) or c.meets(limits.tol, limits.feas_tol):
+        if c is None:
+            return Excess(math.nan, math.nan)
+        if self.stopped or self._impossible(c) or c.meets(limits.tol, limits.feas_tol):
             return Excess(0.0, 0.0)
         gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
         return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)

@@ -79,8 +79,8 @@ class NormalMatrix(ABC):
         """Eigenvalues ≥ 0 [r] of XᵀX, r = N or P, and their vectors [N, r]; all others are 0."""
 
     @abstractmethod
-    def inverse(self, shift: float) -> Operator:
-        """(G + shift·I)⁻¹, the shift raised to what rounding of G leaves room for.
+    def inverse(self, shift: float) -> tuple[Operator, float]:
+        """(G + shift·I)⁻¹ and its shift: the one given, or as much more as rounding of G asks for.
 
         Raises:
             ArithmeticError: Numbers that are not finite.
@@ -124,12 +124,12 @@ class _Full(NormalMatrix):
         values, vectors = torch.linalg.eigh(self.matrix)
         return values.clamp(min=0), vectors
 
-    def inverse(self, shift: float) -> Tensor:
+    def inverse(self, shift: float) -> tuple[Tensor, float]:
         shift = self._least(shift)
         while math.isfinite(shift):
             factor, failed = torch.linalg.cholesky_ex(self.plus(shift).matrix)
             if not bool(failed):
-                return torch.cholesky_inverse(factor)
+                return torch.cholesky_inverse(factor), shift
             shift *= 10
         raise ArithmeticError("XᵀX or what is added to its diagonal is not finite")
 
@@ -182,12 +182,12 @@ class _Root(NormalMatrix):
         vectors, sizes, _ = torch.linalg.svd(self.X.T, full_matrices=False)
         return sizes.square(), vectors
 
-    def inverse(self, shift: float) -> LowRank:
+    def inverse(self, shift: float) -> tuple[LowRank, float]:
         shift = self._least(shift)
         if bool(self.ridge.any()):
-            return self._woodbury(shift)
+            return self._woodbury(shift), shift
         values, vectors = self.eigen()
-        return LowRank(1 / shift, vectors, -(values / (shift * (values + shift)))[:, None])
+        return LowRank(1 / shift, vectors, -(values / (shift * (values + shift)))[:, None]), shift
 
     def _woodbury(self, shift: float) -> LowRank:
         """(XᵀX + E)⁻¹ = E⁻¹ − E⁻¹Xᵀ(I + XE⁻¹Xᵀ)⁻¹XE⁻¹, E = diag(ridge) + shift·I: one Cholesky factor [P, P]."""
@@ -199,4 +199,4 @@ class _Root(NormalMatrix):
         return LowRank(inverse, Q, -inverse.new_ones(len(inner), 1))
 
     def inverses(self, dtype: torch.dtype) -> Callable[[float], LowRank]:
-        return lambda shift: self.inverse(shift).to(self.X.new_empty(0, dtype=dtype))
+        return lambda shift: self.inverse(shift)[0].to(self.X.new_empty(0, dtype=dtype))

@@ -77,7 +77,7 @@ class Published(IterativeSolver[_State]):
         gram = NormalMatrix.of(program.inputs)
         c0 = self.scaling * float(gram.diagonal().max().sqrt()) or 1.0  # a Gram's largest entry is on its diagonal
         X, fit = program.inputs / c0, program.fit.rescaled(1 / c0)
-        inverse = gram.scaled(X.new_tensor([[c0]], dtype=torch.float64)).inverse(1.0).to(X)
+        inverse = gram.scaled(X.new_tensor([[c0]], dtype=torch.float64)).inverse(1.0)[0].to(X)
         W = X.new_zeros(program.shape) if start is None else start.weights.to(X)
         W1 = X.new_zeros(program.fit.shape)
         return _State(X, fit, inverse, c0, W1, W.clone(), W, W1.clone(), torch.zeros_like(W))

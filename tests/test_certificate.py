@@ -574,10 +574,9 @@ def test_no_program_is_called_infeasible_whose_start_satisfies_it() -> None:
         return Certificate(1.0, 1e9, 0.0, float(U.abs().max()), 1.0, infeasible=bool(U.any()))
 
     limits, fits, other = Limits(1e-4, 1e-5, None, None), torch.zeros(1, 1), torch.ones(1, 1)
-    statuses = [
-        Judge(told, limits, None, start=start).verdict(Proposal(other, None, "iteration limit", 1, 0.0), other, {}).status
-        for start in (None, other, fits)
-    ]
+    proposal = Proposal(other, None, "iteration limit", 1, 0.0)
+    judges = [Judge(told, limits, None, start=start) for start in (None, other, fits)]
+    statuses = [judge.verdict(proposal, other, {}).status for judge in judges]
     assert statuses == [Status.INFEASIBLE, Status.INFEASIBLE, Status.ITERATION_LIMIT]
 
 

@@ -9,8 +9,8 @@ from convexprune.solvers import Ball, LayerProgram, Status, solve
 from convexprune.solvers.testing.fuzzing import Trial, table, try_on
 from convexprune.solvers.testing.random_programs import draw
 
-# Of the last ones some ask for all digits of the linear systems, one for a step to a cone's apex, one for large weights,
-# and one has no solution, for its targets are rounded.
+# The last ones ask for all digits of the linear systems, a step to the apex of a cone, large weights, or a proof that
+# rounded targets cannot be met.
 SEEDS = (*range(30), 168, 222, 285, 6388, 1012, 5704)
 MOST = 1  # of those, that may be left unsolved
 

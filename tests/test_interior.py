@@ -217,7 +217,8 @@ def test_the_best_iterate_comes_back_not_the_last() -> None:
 def test_arithmetic_that_breaks_down_is_a_status(error: Exception) -> None:
     program, W = weights(1.0)
     solution = solve(program, Walks((W, error)))
-    assert solution.status is Status.DIVERGED
+    assert solution.status is Status.UNCERTIFIED
+    assert "broke down" in solution.provenance["message"]
     assert torch.equal(solution.weights, W)
 
 

@@ -1,6 +1,7 @@
 """solve: names, options, limits, every status, what is recorded, and solvers written by others."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -694,6 +695,44 @@ def test_coarse_products_of_changes_lead_to_the_same_certified_answer(
     assert coarse.certificate.value == pytest.approx(exact.certificate.value, rel=3 * tol)
     assert coarse.iterations <= 1.5 * exact.iterations + 10
     assert coarse.provenance["effective"]["products dtype"] == str(products)
+
+
+@pytest.mark.parametrize("seed", [3, 14])
+def test_coarse_products_end_where_they_are_wrong_by_what_is_left(seed: int) -> None:
+    """Fewer samples than inputs: weights move far without moving outputs, and coarse products see the weights move."""
+    rng = torch.Generator().manual_seed(seed)
+    X = torch.randn(2, 8, generator=rng).clamp(min=0)
+    Y = X @ torch.randn(8, 6, generator=rng)
+    program = LayerProgram(X, Ball(Y, 1e-6 * float(Y.norm())))
+    solution = solve(program, "admm", products=torch.bfloat16)
+    assert solution.status is Status.SOLVED
+    assert solution.provenance["effective"]["products dtype"] == "torch.float32"
+    stages = [point.stage for point in solution.trace]
+    assert (stages[0], stages[-1]) == ("", "interior point method")
+    assert "products in float32" in stages
+
+
+def test_a_shift_that_rounding_asks_for_is_told() -> None:
+    X = torch.ones(20, 3, dtype=torch.float64) + 1e-9 * gaussian(0, 20, 3)
+    program = LayerProgram(X, Ball(X, 0.5))
+    told = solve(program, rho=1e20, balance=math.inf, max_iter=1).provenance["effective"]
+    assert told["shift raised to"] > told["sigma"] / told["rho"]
+    assert "shift raised to" not in solve(build(EASY)).provenance["effective"]
+
+
+def test_the_best_iterate_before_numbers_were_no_longer_finite() -> None:
+    """The last one shown has none: what comes back is uncertified, not diverged, and the message says what happened."""
+
+    @dataclass(frozen=True)
+    class Explodes(PlainADMM):
+        def finish(self, s: _Plain) -> tuple[Tensor, Tensor]:
+            U, L = super().finish(s)
+            return (U, L) if s.primal > 1e-3 else (U * math.nan, L)
+
+    solution = solve(build(EASY), Explodes())
+    assert solution.status is Status.UNCERTIFIED
+    assert bool(solution.weights.isfinite().all())
+    assert "no longer finite after" in solution.provenance["message"]
 
 
 def test_products_are_coarse_by_themselves_only_in_single_precision() -> None:
