@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convexprune.errors import EmptyCalibration
-from convexprune.padding import Mask, check_mask, read_mask
+from convexprune.padding import Mask, Masks, check_mask, read_masks
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.watch import tensors_in
@@ -58,22 +58,21 @@ class Calibration:
             where = f"batch {number} of the calibration data (the first is 0)"
             if any(tensor.is_meta for tensor in tensors_in(batch)):
                 raise InvalidInput(f"{where} is on the device 'meta', which holds no values: give real samples")
-            if not all(tensor.isfinite().all() for tensor in tensors_in(batch)):
+            if not all(tensor.isfinite().all() for tensor in tensors_in(_without_masks(batch))):
                 raise NonFinite(f"{where} holds NaN or infinity: remove it")
             found = True
             yield batch
         if not found:
             raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
 
-    def mask_of(self, batch: Any) -> Tensor | None:
-        """Which positions of a batch count, Boolean [samples, positions]; None where all do."""
-        found, _ = read_mask(batch, self.mask)
-        return found
+    def masks_of(self, batch: Any) -> Masks:
+        """Which positions of a batch count."""
+        return read_masks(batch, self.mask)[0]
 
     def content(self) -> Iterator[Any]:
         """All that results depend on, for a fingerprint: the batches, with the masks that a function makes of them."""
         for batch in self:
-            yield (batch, self.mask_of(batch)) if callable(self.mask) else batch
+            yield (batch, next(iter(self.masks_of(batch)), None)) if callable(self.mask) else batch
 
     def _cut(self) -> Iterator[Any]:
         if isinstance(self._data, Tensor | np.ndarray):
@@ -133,6 +132,17 @@ def _as_tensors(batch: Any) -> Any:
     if type(batch) in (tuple, list) and any(map(_is_array, batch)):
         return type(batch)(_as_tensors(part) if _is_array(part) else part for part in batch)
     return batch
+
+
+def _without_masks(batch: Any) -> Any:
+    """The batch without entries that are masks by their names: of these that are added −∞ hides a position."""
+    if not isinstance(batch, Mapping):
+        return batch
+    return [value for key, value in batch.items() if not (str(key).endswith("mask") and _is_additive(value))]
+
+
+def _is_additive(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and bool((value.isfinite() | (value < 0)).all())
 
 
 def _is_array(part: Any) -> bool:

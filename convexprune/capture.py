@@ -14,7 +14,7 @@ from convexprune.following import followed
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
 from convexprune.interventions import Trial, read_beyond_relu
 from convexprune.matrices import input_matrices
-from convexprune.padding import Counted, Mask, rows_that_count
+from convexprune.padding import Counted, Mask, Masks, rows_that_count
 from convexprune.sightings import counted_rows
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.taps import Received, Tap, check_received, tap, tapped
@@ -101,18 +101,18 @@ def capture(
     counts: dict[str, list[Sequence[Tensor | None]]] = {}
     outputs = []
 
-    def keep(mask: Tensor | None, name: str, received: Received) -> None:
+    def keep(masks: Masks, name: str, received: Received) -> None:
         check_received(name, received)
         # Always a copy: an in-place operation (ReLU(inplace=True), +=) may change it later, and nothing tells now.
         inputs.setdefault(name, []).append(next(tensors_in(received)).detach().clone())
-        counts.setdefault(name, []).append(counted.rows(name, model.get_submodule(name), received, mask))
+        counts.setdefault(name, []).append(counted.rows(name, model.get_submodule(name), received, masks))
 
     with evaluating(model):
         activations = _activations(model, listed[0], taps, forward)
         for done, batch in enumerate(listed, start=1):
-            visible = data.mask_of(batch)
-            with tapped(taps, partial(keep, visible)):
-                outputs.append(outputs_of(counted.visible(run_model(model, batch, forward), visible)))
+            masks = data.masks_of(batch)
+            with tapped(taps, partial(keep, masks)):
+                outputs.append(outputs_of(counted.visible(run_model(model, batch, forward), masks)))
             if progress is not None:
                 progress(done, len(listed))
     seen = {
@@ -155,7 +155,7 @@ def network_outputs(
     data, rows = Calibration(batches, mask=mask), counted or Counted()
     with evaluating(model):
         return _joined(
-            [outputs_of(rows.visible(run_model(model, batch, forward), data.mask_of(batch))) for batch in data]
+            [outputs_of(rows.visible(run_model(model, batch, forward), data.masks_of(batch))) for batch in data]
         )
 
 

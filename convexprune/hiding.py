@@ -6,18 +6,20 @@ say too much. So the layers' outputs at these rows are replaced by random ones, 
 except at hidden positions of their own.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.forwards import Forward, run_model
+from convexprune.interventions import Trial, generator, halved
 from convexprune.matrices.support import supported
-from convexprune.padding import Layout, layouts
+from convexprune.padding import Layout, Masks, layouts
 from convexprune.solvers.arrays import norm
 from convexprune.taps import Received, Tap, tapped
 from convexprune.watch import tensors_in
@@ -36,7 +38,7 @@ class HiddenRows:
     Args:
         model: The network; left as found.
         batch: A checked batch of which some positions are hidden, and some are not.
-        mask: Its mask, Boolean [samples, positions].
+        masks: Its masks.
         taps: Where the layers' inputs are received.
         forward: As for ``capture``.
     """
@@ -45,12 +47,12 @@ class HiddenRows:
         self,
         model: nn.Module,
         batch: Any,
-        mask: Tensor,
+        masks: Masks,
         taps: Mapping[str, Sequence[Tap]],
         forward: Forward | None,
     ) -> None:
-        self._model, self._batch, self._mask, self._taps, self._forward = model, batch, mask, taps, forward
-        self._before = self._run({})
+        self._model, self._batch, self._masks, self._taps, self._forward = model, batch, masks, taps, forward
+        self._trial = Trial(model, batch, forward)
 
     def decide(
         self, options: Options
@@ -60,40 +62,54 @@ class HiddenRows:
         Args:
             options: By layer the layouts of its groups that lengths allow, in the order in which they are tried.
         """
-        refused = dict.fromkeys(self._of_another_sequence(options), _ANOTHER)
-        chosen = {name: choices[0] for name, choices in options.items() if name not in refused}
-        for name in self._leaking(chosen):
+        refused: dict[str, str] = {}
+        chosen = {name: choices[0] for name, choices in options.items()}
+        for name in halved(list(chosen), lambda names: self._outputs({name: chosen[name] for name in names}) is None):
             del chosen[name]
             found = next((choice for choice in options[name][1:] if self._outputs({name: choice}) is not None), None)
             if found is None:
                 refused[name] = _READ
             else:
                 chosen[name] = found
+        if refused and self._inverse()._outputs({name: options[name][0] for name in refused}) is not None:
+            return {}, (), dict.fromkeys(options, _INVERTED)
         outputs = self._outputs(chosen)
         if outputs is None:  # together, though none alone
             refused |= dict.fromkeys(chosen, _READ)
             return {}, (), refused
         return {name: chosen[name] for name in options if name in chosen}, outputs, refused
 
-    def _of_another_sequence(self, options: Options) -> list[str]:
-        """Of an encoder and a decoder the layers whose rows are the decoder's, which the mask says nothing about.
+    def _inverse(self) -> "HiddenRows":
+        """The same with what counts hidden, and what is hidden counting."""
+        other = copy.copy(self)
+        other._masks = tuple(None if mask is None else ~mask for mask in self._masks)
+        return other
+
+    def sequences(self, groups: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """For each group of a layer the number of the sequence that its rows are of: 1 for a decoder's, else 0.
 
         A decoder's rows may be as many as the encoder's. They do not change with what the encoder is given at positions
         that are hidden.
+
+        Args:
+            groups: How many groups each layer has.
         """
+        own = {name: (0,) * count for name, count in groups.items()}
         if not isinstance(self._batch, Mapping) or not any(map(_is_decoders, *zip(*self._batch.items(), strict=True))):
-            return []
+            return own
+        number = next(number for number, mask in enumerate(self._masks) if mask is not None)
         other = {
-            key: self._filled(value) if self._is_input(key, value) else value for key, value in self._batch.items()
+            key: self._filled(value, number) if self._is_input(key, value, number) else value
+            for key, value in self._batch.items()
         }
-        taps = {name: self._taps[name] for name in options}
+        changed = {name: [False] * count for name, count in groups.items()}
+        taps = {name: self._taps[name] for name in groups}
         pairs = zip(self._received(self._batch, taps), self._received(other, taps), strict=False)
-        changed = {
-            name
-            for (name, before), (_, after) in pairs
-            if any(self._differ(one, other) for one, other in zip(after, before, strict=True))
-        }
-        return [name for name in options if name not in changed]
+        for (name, before), (_, after) in pairs:
+            moved = [self._differ(one, other) for one, other in zip(after, before, strict=True)]
+            every = moved if len(moved) == groups[name] else [any(moved)] * groups[name]
+            changed[name] = [one or other for one, other in zip(changed[name], every, strict=True)]
+        return {name: tuple(number if moved else 1 - number for moved in each) for name, each in changed.items()}
 
     def _received(self, batch: Any, taps: Mapping[str, Sequence[Tap]]) -> list[tuple[str, list[Tensor]]]:
         """What the layers receive, call after call."""
@@ -106,14 +122,15 @@ class HiddenRows:
             run_model(self._model, batch, self._forward)
         return found
 
-    def _is_input(self, key: str, value: Any) -> bool:
-        """Whether it is what the encoder is given: laid out as the mask, and not the mask itself."""
-        laid_out = isinstance(value, Tensor) and value.shape[:2] == self._mask.shape
-        return laid_out and not _is_decoders(key, value) and not key.endswith("mask")
+    def _is_input(self, key: str, value: Any, number: int) -> bool:
+        """Whether it is what the encoder, or the decoder, is given: laid out as its mask, and not the mask itself."""
+        mask = self._masks[number]
+        laid_out = mask is not None and isinstance(value, Tensor) and value.shape[:2] == mask.shape
+        return laid_out and _is_decoders(key, value) == bool(number) and not key.endswith("mask")
 
-    def _filled(self, value: Tensor) -> Tensor:
+    def _filled(self, value: Tensor, number: int) -> Tensor:
         """With each sample's first value that counts at the positions that are hidden."""
-        mask = self._mask.to(value.device)
+        mask = self._masks[number].to(value.device)  # type: ignore[union-attr] - there is one
         first = value[torch.arange(len(value), device=value.device), mask.int().argmax(1)]
         spread = mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
         return torch.where(spread, value, first[:, None].expand_as(value))
@@ -122,57 +139,32 @@ class HiddenRows:
         moved = float(norm(after.double() - before.double()))
         return moved > max(2 * torch.finfo(before.dtype).eps, 1e-6) * float(norm(before.double()))
 
-    def _leaking(self, choice: _Choice) -> list[str]:
-        """The layers of which the outputs that count show the replacement: found by halving."""
-        if not choice or self._outputs(choice) is not None:
-            return []
-        names = list(choice)
-        if len(names) == 1:
-            return names
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        found = [name for half in halves for name in self._leaking({name: choice[name] for name in half})]
-        return found or names
-
     def _outputs(self, choice: _Choice) -> tuple[Layout | None, ...] | None:
         """For each output the layout at whose hidden positions alone it changes; None if what counts changes."""
-        try:
-            after = self._run(choice)
-        except (torch.cuda.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:  # noqa: BLE001 - whatever the model raises on values that it has not seen
+        after = self._trial.outputs_under(self._replaced(choice))
+        if after is None:
             return None
-        if [tensor.shape for tensor in after] != [tensor.shape for tensor in self._before]:
-            return None
-        found = []
-        for one, other in zip(after, self._before, strict=True):
-            layout = self._changed(one, other)
-            if layout is _EVERYWHERE:
-                return None
-            found.append(layout)
-        return tuple(found)
+        found = [self._changed(one, other) for one, other in zip(after, self._trial.outputs, strict=True)]
+        return None if _EVERYWHERE in found else tuple(found)
 
     def _changed(self, after: Tensor, before: Tensor) -> Layout | None:
         moved, size = after.double() - before.double(), float(norm(before.double()))
         allowed = max(2 * torch.finfo(before.dtype).eps, 1e-6) * size
         if float(norm(moved)) <= allowed:
             return None
-        for layout in layouts(before.shape, self._mask.shape):
-            counts = layout.spread(self._mask.to(before.device), before.shape)
-            if float(norm(torch.where(counts, moved, 0.0))) <= allowed:
-                return layout
+        for number, mask in enumerate(self._masks):
+            for layout in () if mask is None else layouts(before.shape, mask.shape):
+                counts = layout.spread(mask.to(before.device), before.shape)
+                if float(norm(torch.where(counts, moved, 0.0))) <= allowed:
+                    return replace(layout, mask=number)
         return _EVERYWHERE
-
-    def _run(self, choice: _Choice) -> list[Tensor]:
-        with self._replaced(choice):
-            returned = run_model(self._model, self._batch, self._forward)
-        return [tensor.detach().clone() for tensor in tensors_in(returned) if tensor.is_floating_point()]
 
     @contextmanager
     def _replaced(self, choice: _Choice) -> Iterator[None]:
         with ExitStack() as stack:
             for name, found in choice.items():
                 layer = self._model.get_submodule(name)
-                noise = partial(self._noised, layer, found, torch.Generator().manual_seed(crc32(name.encode())))
+                noise = partial(self._noised, layer, found, generator(name))
                 for tap in self._taps[name]:
                     if tap.plain or tap.first:
                         hook = partial(_outputs_replaced, tap, noise)
@@ -192,9 +184,10 @@ class HiddenRows:
         return new
 
     def _draw_(self, rows: Tensor, layout: Layout | None, draws: torch.Generator) -> None:
-        if layout is None or not layout.fits(rows.shape[:-1], self._mask.shape):
+        mask = None if layout is None else layout.of(self._masks)
+        if layout is None or mask is None or not layout.fits(rows.shape[:-1], mask.shape):
             return
-        hidden = ~layout.spread(self._mask.to(rows.device), rows.shape[:-1])
+        hidden = ~layout.spread(mask.to(rows.device), rows.shape[:-1])
         size = float(rows.double().square().mean().sqrt()) or 1.0
         others = size * torch.randn((int(hidden.sum()), rows.shape[-1]), generator=draws)
         rows[hidden] = others.to(rows)
@@ -217,14 +210,17 @@ class HiddenRows:
 
 _PROJECTED = ("query", "key", "value")
 _EVERYWHERE = Layout(-1, -1)
-_ANOTHER = "it sees the positions of another sequence, a decoder's"
+_INVERTED = (
+    "the model's outputs depend on what it computes at positions that are hidden and not on the rest, so it may be the "
+    "other way round: 1 is where a position counts"
+)
 _READ = "the model's outputs depend on what it computes at the positions that are hidden"
 
 
 def _is_decoders(key: Any, value: Any) -> bool:
     """Whether an entry of a batch is what a decoder is given, or is to give."""
     labels = key == "labels" and isinstance(value, Tensor) and value.dim() > 1
-    return labels or str(key).startswith("decoder_")
+    return labels or key == "tgt" or str(key).startswith(("decoder_", "tgt_"))
 
 
 def _outputs_replaced(

@@ -21,7 +21,7 @@ from convexprune.solvers.arrays import norm
 from convexprune.taps import Tap
 from convexprune.watch import tensors_in
 
-__all__ = ["Intervention", "Trial", "generator", "read_beyond_relu", "rounding"]
+__all__ = ["Intervention", "Trial", "generator", "halved", "read_beyond_relu", "rounding"]
 
 Intervention = Callable[[Sequence[str]], AbstractContextManager[None]]
 """From names to a context in which what is claimed of them is put to the test."""
@@ -77,13 +77,7 @@ class Trial:
 
         A model that fails under an intervention shows it.
         """
-        if not names or self._moved(intervene(names)) <= self._allowed:
-            return []
-        if len(names) == 1:
-            return list(names)
-        half = len(names) // 2
-        # What only both halves together show may be of any of them.
-        return [*self.revealing(names[:half], intervene), *self.revealing(names[half:], intervene)] or list(names)
+        return halved(names, lambda some: self._moved(intervene(some)) > self._allowed)
 
     def mixes_samples(self) -> str | None:
         """How the outputs of a sample depend on those that are in a batch with it; None if they do not.
@@ -112,22 +106,39 @@ class Trial:
 
     def _moved(self, intervention: AbstractContextManager[None]) -> float:
         """The most that an output moves, in roundings of its size."""
+        found = self.outputs_under(intervention)
+        if found is None:
+            return math.inf
+        moved = [_distance(one, other) / self._eps for one, other in zip(found, self.outputs, strict=True)]
+        return math.inf if any(map(math.isnan, moved)) else max(moved, default=0.0)
+
+    def outputs_under(self, intervention: AbstractContextManager[None]) -> list[Tensor] | None:
+        """What the model returns under an intervention; None where it fails, or returns other shapes."""
         try:
             found = self._run(self._batch, intervention)
         except (torch.cuda.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - whatever the model raises
-            return math.inf
-        if [tensor.shape for tensor in found] != [tensor.shape for tensor in self.outputs]:
-            return math.inf
-        moved = [_distance(one, other) / self._eps for one, other in zip(found, self.outputs, strict=True)]
-        return math.inf if any(map(math.isnan, moved)) else max(moved, default=0.0)
+            return None
+        same = [tensor.shape for tensor in found] == [tensor.shape for tensor in self.outputs]
+        return found if same else None
 
     def _run(self, batch: Any, within: AbstractContextManager[None]) -> list[Tensor]:
         self.forwards += 1
         with within:
             returned = run_model(self._model, batch, self._forward)
         return [tensor.detach().clone() for tensor in _floating(tensors_in(returned))]
+
+
+def halved(names: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Those that are to be blamed for what all together show, found by halving; none where nothing is shown."""
+    if not names or not shows(names):
+        return []
+    if len(names) == 1:
+        return list(names)
+    half = len(names) // 2
+    # What only both halves together show may be of any of them.
+    return [*halved(names[:half], shows), *halved(names[half:], shows)] or list(names)
 
 
 @contextmanager

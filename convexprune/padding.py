@@ -1,12 +1,12 @@
-"""Positions that a mask hides, such as padding: where they lie in what a layer sees, and in the outputs.
+"""Positions that masks hide, such as padding: where they lie in what a layer sees, and in the outputs.
 
-A mask [samples, positions] says which positions of a batch count. What a layer sees has these two axes somewhere among
-the axes of its rows (``Layout``), or, behind pooling, has none of them. Where they lie is decided in
-``convexprune.sightings``.
+A mask [samples, positions] says which positions of a batch count; an encoder and a decoder may each have its own. What
+a layer sees has these two axes somewhere among the axes of its rows (``Layout``), or, behind pooling, has none of them.
+Where they lie is decided in ``convexprune.sightings``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,31 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.taps import Received
 from convexprune.watch import tensors_in
 
-__all__ = ["KEY", "Counted", "Layout", "Mask", "check_mask", "layouts", "mask_name", "read_mask", "rows_that_count"]
+__all__ = [
+    "DECODERS_KEYS",
+    "KEY",
+    "Counted",
+    "Layout",
+    "Mask",
+    "Masks",
+    "check_mask",
+    "layouts",
+    "mask_name",
+    "read_masks",
+    "rows_that_count",
+]
 
 Mask = str | bool | Callable[[Any], Tensor | None] | None
-"""Which positions of a batch count: the key of batches that are mappings, a function of the batch, None for the key
-"attention_mask" where a batch has it, or False for none."""
+"""Which positions of a batch count: the key of batches that are mappings, a function of the batch, None for the keys
+that are usual where a batch has them, or False for none."""
+
+Masks = tuple[Tensor | None, ...]
+"""Of a batch, Boolean [samples, positions]: that of the only sequence, or an encoder's, and a decoder's."""
 
 KEY = "attention_mask"
+KEYS = (KEY, "src_key_padding_mask", "memory_key_padding_mask", "key_padding_mask")
+DECODERS_KEYS = ("decoder_attention_mask", "tgt_key_padding_mask")
+_INVERSE = "key_padding_mask"  # torch's own: what is hidden is True, or −∞
 
 
 def check_mask(mask: Any) -> Mask:
@@ -45,43 +63,69 @@ def mask_name(mask: Mask) -> str:
     return mask if isinstance(mask, str) else "the mask function" if callable(mask) else KEY
 
 
-def read_mask(batch: Any, mask: Mask) -> tuple[Tensor | None, str]:
-    """A batch's mask, Boolean [samples, positions], or None with the reason: "" where it has none.
+def read_masks(batch: Any, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
+    """A batch's masks, their names, and why one of them cannot be read, "" where all can.
 
     Raises:
         InvalidInput: A mask that was asked for by key or function is missing, or no such mask.
     """
-    asked = isinstance(mask, str) or callable(mask)
-    if not asked and mask not in (None, True):
-        return None, ""
+    names: list[str] = []
+    faults: list[str] = []
+    found: list[Tensor | None] = [None, None]
+    for name, given in _given(batch, mask):
+        counts, fault = _read(given, name)
+        if fault and (callable(mask) or name == mask):
+            expected = "expected 1 where a position counts and 0 where it does not, [samples, positions]"
+            raise InvalidInput(f"mask: {expected}; {name} {fault}")
+        names.append(name)
+        faults += [f"{name} {fault}"] if fault else []
+        found[name in DECODERS_KEYS] = counts
+    sequences = max((number + 1 for number, counts in enumerate(found) if counts is not None), default=0)
+    return tuple(found[:sequences]), tuple(names), "; ".join(faults)
+
+
+def _given(batch: Any, mask: Mask) -> list[tuple[str, Any]]:
+    """What a batch has of masks, by name."""
+    if mask is False:
+        return []
     if callable(mask):
-        found = mask(batch)
-    else:
-        key = mask if isinstance(mask, str) else KEY
-        arguments = batch[0] if isinstance(batch, tuple | list) and batch else batch  # (inputs, labels)
-        found = arguments.get(key) if isinstance(arguments, Mapping) else None
-    if found is None and not isinstance(mask, str):
+        return [(mask_name(mask), mask(batch))]
+    arguments = batch[0] if isinstance(batch, tuple | list) and batch else batch  # (inputs, labels)
+    entries = arguments if isinstance(arguments, Mapping) else {}
+    if isinstance(mask, str) and entries.get(mask) is None:
+        return [(mask, "")]
+    usual = not isinstance(mask, str) or mask in KEYS
+    wanted = [(mask,) if isinstance(mask, str) else KEYS, DECODERS_KEYS if usual else ()]
+    firsts = [next((key for key in keys if entries.get(key) is not None), None) for keys in wanted]
+    return [(key, entries[key]) for key in firsts if key is not None]
+
+
+def _read(given: Any, key: str) -> tuple[Tensor | None, str]:
+    """Where positions count, Boolean; or why this is no mask of samples and positions.
+
+    Of masks with axes between these two, such as those of heads and of queries, positions count that any of them sees.
+    """
+    found = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+    if found is None:
         return None, ""
-    if isinstance(found, np.ndarray):
-        found = torch.from_numpy(found)
-    fault = _fault(found)
-    if isinstance(found, Tensor) and fault is None:
-        return found.detach() != 0, ""
-    if asked:
-        expected = "expected 1 where a position counts and 0 where it does not, [samples, positions]"
-        raise InvalidInput(f"mask: {expected}; {mask_name(mask)} {fault}")
-    return None, fault or ""
-
-
-def _fault(found: Any) -> str | None:
-    """Why this is no mask of samples and positions."""
+    if isinstance(given, str):
+        return None, "is missing in a batch"
     if not isinstance(found, Tensor):
-        return f"is {type(found).__name__}" if found is not None else "is missing in a batch"
-    if found.dim() != 2 or not found.numel():
-        return f"has the shape {list(found.shape)}, not [samples, positions]"
-    if not bool(((found == 0) | (found == 1)).all()):
-        return "has values other than 0 and 1"
-    return None
+        return None, f"is of type {type(found).__name__}, expected a tensor"
+    if found.dim() < 2 or not found.numel():
+        return None, f"has the shape {list(found.shape)}, not [samples, positions]"
+    additive = bool(((found == 0) | (found <= _LOW)).all()) and bool((found < 0).any())
+    if key.endswith(_INVERSE):
+        counts, known = found == 0, found.dtype == torch.bool or additive or not bool(found.any())
+    else:
+        counts, known = found != 0, bool(((found == 0) | (found == 1)).all())
+    if not known:
+        remedy = " (it is one that is added: give a function of the batch that returns mask > -1)" if additive else ""
+        return None, f"has values other than 0 and 1{remedy}"
+    return counts.detach().reshape(len(counts), -1, counts.shape[-1]).any(1), ""
+
+
+_LOW = -1e3  # what is added to hide a position is at most this
 
 
 @dataclass(frozen=True)
@@ -91,15 +135,21 @@ class Layout:
     Attributes:
         samples, positions: The axis of each; the same where they run along one axis.
         turned: Of one axis: whether samples run faster than positions.
+        mask: The number of the mask, among ``Masks``.
     """
 
     samples: int
     positions: int
     turned: bool = False
+    mask: int = 0
 
     def fits(self, axes: Sequence[int], shape: Sequence[int]) -> bool:
         """Whether axes of these lengths may hold the samples and positions of a mask of this shape."""
-        return self in layouts(axes, shape)
+        return replace(self, mask=0) in layouts(axes, shape)
+
+    def of(self, masks: Masks) -> Tensor | None:
+        """The mask of this layout, if the batch has it."""
+        return masks[self.mask] if self.mask < len(masks) else None
 
     def spread(self, mask: Tensor, axes: Sequence[int]) -> Tensor:
         """The mask [samples, positions] along axes of these lengths, Boolean [*axes]."""
@@ -128,7 +178,7 @@ class Counted:
     """Which rows of what a layer sees count, and which of the outputs; without a mask all do.
 
     Attributes:
-        name: Of the mask.
+        name: Of the masks.
         layers: For each group of a layer the layout of its rows; None where all count.
         outputs: The same for each floating-point tensor that the model returns.
         unused: Layers, by name, of which all rows count although the mask has something to hide, with the reason; and
@@ -145,23 +195,23 @@ class Counted:
     hidden: int = 0
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def rows(self, name: str, layer: nn.Module, raw: Received, mask: Tensor | None) -> list[Tensor | None]:
+    def rows(self, name: str, layer: nn.Module, raw: Received, masks: Masks) -> list[Tensor | None]:
         """For each group which rows of ``input_matrices(layer, raw)`` count, Boolean [P], None for all; or nothing."""
         found = self.layers.get(name, ())
-        if mask is None or not any(found):
+        if not masks or not any(found):
             return []
         axes = input_positions(layer, raw)
-        return [_along(layout, mask, lengths) for layout, lengths in zip(found, axes, strict=True)]
+        return [_along(layout, masks, lengths) for layout, lengths in zip(found, axes, strict=True)]
 
-    def visible(self, returned: Any, mask: Tensor | None) -> Any:
+    def visible(self, returned: Any, masks: Masks) -> Any:
         """What the model returned, with zeros where it does not count."""
-        if mask is None or not any(self.outputs):
+        if not masks or not any(self.outputs):
             return returned
         tensors = [tensor for tensor in tensors_in(returned) if tensor.is_floating_point()]
         found = []
         for number, tensor in enumerate(tensors):
             layout = self.outputs[number] if number < len(self.outputs) else None
-            counts = _along(layout, mask, tensor.shape)
+            counts = _along(layout, masks, tensor.shape)
             found.append(tensor if counts is None else torch.where(counts.reshape(tensor.shape), tensor, 0))
         return found
 
@@ -169,7 +219,7 @@ class Counted:
         """What a report begins with: what is left out, and where the mask could not be used."""
         lines = []
         if why := self.unused.get(""):
-            lines.append(f"{self.name} cannot be used, and all rows count: it {why}")
+            lines.append(f"{why}: it cannot be used, and all rows count")
         reasons: dict[str, list[str]] = {}
         for name, reason in self.unused.items():
             if name:
@@ -181,8 +231,9 @@ class Counted:
         if self.hidden and used:
             layers = "1 layer" if used == 1 else f"{used} layers"
             outputs = "; nor do the network's outputs there" if any(self.outputs) else ""
+            verb = "hide" if " and " in self.name else "hides"
             lines.append(
-                f"{self.name} hides {self.hidden:,} of {self.positions:,} positions: in {layers} their rows count in "
+                f"{self.name} {verb} {self.hidden:,} of {self.positions:,} positions: in {layers} their rows count in "
                 f"no program, error or bound{outputs}"
             )
         return tuple(lines)
@@ -211,7 +262,8 @@ def rows_that_count(matrices: Sequence[Tensor], counts: Sequence[Tensor | None])
 _MOST = 4
 
 
-def _along(layout: Layout | None, mask: Tensor | None, axes: Sequence[int]) -> Tensor | None:
+def _along(layout: Layout | None, masks: Masks, axes: Sequence[int]) -> Tensor | None:
+    mask = None if layout is None else layout.of(masks)
     if layout is None or mask is None or not layout.fits(axes, mask.shape):
         return None
     return layout.spread(mask, axes).reshape(-1)

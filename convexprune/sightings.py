@@ -1,18 +1,19 @@
 """Which rows count: what a pass over the data shows of masks and of what layers see, and the decision by it."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convexprune.calibration import Calibration
 from convexprune.errors import EmptyCalibration
 from convexprune.forwards import Forward, evaluating, outputs_of, run_model
 from convexprune.hiding import HiddenRows, Options
 from convexprune.matrices import input_positions
-from convexprune.padding import Counted, Layout, Mask, layouts, mask_name, read_mask
+from convexprune.padding import Counted, Layout, Mask, Masks, layouts, mask_name, read_masks
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.taps import Received, Tap, tapped
 
@@ -29,11 +30,13 @@ class Sightings:
 
     def __init__(self, model: nn.Module, mask: Mask) -> None:
         self._model, self._mask = model, mask
-        self._now: Tensor | None = None
-        self._example: tuple[Any, Tensor] | None = None
+        self._now: Masks = ()
+        self._example: tuple[Any, Masks] | None = None
+        self._tested: set[int] = set()  # masks that hide some positions of the example, and show some
+        self._names: dict[str, None] = {}
         self._fault = ""
         self._positions = self._hidden = 0
-        # Of each layer, call after call: the mask's shape, how many positions count, the axes of each group.
+        # Of each layer, call after call: each mask's shape and how many positions count, the axes of each group.
         self._seen: dict[str, dict[tuple[Any, ...], int]] = {}
         self._rows: dict[str, list[int]] = {}
 
@@ -41,19 +44,23 @@ class Sightings:
         """The batches, one after the other.
 
         Raises:
-            InvalidInput: As ``read_mask``.
+            InvalidInput: As ``read_masks``.
             EmptyCalibration: The masks leave no position: raised at the end.
         """
         for batch in batches:
-            self._now, fault = read_mask(batch, self._mask)
+            self._now, names, fault = read_masks(batch, self._mask)
+            self._names |= dict.fromkeys(names)
             self._fault = self._fault or fault
-            if self._now is not None:
-                hidden = int((~self._now).sum())
-                self._positions, self._hidden = self._positions + self._now.numel(), self._hidden + hidden
-                if self._example is None and 0 < hidden < self._now.numel():
-                    self._example = batch, self._now
+            partly = set[int]()
+            for number, mask in enumerate(self._now):
+                if mask is not None:
+                    hidden = int((~mask).sum())
+                    self._positions, self._hidden = self._positions + mask.numel(), self._hidden + hidden
+                    partly |= {number} if 0 < hidden < mask.numel() else set()
+            if len(partly) > len(self._tested):
+                self._example, self._tested = (batch, self._now), partly
             yield batch
-        if self._hidden and self._hidden == self._positions:
+        if self._hidden and self._hidden == self._positions and not self._fault:
             raise EmptyCalibration(f"{mask_name(self._mask)} hides every position: nothing is left to calibrate on")
 
     def see(self, name: str, raw: Received) -> None:
@@ -61,8 +68,9 @@ class Sightings:
         axes = input_positions(self._model.get_submodule(name), raw)
         counts = [lengths.numel() for lengths in axes]
         self._rows[name] = [a + b for a, b in zip(self._rows.get(name, [0] * len(axes)), counts, strict=True)]
-        if self._now is not None:
-            key = (tuple(self._now.shape), int(self._now.sum()), tuple(map(tuple, axes)))
+        if self._now:
+            masks = tuple(None if mask is None else (tuple(mask.shape), int(mask.sum())) for mask in self._now)
+            key = (masks, tuple(map(tuple, axes)))
             seen = self._seen.setdefault(name, {})
             seen[key] = seen.get(key, 0) + 1
 
@@ -78,19 +86,22 @@ class Sightings:
             taps: Where the layers' inputs are received.
             forward: As for ``capture``.
         """
-        name = mask_name(self._mask)
+        name = " and ".join(self._names) or mask_name(self._mask)
         unused = {"": self._fault} if self._fault else {}
-        if self._example is None:
+        if self._example is None or self._fault:
             return Counted(name, unused=unused, positions=self._positions, hidden=self._hidden)
         options: Options = {}
-        for layer, seen in self._seen.items():
-            found, reason = _options(seen)
-            if found:
-                options[layer] = found
-            elif reason:
-                unused[layer] = reason
         with evaluating(self._model):
-            chosen, outputs, refused = HiddenRows(self._model, *self._example, taps, forward).decide(options)
+            batch, masks = self._example
+            hidden = HiddenRows(self._model, batch, masks, taps, forward)
+            sequences = hidden.sequences({layer: len(self._rows[layer]) for layer in self._seen})
+            for layer, seen in self._seen.items():
+                found, reason = _options(seen, sequences[layer], self._tested)
+                if found:
+                    options[layer] = found
+                elif reason:
+                    unused[layer] = reason
+            chosen, outputs, refused = hidden.decide(options)
         unused |= refused
         left_out = {layer: _left_out(self._seen[layer], found) for layer, found in chosen.items()}
         return Counted(name, chosen, outputs, unused, self._positions, self._hidden, left_out)
@@ -111,7 +122,9 @@ def counted_rows(
         InvalidInput, EmptyCalibration: As ``Sightings.over``.
     """
     passing = Sightings(model, calibration.mask)
-    if all((mask := calibration.mask_of(batch)) is None or bool(mask.all()) for batch in passing.over(calibration)):
+    if all(
+        mask is None or bool(mask.all()) for batch in passing.over(calibration) for mask in calibration.masks_of(batch)
+    ):
         return passing.counted(taps, forward)
     passing = Sightings(model, calibration.mask)
     with evaluating(model), tapped(taps, passing.see):
@@ -120,12 +133,24 @@ def counted_rows(
     return passing.counted(taps, forward)
 
 
-def _options(seen: Mapping[tuple[Any, ...], int]) -> tuple[list[tuple[Layout | None, ...]], str]:
-    """The layouts that all calls of a layer allow for its groups; or why there is none, "" where it sees samples."""
-    groups = len(next(iter(seen))[2])
+def _options(
+    seen: Mapping[tuple[Any, ...], int], sequences: Sequence[int], tested: Collection[int]
+) -> tuple[list[tuple[Layout | None, ...]], str]:
+    """The layouts that all calls of a layer allow for its groups; or why there is none, "" where it sees samples.
+
+    Args:
+        seen: Of the layer.
+        sequences: Of each group the sequence that its rows are of.
+        tested: The sequences of which an example has hidden positions.
+    """
     found: list[list[Layout | None]] = []
-    for group in range(groups):
-        calls = [(shape, axes[group]) for shape, visible, axes in seen if not _whole(shape, visible, axes[group])]
+    for group, number in enumerate(sequences):
+        mask = number if number in tested else next(iter(tested))
+        calls = [
+            (masks[mask][0], axes[group])
+            for masks, axes in seen
+            if mask < len(masks) and masks[mask] is not None and not _whole(*masks[mask], axes[group])
+        ]
         if not calls:
             found.append([None])
             continue
@@ -134,11 +159,16 @@ def _options(seen: Mapping[tuple[Any, ...], int]) -> tuple[list[tuple[Layout | N
         if not fits:
             shape, axes = next(((s, a) for s, a in calls if not any(layouts(a, s))), first)
             return [], f"it sees rows of {list(axes)}, where the mask is {list(shape)}"
-        found.append(list(fits))
+        if number not in tested:
+            return [], _ANOTHER
+        found.append([replace(one, mask=number) for one in fits])
     if all(choices == [None] for choices in found):
         return [], ""
     most = max(map(len, found))
     return [tuple(choices[min(k, len(choices) - 1)] for choices in found) for k in range(most)], ""
+
+
+_ANOTHER = "it sees the positions of another sequence, an encoder's or a decoder's, of which no mask is known"
 
 
 def _whole(shape: Sequence[int], visible: int, axes: Sequence[int]) -> bool:
@@ -150,9 +180,12 @@ def _whole(shape: Sequence[int], visible: int, axes: Sequence[int]) -> bool:
 def _left_out(seen: Mapping[tuple[Any, ...], int], found: Sequence[Layout | None]) -> tuple[int, ...]:
     """Rows of each group, over all calls, that do not count."""
     totals = [0] * len(found)
-    for (shape, visible, axes), calls in seen.items():
+    for (masks, axes), calls in seen.items():
         for group, (lengths, layout) in enumerate(zip(axes, found, strict=True)):
-            if layout is not None and layout.fits(lengths, shape):
+            if layout is None or layout.mask >= len(masks) or masks[layout.mask] is None:
+                continue
+            shape, visible = masks[layout.mask]
+            if layout.fits(lengths, shape):
                 rows = torch.Size(lengths).numel()
                 totals[group] += calls * (rows - rows * visible // (shape[0] * shape[1]))
     return tuple(totals)
@@ -164,6 +197,6 @@ def visible_size(model: nn.Module, calibration: Calibration, counted: Counted, f
     with evaluating(model):
         for batch in calibration:
             returned = run_model(model, batch, forward)
-            found = outputs_of(counted.visible(returned, calibration.mask_of(batch)))
+            found = outputs_of(counted.visible(returned, calibration.masks_of(batch)))
             sizes.append(float(norm(found.to(working_dtype(found.dtype)))))
     return math.hypot(*sizes)

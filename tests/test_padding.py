@@ -171,8 +171,9 @@ def test_without_a_mask_all_positions_count() -> None:
 def test_a_mask_that_cannot_be_read_is_said_first_or_refused() -> None:
     batch = data()
     wrong = {
-        "shape": batch | {"attention_mask": batch["attention_mask"][:, None, None, :]},
+        "shape": batch | {"attention_mask": batch["attention_mask"][:, 0]},
         "values": batch | {"attention_mask": 3 * batch["attention_mask"]},
+        "is one that is added": batch | {"attention_mask": batch["attention_mask"].float().log().clamp(min=-1e4)},
     }
 
     class Blind(Pooled):
@@ -182,7 +183,7 @@ def test_a_mask_that_cannot_be_read_is_said_first_or_refused() -> None:
     for found, other in wrong.items():
         report = prune_(Blind(), [other], 0.1)
         assert report.layers[0].samples == SAMPLES * POSITIONS
-        assert "attention_mask cannot be used" in "; ".join(report.head)
+        assert "it cannot be used, and all rows count" in "; ".join(report.head)
         assert found in "; ".join(report.head)
         with pytest.raises(InvalidInput, match="expected 1 where a position counts"):
             prune_(Blind(), [other], 0.1, mask="attention_mask")
@@ -194,6 +195,68 @@ def test_a_mask_that_cannot_be_read_is_said_first_or_refused() -> None:
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     with pytest.raises(EmptyCalibration, match="every position"):
         prune_(Pooled(), [batch], 0.1, mask=lambda batch: 0 * batch["input_ids"])
+
+
+def test_a_mask_that_one_batch_has_otherwise_is_used_in_none() -> None:
+    """The head says that all rows count, and so they do."""
+    batch = data()
+
+    class Either(Pooled):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids, attention_mask > 0)
+
+    report = prune_(Either(), [batch, batch | {"attention_mask": 3 * batch["attention_mask"]}], 0.1)
+    assert report.layers[0].samples == 2 * SAMPLES * POSITIONS
+    assert "it cannot be used, and all rows count" in "; ".join(report.head)
+
+
+HEADS: dict[str, Callable[[Tensor], Tensor]] = {
+    "of heads and queries": lambda mask: mask[:, None, None, :],
+    "of each query": lambda mask: mask[:, None, None, :].expand(-1, 2, POSITIONS, -1),
+    "causal": lambda mask: mask[:, None, None, :] * torch.ones(POSITIONS, POSITIONS).tril(),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_mask_with_axes_between_shows_what_any_query_sees(kind: str) -> None:
+    class Four(Pooled):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            return super().forward(input_ids, attention_mask.flatten(1, 2).amax(1))
+
+    batch = data()
+    model, expected = Four(), Pooled()
+    report = prune_(model, [batch | {"attention_mask": HEADS[kind](batch["attention_mask"])}], 0.1)
+    prune_(expected, [batch], 0.1)
+    assert report.layers[0].samples == int(batch["attention_mask"].sum())
+    assert torch.equal(model.layer.weight, expected.layer.weight)
+
+
+@pytest.mark.parametrize("kind", ["Boolean", "added"])
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_of_torch_s_own_say_what_is_hidden(kind: str, named: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    mask = data()["attention_mask"] > 0
+    hidden = ~mask if kind == "Boolean" else torch.zeros(SAMPLES, POSITIONS).masked_fill(~mask, -math.inf)
+    batch = {"src": torch.randn(SAMPLES, POSITIONS, WIDTH), "src_key_padding_mask": hidden}
+    report = prune_(model, [batch], 0.2, mask="src_key_padding_mask" if named else None)
+    assert {row.samples for row in report.layers} == {int(mask.sum())}
+    assert report.mask is not None
+    assert report.mask["unused"] == {}
+
+
+def test_a_mask_the_other_way_round_is_said_first_and_not_used() -> None:
+    """The positions that it calls hidden are those that matter: none of the layers is fitted to the others alone."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval()
+    mask = data()["attention_mask"] > 0
+    batch = {"src": torch.randn(SAMPLES, POSITIONS, WIDTH), "src_key_padding_mask": ~mask}
+    report = prune_(model, [batch], 0.2, mask=lambda batch: batch["src_key_padding_mask"])
+    assert {row.samples for row in report.layers} == {SAMPLES * POSITIONS}
+    assert "the mask function cannot be used" in "; ".join(report.head)
+    assert "1 is where a position counts" in "; ".join(report.head)
 
 
 def test_positions_that_the_outputs_depend_on_count() -> None:
@@ -269,6 +332,61 @@ def test_a_decoder_s_positions_are_not_those_that_the_encoder_s_mask_hides() -> 
     with torch.no_grad():
         now, before = (one(**batch, decoder_input_ids=batch["input_ids"].flip(0)) for one in (model, dense))
     assert report.output_error == pytest.approx(float((now - before).norm() / before.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("longer", [0, 3])
+def test_an_encoder_and_a_decoder_have_a_mask_each(longer: int) -> None:
+    """As many positions as the encoder has, or more: each layer's rows are hidden by the mask of its own sequence."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "vocab_size": 30}
+    model = transformers.T5Model(transformers.T5Config(**sizes, initializer_factor=2.0, dropout_rate=0.0)).eval()
+    dense, batch = copy.deepcopy(model), data()
+    other = data(positions=POSITIONS + longer, seed=1)
+    both = batch | {f"decoder_{key}": value for key, value in other.items()}
+    visible, decoders = (int(part["attention_mask"].sum()) for part in (batch, other))
+    assert visible != decoders
+    report = prune_(model, [both], 0.2)
+    assert report.mask is not None
+    assert report.mask["unused"] == {}
+    assert "attention_mask and decoder_attention_mask hide" in "; ".join(report.head)
+    for row in report.layers:
+        cross = "EncDecAttention" in row.name and row.name.endswith((".k", ".v"))
+        assert row.samples == (visible if cross or row.name.startswith("encoder") else decoders), row.name
+    wrong = right = 0.0
+    with torch.no_grad():
+        for sample in zip(*both.values(), strict=True):
+            ids, mask, decoder_ids, decoder_mask = sample
+            alone = {"input_ids": ids[mask > 0][None], "decoder_input_ids": decoder_ids[decoder_mask > 0][None]}
+            for key in ("last_hidden_state", "encoder_last_hidden_state"):
+                now, before = model(**alone)[key], dense(**alone)[key]
+                wrong, right = wrong + float((now - before).norm() ** 2), right + float(before.norm() ** 2)
+    assert report.output_error == pytest.approx(math.sqrt(wrong / right), rel=1e-3)
+
+
+def test_torch_s_own_transformer_has_a_mask_for_each_sequence() -> None:
+    """Queries of the decoder's attention to the encoder are of one sequence, keys and values of the other."""
+    torch.manual_seed(0)
+    model = nn.Transformer(WIDTH, 2, 1, 1, 12, dropout=0.0, batch_first=True).eval()
+    model.encoder.enable_nested_tensor = False
+    masks = [data(seed=seed)["attention_mask"] > 0 for seed in (0, 1)]
+    visible, decoders = (int(mask.sum()) for mask in masks)
+    batch = {
+        "src": torch.randn(SAMPLES, POSITIONS, WIDTH),
+        "tgt": torch.randn(SAMPLES, POSITIONS, WIDTH),
+        "src_key_padding_mask": ~masks[0],
+        "memory_key_padding_mask": ~masks[0],
+        "tgt_key_padding_mask": ~masks[1],
+        "tgt_mask": nn.Transformer.generate_square_subsequent_mask(POSITIONS).isinf(),
+    }
+    report = prune_(model, [batch], 0.2)
+    assert report.mask is not None
+    assert report.mask["unused"] == {}
+    rows = {row.name: row.samples for row in report.layers}
+    assert {n for name, n in rows.items() if name.startswith("encoder")} == {visible}
+    assert {n for name, n in rows.items() if name.startswith("decoder") and "multihead_attn" not in name} == {decoders}
+    dense = prune_(nn.Transformer(WIDTH, 2, 1, 1, 12, dropout=0.0, batch_first=True).eval(), [batch], 0.2, mask=False)
+    assert dense.mask is None
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(WIDTH, 4), nn.Conv1d(WIDTH, 4, 3, padding=1)], ids=["linear", "conv1d"])

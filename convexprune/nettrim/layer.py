@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from convexprune.matrices import input_matrices, input_positions, weight_matrices
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.sites import has_bias
-from convexprune.padding import layouts, read_mask
+from convexprune.padding import layouts, read_masks
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
 from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
 from convexprune.solvers.errors import EmptyInput, InvalidInput
@@ -68,7 +68,7 @@ def _rows(layer: nn.Module, inputs: Tensor, mask: Tensor | None, group: int) -> 
     X = input_matrices(layer, inputs)[group]
     if mask is None:
         return X
-    visible, _ = read_mask(inputs, lambda _: mask)
+    [visible], _, _ = read_masks(inputs, lambda _: mask)
     assert visible is not None  # noqa: S101 - what is no mask was refused
     axes = input_positions(layer, inputs)[group]
     layout = next(layouts(axes, visible.shape), None)

@@ -176,10 +176,10 @@ def _relative_error(run: Run, data: Calibration) -> float:
     wrong, sizes = [], []
     with evaluating(run.model):
         for batch in data:
-            mask = data.mask_of(batch)
-            now = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
+            masks = data.masks_of(batch)
+            now = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), masks))
             with run.versions.as_trained():
-                before = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), mask))
+                before = outputs_of(run.counted.visible(run_model(run.model, batch, run.forward), masks))
             if now.shape != before.shape:
                 return math.nan
             dtype = working_dtype(now.dtype)

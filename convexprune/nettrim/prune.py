@@ -152,8 +152,8 @@ def prune_(
         batch_size: Samples at a time where ``calibration`` is one tensor.
         mask: Which positions of a batch count, where some are padding: the key of batches that are mappings, or a
             function of the batch; either gives 1 where a position counts and 0 where not, [samples, positions]. What
-            is hidden is left out of programs, errors and bounds. None: "attention_mask" where batches have it; False:
-            all positions count.
+            is hidden is left out of programs, errors and bounds. None: "attention_mask", a decoder's, and torch's own
+            "src_key_padding_mask" and the like, where batches have them; False: all positions count.
         seed: Of the random choice of rows that paths are measured on, ≥ 0.
         holdout: Inputs, as ``calibration``, that nothing is fitted to. The network's error on them is reported, and
             kept within ``network_eps`` where that is measured.

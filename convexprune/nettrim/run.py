@@ -24,7 +24,7 @@ from convexprune.nettrim.sites import Site, Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Executor, Task, serially
 from convexprune.nettrim.verification import VerifiedLayer
-from convexprune.padding import Counted
+from convexprune.padding import Counted, Masks
 from convexprune.passes import observe, received
 from convexprune.progress import silent
 from convexprune.solvers import Solution, Status
@@ -167,17 +167,17 @@ class Run:
         """‖Y‖_F of each layer's targets, from one pass."""
         squares = dict.fromkeys(self.sites, 0.0)
 
-        mask: Tensor | None = None
+        masks: Masks = ()
 
         def batches() -> Iterator[Any]:
-            nonlocal mask
+            nonlocal masks
             for batch in self.calibration:
-                mask = self.calibration.mask_of(batch)
+                masks = self.calibration.masks_of(batch)
                 yield batch
 
         def add(name: str, raw: Received) -> None:
             site = self.sites[name]
-            for X, stored, fold in zip(self._matrices(site, raw, mask), self.trained[name], site.folds, strict=True):
+            for X, stored, fold in zip(self._matrices(site, raw, masks), self.trained[name], site.folds, strict=True):
                 W = fold.apply(stored.to(working_dtype(stored.dtype)))
                 Y = X.to(W) @ W
                 squares[name] += float(norm(Y if site.fit == "ball" else Y.clamp_(min=0))) ** 2
@@ -192,21 +192,21 @@ class Run:
     ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
         """For each call the inputs now, and those of the trained network: the same unless in cascade."""
         take = partial(received, self.model, batch, site.taps, site.calls, self.forward)
-        mask = self.calibration.mask_of(batch)
-        now = [self._matrices(site, raw, mask) for raw in take()]
+        masks = self.calibration.masks_of(batch)
+        now = [self._matrices(site, raw, masks) for raw in take()]
         if not cascade:
             yield from ((matrices, matrices) for matrices in now)
             return
         with self.versions.as_trained():
-            before = [self._matrices(site, raw, mask) for raw in take()]
+            before = [self._matrices(site, raw, masks) for raw in take()]
         shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
         if shapes[0] != shapes[1]:
             raise _OtherRows
         yield from zip(now, before, strict=True)
 
-    def _matrices(self, site: Site, raw: Received, mask: Tensor | None) -> tuple[Tensor, ...]:
+    def _matrices(self, site: Site, raw: Received, masks: Masks) -> tuple[Tensor, ...]:
         """X of each group, of rows that count alone."""
-        return site.inputs(raw, self.counted.rows(site.name, site.layer, raw, mask))
+        return site.inputs(raw, self.counted.rows(site.name, site.layer, raw, masks))
 
     def _task(self, name: str, goal: Goal) -> Task:
         _log.info("%s: %s", visible(name), goal)
