@@ -31,6 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"default_map": {"help": False}},  # typer loads pydantic to convert an option that has no value
 )
 
 _NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convexprune.texts import visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = [
     "INTERRUPTED",
@@ -77,7 +79,7 @@ def _name(name: str) -> str:
 class Bars:
     """Two rows: the layers, and the solve that is running; ``progress`` and ``callback`` are for the library."""
 
-    def __init__(self, shown: Progress) -> None:
+    def __init__(self, shown: "Progress") -> None:
         self._shown = shown
         self._layers = shown.add_task("", total=None, count="", note="")
         self._solve = shown.add_task("", total=None, count="", note="", visible=False)
@@ -103,6 +105,8 @@ class Bars:
 @contextmanager
 def bars(console: Console) -> Iterator[Bars]:
     """Shown on the console while the body runs, if that is a terminal; gone afterwards."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # --help need not wait for it
+
     count, note = TextColumn("{task.fields[count]}"), TextColumn("{task.fields[note]}")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:

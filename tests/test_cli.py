@@ -816,3 +816,19 @@ def test_where_nothing_could_be_pruned_that_comes_first(
     page = CliRunner().invoke(app, ["report", name])
     assert page.exit_code == 0, page.output
     assert "Nothing was pruned: " in (folder / name / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", [[], ["prune"], ["verify"], ["report"], ["demo"], ["methods"], ["solvers"]])
+def test_help_waits_for_nothing_that_it_does_not_need(command: list[str]) -> None:
+    """Each of these packages takes longer to import than the whole of --help may take."""
+    code = f"""
+import contextlib, io, sys
+from convexprune.cli import app
+with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
+    app([*{command!r}, "--help"])
+assert "Usage:" in shown.getvalue()
+loaded = {{"torch", "numpy", "pydantic", "scipy"}} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 0, done.stderr
