@@ -64,7 +64,8 @@ def requests(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any
             yield f"eps {eps:g}", mode, {"eps": eps}
         for part in args.sparsity:
             for scope in args.scopes:
-                yield f"{part:.0%} zeros of each {scope}", mode, {"sparsity": part, "scope": scope}
+                where = "each layer" if scope == "layer" else f"the {scope}"
+                yield f"{part:.0%} zeros of {where}", mode, {"sparsity": part, "scope": scope}
 
 
 def made(task: str, asked: str, mode: str, arguments: dict[str, Any], given: Any) -> Run:
