@@ -71,7 +71,8 @@ class Block:
         return self._shifted(mask=True)[1]
 
     def _shifted(self, mask: bool) -> tuple[Tensor, Tensor]:
-        L = self.fit.curb(self.fit.residual(self.Z) if self.proposed is None else self.proposed)
+        proposed = self.fit.residual(self.Z).to(torch.float64) if self.proposed is None else self.proposed
+        L = self.fit.curb(proposed)
         free = movable = self.fit.unrestricted()
         kept: Tensor | bool = True
         for k, shift in enumerate(self.shifts, 1):
@@ -124,7 +125,7 @@ def shifts(
     last = torch.full_like(U[0], torch.inf)
     for _ in range(_ROUNDS):
         excess, far = repair.excess(found, limit)
-        columns = (far > MET) & (far <= 0.5 * last)
+        columns = (far > MET) & (far < last)
         if not bool(columns.any()):
             break
         found = (*found, repair.shift(found, excess, columns))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -43,6 +44,39 @@ ElasticNet, BoundedL1, NonnegativeL1 = (
     get("penalties.md", name) for name in ("ElasticNet", "BoundedL1", "NonnegativeL1")
 )
 
+
+class Quantile(HuberLoss):  # type: ignore[misc, valid-type]
+    """w·Σ max(q·r, (q − 1)·r) of r = Z − Y, q = ``delta``: nearly all of its multipliers are at a limit of the domain."""
+
+    def rescaled(self, c: float) -> Any:
+        return replace(self, Y=c * self.Y, weight=self.weight / c)
+
+    def sums(self, Z: Tensor) -> Tensor:
+        R = (Z - self.Y).double()
+        return torch.maximum(self.delta * R, (self.delta - 1) * R).sum(0, keepdim=True)
+
+    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:  # noqa: ARG002
+        return self.curb(rho * (Z - self.Y)) / rho
+
+    def residual(self, Z: Tensor) -> Tensor:
+        return self.curb(torch.where(self.Y < Z, torch.inf, -torch.inf).to(Z))
+
+    def curb(self, L: Tensor) -> Tensor:
+        return L.clamp(self.weight * (self.delta - 1), self.weight * self.delta)
+
+    def dual_value(self, terms: Tensor, t: Tensor) -> float:
+        return float((terms[0] * t).sum())
+
+    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
+        return torch.where(terms[0] > 0, cap.clamp(max=1), 0.0)
+
+    def to_cvxpy(self, Z: Any) -> Any:
+        import cvxpy as cp
+
+        R = Z - self.Y.double().numpy()
+        return self.weight * cp.sum(cp.maximum(self.delta * R, (self.delta - 1) * R)), []
+
+
 P, N, M = 14, 4, 2
 ONES = torch.ones(1, 1, dtype=torch.float64)
 FREE = L1.free_bias(N)
@@ -79,6 +113,7 @@ FITS: dict[str, Callable[[Tensor], Any]] = {
     "huber loss": lambda Z: HuberLoss(_wrong(Z), 0.3, 2.0),
     "huber ball": lambda Z: HuberBall(Z, 0.1, eps=0.2 * float(Z.norm())),
     "box": lambda Z: Box(Z, 0.3),
+    "quantile loss": lambda Z: Quantile(_wrong(Z), 0.8, 2.0),
 }
 
 
@@ -193,6 +228,19 @@ def test_a_huber_loss_with_a_free_bias_is_bounded_and_certified(delta: float) ->
     best = found.certificate.value
     assert certify(program, far, delta * L).bound <= best
     assert certify(program, found.weights, (1 + 1e-3 * gaussian(3, 100, 1)) * found.multipliers).gap < 1e-2  # type: ignore[operator]
+
+
+def test_multipliers_at_a_limit_of_the_domain_are_certified_with_a_free_bias() -> None:
+    """A first shift moves few of them, for the rest is curbed; those that can move then make up for all."""
+    X = gaussian(1, 200, 4)
+    X[:, -1] = 1
+    Y = X @ gaussian(2, 4, 3) + gaussian(4, 200, 3).exp()
+    program = LayerProgram(X, Quantile(Y, 0.9), L1.free_bias(4))
+    found = solve(program, "cvxpy", tol=REFERENCE)
+    assert found.multipliers is not None
+    moved = found.multipliers + 1e-3 * gaussian(3, 200, 3)
+    assert certify(program, found.weights, moved).gap < 1e-2
+    assert certify(program, found.weights, moved).bound <= (1 + REFERENCE) * found.certificate.value
 
 
 def test_weights_outside_of_the_domain_are_a_violation() -> None:
@@ -413,6 +461,7 @@ SPOILT_FITS: dict[str, tuple[Any, str]] = {
         spoilt(HuberLoss, to_cvxpy=lambda s, Z, f: (2 * f(Z)[0], [])),
         "to_cvxpy",
     ),
+    "residual in float32": (spoilt(HuberLoss, residual=lambda s, Z, f: f(Z).float()), "residual of"),
     "a distance that is not": (spoilt(Box, distance=lambda s, sums, f: 0.5 * f(sums)), "distance"),
     "a mask of numbers": (spoilt(HuberLoss, unrestricted=lambda s, f: f().double()), "unrestricted"),
 }

@@ -212,15 +212,16 @@ def _units(draw: Drawn) -> str:
     is_set = _is_set(draw)
     for Z in _outputs(draw):
         V = f.prox(Z, 1.0)
-        alike("rescaled(c): value at cZ", _f(outputs, c * V), _f(f, V))
+        S = Z - V
+        moved = float((S * V).abs().sum())  # rounding of V moves f by a small part of it, also where f is 0
+        alike("rescaled(c): value at cZ", _f(outputs, c * V), _f(f, V), moved)
         alike("rescaled(c): distance of cZ", _far(outputs, c * Z), c * _far(f, Z), f.scale)
         same("rescaled(c): prox of cZ with rho/c²", outputs.prox(c * Z, 1 / c**2), c * V)
-        alike("times(k): value", _f(more, V), k * _f(f, V))
+        alike("times(k): value", _f(more, V), k * _f(f, V), moved)
         alike("times(k): distance", _far(more, Z), _far(f, Z), f.scale)
         same("times(k): prox with k·rho", more.prox(Z, k), V)
-        S = Z - V
-        alike("times(k): f* at kΛ", _conjugate(more, k * S), k * _conjugate(f, S), float((S * V).abs().sum()))
-        alike("rescaled(c): f* at Λ/c", _conjugate(outputs, S / c), _conjugate(f, S), float((S * V).abs().sum()))
+        alike("times(k): f* at kΛ", _conjugate(more, k * S), k * _conjugate(f, S), moved)
+        alike("rescaled(c): f* at Λ/c", _conjugate(outputs, S / c), _conjugate(f, S), moved)
     return "rescaled and times" + (", of a set" if is_set else "")
 
 
@@ -274,13 +275,20 @@ def _residual(draw: Drawn) -> str:
 
 
 def _precision(draw: Drawn) -> str:
-    """``map`` to another dtype."""
+    """``map`` to another dtype; what is given in a dtype comes back in it."""
     f, Z = draw.subject, _outputs(draw)[len(draw.sizes()) // 2]
     low = f.map(lambda array: array.float())
-    found = low.prox(Z.float(), 1.0)
-    expect(found.dtype == torch.float32, f"map to float32: the prox of float32 outputs is in {found.dtype}")
-    same("map to float32: prox", found.double(), f.prox(Z, 1.0), 1e-4)
-    return "float32"
+    for fit, outputs in ((f, Z), (low, Z.float())):
+        made = {
+            "prox": fit.prox(outputs, 1.0),
+            "pull": fit.pull(outputs, fit.sums(outputs), 1.0),
+            "residual": fit.residual(outputs),
+            "curb": fit.curb(outputs),
+        }
+        for name, found in made.items():
+            expect(found.dtype == outputs.dtype, f"{name} of {outputs.dtype}: found {found.dtype}")
+    same("map to float32: prox", low.prox(Z.float(), 1.0).double(), f.prox(Z, 1.0), 1e-4)
+    return "float64 and float32"
 
 
 @needs_cvxpy
