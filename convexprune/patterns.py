@@ -10,7 +10,16 @@ from typing import TypeVar
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["check_patterns", "excluding", "is_chosen", "is_named", "looked_up", "name_patterns", "unmatched"]
+__all__ = [
+    "by_first_names",
+    "check_patterns",
+    "excluding",
+    "is_chosen",
+    "is_named",
+    "looked_up",
+    "name_patterns",
+    "unmatched",
+]
 
 T = TypeVar("T")
 
@@ -56,6 +65,28 @@ def looked_up(table: Mapping[str, T], name: str) -> T | None:
     if name in table:
         return table[name]
     return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
+
+
+def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) -> object:
+    """The table with an entry for the first name of each of these layers of several names, if any of them has one.
+
+    An exact name counts before a pattern, as in ``looked_up``; of patterns the first that matches one of the names
+    does. What is no table stays as it is.
+
+    Raises:
+        InvalidInput: Two names of one layer have entries that differ.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    own = {}
+    for names in uses:
+        exact = {name: table[name] for name in names if name in table}
+        if len(set(exact.values())) > 1:
+            raise InvalidInput(f"{argument}: these are names of one layer, which shares its weight: {exact}; give one")
+        found = exact or {p: v for p, v in table.items() if any(fnmatchcase(name, p) for name in names)}
+        if found:
+            own[names[0]] = next(iter(found.values()))
+    return {**table, **own}
 
 
 def is_named(name: str, *given: object) -> bool:

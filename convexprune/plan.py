@@ -61,7 +61,8 @@ def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequenc
         values = {name: looked_up(eps, name) for name in names}
         missing = [name for name, value in values.items() if value is None]
         if missing:
-            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; add one, or '*'")
+            remedy = "add one, or '*', or leave them as trained with layers='!…'"
+            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; {remedy}")
         return {name: checked_radius(f"eps of {name}", value) for name, value in values.items() if value is not None}
     if isinstance(eps, Sequence) and not isinstance(eps, str):
         if len(eps) != len(names):

@@ -26,6 +26,11 @@ class Ties:
     uses: Mapping[str, tuple[str, ...]]
     refused: Mapping[str, str]
 
+    @property
+    def several(self) -> list[tuple[str, ...]]:
+        """The names of each layer that has several, the first of them first."""
+        return list(dict.fromkeys(self.uses.values()))
+
     def uses_of(self, name: str) -> tuple[str, ...]:
         """All names of the layer; its own if it shares nothing."""
         return self.uses.get(name, (name,))

@@ -1,13 +1,15 @@
 """Which layers are pruned: by name, by kind, and once for all the modules that share a weight."""
 
+import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from convexprune import prune_
@@ -16,6 +18,7 @@ from convexprune.matrices import weight_matrices, write_back_
 from convexprune.memory import Holders, overlaps_itself
 from convexprune.patterns import looked_up
 from convexprune.plan import choose_layers
+from convexprune.preview import preview
 from convexprune.solvers.errors import InvalidInput
 from convexprune.ties import find_ties, layer_uses
 
@@ -384,3 +387,62 @@ def test_a_method_that_asks_for_kinds_sees_no_ties():
 def test_uses_are_of_modules_that_exist():
     with pytest.raises(InvalidInput, match="the model has no module 'd'"):
         layer_uses(tied(SAME["linear"]), "d")
+
+
+class TwoNames(nn.Module):
+    """One weight under two names, between layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.enc, self.dec, self.head = (nn.Linear(8, 8) for _ in range(4))
+        self.dec.weight, self.dec.bias = self.enc.weight, self.enc.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.dec(self.enc(self.stem(x).relu()).relu()).relu())
+
+
+TABLES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"eps": {"dec": 0.3, "*": 0.1}}, {"eps": {"enc": 0.3, "*": 0.1}}),
+    ({"eps": {"d*": 0.3, "*": 0.1}}, {"eps": {"enc": 0.3, "*": 0.1}}),
+    ({"sparsity": {"dec": 0.8, "enc*": 0.1, "*": 0.5}}, {"sparsity": {"enc": 0.8, "*": 0.5}}),
+    ({"sparsity": {"dec": "2:4", "*": 0.0}}, {"sparsity": {"enc": "2:4", "*": 0.0}}),
+    ({"eps": 0.1, "fit": {"dec": "ball", "*": "relu-ball"}}, {"eps": 0.1, "fit": {"enc": "ball", "*": "relu-ball"}}),
+]
+
+
+@pytest.mark.parametrize(("asked", "same"), TABLES, ids=str)
+def test_a_table_may_name_a_layer_by_any_of_its_names(asked: dict[str, Any], same: dict[str, Any]) -> None:
+    x = torch.rand(60, 8)
+    model, expected = TwoNames(), TwoNames()
+    report = prune_(model, x, mode="parallel", **asked)
+    again = prune_(expected, x, mode="parallel", **same)
+    told = [(row.name, row.nonzeros, row.output_error) for row in report.layers]
+    assert told == [(row.name, row.nonzeros, row.output_error) for row in again.layers]
+    assert "enc" in {row.name for row in report.layers}
+    assert torch.equal(model.dec.weight, expected.enc.weight)
+    assert preview(TwoNames(), x, mode="parallel", **asked).layers[0].goal == (
+        preview(TwoNames(), x, mode="parallel", **same).layers[0].goal
+    )
+
+
+@pytest.mark.parametrize("argument", ["eps", "sparsity"])
+def test_names_of_one_layer_may_not_ask_for_different_things(argument: str) -> None:
+    model = TwoNames()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InvalidInput, match=rf"{argument}: these are names of one layer.*'enc': 0.1, 'dec': 0.2"):
+        prune_(model, torch.rand(20, 8), **{argument: {"enc": 0.1, "dec": 0.2, "*": 0.3}})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    prune_(model, torch.rand(20, 8), **{argument: {"enc": 0.1, "dec": 0.1, "*": 0.3}})
+
+
+def test_a_layer_is_left_as_trained_beside_a_table_of_eps() -> None:
+    model, x = TwoNames(), torch.rand(60, 8)
+    trained = model.head.weight.detach().clone()
+    report = prune_(model, x, {"stem": 0.1, "dec": 0.2}, layers="!head")
+    assert [row.name for row in report.layers] == ["stem", "enc"]
+    assert torch.equal(model.head.weight, trained)
+    with pytest.raises(InvalidInput, match="layers='!stem'"):
+        prune_(model, x, {"stem": None, "*": 0.1})
+    with pytest.raises(InvalidInput, match="leave them as trained with layers="):
+        prune_(model, x, {"stem": 0.1})

@@ -223,3 +223,21 @@ def test_what_cannot_lose_neurons_is_refused() -> None:
 
     with pytest.raises(UnsupportedModule):
         prune_(Branching(), torch.randn(9, 4), sparsity=0.5, **FAST)
+
+
+def test_neurons_that_zeros_hold_down_are_worth_nothing_where_zeros_stay() -> None:
+    """The second neuron is the sum of the others, and could stand for both, had it any weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 6))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.rand(3, 4)), model[0].bias.zero_()
+        model[0].weight[1] = model[0].weight[0] + model[0].weight[2]
+        model[2].weight[:, 1] = 0
+        model[2].weight[:, 2] = model[2].weight[:, 0]
+    x = torch.rand(80, 4)
+    dense, other = copy.deepcopy(model), copy.deepcopy(model)
+    prune_(model, x, sparsity=1 / 3, unit="neurons", keep_zeros=True)
+    assert torch.equal(model[0].weight, dense[0].weight[[0, 2]])
+    assert torch.allclose(model(x), dense(x), atol=1e-5)
+    prune_(other, x, sparsity=1 / 3, unit="neurons")
+    assert any(torch.equal(row, dense[0].weight[1]) for row in other[0].weight)

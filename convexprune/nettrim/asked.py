@@ -1,6 +1,6 @@
 """From what is asked of the network to the target that pursues it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -16,8 +16,10 @@ from convexprune.nettrim.search import MeasuredEps
 from convexprune.nettrim.sparsities import budget, left_as_trained, shared_budgets, sparsity_of
 from convexprune.nettrim.structured import NeuronSparsity, chosen_links, reachable
 from convexprune.nettrim.targets import Each, Target
-from convexprune.plan import layer_eps
+from convexprune.patterns import by_first_names
+from convexprune.plan import check_module, layer_eps
 from convexprune.report import SkippedModule
+from convexprune.ties import find_ties
 
 __all__ = ["planned", "target_of"]
 
@@ -45,6 +47,7 @@ def planned(
         InvalidInput, InvalidTolerance: Numbers or patterns that do not fit the layers, or a model that cannot be called
             on a batch.
     """
+    recipe = _by_first_names(recipe, find_ties(check_module(model)).several)
     if recipe.unit == "weights":
         plan = make_plan(model, calibration, recipe, forward, progress)
         if recipe.sparsity is not None:
@@ -57,6 +60,14 @@ def planned(
     sites = {name: site for name, site in plan.sites.items() if name in users}
     plan = replace(plan, sites=sites, order=tuple(name for name in plan.order if name in users))
     return plan, target_of(recipe, plan, links), (*left, *unreached)
+
+
+def _by_first_names(recipe: Recipe, uses: Iterable[Sequence[str]]) -> Recipe:
+    """The recipe with tables in which a layer of several names goes by the first, as it does in a plan."""
+    tables = {
+        name: by_first_names(name, getattr(recipe, name), uses) for name in ("eps", "sparsity", "fit", "activations")
+    }
+    return replace(recipe, **tables)
 
 
 def _consumers(links: Mapping[str, Link]) -> list[str]:

@@ -21,7 +21,8 @@ def _path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -
     """The program at these relative eps, as closely as a measurement asks for; None if that was cut short."""
     limits: dict[str, Any] = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": how.options.get("max_iter")}
     own = {name: value for name, value in how.options.items() if name not in (*limits, "time_limit")}
-    solver = how.solver or "admm" if isinstance(program.penalty, GroupL2) else solver_for(posed, how)
+    grouped = isinstance(getattr(program.penalty, "penalty", program.penalty), GroupL2)
+    solver = how.solver or "admm" if grouped else solver_for(posed, how)
     radii, over = [value * posed.size for value in eps], Until(how)
     path = solve_path(program, radii, solver, callback=over.seen, stop=over, **limits, **own)
     return None if over.ended else path

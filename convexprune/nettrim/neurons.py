@@ -48,7 +48,7 @@ class RankInputs(Measurement):
             weights = torch.cat([weights, weights.new_zeros(1)])
         # A neuron that never speaks costs nothing; it must not be free, for its weights would be arbitrary.
         weights[: self.neurons].clamp_(min=float(weights.max()) * 1e-6 or 1.0)
-        return posed.program(fit, GroupL2(labels, weights.to(posed.dtype)))
+        return posed.program(fit, posed.restricted(GroupL2(labels, weights.to(posed.dtype)), how))
 
     def _labels(self, posed: Posed) -> Tensor:
         neuron = torch.arange(posed.rows, device=posed.stored.device) // (posed.rows // self.neurons)

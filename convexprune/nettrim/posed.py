@@ -141,11 +141,15 @@ class Posed:
         given = self.X if isinstance(self.X, Gram) else self.targets
         return SquaredLoss(given) if self.fit == "ball" else ReluLoss(given)
 
-    def penalty(self, how: How) -> L1 | Restricted:
+    def penalty(self, how: How) -> Penalty:
         """ℓ1, with a free bias unless asked otherwise; where zeros are kept, on the others alone."""
         plain = L1.free_bias(len(self.stored)) if self.biased and not how.penalise_bias else L1()
+        return self.restricted(plain, how)
+
+    def restricted(self, penalty: Penalty, how: How) -> Penalty:
+        """The penalty; where zeros are kept, on the other weights alone."""
         support = self.support(how)
-        return plain if support is None else Restricted(plain, support)
+        return penalty if support is None else Restricted(penalty, support)
 
     def support(self, how: How) -> Tensor | None:
         """Boolean [N, M], the trained weights that are not zero, and the bias; None where zeros need not stay."""

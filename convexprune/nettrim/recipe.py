@@ -166,6 +166,8 @@ def _check_tables(recipe: Recipe) -> None:
         if isinstance(table, Mapping) and not _is_table(table, object):
             raise InvalidInput(f"{argument}: expected patterns of names ('features.*'), found {list(table)}")
     for name, value in _entries(recipe.eps):
+        if name and value is None:
+            raise InvalidInput(f"eps of {name}: found None; to leave a layer as trained give layers='!{name}'")
         checked_radius(f"eps{name and f' of {name}'}", value)
 
 
