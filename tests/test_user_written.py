@@ -46,7 +46,7 @@ ElasticNet, BoundedL1, NonnegativeL1 = (
 
 
 class Quantile(HuberLoss):  # type: ignore[misc, valid-type]
-    """w·Σ max(q·r, (q − 1)·r) of r = Z − Y, q = ``delta``: nearly all of its multipliers are at a limit of the domain."""
+    """w·Σ max(q·r, (q − 1)·r) of r = Z − Y, q = ``delta``: its multipliers are at a limit of the domain."""
 
     def rescaled(self, c: float) -> Any:
         return replace(self, Y=c * self.Y, weight=self.weight / c)
@@ -55,7 +55,7 @@ class Quantile(HuberLoss):  # type: ignore[misc, valid-type]
         R = (Z - self.Y).double()
         return torch.maximum(self.delta * R, (self.delta - 1) * R).sum(0, keepdim=True)
 
-    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:  # noqa: ARG002
+    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         return self.curb(rho * (Z - self.Y)) / rho
 
     def residual(self, Z: Tensor) -> Tensor:
