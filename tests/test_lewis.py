@@ -29,7 +29,7 @@ from convexprune.solvers.lewis import LevelEllipsoid, level_ellipsoid, lewis_wei
 EXPONENTS = (0.5, 1, 1.5, 2, 3, 3.5)
 LEVELS = (1, 1.3, 1.7, 2)
 SEEDS = st.integers(0, 10**6)
-DIRECTIONS = 10_000
+DIRECTIONS = 2000
 
 
 @cache

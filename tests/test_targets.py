@@ -486,7 +486,7 @@ def test_a_path_search_ends_when_asked() -> None:
 )
 def test_in_cascade_only_layers_that_are_pruned_make_up_for_those_before(asked: dict[str, Any]) -> None:
     """One that is left as trained passes on what reaches it: the bound counts that."""
-    for widths in ((8, 60, 1), (8, 60, 60, 1)):
+    for widths in ((8, 60, 1), (8, 30, 30, 1)):
         model, x = chain(*widths)
         dense = copy.deepcopy(model)
         report = prune_(model, x, **asked, mode="cascade")
@@ -542,7 +542,7 @@ def test_whatever_is_asked_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not
     full = prune_(whole, x, **TARGETS[case], stop=lambda: next(asked) < 0)
     steps = next(asked)
     assert steps > 30
-    for number in range(1, steps, max(1, steps // 5)):
+    for number in range(1, steps, max(1, steps // 3)):
         folder = tmp_path / str(number)
         stopped = prune_(copy.deepcopy(model), x, **TARGETS[case], run=folder, stop=stops_after(number))
         assert stopped.provenance["stopped"]
