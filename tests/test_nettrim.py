@@ -369,8 +369,9 @@ def test_where_nothing_better_is_found_the_trained_weights_stay(proposal: Callab
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-7, 1e-6])
-@pytest.mark.parametrize("mode", ["parallel", "cascade"])
+@pytest.mark.parametrize(
+    ("mode", "eps"), [("parallel", 0.0), ("cascade", 1e-9), ("parallel", 1e-7), ("cascade", 1e-7), ("parallel", 1e-6)]
+)
 def test_a_small_eps_has_a_status_for_each_layer(mode: str, eps: float) -> None:
     """Few samples in float32: rounding alone moves outputs by more than the smaller of these allow."""
     model, x = mlp()
