@@ -89,8 +89,18 @@ def check_received(name: str, received: Received) -> None:
 
     Raises:
         NonFinite: It is not.
+        UnsupportedModule: It is called inside a transform such as ``torch.vmap``, where entries cannot be looked at.
     """
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors_in(received)):
+    try:
+        finite = all(bool(tensor.isfinite().all()) for tensor in tensors_in(received))
+    except RuntimeError as error:
+        if not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors_in(received)):
+            raise
+        raise UnsupportedModule(
+            f"layer {name!r} is called inside torch.vmap or another transform of torch.func, where no inputs can be "
+            f"seen: call it on whole batches, or leave it out with layers='!{name}'"
+        ) from error
+    if not finite:
         raise NonFinite(f"NaN or infinity reaches layer {name!r}: check the layers before it and the data's scale")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from convexprune import prune_
 from convexprune.errors import UnsupportedModule
 from convexprune.matrices import input_matrices, weight_matrices
 from convexprune.solvers.errors import InvalidInput
@@ -186,6 +187,27 @@ def test_a_compiled_model_is_refused_in_words():
     compiled = torch.jit.trace(nn.Sequential(nn.Linear(3, 3)), torch.zeros(1, 3))
     with pytest.raises(UnsupportedModule, match=r"compiled by torch\.jit: prune the Python module, then script it"):
         tap(compiled, "0")
+
+
+class PerSample(nn.Module):
+    """Its first layer sees one sample at a time, all of them at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.outer(torch.vmap(lambda row: functional.relu(self.inner(row)))(x))
+
+
+def test_a_layer_inside_a_transform_is_refused_in_words_and_can_be_left_out():
+    torch.manual_seed(0)
+    model, x = PerSample().eval(), torch.randn(20, 3)
+    with pytest.raises(UnsupportedModule, match=r"'inner' is called inside torch\.vmap .* layers='!inner'"):
+        prune_(model, x, eps=0.1)
+    report = prune_(model, x, eps=0.1, layers="!inner")
+    assert report.certified
+    assert [row.name for row in report.layers] == ["outer"]
 
 
 @pytest.mark.parametrize("name", ["nothing", "layer.weight", "conv.deeper", "out_proj.out_proj"])
