@@ -105,10 +105,7 @@ class Interior(IterativeSolver[_State]):
         """Sparse weights and multipliers; where the parts tell of no solution, the multipliers that prove it."""
         impossible = [part.kappa > _INFEASIBLE * part.tau for part in state.parts]
         points = [part.ray() if ray else part.point() for part, ray in zip(state.parts, impossible, strict=True)]
-        state.task.answers = [
-            Answer(point, "own rule", 0, 0.0, "", tau=float(not ray))
-            for point, ray in zip(points, impossible, strict=True)
-        ]
+        state.task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in points]
         found = state.task.proposal({})
         assert found.weights is not None  # noqa: S101 - every part has an answer
         if any(impossible):

@@ -14,7 +14,17 @@ from scipy.optimize import linprog
 from tolerances import EXACT, REFERENCE
 from torch import Tensor
 
-from convexprune.solvers import Ball, IterativeSolver, LayerProgram, NetTrimSet, ReluBall, Start, Status, solve
+from convexprune.solvers import (
+    Ball,
+    IterativeSolver,
+    LayerProgram,
+    NetTrimSet,
+    ReluBall,
+    SquaredLoss,
+    Start,
+    Status,
+    solve,
+)
 from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.cones import Array, Cones, NesterovTodd
 from convexprune.solvers.homogeneous import Embedding
@@ -128,6 +138,18 @@ def tight(dtype: torch.dtype) -> LayerProgram:
     X, W = layer(24, 60, 8, 5)
     Y = (X @ W).clamp(min=0).to(dtype)
     return LayerProgram(X.to(dtype), ReluBall(Y, 0.0))
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-9, 1e-11])
+def test_losses_with_next_to_no_penalty(share: float) -> None:
+    """More inputs than samples: multipliers are no small difference times a large weight."""
+    rng = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(20, n, generator=rng, dtype=torch.float64) for n in (40, 3))
+    program = LayerProgram(X, SquaredLoss(Y, 1 / (share * float((X.T @ Y).abs().max()))))
+    solution = solve(program, "interior", tol=1e-6)
+    assert solution.status is Status.SOLVED
+    exact = solve(LayerProgram(X, Ball(Y, 0.0)), "interior", tol=1e-6).certificate.value
+    assert solution.certificate.value == pytest.approx(exact, rel=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -3,8 +3,9 @@
     minimise ½xᵀPx + qᵀx   subject to   Ax + s = b,   s in {0} × R₊ × second-order cones
 
 x = (u, t, v): the weights, neuron after neuron; a bound t for each priced group (in the ℓ1 norm, each priced weight); a
-slack v for each one-sided output with room. Z is eliminated: the multipliers Λ of Z = XU are those of the rows that
-hold X. With a the fit's anchor, g = XᵀΛ and penalty Σ w_g‖ℓ∘u_g‖, the parts of s and y are
+slack v for each one-sided output with room, and for each output that a loss sees. Z is eliminated: the multipliers Λ of
+Z = XU are those of the rows that hold X. With a the fit's anchor, g = XᵀΛ and penalty Σ w_g‖ℓ∘u_g‖, the parts of s and
+y are
 
     equal    zero       a_pm − x_pᵀu_m   (an output without room)      Λ_pm
     up       R₊         t_i − ℓ_i u_i    (a group of one)              (w_i − g_i/ℓ_i)/2
@@ -13,7 +14,8 @@ hold X. With a the fit's anchor, g = XᵀΛ and penalty Σ w_g‖ℓ∘u_g‖, t
     groups   cone       (t_g; ℓ_i u_i)                                 (w_g; g_i/ℓ_i)
     balls    cone       (ε; x_pᵀu_m − a_pm; v_pm)                      (‖Λ‖; −Λ_pm; −Λ_pm)
 
-A loss has no balls: it puts weight·XᵀX on u and weight on v into P, and Λ is weight·(XU − a) on two-sided outputs.
+A loss ½·weight·‖v‖² has no balls: its two-sided outputs are in "equal", a_pm + v_pm − x_pᵀu_m, so that neither XᵀX nor
+differences of nearly equal numbers come in however large the weight is. Its v is in units of 1/√weight.
 """
 
 from dataclasses import dataclass
@@ -57,15 +59,13 @@ class ConicForm:
         U: Array = x[: N * M].reshape(M, N).T
         return U
 
-    def multipliers(self, x: Array, y: Array, tau: float = 1.0) -> Array:
-        """Λ [P, M] of Z = XU; with tau = 0 of a ray, which proves that there is no solution."""
+    def multipliers(self, y: Array) -> Array:
+        """Λ [P, M] of Z = XU."""
         o, rows = self.outputs, np.empty_like(y)
         rows[self.order] = y
         equal, _, _, below, _, _, _, two_sided, _ = np.split(rows, self.ends)
-        L: Array = o.weight * o.two_sided * (o.X @ self.weights(x) - tau * o.anchor)
-        L.T[o.equal.T], L.T[o.below.T] = equal, below
-        if not o.weight:
-            L.T[o.two_sided.T] = -two_sided
+        L: Array = np.empty_like(o.anchor)
+        L.T[o.equal.T], L.T[o.below.T], L.T[o.two_sided.T] = equal, below, -two_sided
         return L
 
     def zeros(self, x: Array, y: Array, s: Array) -> Array:  # noqa: ARG002 - a point of the form
@@ -84,7 +84,8 @@ class ConicForm:
     def start(self, U: Array, L: Array | None) -> tuple[Array, Array, Array]:
         """(x, y, s) at weights U [N, M] and multipliers Λ [P, M]; without those, y = 0."""
         o, u = self.outputs, U.T.reshape(-1)
-        over = np.maximum(o.X @ U - o.anchor, 0)
+        over = o.X @ U - o.anchor
+        over = np.where(o.below, np.maximum(over, 0), over) / o.unit
         x = np.concatenate([u, self.prices.bounds(u), over.T[o.slack.T]])
         y = np.zeros(len(self.b)) if L is None else self._duals(L)
         return x, y, self.b - self.A @ x
@@ -123,11 +124,10 @@ def _form(o: Outputs, p: Prices) -> ConicForm:
     flat = sum(sizes[:4])
     order = np.concatenate([np.arange(flat), flat + np.argsort(cone, kind="stable")])
     A = sparse.vstack([_row(blocks, len(b), widths) for blocks, b in parts], format="csr")
-    P, q = o.quadratic()
-    P = sparse.block_diag([P, sparse.csr_array((widths[1],) * 2), o.weight * sparse.eye_array(widths[2])])
+    loss = np.concatenate([np.zeros(sum(widths[:2])), np.full(widths[2], float(o.weight > 0))])
     return ConicForm(
-        P=sparse.csc_matrix(P),
-        q=np.concatenate([q, p.weights, np.zeros(widths[2])]),
+        P=sparse.csc_matrix(sparse.diags_array(loss)),
+        q=np.concatenate([np.zeros(widths[0]), p.weights, np.zeros(widths[2])]),
         A=sparse.csc_matrix(A[order]),
         b=np.concatenate([b for _, b in parts])[order],
         zero=sizes[0],
@@ -146,17 +146,13 @@ _Part = tuple[tuple[Any, Any, Any], Array]
 
 def _flat_parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
     """equal, up, down, below."""
-    from scipy import sparse
-
     one = np.flatnonzero(p.single[p.group])
     u, t = _pick(p.at[one], p.lengths[one], widths[0]), _pick(p.group[one], np.ones(len(one)), widths[1])
-    slack, last = np.arange(widths[2]), np.cumsum(o.slack.T[o.below.T])
-    v = sparse.csr_array((np.ones(len(slack)), slack, np.append(0, last)), shape=(len(last), len(slack)))
     return [
-        ((o.rows(o.equal), None, None), o.anchor.T[o.equal.T]),
+        ((o.rows(o.equal), None, -o.slacks(o.equal)), o.anchor.T[o.equal.T]),
         ((u, -t, None), np.zeros(len(one))),
         ((-u, -t, None), np.zeros(len(one))),
-        ((o.rows(o.below), None, -v), o.anchor.T[o.below.T]),
+        ((o.rows(o.below), None, -o.slacks(o.below)), o.anchor.T[o.below.T]),
     ]
 
 
@@ -176,7 +172,7 @@ def _cone_parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Pa
 
 def _in_balls(o: Outputs) -> tuple[Array, Array]:
     """Masks [P, M] of the two-sided outputs and of the slacks that balls hold: none of a loss."""
-    return o.two_sided & (o.weight == 0), o.slack & (o.weight == 0)
+    return o.two_sided, o.slack & (o.weight == 0)
 
 
 def _owner(o: Outputs) -> Array:

@@ -39,7 +39,6 @@ class Answer:
         setup: Seconds before the first of them.
         message: Its own word.
         hints: Settings that it should start the next round with.
-        tau: 0 where the point is a ray, which proves that there is no solution.
     """
 
     point: Point | None
@@ -48,7 +47,6 @@ class Answer:
     setup: float
     message: str
     hints: Mapping[str, Any] = field(default_factory=dict)
-    tau: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -183,9 +181,9 @@ class Task:
         message = "; ".join(sorted({a.message for a in answers if a.ended == ended}))
         if ended == "failed":
             return Proposal(None, None, ended, iterations, setup, message, effective)
-        pairs = [(form, a.point, a.tau) for (_, form), a in zip(self.forms, answers, strict=True)]
-        U = np.hstack([form.weights(point[0]) for form, point, _ in pairs if point])
-        L = np.hstack([form.multipliers(*point[:2], tau) for form, point, tau in pairs if point])
+        pairs = [(form, answer.point) for (_, form), answer in zip(self.forms, answers, strict=True)]
+        U = np.hstack([form.weights(point[0]) for form, point in pairs if point])
+        L = np.hstack([form.multipliers(point[1]) for form, point in pairs if point])
         weights, multipliers = (torch.as_tensor(array, device=device) for array in (U, L))
         multipliers = multipliers if self.root is None else self.root.undo_multipliers(multipliers)
         weights, multipliers = self.scaling.undo_weights(weights), self.scaling.undo_multipliers(multipliers)

@@ -91,9 +91,14 @@ class Outputs:
         )
 
     @property
+    def unit(self) -> float:
+        """Of the slacks: that in which a loss is half their square."""
+        return self.weight**-0.5 if self.weight else 1.0
+
+    @property
     def equal(self) -> Array:
-        """[P, M]: outputs that must be at their anchor."""
-        return self.free & ~self.room
+        """[P, M]: outputs that must be at their anchor, but for a slack."""
+        return self.free & ~self.two_sided
 
     @property
     def below(self) -> Array:
@@ -102,13 +107,13 @@ class Outputs:
 
     @property
     def slack(self) -> Array:
-        """[P, M]: one-sided outputs that may exceed their anchor."""
-        return ~self.free & self.room
+        """[P, M]: outputs with a slack of their own: all that a loss sees, and one-sided ones with room in a ball."""
+        return self.room & ~self.two_sided
 
     @property
     def two_sided(self) -> Array:
-        """[P, M]: outputs on both sides of their anchor."""
-        return self.free & self.room
+        """[P, M]: outputs on both sides of their anchor in a ball."""
+        return self.free & self.room & (self.weight == 0)
 
     def rows(self, mask: Array) -> Any:
         """x_p over u, the weights neuron after neuron, for each output of the mask, neuron after neuron."""
@@ -120,15 +125,15 @@ class Outputs:
         columns = rows.indices + np.repeat(neuron * N, np.diff(rows.indptr))
         return sparse.csr_array((rows.data, columns, rows.indptr), shape=(len(sample), N * M))
 
-    def quadratic(self) -> tuple[Any, Array]:
-        """P and q over u of ½·weight·Σ (XU − a)² over two-sided outputs, its constant left out."""
+    def slacks(self, mask: Array) -> Any:
+        """For each output of the mask, neuron after neuron, a row with its slack's unit, if it has a slack."""
         from scipy import sparse
 
-        size, on = self.X.shape[1] * self.anchor.shape[1], self.two_sided
-        if not self.weight:
-            return sparse.csr_array((size, size)), np.zeros(size)
-        P = sparse.block_diag([self.weight * (self.X[rows].T @ self.X[rows]) for rows in on.T])
-        return P, -self.weight * (self.X.T @ (on * self.anchor)).T.reshape(-1)
+        slack, on = self.slack.T.reshape(-1), mask.T.reshape(-1)
+        held = slack[on]
+        column = (np.cumsum(slack) - 1)[on][held]
+        parts = (np.full(len(column), self.unit), column, np.append(0, np.cumsum(held)))
+        return sparse.csr_array(parts, shape=(len(held), int(slack.sum())))
 
 
 @dataclass(frozen=True, eq=False)
