@@ -20,6 +20,7 @@ from convexprune.solvers.blocks import Samples
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.interface import Excess, Start
 from convexprune.solvers.interior import Interior
+from convexprune.solvers.interpolate import interpolated
 from convexprune.solvers.iterate import Iterate, Sampled, Snapshot
 from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.normal import NormalMatrix
@@ -111,7 +112,7 @@ class ADMM(IterativeSolver[Iterate]):
         rounding = torch.finfo(dtype).eps
         parameters = PenaltyParameter(self.rho or rho, rounding), PenaltyParameter(self.sigma or sigma, rounding)
         lead, products, nothing = self._lead(program), self._products(dtype, d.device), torch.zeros(0)
-        settings = (samples, penalty, d, gram, lead, lead, *parameters, products)
+        settings = (program, samples, penalty, d, gram, lead, lead, *parameters, products)
         state = Iterate(*settings, V, torch.zeros_like(V), q, V, XU, work, nothing, nothing)
         if sample is not None:
             state.dual = sample.A.to(d) / d / state.sigma.weight
@@ -132,7 +133,7 @@ class ADMM(IterativeSolver[Iterate]):
         fit's scale.
         """
         last, state.last = state.last, Snapshot.of(state)
-        state.samples = Samples.of(program, state.q.dtype)
+        state.program, state.samples = program, Samples.of(program, state.q.dtype)
         state.lead = state.first_lead = self._lead(program)
         if last is not None:
             state.last.extrapolate(state, last, math.log(program.fit.scale))
@@ -235,11 +236,14 @@ class ADMM(IterativeSolver[Iterate]):
         return {"primal Z": rho.primal, "dual Z": rho.change, "primal T": sigma.primal, "dual T": sigma.change}
 
     def finish(self, state: Iterate) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU.
+        """The sparse iterate T, restored towards feasibility or moved to the targets, in the caller's units; and the multipliers of Z = XU.
 
         The multipliers are the state's own memory, and hold until the next step.
         """
         weights = state.restored(self.restorations) / state.d
+        if weights.dtype == torch.float64:
+            tension = (state.T - state.dual).abs() / state.penalty.cost(weights.shape).clamp(min=_TINY)
+            weights = interpolated(state.program, weights, state.V / state.d, tension)
         return weights, state.multipliers()
 
     def effective(self, state: Iterate) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from convexprune.solvers.balance import PenaltyParameter
 from convexprune.solvers.blocks import Block, Samples
 from convexprune.solvers.normal import NormalMatrix, Operator
 from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.program import LayerProgram
 
 __all__ = ["Iterate", "Sampled", "Snapshot"]
 
@@ -23,6 +24,7 @@ _COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong b
 class Iterate:
     """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so pull(q) = q − Z = −dual."""
 
+    program: LayerProgram
     samples: Samples
     penalty: Penalty  # of the scaled variables
     d: Tensor  # [N, 1]: U = V/d for the scaled variables V

@@ -22,6 +22,7 @@ from convexprune.solvers.fits import Ball, SquaredLoss
 from convexprune.solvers.fits.measures import HalfSquare, LayerBall, NeuronBalls
 from convexprune.solvers.interface import Start
 from convexprune.solvers.interior import Interior
+from convexprune.solvers.interpolate import interpolated
 from convexprune.solvers.iterative import IterativeSolver
 from convexprune.solvers.kinds import is_plain
 from convexprune.solvers.normal import Operator
@@ -153,12 +154,13 @@ class QuadraticADMM(IterativeSolver[_State]):
         return {} if math.isinf(state.primal) else {"primal": state.primal, "dual": state.change}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, moved back to the balls, and Λ = μ(XU − Y) of the other one, in the caller's units."""
+        """The sparse iterate T, moved back to the balls or to the targets, and Λ = μ(XU − Y) of the other one, in the caller's units."""
         X, Y, U = state.program.inputs, state.program.fit.Y, state.V / state.basis.d
         multipliers = U.new_empty(Y.shape)
         for rows in blocks_of(X, U.shape[1]):
             torch.mm(X[rows].to(U), U, out=multipliers[rows]).sub_(Y[rows]).mul_(state.price)
-        return self._restored(state) / state.basis.d, multipliers
+        tension = (state.T + state.dual).abs() / state.penalty.cost(state.program.shape).clamp(min=_TINY)
+        return interpolated(state.program, self._restored(state) / state.basis.d, U, tension), multipliers
 
     def effective(self, state: _State) -> Mapping[str, Any]:
         """sigma at the end, and μ, where each neuron has its own the mean."""
