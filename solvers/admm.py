@@ -236,9 +236,10 @@ class ADMM(IterativeSolver[Iterate]):
         return {"primal Z": rho.primal, "dual Z": rho.change, "primal T": sigma.primal, "dual T": sigma.change}
 
     def finish(self, state: Iterate) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, restored towards feasibility or moved to the targets, in the caller's units; and the multipliers of Z = XU.
+        """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU.
 
-        The multipliers are the state's own memory, and hold until the next step.
+        Of a loss it is moved to the targets where that pays. The multipliers are the state's own memory, and hold until
+        the next step.
         """
         weights = state.restored(self.restorations) / state.d
         if weights.dtype == torch.float64:

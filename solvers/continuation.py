@@ -28,7 +28,7 @@ from convexprune.solvers.kinds import BUDGETS, LOSSES, is_plain
 from convexprune.solvers.normal import Operator
 from convexprune.solvers.penalties import NM, TopK
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.refit import SETTLED, conjugate, descend, unfit, unsettled
+from convexprune.solvers.refit import SETTLED, SHORT, conjugate, descend, unfit, unsettled
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
 
@@ -106,7 +106,7 @@ class Continuation:
         ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         if left := unsettled(at):
-            found["neurons short of their minimum"] = left
+            found[SHORT] = left
         return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
 
     def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:

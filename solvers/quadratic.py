@@ -154,7 +154,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         return {} if math.isinf(state.primal) else {"primal": state.primal, "dual": state.change}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, moved back to the balls or to the targets, and Λ = μ(XU − Y) of the other one, in the caller's units."""
+        """The sparse iterate T, moved to the balls or targets; Λ = μ(XU − Y) of the other; in the caller's units."""
         X, Y, U = state.program.inputs, state.program.fit.Y, state.V / state.basis.d
         multipliers = U.new_empty(Y.shape)
         for rows in blocks_of(X, U.shape[1]):

@@ -21,12 +21,14 @@ from convexprune.solvers.units import moderated
 
 __all__ = [
     "SETTLED",
+    "SHORT",
     "Packed",
     "conjugate",
     "descend",
     "factored",
     "packed",
     "refit",
+    "refit_told",
     "unfit",
     "unsettled",
 ]
@@ -39,6 +41,8 @@ _SHORT = 0.1  # of what a step promises, half of which it brings where the model
 _LEAST_IDLE = 1e-10  # the least part of samples without response that counts, once they do
 _SLOW = 0.2  # the part of the last promise that the next may still make
 SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
+SHORT = "neurons short of their minimum"
+"""What a provenance calls how many there are."""
 
 
 def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | None = None) -> Tensor:
@@ -62,6 +66,13 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
             not ours; or weights that a convex penalty with a domain of its own does not allow.
         InvalidInput, ShapeMismatch: The support is not boolean, or not [N, M].
     """
+    return refit_told(program, support, stop)[0]
+
+
+def refit_told(
+    program: LayerProgram, support: Tensor, stop: Callable[[], bool] | None = None
+) -> tuple[Tensor, dict[str, int]]:
+    """As ``refit``; and for the provenance how many neurons have not come to their minimum, empty where all have."""
     if not isinstance(support, Tensor) or support.dtype != torch.bool:
         raise InvalidInput(f"support: expected a boolean tensor, found {getattr(support, 'dtype', type(support))}")
     check_shape("support", support, program.shape, "the weights")
@@ -70,12 +81,13 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
         raise SolverRefused(f"refit cannot take this program: {reason}")
     support, (program, _) = support.to(program.inputs.device), moderated(program)
     linear = Quadratic(program)
-    U = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights
+    U, told = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights, {}
     model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
         at = descend(model, model.at(U.to(program.dtype)), support, stop=stop)
         U, left = at.weights, unsettled(at)
         if left and not (stop is not None and stop()):
+            told = {SHORT: left}
             _log.warning(
                 "refit: %d of %d neurons have not reached the minimum of their loss after %d curvatures; "
                 "their weights are the best found",
@@ -88,7 +100,7 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
             f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
             "which refit does not look at; solve the program on these inputs"
         )
-    return U.to(program.dtype)
+    return U.to(program.dtype), told
 
 
 def unsettled(at: Point) -> int:

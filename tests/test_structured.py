@@ -1,6 +1,7 @@
 """Whole neurons: which go, that the network without them is the masked one, and that the files fit."""
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,23 @@ def test_neurons_that_zeros_hold_down_are_worth_nothing_where_zeros_stay() -> No
     assert torch.allclose(model(x), dense(x), atol=1e-5)
     prune_(other, x, sparsity=1 / 3, unit="neurons")
     assert any(torch.equal(row, dense[0].weight[1]) for row in other[0].weight)
+
+
+ASKED: list[dict[str, Any]] = [{"unit": "neurons", "sparsity": 0.5}, {"sparsity": 0.5}, {"eps": 0.2, "refit": True}]
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_row_says_how_many_neurons_are_short_of_their_minimum(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a single curvature most are; after as many as it takes none is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    x = torch.randn(50, 6, dtype=torch.float64)
+    rows = prune_(copy.deepcopy(model), x, **asked).layers
+    assert not any("short of the minimum" in note for row in rows for note in row.notes)
+    module = sys.modules["convexprune.solvers.refit"]  # its name in the package is the function's
+    monkeypatch.setattr(module, "_CURVATURES", 1)
+    monkeypatch.setattr(module, "_SLOW", 0.0)
+    rows = prune_(model, x, **asked).layers
+    assert any("short of the minimum" in note for row in rows for note in row.notes)

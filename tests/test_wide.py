@@ -140,7 +140,7 @@ def test_nothing_is_as_large_as_inputs_squared(solver: str) -> None:
 
 @pytest.mark.parametrize("solver", ["quadratic", "admm"])
 def test_next_to_no_penalty(solver: str) -> None:
-    """The sparse iterate meets the targets on its support, or nearly: its loss, times 1e9, was nine tenths of the gap."""
+    """Nine tenths of the gap were the loss of the sparse iterate, times 1e9, though its support is nearly right."""
     rng = torch.Generator().manual_seed(0)
     X, Y = (torch.randn(64, n, generator=rng, dtype=torch.float64) for n in (128, 40))
     program = LayerProgram(X, SquaredLoss(Y, 1e9 / float((X.T @ Y).abs().max())))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.posed import How, Posed
-from convexprune.solvers import Certificate, Gram, LayerProgram, Solution, Status, certify, refit
+from convexprune.solvers import Certificate, Gram, LayerProgram, Solution, Status, certify
+from convexprune.solvers.refit import SHORT, refit_told
 
 __all__ = ["KEPT", "REFITTED", "Answer", "Goal", "Plain", "answered", "refitted", "solver_for"]
 
@@ -133,8 +134,10 @@ def solver_for(posed: Posed, how: How) -> Any:
 
 def refitted(program: LayerProgram, solution: Solution, stop: Callable[[], bool] | None = None) -> Solution:
     """The same support with the weights that fit best on it; if it is stopped, the best so far."""
-    weights = refit(program, solution.weights != 0, stop)
-    return replace(solution, weights=weights, certificate=certify(program, weights, solution.multipliers))
+    weights, told = refit_told(program, solution.weights != 0, stop)
+    effective = dict(solution.provenance.get("effective", {})) | told
+    certificate, provenance = certify(program, weights, solution.multipliers), dict(solution.provenance)
+    return replace(solution, weights=weights, certificate=certificate, provenance=provenance | {"effective": effective})
 
 
 def answered(
@@ -153,6 +156,8 @@ def answered(
         certificate = certify(program, U, solution.multipliers)
     status = _status(solution, certificate)
     judged = replace(solution, weights=U, certificate=certificate)
+    if short := solution.provenance.get("effective", {}).get(SHORT):
+        notes = [*notes, f"{short} of {U.shape[1]} neurons are short of the minimum of their loss"]
     return Answer.of(judged, stored, posed, radius, promised, status, notes)
 
 

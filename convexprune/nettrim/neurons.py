@@ -17,8 +17,9 @@ from convexprune.nettrim.answers import Answer, Plain, answered
 from convexprune.nettrim.measuring import Measurement
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
-from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, TopK, certify, refit
+from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, TopK, certify
 from convexprune.solvers.arrays import norm
+from convexprune.solvers.refit import refit_told
 from convexprune.solvers.solution import Seconds
 from convexprune.solvers.solve import environment
 
@@ -106,9 +107,9 @@ class KeepInputs(Plain):
         began = time.perf_counter()
         program = self.programs(posed, how)
         every, over = len(self.kept) == self.neurons and not how.cascade, Until(how)
-        weights = posed.W if every else refit(program, self.support(posed, how), over)
+        weights, short = (posed.W, {}) if every else refit_told(program, self.support(posed, how), over)
         solved = time.perf_counter() - began
-        told = {"solver": "refit", "message": ""} | environment(weights)
+        told = {"solver": "refit", "message": "", "effective": short} | environment(weights)
         limits = {"tol": how.options["tol"], "feas_tol": how.options["feas_tol"]}
         certificate = certify(program, weights)
         seconds = Seconds(0.0, solved, time.perf_counter() - began - solved)
