@@ -446,6 +446,10 @@ SPOILT_FITS: dict[str, tuple[Any, str]] = {
     "conjugate too small": (spoilt(HuberLoss, dual_value=lambda s, terms, t, f: f(terms, t) + 0.1), "duality"),
     "conjugate too large": (spoilt(HuberLoss, dual_value=lambda s, terms, t, f: f(terms, t) - 0.1), "duality"),
     "scales beyond the caps": (spoilt(HuberLoss, best_scaling=lambda s, terms, cap, f: 2 * cap), "scaling|duality"),
+    "scales of nine tenths": (
+        spoilt(HuberLoss, best_scaling=lambda s, terms, cap, f: 0.9 * f(terms, cap)),
+        "best_scaling",
+    ),
     "scales of 0": (spoilt(HuberLoss, best_scaling=lambda s, terms, cap, f: 0 * cap), "best_scaling"),
     "dual terms of a mean": (spoilt(HuberLoss, dual_terms=lambda s, L, f: f(L) / len(L)), "dual_terms|duality"),
     "sums of a mean": (spoilt(HuberLoss, sums=lambda s, Z, f: f(Z) / len(Z)), "sums"),

@@ -16,6 +16,7 @@ __all__ = ["check_fit"]
 
 _WEIGHTS = (0.02, 1.0, 30.0)  # of a prox
 _CHANCE = 2.0  # how far random samples may be from the average
+_SECTIONS = 40  # of a line, in search of the highest point: thirds
 
 Drawn = Draw[Any]
 
@@ -184,7 +185,7 @@ def _below(f: Any, L: Tensor, conjugate: float, draw: Drawn) -> None:
 
 
 def _scaling(draw: Drawn) -> str:
-    """t within [0, cap], no worse than the caps, the smallest of them for all, or 0; ``dual_value`` is −f*(t∘Λ)."""
+    """t within [0, cap], no worse than any between 0, itself and the caps; ``dual_value`` is −f*(t∘Λ)."""
     f = draw.subject
     for Z in _outputs(draw):
         L = f.curb(f.residual(0.5 * Z))
@@ -198,10 +199,26 @@ def _scaling(draw: Drawn) -> str:
         for top in (cap, torch.full_like(cap, 1.0), torch.full_like(cap, 1e6)):
             t = f.best_scaling(terms, top)
             expect(bool(((t >= 0) & (t <= top * (1 + ALIKE))).all()), "best_scaling: found t outside of [0, cap]")
-        t = f.best_scaling(terms, cap)
-        others = [-float(f.dual_value(terms, c)) for c in (cap, cap.min().expand_as(cap), 0 * cap, cap / 2)]
-        best_of("best_scaling: −dual_value", -float(f.dual_value(terms, t)), others, unit)
+            top = torch.maximum(t, top.clamp(max=1))  # f* is finite at t and at 1
+            others = [-_highest(f, terms, *ends) for ends in ((0 * t, t), (0 * t, top), (t, top))]
+            unit = float((terms[0].abs() * t).sum())
+            best_of("best_scaling: −dual_value", -float(f.dual_value(terms, t)), others, unit)
     return "within the caps, and no worse"
+
+
+def _highest(f: Any, terms: Tensor, start: Tensor, end: Tensor) -> float:
+    """The largest ``dual_value``, which is concave, on a line."""
+
+    def at(part: float) -> float:
+        return float(f.dual_value(terms, torch.lerp(start, end, part)))
+
+    low, high = 0.0, 1.0
+    best = max(at(low), at(high))
+    for _ in range(_SECTIONS):
+        inner, outer = (low + (high - low) * part for part in (1 / 3, 2 / 3))
+        a, b = at(inner), at(outer)
+        best, (low, high) = max(best, a, b), (low, outer) if a >= b else (inner, high)
+    return best
 
 
 def _units(draw: Drawn) -> str:
