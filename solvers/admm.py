@@ -243,7 +243,7 @@ class ADMM(IterativeSolver[Iterate]):
         """
         weights = state.restored(self.restorations) / state.d
         if weights.dtype == torch.float64:
-            tension = (state.T - state.dual).abs() / state.penalty.cost(weights.shape).clamp(min=_TINY)
+            tension = (state.T - state.dual).abs() / state.penalty.cost(state.program.shape).clamp(min=_TINY)
             weights = interpolated(state.program, weights, state.V / state.d, tension)
         return weights, state.multipliers()
 

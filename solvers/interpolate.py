@@ -41,7 +41,7 @@ def interpolated(program: LayerProgram, U: Tensor, V: Tensor, tension: Tensor) -
         return U
     chosen = torch.where(U != 0, torch.inf, tension).topk(size, dim=0).indices
     moved = U.clone()
-    for columns in torch.arange(U.shape[1]).split(max(1, _ENTRIES // (size * len(X)))):
+    for columns in torch.split(torch.arange(U.shape[1]), max(1, _ENTRIES // (size * len(X)))):
         rows = chosen[:, columns]
         moved[rows, columns] += _moves(X, Y[:, columns], U[:, columns], rows)
     assert isinstance(fit, SquaredLoss)  # noqa: S101 - is_plain saw to it

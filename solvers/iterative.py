@@ -152,7 +152,11 @@ class Iterative(Generic[Problem, State]):
         def propose() -> Proposal:
             if not latest or latest[0].iterations != k:
                 made = self.finish(state)
-                told = {"effective": self.effective(state), "state": state, "stage": self.gone_on(state)}
+                told: dict[str, Any] = {
+                    "effective": self.effective(state),
+                    "state": state,
+                    "stage": self.gone_on(state),
+                }
                 latest[:] = [Proposal(*made, ended, k, setup, **told)]
             return latest[0]
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -84,7 +85,8 @@ def _judged(drawn: Drawn, solution: Solution) -> Iterable[str]:
     if solution.status is Status.SOLVED and own.value < other.bound - slack:
         # What is tolerated of a violation may save much of the penalty, most of all at eps = 0.
         wide = program.to(torch.float64)
-        wide = replace(wide, fit=wide.fit.relaxed(_FEAS_TOL * wide.fit.scale))
+        fit: Any = wide.fit
+        wide = replace(wide, fit=fit.relaxed(_FEAS_TOL * fit.scale))
         least = solve(wide, "cvxpy").certificate.bound
         if own.value < least - slack:
             yield f"solved at {own.value:.8g}, below the reference's bound {least:.8g} for what is tolerated"
