@@ -130,7 +130,9 @@ class HiddenRows:
 
     def _filled(self, value: Tensor, number: int) -> Tensor:
         """With each sample's first value that counts at the positions that are hidden."""
-        mask = self._masks[number].to(value.device)  # type: ignore[union-attr] - there is one
+        mask = self._masks[number]
+        assert mask is not None  # noqa: S101 - it is laid out as the value
+        mask = mask.to(value.device)
         first = value[torch.arange(len(value), device=value.device), mask.int().argmax(1)]
         spread = mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
         return torch.where(spread, value, first[:, None].expand_as(value))
@@ -153,7 +155,9 @@ class HiddenRows:
         if float(norm(moved)) <= allowed:
             return None
         for number, mask in enumerate(self._masks):
-            for layout in () if mask is None else layouts(before.shape, mask.shape):
+            if mask is None:
+                continue
+            for layout in layouts(before.shape, mask.shape):
                 counts = layout.spread(mask.to(before.device), before.shape)
                 if float(norm(torch.where(counts, moved, 0.0))) <= allowed:
                     return replace(layout, mask=number)

@@ -149,7 +149,7 @@ def _options(
         calls = [
             (masks[mask][0], axes[group])
             for masks, axes in seen
-            if mask < len(masks) and masks[mask] is not None and not _whole(*masks[mask], axes[group])
+            if mask < len(masks) and masks[mask] is not None and not _whole(masks[mask][0], masks[mask][1], axes[group])
         ]
         if not calls:
             found.append([None])

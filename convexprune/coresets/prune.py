@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -101,17 +102,13 @@ def coreset_prune_(
     if calibration is not None:
         batches = list(Calibration(calibration, batch_size, mask))
         forward, fittings = fitted(model, batches, forward)
-    for what, needed in ((name, pruner.needs_inputs), ("baseline", baseline), ("labels", truth is not None)):
-        if batches is None and needed:
-            raise InvalidInput(f"{what}: nothing can be said without what the network computes: give calibration data")
+    if batches is None:
+        _check_unneeded({name: pruner.needs_inputs, "baseline": baseline, "labels": truth is not None})
 
     def see(names: Iterable[str]) -> Capture | None:
         if batches is None:
             return None
-        return capture(model, batches, names, forward=forward, progress=tell_capture, mask=mask)
-
-    def tell_capture(done: int, total: int) -> None:
-        recipe.tell("capture", done, total)
+        return capture(model, batches, names, forward=forward, progress=partial(recipe.tell, "capture"), mask=mask)
 
     bound, error = None, math.nan
     with restoring(model):
@@ -122,22 +119,25 @@ def coreset_prune_(
             after = network_outputs(model, batches, forward, mask, seen.counted)
             error = seen.error(after)
             bound = None if truth is None else _bound(model, pruned, seen.outputs, after, truth, margin)
-    told = _provenance(model, name, recipe, seed)
-    samples = 0 if seen is None else seen.samples
-    seconds = time.perf_counter() - began
     rows, skipped = told_once(pruned.rows, pruned.skipped)
     counted = Counted() if seen is None else seen.counted
     return Report(
         layers=rows,
         skipped=skipped,
         output_error=error,
-        samples=samples,
-        seconds=seconds,
-        provenance=told,
+        samples=0 if seen is None else seen.samples,
+        seconds=time.perf_counter() - began,
+        provenance=_provenance(model, name, recipe, seed),
         generalisation=bound,
         notices=(*fittings, *counted.notices()),
         mask=counted.to_dict(),
     )
+
+
+def _check_unneeded(needs: Mapping[str, bool]) -> None:
+    for what, needed in needs.items():
+        if needed:
+            raise InvalidInput(f"{what}: nothing can be said without what the network computes: give calibration data")
 
 
 def _generator(seed: int) -> np.random.Generator:

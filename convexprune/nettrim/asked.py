@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -64,7 +65,7 @@ def planned(
 
 def _by_first_names(recipe: Recipe, uses: Iterable[Sequence[str]]) -> Recipe:
     """The recipe with tables in which a layer of several names goes by the first, as it does in a plan."""
-    tables = {
+    tables: dict[str, Any] = {
         name: by_first_names(name, getattr(recipe, name), uses) for name in ("eps", "sparsity", "fit", "activations")
     }
     return replace(recipe, **tables)

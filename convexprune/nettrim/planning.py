@@ -115,14 +115,9 @@ def make_plan(
     seen = found.layers
     if not seen:
         raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
-    reasons = {name: _UNCALLED for name in chosen if name not in seen}
     mode, chosen_for = _mode(recipe, seen)
-    if mode == "cascade":
-        reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
-    reasons |= {
-        name: _read(operations) for name, observed in seen.items() if (operations := observed.follows.elsewhere)
-    }
-    reasons |= {name: _NO_ROWS for name in seen if not any(passing.rows(name, counted))}
+    rows = {name: passing.rows(name, counted) for name in seen}
+    reasons = _unusable(chosen, seen, rows, mode)
     norms = _folded(model, chosen, seen, recipe, ties)
     site = partial(_site, model, chosen, taps, seen, recipe)
     check = checked(
@@ -144,17 +139,28 @@ def make_plan(
         samples=found.samples,
         size=size,
         counted=counted,
-        rows={name: passing.rows(name, counted) for name in check.sites},
-        notices=(
-            *counted.notices(),
-            *([f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else []),
-            *chosen_for,
-            *_overruled(recipe, check.sites),
-        ),
+        rows={name: rows[name] for name in check.sites},
+        notices=(*counted.notices(), *_mixed(check.mixing), *chosen_for, *_overruled(recipe, check.sites)),
         mixing=check.mixing is not None,
         mode=mode,
         tests={"forwards": check.forwards, "samples": check.samples},
     )
+
+
+def _unusable(
+    chosen: Mapping[str, nn.Module], seen: Mapping[str, Observed], rows: Mapping[str, tuple[int, ...]], mode: str
+) -> dict[str, str]:
+    """The layers that cannot be posed as programs, each with the reason."""
+    reasons = {name: _UNCALLED for name in chosen if name not in seen}
+    if mode == "cascade":
+        reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
+    reasons |= {name: _read(found) for name, observed in seen.items() if (found := observed.follows.elsewhere)}
+    return reasons | {name: _NO_ROWS for name in seen if not any(rows[name])}
+
+
+def _mixed(mixing: str | None) -> list[str]:
+    """Where samples see each other."""
+    return [f"{mixing}: {_THESE_BATCHES}"] if mixing else []
 
 
 def _overruled(recipe: Recipe, sites: Mapping[str, Site]) -> list[str]:

@@ -25,10 +25,9 @@ from convexprune.journal import Journal, described_run
 from convexprune.nettrim.asked import planned
 from convexprune.nettrim.outcome import NetworkPromise, amplified, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
-from convexprune.nettrim.recipe import Recipe, checked_recipe
+from convexprune.nettrim.recipe import Recipe, recipe_of_call
 from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.run import Run
-from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
@@ -184,68 +183,40 @@ def prune_(
         OtherRun, DamagedFile: ``run`` holds another run, or was damaged.
         WorkerLost: Workers died again and again.
     """
-    began = time.perf_counter()
-    tell = progress or silent
+    given, began, tell = dict(locals()), time.perf_counter(), progress or silent
     _check_callers(run, jobs, forward=forward, progress=progress, callback=callback)
-    recipe = checked_recipe(
-        eps=eps,
-        sparsity=sparsity,
-        network_eps=network_eps,
-        guarantee=guarantee,
-        mode=mode_for(_recorded_mode(run) if mode is None else mode, jobs),
-        objective=objective,
-        scope=scope,
-        search=search,
-        unit=unit,
-        refit=refit,
-        keep_zeros=keep_zeros,
-        fit=fit,
-        norms=norms,
-        solver=solver,
-        layers=layers,
-        activations=activations,
-        ceiling=ceiling,
-        gamma=gamma,
-        penalise_bias=penalise_bias,
-        limits={"tol": tol, "feas_tol": feas_tol, "max_iter": max_iter, "time_limit": layer_time_limit},
-        batch_size=batch_size,
-        mask=mask,
-        seed=seed,
-        options=options,
-    )
-    execute = executor(jobs, recipe.mode == "cascade")
+    recipe = recipe_of_call({**given, "mode": mode_for(_recorded_mode(run) if mode is None else mode, jobs)})
+    own: dict[str, Any] = {"execute": executor(jobs, recipe.mode == "cascade"), "stop": Stop(time_limit, stop)}
+    own |= {"tell": tell, "callback": callback, "multipliers": keep_solutions}
     model, data = uncompiled(model), Calibration(calibration, batch_size, mask)
     held_out = None if holdout is None else Calibration(holdout, batch_size, mask)
     forward, fittings = fitted(check_module(model), data, forward)
-    ending = Stop(time_limit, stop)
     described = None if run is None else described_run(model, data, recipe.to_dict(), held_out)
     plan, target, skipped = planned(model, data, recipe, forward, partial(tell, "capture"))
     recipe = replace(recipe, mode=plan.mode)
     with ExitStack() as stack:
-        journal = None
         if described is not None and run is not None:
-            journal = stack.enter_context(Journal(run, described | {"recipe": recipe.to_dict()}))
-        work = Run(
-            model=model,
-            calibration=data,
-            forward=forward,
-            sites=plan.sites,
-            versions=Versions(plan.sites),
-            counted=plan.counted,
-            mixing=plan.mixing,
-            how=recipe.how(),
-            journal=journal,
-            stop=ending,
-            execute=execute,
-            tell=tell,
-            callback=callback,
-            multipliers=keep_solutions,
-            holdout=held_out,
-        )
+            own["journal"] = stack.enter_context(Journal(run, described | {"recipe": recipe.to_dict()}))
+        work = Run.planned(model, data, forward, plan, recipe.how(), holdout=held_out, **own)
         rows, promise = _pursued(work, plan, target, recipe, remove)
+    noticed = (*_side_by_side(mode, jobs, eps=recipe.eps is not None), *fittings)
+    return replace(_report(work, plan, recipe, rows, skipped, promise, noticed), seconds=time.perf_counter() - began)
+
+
+def _report(
+    run: Run,
+    plan: Plan,
+    recipe: Recipe,
+    rows: Sequence[LayerReport],
+    skipped: Sequence[SkippedModule],
+    promise: NetworkPromise,
+    noticed: Sequence[str],
+) -> Report:
+    """What is told of a run, but for the seconds."""
     if empty := emptied_layers(rows):
         _log.warning("%s", visible(empty))
-    layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(work, plan)])
+    layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(run, plan)])
+    own = {**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": run.stopped}
     return Report(
         layers=layers_told,
         skipped=skipped_told,
@@ -253,16 +224,10 @@ def prune_(
         network=promise,
         mask=plan.counted.to_dict(),
         samples=plan.samples,
-        seconds=time.perf_counter() - began,
-        provenance={**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": work.stopped}
-        | environment(next(model.parameters())),
-        solutions=work.solutions() if keep_solutions else {},
-        notices=(
-            *_side_by_side(mode, jobs, eps=recipe.eps is not None),
-            *fittings,
-            *plan.notices,
-            *amplified(promise.error, rows, recipe.mode),
-        ),
+        seconds=0.0,
+        provenance=own | environment(next(run.model.parameters())),
+        solutions=run.solutions() if run.multipliers else {},
+        notices=(*noticed, *plan.notices, *amplified(promise.error, rows, recipe.mode)),
     )
 
 

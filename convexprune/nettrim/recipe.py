@@ -20,7 +20,7 @@ from convexprune.solvers.interface import Limits, Solver, options_of
 from convexprune.solvers.judge import checked_limits
 from convexprune.solvers.registry import make_solver
 
-__all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict"]
+__all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict", "recipe_of_call"]
 
 _WORDS = {
     "mode": ("parallel", "cascade", None),
@@ -115,6 +115,13 @@ def checked_recipe(**arguments: Any) -> Recipe:
     if recipe.solver is not None:
         make_solver(recipe.solver, dict(recipe.options))
     return recipe
+
+
+def recipe_of_call(given: Mapping[str, Any]) -> Recipe:
+    """The recipe of ``prune_`` with these arguments, all of them by name; as ``checked_recipe``."""
+    own = {field.name: given[field.name] for field in fields(Recipe) if field.name != "limits"}
+    limits = {name: given[name] for name in ("tol", "feas_tol", "max_iter")}
+    return checked_recipe(**own, limits=limits | {"time_limit": given["layer_time_limit"]})
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from convexprune.forwards import Forward, evaluating
 from convexprune.journal import Journal, Record
 from convexprune.nettrim.goals import KEPT, Answer, Goal
 from convexprune.nettrim.judging import judged
+from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.posed import How, Pile, Posed
 from convexprune.nettrim.records import recalled, recorded, to_device
 from convexprune.nettrim.sites import Site, Versions
@@ -86,6 +87,14 @@ class Run:
     left: dict[str, str] = field(default_factory=dict)
     written: dict[str, tuple[Answer, ...]] = field(default_factory=dict)
     trained: dict[str, tuple[Tensor, ...]] = field(init=False)
+
+    @classmethod
+    def planned(
+        cls, model: nn.Module, calibration: Calibration, forward: Forward | None, plan: Plan, how: How, **own: Any
+    ) -> Self:
+        """Of a plan, before anything is solved."""
+        sites = plan.sites
+        return cls(model, calibration, forward, sites, Versions(sites), plan.counted, plan.mixing, how, **own)
 
     def __post_init__(self) -> None:
         self.trained = {name: site.read() for name, site in self.sites.items()}

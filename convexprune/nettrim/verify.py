@@ -30,7 +30,6 @@ from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import A_FUNCTION, Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of
 from convexprune.nettrim.run import Run
-from convexprune.nettrim.sites import Versions
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.padding import Mask
@@ -89,19 +88,7 @@ def verify(
     check_same(run, described, described_run(model, data, described["recipe"], held_out))
     forward, _ = fitted(model, data, forward)
     plan, target, _ = planned(model, data, recipe, forward, partial(silent, "verify"))
-    versions = Versions(plan.sites)
-    replay = _Replay(
-        model=model,
-        calibration=data,
-        forward=forward,
-        sites=plan.sites,
-        versions=versions,
-        counted=plan.counted,
-        mixing=plan.mixing,
-        how=recipe.how(),
-        journal=journal,
-        holdout=held_out,
-    )
+    replay = _Replay.planned(model, data, forward, plan, recipe.how(), journal=journal, holdout=held_out)
     try:
         target.pursue(replay)
         reached = {*replay.written, *replay.left} - replay.lacking
@@ -111,7 +98,7 @@ def verify(
             _results(replay, plan, described["recipe"]) if sound and (Path(run) / "report.json").is_file() else None
         )
     finally:
-        versions.restore_()
+        replay.versions.restore_()
     return Verification(
         layers=tuple(replay.rows),
         missing=missing,
@@ -122,7 +109,7 @@ def verify(
     )
 
 
-def recorded_mask(run: StrPath) -> Mask:
+def recorded_mask(run: StrPath) -> str | bool | None:
     """The mask that the run was given: a name, None for the usual one, or False.
 
     Raises:

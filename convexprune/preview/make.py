@@ -3,7 +3,7 @@
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from convexprune.compiled import uncompiled
 from convexprune.fitting import fitted
 from convexprune.nettrim import prune_
 from convexprune.nettrim.asked import planned
-from convexprune.nettrim.recipe import Recipe, checked_recipe
+from convexprune.nettrim.recipe import Recipe, recipe_of_call
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor, mode_for
@@ -101,10 +101,7 @@ def _bound(model: nn.Module, calibration: Any, eps: Any, arguments: Mapping[str,
 
 
 def _recipe(asked: Mapping[str, Any]) -> Recipe:
-    own = {field.name: asked[field.name] for field in fields(Recipe) if field.name != "limits"}
-    own["mode"] = mode_for(asked["mode"], asked["jobs"])
-    limits = {name: asked[name] for name in ("tol", "feas_tol", "max_iter")}
-    return checked_recipe(**own, limits=limits | {"time_limit": asked["layer_time_limit"]})
+    return recipe_of_call({**asked, "mode": mode_for(asked["mode"], asked["jobs"])})
 
 
 def _layer(site: Site, goal: str, kinds: Kinds, rows: Sequence[int], recipe: Recipe, pace: Pace) -> LayerPreview:
