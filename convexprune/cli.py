@@ -35,8 +35,8 @@ app = typer.Typer(
 )
 
 _NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others
-_asked = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: what is asked, in the place of --eps")
-_posed = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: how layers are posed and solved")
+_goal = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the goal, in the place of --eps")
+_program = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the programs, and how they are solved")
 _runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
 _coreset = partial(typer.Option, rich_help_panel=_CORESET)
 _CALIBRATION = (
@@ -124,28 +124,28 @@ def prune(
     max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     sparsity: Annotated[
-        list[str] | None, _asked(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
+        list[str] | None, _goal(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
     ] = None,
-    network_eps: Annotated[float | None, _asked(help="Error allowed of the network's outputs.")] = None,
+    network_eps: Annotated[float | None, _goal(help="Error allowed of the network's outputs.")] = None,
     guarantee: Annotated[
-        str, _asked(help="With --network-eps: the error that is measured, or the bound on it.")
+        str, _goal(help="With --network-eps: the error that is measured, or the bound on it.")
     ] = "measured",
-    objective: Annotated[str, _asked(help="With --network-eps: l1, or nonzeros.")] = "l1",
-    search: Annotated[str, _asked(help="With --sparsity: budget, or path.")] = "budget",
-    unit: Annotated[str, _asked(help="With --sparsity: weights, or neurons.")] = "weights",
+    objective: Annotated[str, _goal(help="With --network-eps: l1, or nonzeros.")] = "l1",
+    search: Annotated[str, _goal(help="With --sparsity: budget, or path.")] = "budget",
+    unit: Annotated[str, _goal(help="With --sparsity: weights, or neurons.")] = "weights",
     mode: Annotated[
-        str | None, _posed(help="parallel, or cascade; if not given parallel with --eps and --jobs.")
+        str | None, _program(help="parallel, or cascade; if not given parallel with --eps and --jobs.")
     ] = None,
-    fit: Annotated[str | None, _posed(help="relu-ball, net-trim or ball for every layer.")] = None,
-    norms: Annotated[str, _posed(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
-    gamma: Annotated[float, _posed(help="In cascade: room for the trained weights, at least 1.")] = 1.1,
-    refit: Annotated[bool, _posed(help="With an eps: fit again on the support found.")] = False,
-    keep_zeros: Annotated[bool, _posed("--keep-zeros", help="Weights that are zero stay zero.")] = False,
-    solver: Annotated[str | None, _posed(help="See `convexprune solvers`; else the one that suits.")] = None,
-    tol: Annotated[float, _posed(help="Certified relative gap to reach.")] = 1e-3,
-    feas_tol: Annotated[float, _posed(help="Violation to reach, relative to eps.")] = 1e-4,
-    max_iter: Annotated[int | None, _posed(help="Iterations a layer at most.")] = None,
-    layer_time_limit: Annotated[float | None, _posed(help="Seconds a layer at most.")] = None,
+    fit: Annotated[str | None, _program(help="relu-ball, net-trim or ball for every layer.")] = None,
+    norms: Annotated[str, _program(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
+    gamma: Annotated[float, _program(help="In cascade: room for the trained weights, at least 1.")] = 1.1,
+    refit: Annotated[bool, _program(help="With an eps: fit again on the support found.")] = False,
+    keep_zeros: Annotated[bool, _program("--keep-zeros", help="Weights that are zero stay zero.")] = False,
+    solver: Annotated[str | None, _program(help="See `convexprune solvers`; else the one that suits.")] = None,
+    tol: Annotated[float, _program(help="Certified relative gap to reach.")] = 1e-3,
+    feas_tol: Annotated[float, _program(help="Violation to reach, relative to eps.")] = 1e-4,
+    max_iter: Annotated[int | None, _program(help="Iterations a layer at most.")] = None,
+    layer_time_limit: Annotated[float | None, _program(help="Seconds a layer at most.")] = None,
     time_limit: Annotated[float | None, _runs(help="Seconds for everything; the same command then goes on.")] = None,
     holdout: Annotated[int | None, _runs(help="Samples at random that errors are only measured on.", min=1)] = None,
     jobs: Annotated[int | None, _runs(help="Layers at a time, in processes of their own.", min=1)] = None,

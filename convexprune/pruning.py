@@ -21,11 +21,11 @@ from convexprune.live import (
     print_json,
     say,
 )
+from convexprune.parsing import parsed_options, parsed_size, parsed_sparsity, parsed_table
 from convexprune.preview import Preview
 from convexprune.report import Report
 from convexprune.solvers.errors import InvalidInput
 from convexprune.source import Labelled, Source
-from convexprune.wishes import parsed_options, parsed_size, parsed_sparsity, parsed_table
 
 __all__ = ["coreset", "net_trim"]
 

@@ -22,10 +22,10 @@ from convexprune.files import StrPath
 from convexprune.fitting import fitted
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, described_run
-from convexprune.nettrim.asked import planned
 from convexprune.nettrim.outcome import NetworkPromise, amplified, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import Recipe, recipe_of_call
+from convexprune.nettrim.request import planned
 from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.stopping import Stop

@@ -22,13 +22,13 @@ from convexprune.files import StrPath
 from convexprune.fitting import fitted
 from convexprune.forwards import Forward
 from convexprune.journal import Journal, Record, check_same, described_run, read_json
-from convexprune.nettrim.asked import planned
 from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.judging import agreement
 from convexprune.nettrim.outcome import dtype_of, network_promise
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import A_FUNCTION, Recipe, recipe_from_dict
 from convexprune.nettrim.records import goal_of
+from convexprune.nettrim.request import planned
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer

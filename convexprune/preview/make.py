@@ -13,8 +13,8 @@ from convexprune.calibration import Calibration
 from convexprune.compiled import uncompiled
 from convexprune.fitting import fitted
 from convexprune.nettrim import prune_
-from convexprune.nettrim.asked import planned
 from convexprune.nettrim.recipe import Recipe, recipe_of_call
+from convexprune.nettrim.request import planned
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor, mode_for
