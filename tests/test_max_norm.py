@@ -28,7 +28,7 @@ from convexprune.solvers.max_norm import Kind, MaxNormCoreset, max_norm_coreset
 KINDS: tuple[Kind, ...] = ("support", "axes", "caratheodory")
 EVERY = [(name, kind) for name in CLOUDS for kind in KINDS]
 SEEDS = st.integers(0, 10**6)
-DIRECTIONS = 5_000  # of each sort
+DIRECTIONS = 2_000  # of each sort
 PROGRAMS = 8  # linear programs a coreset
 
 

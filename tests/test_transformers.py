@@ -158,7 +158,7 @@ def test_resnet20_goes_through_whole(mode: str) -> None:
     model = resnet20.build().eval()
     load_weights_into_(model, weights)
     with np.load(images) as stored:
-        x = [resnet20.prepare(stored[stored.files[0]][:12])[:, :, ::2, ::2].contiguous()]
+        x = [resnet20.prepare(stored[stored.files[0]][:6])[:, :, ::2, ::2].contiguous()]
     dense = copy.deepcopy(model)
     report = prune_(model, x, 0.2, mode=mode, tol=0.1, feas_tol=1e-3, max_iter=60)
     assert len(report.layers) == 20
