@@ -62,8 +62,8 @@ def ran(folder: Path, prune: Callable[..., Report], model: nn.Module, x: Tensor,
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "parallel": {"eps": 0.1},
-    "cascade": {"eps": 0.15, "mode": "cascade"},
+    "parallel": {"eps": 0.1, "tol": 1e-2},
+    "cascade": {"eps": 0.15, "mode": "cascade", "tol": 1e-2},
     "budget": {"sparsity": 0.6, "search": "path"},
     "network": {"network_eps": 0.5, "guarantee": "bound", "objective": "nonzeros"},
 }
