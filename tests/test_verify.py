@@ -215,7 +215,9 @@ def other_dtype(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     tensors["stored.0"] = tensors["stored.0"].double()
 
 
-@pytest.mark.parametrize("done", [(mlp, {"mode": "parallel"}), (mlp, {"mode": "cascade"})], indirect=True, ids=str)
+@pytest.mark.parametrize(
+    "done", [(mlp, {"mode": "parallel"}), (mlp, {"mode": "cascade"})], indirect=True, ids=["parallel", "cascade"]
+)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
