@@ -214,6 +214,18 @@ def test_other_precisions_are_judged_after_the_cast(dtype: torch.dtype) -> None:
     assert report.layers[0].violation == pytest.approx(again.violation, rel=1e-6, abs=1e-12)
 
 
+def test_weights_beyond_the_range_of_the_dtype_are_not_written() -> None:
+    """Inputs that float16 holds with a bit or two are fitted by weights that it cannot hold."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4)).eval().half()
+    x = (1e-6 * torch.randn(40, 12)).half()
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, eps=1e-9)
+    assert {row.status for row in report.layers} <= {"solved", "as trained"}
+    assert any("not as rounded to float16" in note for row in report.layers for note in row.notes)
+    torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=0)
+
+
 def test_rounding_can_cost_the_certificate_and_the_status_says_so() -> None:
     model, x = mlp()
     report = prune_(model.to(torch.bfloat16), x.to(torch.bfloat16), layers="0", tol=1e-5, feas_tol=1e-6)

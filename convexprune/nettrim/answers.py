@@ -143,13 +143,12 @@ def refitted(program: LayerProgram, solution: Solution, stop: Callable[[], bool]
 def answered(
     program: LayerProgram, solution: Solution, posed: Posed, radius: float, promised: float, notes: Sequence[str]
 ) -> Answer:
-    """Round to what is stored, and judge that."""
-    if not bool(solution.weights.isfinite().all()):
-        nothing = torch.full_like(posed.stored, math.nan)
-        return Answer(
-            solution, nothing, radius, promised, posed.size, math.nan, posed.samples, 0, 0, str(solution.status)
-        )
+    """Round to what is stored, and judge that; without any weights where the module's dtype cannot hold them."""
     stored = posed.fold.undo(solution.weights.to(posed.dtype)).to(posed.stored.dtype)
+    if not bool(stored.isfinite().all()):
+        nothing = replace(solution, certificate=replace(solution.certificate, violation=math.inf))
+        nan, status = torch.full_like(stored, math.nan), _status(solution, nothing.certificate)
+        return Answer(nothing, nan, radius, promised, posed.size, math.nan, posed.samples, 0, 0, status)
     U = posed.fold.apply(stored.to(posed.dtype))
     certificate = solution.certificate
     if not torch.equal(U.to(solution.weights.dtype), solution.weights):

@@ -306,7 +306,8 @@ def _cut_short(answer: Answer) -> Answer:
 def _check(name: str, answer: Answer) -> None:
     status = answer.solution.status
     if answer.status == KEPT:
-        _log.warning("layer %r: %s. %s", name, answer.notes[-1], status.advice)
+        advice = "" if status is Status.SOLVED else f". {status.advice}"
+        _log.warning("layer %r: %s%s", name, answer.notes[-1], advice)
         return
     if status is Status.INFEASIBLE:
         raise Infeasible(f"layer {name!r}: {status.advice} The model is unchanged")

@@ -48,17 +48,17 @@ class Within(Plain):
         kept = solution.certificate.violation <= _tolerance(solution)
         if solution.status in (Status.STOPPED, Status.TIME_LIMIT) and kept:
             notes.append("ended early: the best feasible weights so far")
-        elif how.refit and solution.status is Status.SOLVED:
+        refit = how.refit and solution.status is Status.SOLVED
+        if refit:
             over = Until(how)
             fitted = refitted(program, solution, over)
             if over.ended:
                 notes.append("ended early: before the refit")
                 return answered(program, replace(solution, status=over.ended), posed, radius, promised, notes)
             solution = fitted
-            kept = solution.certificate.violation <= _tolerance(solution)
-            answer = answered(program, solution, posed, radius, promised, notes)
-            return replace(answer, status=REFITTED if kept else answer.status)
         answer = answered(program, solution, posed, radius, promised, notes)
+        if refit and answer.solution.certificate.violation <= _tolerance(solution):
+            return replace(answer, status=REFITTED)
         if answer.status == "rounded":
             answer = _inside(program, answer, posed, how, promised)
         return answer if answer.status == str(Status.SOLVED) else _or_trained(program, answer, posed, promised)
@@ -98,8 +98,9 @@ def _or_trained(program: LayerProgram, answer: Answer, posed: Posed, promised: f
     if not better:
         return answer
     solution, ended = answer.solution, str(answer.solution.status)
+    how = f"{ended}, but not as rounded to {str(posed.stored.dtype)[6:]}" if answer.status == "rounded" else ended
     solution = replace(solution, weights=posed.W, certificate=trained)
-    note = f"no better weights were found that keep the promise (the solve ended {ended}): the trained ones stay"
+    note = f"no better weights were found that keep the promise (the solve ended {how}): the trained ones stay"
     status = ended if ended == str(Status.STOPPED) else KEPT
     return Answer.of(solution, posed.stored, posed, answer.radius, promised, status, [*answer.notes, note])
 
