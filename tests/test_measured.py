@@ -100,7 +100,7 @@ def test_the_measured_error_is_within_what_was_asked(make, mode, objective):
     assert report.certified
     assert report.nonzeros < 0.9 * report.nonzeros_before
     errors = [network_error(dense, pruned, data) for data in (x, held_out)]
-    assert max(errors) <= 0.3
+    assert max(errors) <= 0.3 * (1 + 1e-6)  # forwards in float32 are rounded
     assert max(errors) > 0.24  # what is allowed is used
     assert errors == pytest.approx([report.network.error, report.network.holdout_error], rel=1e-3)
     assert report.network.guarantee == report.provenance["guarantee"] == "measured"
