@@ -10,14 +10,14 @@ from itertools import count, islice
 import torch
 
 from convexprune.solvers.testing.fuzzing import Trial, table, try_on
-from convexprune.solvers.testing.random_programs import draw
+from convexprune.solvers.testing.random_programs import FAMILIES, draw
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--programs", type=int, default=300, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the first; the others follow")
-    parser.add_argument("--family", help="only programs of this row of the table, such as 'losses' or 'eps 1e-06'")
+    parser.add_argument("--family", choices=FAMILIES, help="only programs of this row of the table")
     parser.add_argument("--solver", help="a registered name (default: that of solve)")
     parser.add_argument("--judge", type=int, default=0, metavar="K", help="let cvxpy judge every K-th (0: none)")
     parser.add_argument("--list", action="store_true", help="name each program that is left unsolved")

@@ -7,7 +7,7 @@ import torch
 
 from convexprune.solvers import Ball, LayerProgram, Status, solve
 from convexprune.solvers.testing.fuzzing import Trial, table, try_on
-from convexprune.solvers.testing.random_programs import draw
+from convexprune.solvers.testing.random_programs import FAMILIES, draw
 
 # The last ones ask for all digits of the linear systems, a step to the apex of a cone, large weights, or a proof that
 # rounded targets cannot be met.
@@ -35,6 +35,10 @@ def test_a_seed_is_a_program() -> None:
     first, again = draw(3), draw(3)
     assert torch.equal(first.program.inputs, again.program.inputs)
     assert torch.equal(first.program.fit.Y, again.program.fit.Y)
+
+
+def test_every_row_of_the_table_is_drawn() -> None:
+    assert {draw(seed).family for seed in range(200)} == set(FAMILIES)
 
 
 def test_a_reference_judges_bounds_and_values() -> None:

@@ -16,10 +16,12 @@ from convexprune.solvers.penalties import L1, GroupL2, Penalty
 from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.testing.layers import FITS, LOSSES, SETS, critical_weight, targets_of
 
-__all__ = ["DTYPES", "EPS", "Drawn", "draw"]
+__all__ = ["DTYPES", "EPS", "FAMILIES", "Drawn", "draw"]
 
 EPS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1, 0.5)
 """Radii relative to ‖Y‖_F; of a loss, the critical weight relative to the weight."""
+FAMILIES = ("eps ≥ 1e-3", "losses", "l1 weights over six decades", *(f"eps {eps:g}" for eps in EPS if eps < 1e-3))
+"""The rows of a fuzzer's table."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 _MOST = 40  # samples, inputs and outputs
 _DECADES = 6.0  # units of X and of W, and weights of an ℓ1 norm, lie within this many of 1
@@ -46,7 +48,7 @@ class Drawn:
 
     @property
     def family(self) -> str:
-        """The row of a fuzzer's table that it counts in."""
+        """That of ``FAMILIES`` which it counts in."""
         if self.penalty == "wide l1":
             return "l1 weights over six decades"
         if self.fit in LOSSES or self.eps >= 1e-3:
