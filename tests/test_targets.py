@@ -595,8 +595,8 @@ def test_what_a_callback_stopped_is_solved_again(tmp_path: Any) -> None:
 def test_the_time_for_a_layer_is_that_of_all_its_groups() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(24, 24, 3, groups=24), nn.ReLU()), torch.randn(300, 24, 8, 8)
-    report = prune_(model, x, 0.05, tol=1e-9, max_iter=10**6, layer_time_limit=0.5)
-    assert report.layers[0].seconds < 8  # each of the 24 would take the half second
+    report = prune_(model, x, 0.05, tol=1e-9, max_iter=10**6, layer_time_limit=1.0)
+    assert report.layers[0].seconds < 20  # each of the 24 would take its second, on whatever machine
     assert report.layers[0].output_error <= 0.05 * (1 + 1e-3)
 
 
