@@ -31,6 +31,7 @@ from convexprune.solvers.program import LayerProgram
 from convexprune.solvers.refit import SETTLED, SHORT, conjugate, descend, unfit, unsettled
 from convexprune.solvers.registry import register
 from convexprune.solvers.swaps import improve
+from convexprune.solvers.units import leveled
 
 __all__ = ["Continuation"]
 
@@ -91,11 +92,11 @@ class Continuation:
         began = time.perf_counter()
         budget = program.penalty
         assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
-        program = program.to(self.dtype or program.dtype)
+        program, d = leveled(program.to(self.dtype or program.dtype))
         quadratic = Quadratic(program, program.dtype)
         loss = model_of(program, self.exact, quadratic)
         unit = float(quadratic.gram.diagonal().mean())
-        dense = quadratic.solution() if start is None else start.weights.to(quadratic.moment)
+        dense = quadratic.solution() if start is None else (start.weights.to(d) * d).to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
         setup = time.perf_counter() - began
         late = Ending(limits, began)
@@ -107,7 +108,7 @@ class Continuation:
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         if left := unsettled(at):
             found[SHORT] = left
-        return Proposal(at.weights.to(program.dtype), None, ended, done, setup, effective=found)
+        return Proposal((at.weights / d.to(at.weights)).to(program.dtype), None, ended, done, setup, effective=found)
 
     def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:
         support, rows = budget.support(U), budget.budgeted(len(U))

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.curvature import Model, OneSided, Point, Quadratic, model_of
-from convexprune.solvers.errors import InvalidInput, SolverRefused
+from convexprune.solvers.errors import InvalidInput, NonFinite, SolverRefused
 from convexprune.solvers.fits import NetTrimLoss, NetTrimSet
 from convexprune.solvers.kinds import FITS, is_plain
 from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.units import moderated
+from convexprune.solvers.units import leveled, moderated
 
 __all__ = [
     "SETTLED",
@@ -79,7 +79,7 @@ def refit_told(
     reason = unfit(program)
     if reason:
         raise SolverRefused(f"refit cannot take this program: {reason}")
-    support, (program, _) = support.to(program.inputs.device), moderated(program)
+    support, (program, d) = support.to(program.inputs.device), leveled(moderated(program)[0])
     linear = Quadratic(program)
     U, told = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights, {}
     model = model_of(program, quadratic=linear)
@@ -100,7 +100,7 @@ def refit_told(
             f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
             "which refit does not look at; solve the program on these inputs"
         )
-    return U.to(program.dtype), told
+    return (U / d.to(U)).to(program.dtype), told
 
 
 def unsettled(at: Point) -> int:
@@ -225,7 +225,11 @@ class _Newton:
 
 
 def factored(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors of A [c, s, s] scaled to a unit diagonal and slightly damped, and the scales [c, s]."""
+    """Cholesky factors of A [c, s, s] scaled to a unit diagonal and slightly damped, and the scales [c, s].
+
+    Raises:
+        NonFinite: A holds NaN or infinity.
+    """
     d = A.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
     d = torch.where(d > 0, d, 1.0)
     A = A / d[:, :, None] / d[:, None, :]
@@ -235,6 +239,8 @@ def factored(A: Tensor) -> tuple[Tensor, Tensor]:
         factor, failed = torch.linalg.cholesky_ex(A)
         if not bool(failed.any()):
             return factor, d
+        if not bool(A.isfinite().all()):
+            raise NonFinite("the curvature of the loss is not finite: divide inputs and targets by the same number")
         damping *= 100
 
 

@@ -1,14 +1,16 @@
 """Units in which squares of a program's outputs neither overflow nor vanish in the precision that they are taken in."""
 
 import torch
+from torch import Tensor
 
 from convexprune.solvers.arrays import power_of_two, unit_of, working_dtype
 from convexprune.solvers.errors import InvalidTolerance, NonFinite
 from convexprune.solvers.program import LayerProgram
 
-__all__ = ["moderated"]
+__all__ = ["leveled", "moderated"]
 
 _LARGEST = 0.9  # of the exponents of the precision: inputs stay below
+_UNEVEN = 1e6  # lengths of columns may differ by this factor: their squares, and products of these, are still exact
 
 
 def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
@@ -34,3 +36,20 @@ def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
             "divide inputs and targets by the same number"
         ) from error
     return LayerProgram(X * c, fit, program.penalty), c
+
+
+def leveled(program: LayerProgram) -> tuple[LayerProgram, Tensor]:
+    """The program of X/d for the weights dU, and d [N, 1]: 1 unless columns are of extremely different lengths.
+
+    As where all inputs are tiny, but for the 1 that a bias belongs to. The d are powers of two, which make columns that
+    are not 0 about as long as the targets.
+    """
+    X = program.inputs
+    lengths = torch.linalg.vector_norm(X, dim=0, dtype=torch.float64)[:, None]
+    used = lengths > 0
+    if not bool(used.any()) or float(lengths.max()) <= _UNEVEN * float(lengths[used].min()):
+        return program, X.new_ones(len(lengths), 1)
+    limits = torch.finfo(X.dtype)
+    relative = (lengths / (program.fit.size or lengths.max())).clamp(limits.tiny, limits.max / 2)
+    d = torch.where(used, relative.log2().round().exp2(), 1.0).to(X)
+    return LayerProgram(X / d.T, program.fit, program.penalty.rescaled(d)), d

@@ -132,6 +132,39 @@ def test_networks_are_pruned_alike_in_any_unit(asked: dict[str, object], dtype: 
         assert found == pytest.approx(errors, rel=SINGLE)
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"eps": 0.1, "mode": "cascade"},
+        {"eps": 0.1, "refit": True},
+        {"sparsity": 0.5},
+        {"sparsity": "2:4"},
+        {"sparsity": 0.5, "scope": "network"},
+        {"sparsity": 0.5, "unit": "neurons"},
+        {"network_eps": 0.2},
+    ],
+    ids=str,
+)
+def test_biases_of_any_unit_leave_networks_as_accurate(asked: dict[str, object]) -> None:
+    """Inputs, biases and outputs in another unit: the 1 that belongs to a bias has none, and is far from all inputs."""
+    x = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+
+    def pruned(unit: float) -> tuple[int, float]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.mul_(unit if name.endswith("bias") else 1)
+        report = prune_(model, x * unit, **asked)  # type: ignore[arg-type]
+        return report.nonzeros, report.output_error
+
+    nonzeros, error = pruned(1.0)
+    for power in (POWERS[0], POWERS[-1]):
+        kept, found = pruned(2.0**power)
+        assert kept == pytest.approx(nonzeros, rel=0.1)
+        assert found <= 1.3 * error
+
+
 def test_outputs_that_overflow_the_networks_own_precision_are_named() -> None:
     model = network()
     with torch.no_grad():
