@@ -10,7 +10,7 @@ from convexprune.solvers.program import LayerProgram
 __all__ = ["leveled", "moderated"]
 
 _LARGEST = 0.9  # of the exponents of the precision: inputs stay below
-_UNEVEN = 1e6  # lengths of columns may differ by this factor: their squares, and products of these, are still exact
+_UNEVEN = 1e6  # lengths of columns may differ by this factor: float32 holds their squares, and sums tell them apart
 
 
 def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
