@@ -106,6 +106,8 @@ class Continuation:
         at = self._improved(model, descent.weights, budget, late)
         ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
+        if bool((d != 1).any()):
+            found["columns"] = "scaled to one length"
         if left := unsettled(at):
             found[SHORT] = left
         return Proposal((at.weights / d.to(at.weights)).to(program.dtype), None, ended, done, setup, effective=found)

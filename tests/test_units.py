@@ -165,6 +165,15 @@ def test_biases_of_any_unit_leave_networks_as_accurate(asked: dict[str, object])
         assert found <= 1.3 * error
 
 
+@pytest.mark.parametrize(("unit", "said"), [(1.0, None), (1e-30, "scaled to one length")])
+def test_levelled_columns_are_said_in_the_provenance(unit: float, said: str | None) -> None:
+    X, W = layer(5, 40, 6, 3)
+    X[:, :-1] *= unit
+    X[:, -1] = 1
+    found = solve(LayerProgram(X, SquaredLoss(X @ W), TopK(9)), "continuation")
+    assert found.provenance["effective"].get("columns") == said
+
+
 def test_outputs_that_overflow_the_networks_own_precision_are_named() -> None:
     model = network()
     with torch.no_grad():
