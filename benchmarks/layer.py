@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from convexprune.files import load_weights
-from convexprune.reference import find_model
-from convexprune.samples import load_array
+from convexprune.cli.reference import find_model
+from convexprune.files.arrays import load_array
+from convexprune.files.weights import load_weights
 from convexprune.solvers import LayerProgram, NetTrimSet, ReluBall, Solution, solve
 
 GAPS = (1e-1, 1e-2, 1e-3)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from profiles import Answer
 
-from convexprune.solvers import IterativeSolver, LayerProgram, Proposal, Solution, Start, certify, solve
-from convexprune.solvers.interface import Excess, Limits, Solver, Watch
+from convexprune.solvers import LayerProgram, Solution, certify, solve
+from convexprune.solvers.methods import IterativeSolver, Proposal, Start
+from convexprune.solvers.methods.interface import Excess, Limits, Solver, Watch
 
 __all__ = ["attempt", "fastest"]
 

@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from convexprune.solvers import Ball, Gram, IterativeSolver, LayerProgram, Solution, SquaredLoss, available, solve
-from convexprune.solvers.registry import make_solver
+from convexprune.solvers import Ball, Gram, LayerProgram, Solution, available, solve
+from convexprune.solvers.methods import IterativeSolver
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.programs import SquaredLoss
 
 GAPS = (1e-3, 1e-6, 1e-9)
 FEASIBLE = 1e-6

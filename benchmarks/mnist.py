@@ -15,7 +15,7 @@ import torch
 from layer import layer_data
 
 from convexprune.solvers import LayerProgram, ReluBall, Solution, solve
-from convexprune.solvers.admm import ADMM
+from convexprune.solvers.methods.admm import ADMM
 
 
 def resident(reset: bool = False) -> int:

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from convexprune.files import save_json
+from convexprune.files.weights import save_json
 from convexprune.solvers import available, solve
-from convexprune.solvers.interface import Solver
-from convexprune.solvers.registry import make_solver
-from convexprune.solvers.solve import versions
+from convexprune.solvers.methods.interface import Solver
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.methods.solve import versions
 from convexprune.solvers.testing import zoo
 
 HEADINGS = ("solver", "takes", "solves", "fastest", "mean s", "× best", "building", "judging", "claims", "true")

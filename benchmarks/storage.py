@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.costs import latency, storage
-from convexprune.files import load_weights
+from convexprune.files.weights import load_weights
 
 REPEATS = 50
 

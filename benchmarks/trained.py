@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from convexprune import load_weights_into_
+from convexprune.cli.reference import find_model
 from convexprune.masks import keep_masks_, make_permanent_
-from convexprune.reference import find_model
 
 __all__ = ["Kept", "finetune_", "load"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convexprune.coresets import coreset_prune_
-    from convexprune.files import load_weights_into_, save_weights
+    from convexprune.files.weights import load_weights_into_, save_weights
+    from convexprune.layers import write_back_
     from convexprune.masks import keep_masks_, make_permanent_
-    from convexprune.matrices import write_back_
     from convexprune.nettrim import layer_program, prune_
     from convexprune.nettrim.verify import verify
-    from convexprune.report import Report
+    from convexprune.report.report import Report
 
     __version__: str
 
@@ -42,16 +42,16 @@ if not (_HERE / "solvers").exists() and (_HERE.parent / "solvers" / "__init__.py
     find_solvers_in(_HERE.parent / "solvers")
 
 _HOMES = {
-    "Report": "report",
+    "Report": "report.report",
     "coreset_prune_": "coresets",
     "keep_masks_": "masks",
     "layer_program": "nettrim",
-    "load_weights_into_": "files",
+    "load_weights_into_": "files.weights",
     "make_permanent_": "masks",
     "prune_": "nettrim",
-    "save_weights": "files",
+    "save_weights": "files.weights",
     "verify": "nettrim.verify",
-    "write_back_": "matrices",
+    "write_back_": "layers",
 }
 
 

@@ -11,8 +11,6 @@ from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["find_solvers_in"]
-
 
 class _Finder:
     """Knows one name, and is asked first: another checkout, installed as a link, would offer its own solvers."""

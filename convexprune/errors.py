@@ -2,16 +2,6 @@
 
 from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput
 
-__all__ = [
-    "DamagedFile",
-    "EmptyCalibration",
-    "NothingToPrune",
-    "OtherRun",
-    "PruningFailed",
-    "UnsupportedModule",
-    "WorkerLost",
-]
-
 
 class UnsupportedModule(ConvexPruneError, TypeError):
     """The module's computation is not a matrix product that the library can write down."""

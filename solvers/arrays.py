@@ -12,29 +12,6 @@ from torch import Tensor
 
 from convexprune.solvers.errors import EmptyInput, InvalidInput, InvalidTolerance, NonFinite, ShapeMismatch
 
-__all__ = [
-    "ArrayLike",
-    "add_gram",
-    "as_matrix",
-    "as_number",
-    "as_radii",
-    "as_real",
-    "blocks_of",
-    "check_finite",
-    "check_shape",
-    "checked_count",
-    "checked_dtype",
-    "checked_positive",
-    "checked_radius",
-    "count_nonfinite",
-    "multiplies_bfloat16",
-    "norm",
-    "power_of_two",
-    "stratified",
-    "unit_of",
-    "working_dtype",
-]
-
 _BLOCK_ENTRIES = 2**20
 _ORDINARY = 32  # exponents of two within which squares take half of float32's range, and their sums have the rest
 

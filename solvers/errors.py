@@ -1,19 +1,5 @@
 """Every exception the library raises on purpose; each message says what was found, what was expected, what to do."""
 
-__all__ = [
-    "ConvexPruneError",
-    "EmptyInput",
-    "Infeasible",
-    "InvalidInput",
-    "InvalidTolerance",
-    "MissingExtra",
-    "NonFinite",
-    "ShapeMismatch",
-    "SolverRefused",
-    "UnknownOption",
-    "UnknownSolver",
-]
-
 
 class ConvexPruneError(Exception):
     """Base of every exception raised on purpose by convexprune."""

@@ -92,7 +92,7 @@ def main() -> None:
     import torch
 
     import convexprune.solvers
-    from convexprune.solvers import registry
+    from convexprune.solvers.methods import registry
 
     print(f"{convexprune.__file__}, {convexprune.solvers.__file__}, in {Path.cwd()}", flush=True)
     known = registry.PROGRAMS.factories

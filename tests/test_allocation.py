@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from convexprune.allocation import allocate_eps, allocate_nonzeros, lower_hull
+from convexprune.pruners.allocation import allocate_eps, allocate_nonzeros, lower_hull
 from convexprune.solvers.errors import EmptyInput, Infeasible, InvalidInput, InvalidTolerance
 
 EPS = st.integers(0, 50).map(lambda k: k / 50)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from convexprune import archives
 from convexprune.errors import DamagedFile
-from convexprune.files import load_weights
-from convexprune.samples import load_array
+from convexprune.files import archives
+from convexprune.files.arrays import load_array
+from convexprune.files.weights import load_weights
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
 ZEROS = 2**20  # bytes, which deflate makes a thousandth of

@@ -18,29 +18,26 @@ from convexprune.solvers import (
     L1,
     Ball,
     Gram,
-    GroupL2,
     LayerProgram,
-    NetTrimLoss,
     NetTrimSet,
     ReluBall,
-    ReluLoss,
     Solution,
-    SquaredLoss,
-    Start,
     Status,
     TopK,
     certify,
     solve,
 )
-from convexprune.solvers.backends import conic, direct
-from convexprune.solvers.backends.conic import ConicForm, conic_forms
-from convexprune.solvers.backends.direct import Direct
-from convexprune.solvers.backends.osqp_ import OSQP
-from convexprune.solvers.backends.parts import separable
-from convexprune.solvers.backends.root import Root
-from convexprune.solvers.backends.scs_ import SCS
 from convexprune.solvers.errors import InvalidInput, SolverRefused, UnknownOption
-from convexprune.solvers.registry import make_solver
+from convexprune.solvers.methods import Start
+from convexprune.solvers.methods.backends import conic, direct
+from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms
+from convexprune.solvers.methods.backends.direct import Direct
+from convexprune.solvers.methods.backends.osqp_ import OSQP
+from convexprune.solvers.methods.backends.parts import separable
+from convexprune.solvers.methods.backends.root import Root
+from convexprune.solvers.methods.backends.scs_ import SCS
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.programs import GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import zoo
 
 P, N, M = 30, 7, 4

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convexprune.nettrim import layer_program
-from convexprune.solvers import IterativeSolver, LayerProgram, Proposal, certify
-from convexprune.solvers.interface import Limits, Solver, Start, Watch
-from convexprune.solvers.registry import make_solver
+from convexprune.solvers import LayerProgram, certify
+from convexprune.solvers.methods import IterativeSolver, Proposal
+from convexprune.solvers.methods.interface import Limits, Solver, Start, Watch
+from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.testing import zoo
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

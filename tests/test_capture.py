@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from convexprune.calibration import as_batches
-from convexprune.capture import capture, network_outputs
 from convexprune.errors import EmptyCalibration
-from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.layers import input_matrices, weight_matrices
+from convexprune.network.calibration import as_batches
+from convexprune.network.capture import capture, network_outputs
+from convexprune.network.watch import tensors_in
 from convexprune.solvers.errors import InvalidInput, NonFinite
-from convexprune.watch import tensors_in
 
 
 class Net(nn.Module):

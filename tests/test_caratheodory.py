@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convexprune.solvers import hull
-from convexprune.solvers.caratheodory import caratheodory, combinations
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch, SolverRefused
-from convexprune.solvers.hull import Combination, OutsideHull
+from convexprune.solvers.geometry import hull
+from convexprune.solvers.geometry.caratheodory import caratheodory, combinations
+from convexprune.solvers.geometry.hull import Combination, OutsideHull
 
 METHODS = ["classic", "grouped"]
 SEEDS = st.integers(0, 10_000)

@@ -17,31 +17,13 @@ from tolerances import EXACT, FEASIBLE, KKT, OPTIMUM, REFERENCE, ROUNDING, SINGL
 from torch import Tensor
 from zoo import CLOSING, FITS, SMALL, build, gaussian, layer, multipliers, tight
 
-from convexprune.solvers import (
-    L1,
-    NM,
-    Ball,
-    Certificate,
-    GroupL2,
-    LayerProgram,
-    NetTrimLoss,
-    NetTrimSet,
-    Proposal,
-    ReluBall,
-    ReluLoss,
-    Solution,
-    SquaredLoss,
-    Start,
-    Status,
-    TopK,
-    certificate,
-    certify,
-    repair,
-    solve,
-)
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Solution, Status, TopK, certify, solve
+from convexprune.solvers.certificate import Certificate, certificate, repair
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
-from convexprune.solvers.interface import Limits, Watch
-from convexprune.solvers.judge import Judge
+from convexprune.solvers.methods import Proposal, Start
+from convexprune.solvers.methods.interface import Limits, Watch
+from convexprune.solvers.methods.judge import Judge
+from convexprune.solvers.programs import NM, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 
 BOUNDED = [*SMALL, "net-trim raised ceiling", "relu-ball wide", "ball badly_scaled", "relu-ball badly_scaled"]
 BOUNDED += ["net-trim dead_inputs", "relu-ball exact", "net-trim exact", "relu-ball all inactive, U = 0"]

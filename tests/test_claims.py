@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convexprune import prune_
-from convexprune.capture import capture
 from convexprune.errors import NothingToPrune
 from convexprune.nettrim.rows import NetTrimLayer
-from convexprune.preview import preview
-from convexprune.report import Report
-from convexprune.taps import attention_of
+from convexprune.network.capture import capture
+from convexprune.network.taps import attention_of
+from convexprune.report.report import Report
+from convexprune.runs.preview import preview
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:

@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from convexprune.cli import app
-from convexprune.consistency import seal
+from convexprune.cli.app import app
+from convexprune.cli.demo import run_demo
+from convexprune.cli.digits import load_digits, train_digits_network
 from convexprune.coresets import METHODS
-from convexprune.demo import run_demo
-from convexprune.digits import load_digits, train_digits_network
-from convexprune.files import save_json
+from convexprune.files.weights import save_json
+from convexprune.runs.consistency import seal
 
 FACTORY = """
 from torch import nn
@@ -715,7 +715,7 @@ def test_ctrl_c_on_a_terminal_ends_a_run_in_order(folder: Path, tmp_path: Path) 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     arguments = ["prune", "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
-    script = "from convexprune.cli import app; app()"
+    script = "from convexprune.cli.app import app; app()"
     command = [sys.executable, "-c", script, *arguments, "--out", str(tmp_path), "--json", *NEVER_DONE]
     environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=theirs, env=environment)  # noqa: S603
@@ -823,7 +823,7 @@ def test_help_waits_for_nothing_that_it_does_not_need(command: list[str]) -> Non
     """Each of these packages takes longer to import than the whole of --help may take."""
     code = f"""
 import contextlib, io, sys
-from convexprune.cli import app
+from convexprune.cli.app import app
 with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
     app([*{command!r}, "--help"])
 assert "Usage:" in shown.getvalue()

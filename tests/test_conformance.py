@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from convexprune.solvers import LayerProgram, Proposal, Start, available, testing
-from convexprune.solvers.admm import ADMM
+from convexprune.solvers import LayerProgram, available, testing
 from convexprune.solvers.errors import SolverRefused
-from convexprune.solvers.interface import Limits, Watch
+from convexprune.solvers.methods import Proposal, Start
+from convexprune.solvers.methods.admm import ADMM
+from convexprune.solvers.methods.interface import Limits, Watch
 from convexprune.solvers.testing import Candidate, NotConforming, promises, zoo
 
 SOLVERS = [name for name, info in available().items() if info.missing is None]

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convexprune import coreset_prune_, prune_, save_weights
-from convexprune.consistency import check_results, seal
 from convexprune.errors import DamagedFile
-from convexprune.files import save_json
-from convexprune.journal import Journal, Record, read_json
-from convexprune.page.saved import read_saved
+from convexprune.files.weights import save_json
+from convexprune.report.page.saved import read_saved
+from convexprune.runs.consistency import check_results, seal
+from convexprune.runs.journal import Journal, Record, read_json
 
 Written = dict[str, Path]
 

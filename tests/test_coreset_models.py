@@ -21,8 +21,8 @@ from convexprune.coresets.base import Assumption, Edges, Items, Method, Neurons,
 from convexprune.coresets.rows import CoresetLayer
 from convexprune.coresets.sampling import Sampling
 from convexprune.errors import EmptyCalibration, NothingToPrune, UnsupportedModule
-from convexprune.links import find_links
-from convexprune.matrices import input_matrices
+from convexprune.layers import input_matrices
+from convexprune.network.links import find_links
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, NonFinite, UnknownOption
 
 Made = tuple[nn.Module, Tensor]

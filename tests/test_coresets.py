@@ -15,7 +15,6 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune.capture import capture
 from convexprune.coresets import Guarantee
 from convexprune.coresets.activations import below_identity, largest, monotone
 from convexprune.coresets.allocation import proportional
@@ -27,10 +26,11 @@ from convexprune.coresets.mussay import Mussay
 from convexprune.coresets.network import edges_of, neurons_of, product_error, reach_of_inputs
 from convexprune.coresets.sampling import inclusion
 from convexprune.coresets.sizes import Choice, choose, items_kept, layer_sizes
-from convexprune.links import find_links
-from convexprune.matrices import input_matrices
-from convexprune.solvers import lewis_weights, max_norm_coreset
+from convexprune.layers import input_matrices
+from convexprune.network.capture import capture
+from convexprune.network.links import find_links
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption
+from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
 
 SEEDS = 2000
 ERRORS = 4.0

@@ -16,10 +16,10 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 
 from convexprune.costs import Latency, LayerLatency, flops, latency, storage
 from convexprune.errors import UnsupportedModule
-from convexprune.links import find_links
 from convexprune.masks import keep_masks_, kept_masks, make_permanent_
-from convexprune.report import SkippedModule
-from convexprune.shrink import remove_neurons_
+from convexprune.network.links import find_links
+from convexprune.network.shrink import remove_neurons_
+from convexprune.report.report import SkippedModule
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, NonFinite
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from documentation import PAGES, blocks, run
 
-from convexprune.solvers import registry
+from convexprune.solvers.methods import registry
 
 
 @pytest.fixture

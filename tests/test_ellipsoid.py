@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import ROUNDING, SINGLE
 
-from convexprune.solvers.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
+from convexprune.solvers.certificate.solution import Status
 from convexprune.solvers.errors import NonFinite, ShapeMismatch
-from convexprune.solvers.solution import Status
+from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
 
 CENTERS = ("origin", "free")
 EVERY = [(name, center) for name in CLOUDS for center in CENTERS]

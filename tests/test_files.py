@@ -15,15 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
-from convexprune.files import (
+from convexprune.files.arrays import LABEL_NAMES, load_array
+from convexprune.files.weights import (
     load_weights,
     load_weights_into_,
     save_json,
     save_weights,
 )
-from convexprune.links import find_links
-from convexprune.samples import LABEL_NAMES, load_array
-from convexprune.shrink import remove_neurons_
+from convexprune.network.links import find_links
+from convexprune.network.shrink import remove_neurons_
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 WEIGHT_SUFFIXES = [".safetensors", ".pt", ".pth", ".bin"]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from convexprune import prune_
-from convexprune.calibration import Calibration
 from convexprune.coresets import coreset_prune_
-from convexprune.fitting import Fitting, fitted
 from convexprune.nettrim.verify import verify
-from convexprune.preview import preview
+from convexprune.network.calibration import Calibration
+from convexprune.network.fitting import Fitting, fitted
+from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 
 PART = "the model is called on the first part of each batch: of the 2 it does not take the rest"

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convexprune import prune_
-from convexprune.matrices import output_matrices
+from convexprune.layers import output_matrices
 from convexprune.nettrim.folding import Fold, folds
 from convexprune.nettrim.sites import Site
-from convexprune.taps import tap
+from convexprune.network.taps import tap
 
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda bias: nn.Linear(5, 6, bias=bias), (9, 5)),

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from convexprune import prune_
 from convexprune.errors import NothingToPrune
-from convexprune.following import followed
-from convexprune.forwards import evaluating
-from convexprune.report import Report
-from convexprune.taps import tap
+from convexprune.network.following import followed
+from convexprune.network.forwards import evaluating
+from convexprune.network.taps import tap
+from convexprune.report.report import Report
 
 
 class Net(nn.Module):

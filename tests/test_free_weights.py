@@ -12,21 +12,10 @@ from tolerances import AGREEMENT, REFERENCE, ROUNDING
 from torch import Tensor
 from zoo import gaussian
 
-from convexprune.solvers import (
-    L1,
-    Ball,
-    GroupL2,
-    LayerProgram,
-    NetTrimLoss,
-    ReluBall,
-    ReluLoss,
-    SquaredLoss,
-    Status,
-    certify,
-    feasible_eps,
-    repair,
-    solve,
-)
+from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, Status, certify, solve
+from convexprune.solvers.certificate import repair
+from convexprune.solvers.methods import feasible_eps
+from convexprune.solvers.programs import GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 
 P, N, M = 30, 5, 3
 SEEDS = st.integers(0, 10_000)

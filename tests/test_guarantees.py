@@ -14,24 +14,12 @@ from torch import Tensor
 from zoo import FITS, build, gaussian, infeasible_ceiling, layer, multipliers, tight
 from zoo import program as pose
 
-from convexprune.solvers import (
-    L1,
-    Ball,
-    GroupL2,
-    LayerProgram,
-    NetTrimLoss,
-    NetTrimSet,
-    ReluBall,
-    Solution,
-    SquaredLoss,
-    TopK,
-    certify,
-    solve,
-)
-from convexprune.solvers.epsilon import EpsInterval, feasible_eps, proves_infeasible
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Solution, TopK, certify, solve
+from convexprune.solvers.certificate.feasible import make_feasible
+from convexprune.solvers.certificate.guarantees import proven_zeros, support_bounds
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, ShapeMismatch
-from convexprune.solvers.feasible import make_feasible
-from convexprune.solvers.guarantees import proven_zeros, support_bounds
+from convexprune.solvers.methods.epsilon import EpsInterval, feasible_eps, proves_infeasible
+from convexprune.solvers.programs import GroupL2, NetTrimLoss, SquaredLoss
 
 SEEDS = st.integers(0, 10_000)
 TRAINED = {

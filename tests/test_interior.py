@@ -14,20 +14,12 @@ from scipy.optimize import linprog
 from tolerances import EXACT, REFERENCE
 from torch import Tensor
 
-from convexprune.solvers import (
-    Ball,
-    IterativeSolver,
-    LayerProgram,
-    NetTrimSet,
-    ReluBall,
-    SquaredLoss,
-    Start,
-    Status,
-    solve,
-)
-from convexprune.solvers.balance import PenaltyParameter
-from convexprune.solvers.cones import Array, Cones, NesterovTodd
-from convexprune.solvers.homogeneous import Embedding
+from convexprune.solvers import Ball, LayerProgram, NetTrimSet, ReluBall, Status, solve
+from convexprune.solvers.methods import IterativeSolver, Start
+from convexprune.solvers.methods.balance import PenaltyParameter
+from convexprune.solvers.methods.cones import Array, Cones, NesterovTodd
+from convexprune.solvers.methods.homogeneous import Embedding
+from convexprune.solvers.programs import SquaredLoss
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.layers import layer
 

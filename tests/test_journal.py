@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from convexprune import prune_
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.journal import Journal, Record, data_fingerprint, model_fingerprint, recipe_fingerprint
 from convexprune.nettrim.folding import Fold
 from convexprune.nettrim.records import goal_of, recalled
+from convexprune.runs.journal import Journal, Record, data_fingerprint, model_fingerprint, recipe_fingerprint
 from convexprune.solvers.errors import InvalidInput
 
 RUN = {"model": "m", "data": "d", "recipe": {"eps": 0.1, "fit": {"*": "ball", "a": "relu-ball"}}}

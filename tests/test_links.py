@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
-from convexprune.links import Link, find_links
+from convexprune.network.links import Link, find_links
 from convexprune.solvers.errors import InvalidInput
 
 

@@ -12,7 +12,7 @@ from clouds import cloud, gaussian
 from tolerances import EXACT, ROUNDING
 from torch import Tensor
 
-from convexprune.solvers.ellipsoid import LownerEllipsoid, lowner_ellipsoid
+from convexprune.solvers.certificate.solution import Status, TracePoint
 from convexprune.solvers.errors import (
     ConvexPruneError,
     EmptyInput,
@@ -24,9 +24,9 @@ from convexprune.solvers.errors import (
     UnknownOption,
     UnknownSolver,
 )
-from convexprune.solvers.interface import Limits, Proposal, Start, Watch
-from convexprune.solvers.lowner.cloud import Cloud
-from convexprune.solvers.solution import Status, TracePoint
+from convexprune.solvers.geometry.cloud import Cloud
+from convexprune.solvers.geometry.ellipsoid import LownerEllipsoid, lowner_ellipsoid
+from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 
 CENTERS = ("origin", "free")
 

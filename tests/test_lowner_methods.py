@@ -11,15 +11,15 @@ from clouds import CLOUDS, cloud, gaussian, rank
 from tolerances import EXACT, ROUNDING
 from torch import Tensor
 
-from convexprune.solvers.ellipsoid import LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.lowner import working_set
-from convexprune.solvers.lowner.cloud import Cloud, factor
-from convexprune.solvers.lowner.exchange import Khachiyan, WolfeAtwood
-from convexprune.solvers.lowner.interior import interior_point
-from convexprune.solvers.lowner.method import ELLIPSOIDS
-from convexprune.solvers.lowner.multiplicative import Multiplicative
-from convexprune.solvers.lowner.working_set import WorkingSet
-from convexprune.solvers.solution import Status
+from convexprune.solvers.certificate.solution import Status
+from convexprune.solvers.geometry import working_set
+from convexprune.solvers.geometry.cloud import Cloud, factor
+from convexprune.solvers.geometry.ellipsoid import LownerEllipsoid, lowner_ellipsoid
+from convexprune.solvers.geometry.exchange import Khachiyan, WolfeAtwood
+from convexprune.solvers.geometry.interior_point import interior_point
+from convexprune.solvers.geometry.method import ELLIPSOIDS
+from convexprune.solvers.geometry.multiplicative import Multiplicative
+from convexprune.solvers.geometry.working_set import WorkingSet
 
 NAMES = ("khachiyan", "multiplicative", "wolfe-atwood", "working-set")
 CENTERS = ("origin", "free")

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from convexprune import load_weights_into_, prune_, save_weights
 from convexprune.errors import NothingToPrune, UnsupportedModule
-from convexprune.files import load_weights
-from convexprune.links import find_links
+from convexprune.files.weights import load_weights
+from convexprune.layers import weight_matrices
 from convexprune.masks import (
     Mask,
     from_torch_prune_,
@@ -24,8 +24,8 @@ from convexprune.masks import (
     make_permanent_,
     to_torch_prune_,
 )
-from convexprune.matrices import weight_matrices
-from convexprune.shrink import remove_neurons_
+from convexprune.network.links import find_links
+from convexprune.network.shrink import remove_neurons_
 from convexprune.solvers.errors import InvalidInput
 
 

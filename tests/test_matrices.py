@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
 from convexprune.errors import UnsupportedModule
-from convexprune.matrices import input_matrices, output_matrices, unsupported, weight_matrices, write_back_
+from convexprune.layers import input_matrices, output_matrices, unsupported, weight_matrices, write_back_
 from convexprune.solvers.errors import ConvexPruneError, NonFinite, ShapeMismatch
 
 MODES = ["zeros", "reflect", "replicate", "circular"]
@@ -311,7 +311,7 @@ def test_the_conv1d_of_transformers_is_a_linear_with_a_transposed_weight():
 
 
 def test_transformers_is_not_imported_to_look_for_its_conv1d():
-    code = "import sys, torch, convexprune.matrices as m; m.unsupported(torch.nn.ReLU()); assert 'transformers' not in"
+    code = "import sys, torch, convexprune.layers as m; m.unsupported(torch.nn.ReLU()); assert 'transformers' not in"
     done = subprocess.run([sys.executable, "-c", f"{code} sys.modules"], capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 0, done.stderr
 

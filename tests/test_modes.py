@@ -12,7 +12,7 @@ from convexprune import prune_
 from convexprune.errors import OtherRun
 from convexprune.nettrim.outcome import amplified
 from convexprune.nettrim.verify import verify
-from convexprune.preview import preview
+from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 
 

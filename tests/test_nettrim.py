@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from convexprune import layer_program, prune_, write_back_
 from convexprune.errors import EmptyCalibration, NothingToPrune, PruningFailed, UnsupportedModule
-from convexprune.matrices import input_matrices, output_matrices, weight_matrices
-from convexprune.solvers import Proposal, Status, certify, solve
+from convexprune.layers import input_matrices, output_matrices, weight_matrices
+from convexprune.solvers import Status, certify, solve
 from convexprune.solvers.errors import (
     ConvexPruneError,
     Infeasible,
@@ -26,6 +26,7 @@ from convexprune.solvers.errors import (
     UnknownOption,
     UnknownSolver,
 )
+from convexprune.solvers.methods import Proposal
 
 Made = tuple[nn.Module, Tensor]
 
@@ -425,7 +426,7 @@ def test_a_failure_while_writing_restores_every_layer(monkeypatch: pytest.Monkey
 
 def test_cvxpy_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    monkeypatch.setattr("convexprune.solvers.backends.cvxpy_.find_spec", lambda name: None)
+    monkeypatch.setattr("convexprune.solvers.methods.backends.cvxpy_.find_spec", lambda name: None)
     model, x = mlp()
     with pytest.raises(MissingExtra, match=r'pip install "convexprune\[reference\]"'):
         prune_(model, x, solver="cvxpy")

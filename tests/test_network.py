@@ -6,7 +6,7 @@ from torch import nn
 
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.network import neurons_of
-from convexprune.links import find_links
+from convexprune.network.links import find_links
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
 

@@ -15,8 +15,8 @@ from convexprune.coresets import coreset_prune_
 from convexprune.errors import EmptyCalibration
 from convexprune.nettrim.layer import layer_program
 from convexprune.nettrim.verify import verify
-from convexprune.padding import Layout, layouts
-from convexprune.preview import preview
+from convexprune.network.padding import Layout, layouts
+from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 
 SAMPLES, POSITIONS, WIDTH = 60, 12, 8

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from convexprune import prune_
 from convexprune.coresets import Guarantee, coreset_prune_
 from convexprune.errors import DamagedFile
-from convexprune.files import save_json
-from convexprune.page import sections
-from convexprune.page.extras import read_extras, save_extras
-from convexprune.page.maps import SIDE, picture, pooled
-from convexprune.page.numerals import change, data, duration, number, part, small
-from convexprune.page.saved import Trace, read_saved
-from convexprune.page.words import _network
-from convexprune.page.write import write_page
-from convexprune.report import Report, SkippedModule
+from convexprune.files.weights import save_json
+from convexprune.report.page import sections
+from convexprune.report.page.extras import read_extras, save_extras
+from convexprune.report.page.maps import SIDE, picture, pooled
+from convexprune.report.page.numerals import change, data, duration, number, part, small
+from convexprune.report.page.saved import Trace, read_saved
+from convexprune.report.page.words import _network
+from convexprune.report.page.write import write_page
+from convexprune.report.report import Report, SkippedModule
 from convexprune.solvers.errors import InvalidInput, MissingExtra
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

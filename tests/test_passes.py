@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from convexprune import prune_
 from convexprune.errors import EmptyCalibration
-from convexprune.passes import observe, received
+from convexprune.network.passes import observe, received
+from convexprune.network.taps import tap
 from convexprune.solvers import L1, Ball, Gram, LayerProgram, certify, solve
 from convexprune.solvers.errors import InvalidInput, NonFinite
-from convexprune.solvers.registry import make_solver
-from convexprune.taps import tap
+from convexprune.solvers.methods.registry import make_solver
 
 
 def mlp() -> nn.Sequential:

@@ -12,20 +12,11 @@ import torch
 from tolerances import AGREEMENT, FEASIBLE, TIGHT
 from zoo import FITS, build, infeasible_ceiling
 
-from convexprune.solvers import (
-    Ball,
-    EpsPath,
-    LayerProgram,
-    PathPoint,
-    ReluLoss,
-    Solution,
-    Status,
-    smallest_eps,
-    solve,
-    solve_path,
-)
-from convexprune.solvers.admm import ADMM
+from convexprune.solvers import Ball, LayerProgram, Solution, Status, solve, solve_path
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, MissingExtra, UnknownSolver
+from convexprune.solvers.methods import EpsPath, PathPoint, smallest_eps
+from convexprune.solvers.methods.admm import ADMM
+from convexprune.solvers.programs import ReluLoss
 
 EASY = "relu-ball plain 20x8x5"
 RELATIVE = (0.05, 0.3, 0.1, 0.2)

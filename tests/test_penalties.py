@@ -15,9 +15,10 @@ from tolerances import EXACT, REFERENCE, ROUNDING
 from torch import Tensor
 from zoo import gaussian
 
-from convexprune.solvers import L1, NM, Ball, GroupL2, LayerProgram, TopK
+from convexprune.solvers import L1, Ball, LayerProgram, TopK
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, NonFinite, ShapeMismatch, SolverRefused
-from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.programs import NM, GroupL2
+from convexprune.solvers.programs.penalties import Penalty
 
 SEEDS = st.integers(0, 10_000)
 STEPS = st.sampled_from([0.01, 0.3, 1.0, 10.0])

@@ -36,7 +36,7 @@ from convexprune.nettrim.pool import apart, cluster
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.tasks import Task, executor, serially
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, MissingExtra, NonFinite
-from convexprune.solvers.registry import make_solver
+from convexprune.solvers.methods.registry import make_solver
 
 Made = tuple[nn.Module, Tensor]
 

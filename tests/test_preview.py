@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import capture
 from convexprune.errors import NothingToPrune
-from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.layers import input_matrices, weight_matrices
 from convexprune.nettrim import prune_
-from convexprune.preview import preview
+from convexprune.network.capture import capture
+from convexprune.runs.preview import preview
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
 

@@ -14,19 +14,7 @@ from tolerances import EXACT, REFERENCE, ROUNDING, TIGHT
 from torch import Tensor
 from zoo import FITS, SMALL, build, gaussian, tight
 
-from convexprune.solvers import (
-    L1,
-    Ball,
-    LayerProgram,
-    NetTrimLoss,
-    NetTrimSet,
-    ReluBall,
-    ReluLoss,
-    SquaredLoss,
-    arrays,
-    certify,
-    solve,
-)
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, arrays, certify, solve
 from convexprune.solvers.errors import (
     ConvexPruneError,
     EmptyInput,
@@ -35,8 +23,9 @@ from convexprune.solvers.errors import (
     NonFinite,
     ShapeMismatch,
 )
-from convexprune.solvers.fits import Fit
-from convexprune.solvers.penalties import Penalty
+from convexprune.solvers.programs import NetTrimLoss, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.fits import Fit
+from convexprune.solvers.programs.penalties import Penalty
 
 SEEDS = st.integers(0, 10_000)
 SIZES = st.sampled_from([0.0, 0.1, 1.0, 5.0, 50.0])

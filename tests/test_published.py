@@ -9,7 +9,7 @@ from zoo import build, gaussian, program, tight
 
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, Status, solve
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
-from convexprune.solvers.published import Published
+from convexprune.solvers.methods.published import Published
 
 Matrix = npt.NDArray[np.float64]
 NAMES = ["net-trim plain 20x8x5", "net-trim raised ceiling", "ball plain 20x8x5"]

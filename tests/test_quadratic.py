@@ -10,26 +10,15 @@ from hypothesis import strategies as st
 from tolerances import AGREEMENT, EXACT, FEASIBLE, ITERATES, KKT, OPTIMUM, REFERENCE, ROUNDING, TIGHT
 from torch import Tensor
 
-from convexprune.solvers import (
-    L1,
-    Ball,
-    Gram,
-    GroupL2,
-    LayerProgram,
-    Solution,
-    SquaredLoss,
-    Start,
-    Status,
-    TopK,
-    certify,
-    solve,
-)
-from convexprune.solvers.eigenbasis import Eigenbasis
+from convexprune.solvers import L1, Ball, Gram, LayerProgram, Solution, Status, TopK, certify, solve
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
-from convexprune.solvers.fits.measures import LayerBall, NeuronBalls
-from convexprune.solvers.interface import Limits
-from convexprune.solvers.quadratic import QuadraticADMM
-from convexprune.solvers.solve import attempt
+from convexprune.solvers.methods import Start
+from convexprune.solvers.methods.eigenbasis import Eigenbasis
+from convexprune.solvers.methods.interface import Limits
+from convexprune.solvers.methods.quadratic import QuadraticADMM
+from convexprune.solvers.methods.solve import attempt
+from convexprune.solvers.programs import GroupL2, SquaredLoss
+from convexprune.solvers.programs.fits.measures import LayerBall, NeuronBalls
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 

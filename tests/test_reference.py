@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from convexprune.digits import load_digits, train_digits_network
-from convexprune.evaluate import accuracy
-from convexprune.files import load_weights_into_
-from convexprune.reference import REFERENCE_MODELS, find_model
-from convexprune.samples import load_array
+from convexprune.cli.digits import load_digits, train_digits_network
+from convexprune.cli.reference import REFERENCE_MODELS, find_model
+from convexprune.costs.accuracy import accuracy
+from convexprune.files.arrays import load_array
+from convexprune.files.weights import load_weights_into_
 from convexprune.solvers.errors import EmptyInput, InvalidInput, MissingExtra, NonFinite, ShapeMismatch
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

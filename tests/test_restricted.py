@@ -12,12 +12,13 @@ from tolerances import REFERENCE
 from torch import Tensor, nn
 
 from convexprune import prune_
-from convexprune.journal import Journal, Record
 from convexprune.nettrim.verify import verify
-from convexprune.page import write_page
-from convexprune.preview import preview
-from convexprune.solvers import L1, NM, Ball, GroupL2, LayerProgram, ReluBall, Restricted, SquaredLoss, TopK, solve
+from convexprune.report.page import write_page
+from convexprune.runs.journal import Journal, Record
+from convexprune.runs.preview import preview
+from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, TopK, solve
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
+from convexprune.solvers.programs import NM, GroupL2, Restricted, SquaredLoss
 from convexprune.solvers.testing import check_penalty
 
 N, M = 7, 4

@@ -9,7 +9,7 @@ from subprocess import PIPE
 import torch
 from safetensors import safe_open
 
-from convexprune.files import safetensors_bytes
+from convexprune.files.weights import safetensors_bytes
 
 RUN = """
 import itertools, sys, time
@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import nn
 from convexprune import prune_, save_weights
-from convexprune.files import save_json
+from convexprune.files.weights import save_json
 from convexprune.masks import keep_masks_
-from convexprune.page import save_extras, write_page
+from convexprune.report.page import save_extras, write_page
 
 class Net(nn.Module):
     def __init__(self):

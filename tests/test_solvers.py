@@ -20,21 +20,17 @@ from zoo import SMALL, build, gaussian, infeasible_ceiling, multipliers, tight
 from convexprune.solvers import (
     L1,
     Ball,
-    IterativeSolver,
     LayerProgram,
     NetTrimSet,
-    Proposal,
     ReluBall,
     Solution,
-    Start,
     Status,
     available,
     certify,
     register,
-    registry,
     solve,
 )
-from convexprune.solvers.admm import ADMM
+from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import (
     ConvexPruneError,
     InvalidInput,
@@ -46,9 +42,10 @@ from convexprune.solvers.errors import (
     UnknownOption,
     UnknownSolver,
 )
-from convexprune.solvers.interface import Limits, Watch
-from convexprune.solvers.scaling import Scaling
-from convexprune.solvers.solution import TracePoint
+from convexprune.solvers.methods import IterativeSolver, Proposal, Start, registry
+from convexprune.solvers.methods.admm import ADMM
+from convexprune.solvers.methods.interface import Limits, Watch
+from convexprune.solvers.programs.scaling import Scaling
 
 EASY = "relu-ball plain 20x8x5"
 BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "interior", "osqp", "published", "quadratic", "scs")
@@ -244,7 +241,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def test_solvers_of_installed_packages_are_found(installed: Callable[..., None]) -> None:
     installed(
-        point("theirs", "convexprune.solvers.admm:ADMM"), point("admm", "convexprune.solvers.published:Published")
+        point("theirs", "convexprune.solvers.methods.admm:ADMM"),
+        point("admm", "convexprune.solvers.methods.published:Published"),
     )
     assert "theirs" in available()
     assert solve(build(EASY), "theirs").provenance["solver"] == "theirs"

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from test_padding import SAMPLES, Pooled, data
 from typer.testing import CliRunner
 
-from convexprune.cli import app
-from convexprune.consistency import seal
-from convexprune.files import save_json
+from convexprune.cli.app import app
+from convexprune.cli.source import Source
+from convexprune.files.weights import save_json
+from convexprune.runs.consistency import seal
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
-from convexprune.source import Source
 
 Array = np.ndarray[Any, Any]
 MODEL = """

@@ -10,9 +10,9 @@ from convexprune import prune_
 from convexprune.nettrim.folding import Fold
 from convexprune.nettrim.posed import Posed
 from convexprune.solvers import L1, LayerProgram, ReluBall
-from convexprune.solvers.admm import ADMM
 from convexprune.solvers.arrays import stratified
 from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.methods.admm import ADMM
 
 
 @given(total=st.integers(1, 5000), part=st.floats(0, 1), seed=st.integers(0, 2**40))

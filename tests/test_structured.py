@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convexprune import prune_
 from convexprune.errors import NothingToPrune, UnsupportedModule
-from convexprune.files import load_weights_into_
+from convexprune.files.weights import load_weights_into_
 
 Made = tuple[nn.Module, Tensor]
 
@@ -257,7 +257,7 @@ def test_a_row_says_how_many_neurons_are_short_of_their_minimum(
     x = torch.randn(50, 6, dtype=torch.float64)
     rows = prune_(copy.deepcopy(model), x, **asked).layers
     assert not any("short of the minimum" in note for row in rows for note in row.notes)
-    module = sys.modules["convexprune.solvers.refit"]  # its name in the package is the function's
+    module = sys.modules["convexprune.solvers.methods.refit"]  # its name in the package is the function's
     monkeypatch.setattr(module, "_CURVATURES", 1)
     monkeypatch.setattr(module, "_SLOW", 0.0)
     rows = prune_(model, x, **asked).layers

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from convexprune import prune_
-from convexprune.files import save_json
+from convexprune.files.weights import save_json
 from convexprune.nettrim.verify import verify
-from convexprune.page import write_page
-from convexprune.preview import preview
-from convexprune.tables import short_names
+from convexprune.report.page import write_page
+from convexprune.report.tables import short_names
+from convexprune.runs.preview import preview
 
 NAMES = [f"bert.encoder.layer.{i}.{part}" for i in range(12) for part in ("attention.self.query", "output.dense")]
 

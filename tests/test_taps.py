@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from convexprune import prune_
 from convexprune.errors import UnsupportedModule
-from convexprune.matrices import input_matrices, weight_matrices
+from convexprune.layers import input_matrices, weight_matrices
+from convexprune.network.taps import tap
 from convexprune.solvers.errors import InvalidInput
-from convexprune.taps import tap
 
 
 def seen(model, name, *args, **kwargs):

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from convexprune import prune_, save_weights
-from convexprune.cli import app
+from convexprune.cli.app import app
+from convexprune.cli.live import VisibleFormatter
 from convexprune.errors import DamagedFile
-from convexprune.files import load_weights, save_json
-from convexprune.journal import Journal, data_fingerprint, read_json
-from convexprune.live import VisibleFormatter
+from convexprune.files.arrays import load_array
+from convexprune.files.texts import utf8, visible
+from convexprune.files.weights import load_weights, save_json
 from convexprune.nettrim.verify import verify
-from convexprune.page import save_extras, write_page
-from convexprune.preview import preview
-from convexprune.samples import load_array
+from convexprune.report.page import save_extras, write_page
+from convexprune.runs.journal import Journal, data_fingerprint, read_json
+from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
-from convexprune.texts import utf8, visible
 
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 NAMES = ["a\u202eb", "x\x1b[2J", "two\nlines", "[red]x[/red]", "<b>&", "é\u2067", "*", "s p%s{0}"]

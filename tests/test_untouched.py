@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import network_outputs
-from convexprune.untouched import left_as_found
+from convexprune.network.capture import network_outputs
+from convexprune.network.untouched import left_as_found
 
 
 def odd() -> nn.Module:

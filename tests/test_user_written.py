@@ -17,28 +17,22 @@ from zoo import gaussian
 
 from convexprune.solvers import (
     L1,
-    NM,
     Ball,
-    GroupL2,
     LayerProgram,
-    NetTrimLoss,
     NetTrimSet,
     ReluBall,
-    ReluLoss,
     Solution,
-    SquaredLoss,
     Status,
     TopK,
     certify,
-    feasible_eps,
-    make_feasible,
-    refit,
     solve,
     solve_path,
-    support_bounds,
     testing,
 )
+from convexprune.solvers.certificate import make_feasible, support_bounds
 from convexprune.solvers.errors import InvalidInput, SolverRefused
+from convexprune.solvers.methods import feasible_eps, refit
+from convexprune.solvers.programs import NM, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import NotConforming
 
 HuberLoss, HuberBall, Box = (get("fits.md", name) for name in ("HuberLoss", "HuberBall", "Box"))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from convexprune import Report, prune_
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files import save_json, save_weights
-from convexprune.journal import Journal, Record
+from convexprune.files.weights import save_json, save_weights
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.nettrim.verify import verify
-from convexprune.solvers import registry
+from convexprune.runs.journal import Journal, Record
 from convexprune.solvers.errors import UnknownSolver
+from convexprune.solvers.methods import registry
 
 Made = tuple[nn.Module, Tensor]
 

@@ -6,10 +6,11 @@ from tolerances import AGREEMENT, EXACT, FEASIBLE, ROUNDING, SINGLE
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from convexprune.solvers import L1, Ball, GroupL2, LayerProgram, ReluBall, ReluLoss, SquaredLoss, Status, TopK, solve
-from convexprune.solvers.fits import Fit
-from convexprune.solvers.normal import NormalMatrix
-from convexprune.solvers.refit import refit
+from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, Status, TopK, solve
+from convexprune.solvers.methods.normal import NormalMatrix
+from convexprune.solvers.methods.refit import refit
+from convexprune.solvers.programs import GroupL2, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 
 P, N, M = 12, 60, 4

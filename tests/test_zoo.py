@@ -9,8 +9,8 @@ from tolerances import AGREEMENT, FEASIBLE, ROUNDING
 from zoo import FITS, MEMBERS, NAMES, badly_scaled, build, free_bias, gaussian, large_units, no_slack, weighted
 
 from convexprune.solvers import LayerProgram, Status, certify, crosscheck, solve
-from convexprune.solvers.crosscheck import Crosscheck
 from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.methods.crosscheck import Crosscheck
 from convexprune.solvers.testing import zoo
 
 CONIC = ("clarabel", "scs")
@@ -122,7 +122,7 @@ def test_a_crosscheck_names_those_that_refuse() -> None:
 
 def test_a_crosscheck_without_the_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Solvers that are not installed have no figures in the table, and the command that installs them below it."""
-    monkeypatch.setattr("convexprune.solvers.backends.direct.find_spec", lambda _name: None)
+    monkeypatch.setattr("convexprune.solvers.methods.backends.direct.find_spec", lambda _name: None)
     for solvers in (("admm", "clarabel", "scs"), ("clarabel",)):
         check = crosscheck(build("relu-ball one_column"), solvers)
         assert [row.status.split(":")[0] for row in check.rows[-1:]] == ["missing"]

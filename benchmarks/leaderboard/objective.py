@@ -7,7 +7,8 @@ from benchmark_utils import Certified
 from benchopt import BaseObjective
 from torch import Tensor
 
-from convexprune.solvers import Certificate, LayerProgram, certify
+from convexprune.solvers import LayerProgram, certify
+from convexprune.solvers.certificate import Certificate
 from convexprune.solvers.errors import NonFinite
 
 

@@ -7,8 +7,6 @@ from torch import nn
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["magnitude_prune_"]
-
 
 def magnitude_prune_(model: nn.Module, keep: Mapping[str, int]) -> None:
     """Set all but the ``keep[name]`` entries of largest magnitude in each named module's weight to zero, in place.

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from convexprune.bounds.names import CLAMPS, DROPOUTS, MAX_POOLS, MOVES, SAME
-from convexprune.graph import operation_of
-
-__all__ = ["Call", "repeats"]
+from convexprune.network.graph import operation_of
 
 
 @dataclass(frozen=True, eq=False)

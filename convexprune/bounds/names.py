@@ -1,6 +1,4 @@
-"""Operations by the names that ``convexprune.graph.operation_of`` gives them, by what they do to an error."""
-
-__all__ = ["CLAMPS", "CONCATENATIONS", "DROPOUTS", "LENGTHS", "MAX_POOLS", "MEANS", "MOVES", "SAME", "SUMS"]
+"""Operations by the names that ``convexprune.network.graph.operation_of`` gives them, by what they do to an error."""
 
 
 def _names(text: str) -> frozenset[str]:

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["convolution_norm", "overlap", "spectral_norm"]
-
 _DENSE = 4096  # the smaller dimension of the largest matrix to decompose
 _OVERSAMPLING = 16  # frequencies for each degree of a convolution's symbol
 _EFFORT = 3e10  # frequencies times size³: half a minute

@@ -5,11 +5,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from convexprune.forwards import Forward, run_model
+from convexprune.network.forwards import Forward, run_model
+from convexprune.network.watch import tensors_in
 from convexprune.solvers.arrays import norm
-from convexprune.watch import tensors_in
-
-__all__ = ["Observed", "agree", "arguments", "observed"]
 
 Observed = tuple[Any, Any, Any]
 """The positional and keyword arguments of a call, and what it returned."""

@@ -11,13 +11,11 @@ from convexprune.bounds.observed import observed
 from convexprune.bounds.propagation import Propagation
 from convexprune.bounds.pruned import Pruned, PrunedLayer
 from convexprune.errors import UnsupportedModule
-from convexprune.forwards import Forward, evaluating
-from convexprune.plan import check_module
+from convexprune.network.choosing import check_module
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.untouched import left_as_found
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
-from convexprune.untouched import left_as_found
-
-__all__ = ["OutputBound", "output_bound"]
 
 
 @dataclass(frozen=True)

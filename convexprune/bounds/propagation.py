@@ -13,11 +13,9 @@ from convexprune.bounds.observed import Observed, agree, arguments
 from convexprune.bounds.pruned import Pruned, is_product
 from convexprune.bounds.rules import constant
 from convexprune.bounds.tensor_error import TensorError, combined, lost, summed
-from convexprune.graph import traced
-from convexprune.matrices.support import altered
-from convexprune.watch import tensors_in
-
-__all__ = ["Propagation"]
+from convexprune.layers.support import altered
+from convexprune.network.graph import traced
+from convexprune.network.watch import tensors_in
 
 
 class Propagation(fx.Interpreter):

@@ -8,14 +8,12 @@ from itertools import chain
 from torch import Tensor, nn
 
 from convexprune.bounds.tensor_error import TensorError
-from convexprune.graph import NORMS
-from convexprune.matrices.attention import ATTENTION
-from convexprune.matrices.support import kind_of
-from convexprune.memory import Holders, place_of
+from convexprune.layers.attention import ATTENTION
+from convexprune.layers.support import kind_of
+from convexprune.network.graph import NORMS
+from convexprune.network.memory import Holders, place_of
+from convexprune.network.watch import tensors_in
 from convexprune.solvers.errors import InvalidInput
-from convexprune.watch import tensors_in
-
-__all__ = ["Pruned", "PrunedLayer", "is_product"]
 
 
 @dataclass(frozen=True)

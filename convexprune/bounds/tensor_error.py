@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["TensorError", "combined", "lost", "summed"]
-
 
 @dataclass(frozen=True)
 class TensorError:

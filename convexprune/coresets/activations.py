@@ -8,8 +8,6 @@ from torch.nn import functional
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["below_identity", "largest", "monotone", "needs_reach"]
-
 _MONOTONE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "relu6": functional.relu6,

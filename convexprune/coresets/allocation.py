@@ -9,8 +9,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from convexprune.coresets.base import Scores
 
-__all__ = ["Allowed", "largest_of_all", "largest_scale", "proportional", "rounded"]
-
 Allowed = Callable[[Sequence[Tensor]], bool]
 """Whether a budget allows sizes [G] of each layer."""
 

@@ -15,23 +15,6 @@ from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
 Items = Literal["neurons", "edges"]
 
-__all__ = [
-    "Assumption",
-    "Edges",
-    "Guarantee",
-    "Items",
-    "Method",
-    "Neurons",
-    "Product",
-    "Scores",
-    "bernstein",
-    "by_sign",
-    "expect_edges",
-    "expect_neurons",
-    "hoeffding",
-    "of_edges",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Product:

@@ -11,8 +11,6 @@ from convexprune.coresets.base import Edges, Guarantee, Items, Method, Neurons, 
 from convexprune.coresets.sampling import Sampling
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Magnitude", "Uniform"]
-
 
 @dataclass(frozen=True)
 class Uniform(Method):

@@ -34,8 +34,6 @@ from convexprune.coresets.sensitivities import (
     nonnegative,
 )
 
-__all__ = ["CoreNet", "Place"]
-
 
 @dataclass(frozen=True)
 class Place:

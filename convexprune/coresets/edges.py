@@ -12,10 +12,8 @@ from convexprune.coresets.network import edges_of, product_error
 from convexprune.coresets.recipe import Recipe, See
 from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
 from convexprune.coresets.sizes import choose, items_kept, layer_sizes, shared_sizes
-from convexprune.matrices import weight_matrices, write_back_
-from convexprune.plan import choose_layers
-
-__all__ = ["prune_edges_"]
+from convexprune.layers import weight_matrices, write_back_
+from convexprune.network.choosing import choose_layers
 
 
 def prune_edges_(model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See) -> Pruned:

@@ -20,8 +20,6 @@ from convexprune.coresets.base import Guarantee
 from convexprune.solvers.arrays import as_matrix, checked_count, checked_positive
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
-__all__ = ["CodedLayer", "GeneralisationBound", "description_length", "generalisation_terms", "margin_loss"]
-
 _EXACT = 4096  # up to here binomials are computed as whole numbers
 
 

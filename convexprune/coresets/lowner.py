@@ -27,11 +27,9 @@ from convexprune.coresets.base import (
 )
 from convexprune.coresets.mussay import reach_of, sizes_of, within_reach
 from convexprune.coresets.sampling import Sampling
-from convexprune.solvers import lewis_weights, max_norm_coreset
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["Lowner", "peeled"]
+from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
 
 _CONSTRUCTIONS = ("lewis", "peeling")
 _POINTS = ("outgoing", "incoming")

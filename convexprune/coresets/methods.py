@@ -14,8 +14,6 @@ from convexprune.coresets.sampling import SAMPLINGS
 from convexprune.coresets.sipp import SiPP
 from convexprune.solvers.errors import InvalidInput, UnknownOption
 
-__all__ = ["METHODS", "make_method"]
-
 METHODS: dict[str, type[Method]] = {
     "corenet": CoreNet,
     "lowner": Lowner,

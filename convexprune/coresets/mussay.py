@@ -28,8 +28,6 @@ from convexprune.coresets.sampling import Sampling
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Mussay", "reach_of", "sizes_of", "within_reach"]
-
 
 @dataclass(frozen=True)
 class Mussay(Method):

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from convexprune.capture import LayerCapture
 from convexprune.coresets.base import Edges, Neurons, Product
-from convexprune.links import Link
-from convexprune.matrices import weight_matrices
+from convexprune.layers import weight_matrices
+from convexprune.network.capture import LayerCapture
+from convexprune.network.links import Link
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import NonFinite
-
-__all__ = ["Seen", "edges_of", "neurons_of", "product_error", "reach_of_inputs"]
 
 Seen = Mapping[str, LayerCapture]
 """What each layer saw; empty if there are no data."""

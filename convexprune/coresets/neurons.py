@@ -14,12 +14,10 @@ from convexprune.coresets.recipe import Recipe, See, spread
 from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
 from convexprune.coresets.sizes import Choice, Size, choose, layer_sizes, shared_sizes
 from convexprune.errors import NothingToPrune
-from convexprune.links import Link, find_links
-from convexprune.patterns import is_chosen, name_patterns, unmatched
-from convexprune.report import SkippedModule
-from convexprune.shrink import mask_neurons_, remove_neurons_
-
-__all__ = ["prune_neurons_"]
+from convexprune.network.links import Link, find_links
+from convexprune.network.patterns import is_chosen, name_patterns, unmatched
+from convexprune.network.shrink import mask_neurons_, remove_neurons_
+from convexprune.report.report import SkippedModule
 
 
 @dataclass(frozen=True, eq=False)

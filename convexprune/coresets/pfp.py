@@ -25,8 +25,6 @@ from convexprune.coresets.sensitivities import (
 )
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["PFP"]
-
 
 @dataclass(frozen=True)
 class PFP(Method):

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import Calibration
-from convexprune.capture import Capture, capture, network_outputs
-from convexprune.compiled import uncompiled
 from convexprune.coresets.base import Method
 from convexprune.coresets.edges import prune_edges_
 from convexprune.coresets.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
@@ -23,17 +20,18 @@ from convexprune.coresets.neurons import prune_neurons_
 from convexprune.coresets.recipe import Order, Recipe, Scope
 from convexprune.coresets.rows import Pruned
 from convexprune.coresets.sizes import Size
-from convexprune.fitting import fitted
-from convexprune.forwards import Forward
-from convexprune.padding import Counted, Mask
-from convexprune.plan import check_module
+from convexprune.network.calibration import Calibration
+from convexprune.network.capture import Capture, capture, network_outputs
+from convexprune.network.choosing import check_module
+from convexprune.network.compiled import uncompiled
+from convexprune.network.fitting import fitted
+from convexprune.network.forwards import Forward
+from convexprune.network.padding import Counted, Mask
+from convexprune.network.shrink import restoring
 from convexprune.progress import silent
-from convexprune.report import Report, told_once
-from convexprune.shrink import restoring
+from convexprune.report.report import Report, told_once
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.solve import environment
-
-__all__ = ["coreset_prune_"]
+from convexprune.solvers.methods.solve import environment
 
 
 def coreset_prune_(

@@ -7,14 +7,12 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from convexprune.capture import Capture
 from convexprune.coresets.base import Edges, Method, Neurons, Product
 from convexprune.coresets.baseline import Uniform
 from convexprune.coresets.network import product_error
 from convexprune.coresets.sizes import Size, checked_size, choose, items_kept
+from convexprune.network.capture import Capture
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["Order", "Recipe", "Scope", "See", "spread"]
 
 Scope = Literal["layer", "network"]
 Order = Literal["bottom-up", "top-down"]

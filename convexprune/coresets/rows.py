@@ -6,12 +6,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from convexprune.capture import Capture
 from convexprune.coresets.base import Assumption, Guarantee
 from convexprune.coresets.sizes import Choice
-from convexprune.report import LayerReport, SkippedModule
-
-__all__ = ["CoresetLayer", "Pruned", "shareless", "status_of"]
+from convexprune.network.capture import Capture
+from convexprune.report.report import LayerReport, SkippedModule
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["SAMPLINGS", "Sample", "Sampling", "draws_for", "expected_distinct", "inclusion", "sample", "whole_draws"]
-
 Sampling = Literal["fixed", "draws", "top"]
 
 SAMPLINGS: dict[str, str] = {

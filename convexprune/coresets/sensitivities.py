@@ -17,18 +17,6 @@ from convexprune.coresets.base import Assumption, Product, by_sign
 from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
-__all__ = [
-    "Share",
-    "cancellation",
-    "coefficients",
-    "edge_sensitivities",
-    "enough_samples",
-    "inputs_of",
-    "neuron_sensitivities",
-    "nonnegative",
-    "samples_needed",
-]
-
 Share = Literal["largest", "sum"]
 """A neuron's share of an output: that of its largest weight, or of all its weights together."""
 

@@ -26,8 +26,6 @@ from convexprune.coresets.sensitivities import (
 )
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["SiPP", "least_error_sizes", "relative_error"]
-
 _VARIANTS = ("random", "hybrid", "deterministic")
 _UNKEPT = 3.0  # the published bound on an output's error is so many times the sensitivities that are not kept
 _NEWTON = 12  # steps from at most twice the root: quadratic convergence needs six

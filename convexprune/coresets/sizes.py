@@ -11,10 +11,8 @@ from torch import Tensor
 
 from convexprune.coresets.base import Guarantee, Method, Scores
 from convexprune.coresets.sampling import Sample, Sampling, draws_for, sample
-from convexprune.patterns import looked_up, unmatched
+from convexprune.network.patterns import looked_up, unmatched
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
-
-__all__ = ["Choice", "Size", "checked_size", "choose", "items_kept", "layer_sizes", "shared_sizes"]
 
 Size = float | int | Guarantee
 """A float keeps that part of the items, an int so many of them, a ``Guarantee`` as many as it takes."""

@@ -9,13 +9,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from convexprune.calibration import as_batches, samples_of
 from convexprune.costs.shared import against, checked_tensor, density, permanent
-from convexprune.forwards import Forward, evaluating, run_model
-from convexprune.memory import Holders
-from convexprune.watch import tensors_in
-
-__all__ = ["Flops", "WeightFlops", "flops"]
+from convexprune.network.calibration import as_batches, samples_of
+from convexprune.network.forwards import Forward, evaluating, run_model
+from convexprune.network.memory import Holders
+from convexprune.network.watch import tensors_in
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from convexprune.calibration import as_batches, samples_of
-from convexprune.capture import capture
 from convexprune.costs.shared import permanent
 from convexprune.costs.timing import LayerLatency, layer_latency, not_compared, seconds
-from convexprune.forwards import Forward, call_model, copy_for, evaluating
-from convexprune.report import SkippedModule
+from convexprune.network.calibration import as_batches, samples_of
+from convexprune.network.capture import capture
+from convexprune.network.forwards import Forward, call_model, copy_for, evaluating
+from convexprune.report.report import SkippedModule
 from convexprune.solvers.arrays import checked_count
-from convexprune.solvers.solve import environment
-
-__all__ = ["Latency", "latency"]
+from convexprune.solvers.methods.solve import environment
 
 _SCATTER = 0.1  # what such medians differ by from one measurement to the next
 _UNCALLED = "its forward was not called on the batch, so its inputs are not known"

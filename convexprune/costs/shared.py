@@ -8,10 +8,8 @@ from torch.nn.utils import prune
 
 from convexprune.errors import UnsupportedModule
 from convexprune.masks import kept_masks, make_permanent_
-from convexprune.plan import check_module
+from convexprune.network.choosing import check_module
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["against", "checked_tensor", "density", "permanent"]
 
 
 def permanent(model: nn.Module) -> nn.Module:

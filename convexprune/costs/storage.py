@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.costs.shared import against, checked_tensor, permanent
-from convexprune.files import safetensors_bytes
-from convexprune.memory import place_of
+from convexprune.files.weights import safetensors_bytes
+from convexprune.network.memory import place_of
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["Storage", "WeightStorage", "storage"]
 
 
 @dataclass(frozen=True)

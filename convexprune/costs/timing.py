@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from convexprune.costs.shared import density
-from convexprune.matrices import input_matrices, unsupported, weight_matrices
-
-__all__ = ["LayerLatency", "layer_latency", "not_compared", "seconds"]
+from convexprune.layers import input_matrices, unsupported, weight_matrices
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune, UnsupportedModule
 from convexprune.masks.sites import Site
-from convexprune.memory import Holders
-from convexprune.patterns import is_chosen, name_patterns, unmatched
-from convexprune.plan import check_module
-
-__all__ = ["check_ties", "chosen_sites", "obstacle"]
+from convexprune.network.choosing import check_module
+from convexprune.network.memory import Holders
+from convexprune.network.patterns import is_chosen, name_patterns, unmatched
 
 _WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # nn.MultiheadAttention's
 

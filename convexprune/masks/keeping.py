@@ -9,8 +9,6 @@ from convexprune.masks.choosing import check_ties, chosen_sites
 from convexprune.masks.parametrizing import adding_masks, take_off_
 from convexprune.masks.sites import masked
 
-__all__ = ["keep_masks_", "kept_masks", "make_permanent_"]
-
 
 def keep_masks_(model: nn.Module, layers: str | Iterable[str] | None = None) -> dict[str, Tensor]:
     """Keep the zeros of the weights: each weight that holds any gets the mask (weight ≠ 0) and computes the same.

@@ -10,10 +10,8 @@ from convexprune.errors import UnsupportedModule
 from convexprune.masks.choosing import obstacle
 from convexprune.masks.parametrizing import adding_masks
 from convexprune.masks.sites import Site
-from convexprune.shrink import resize_, restoring
+from convexprune.network.shrink import resize_, restoring
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["load_masked_state_dict_"]
 
 _KEY = re.compile(r"(?:(.+)\.)?parametrizations\.(\w+)\.0\.mask")
 

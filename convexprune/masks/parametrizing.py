@@ -9,8 +9,6 @@ from torch.nn.utils import parametrize
 
 from convexprune.masks.sites import Mask, Site, parameter_order
 
-__all__ = ["adding_masks", "put_on_", "take_off_"]
-
 
 @contextmanager
 def adding_masks(masks: Mapping[Site, Tensor]) -> Iterator[None]:

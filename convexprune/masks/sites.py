@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from convexprune.errors import UnsupportedModule
-from convexprune.plan import check_module
-
-__all__ = ["Mask", "Site", "masked", "parameter_order"]
+from convexprune.network.choosing import check_module
 
 
 class Mask(nn.Module):

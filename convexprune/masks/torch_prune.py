@@ -8,8 +8,6 @@ from convexprune.masks.keeping import kept_masks
 from convexprune.masks.parametrizing import put_on_, take_off_
 from convexprune.masks.sites import Site, masked, parameter_order
 
-__all__ = ["from_torch_prune_", "to_torch_prune_"]
-
 
 def to_torch_prune_(model: nn.Module) -> None:
     """Hand the masks over to ``torch.nn.utils.prune``: ``weight_orig``, ``weight_mask`` and a forward hook.

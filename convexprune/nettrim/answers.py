@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.posed import How, Posed
-from convexprune.solvers import Certificate, Gram, LayerProgram, Solution, Status, certify
-from convexprune.solvers.refit import SHORT, refit_told
-
-__all__ = ["KEPT", "REFITTED", "Answer", "Goal", "Plain", "answered", "refitted", "solver_for"]
+from convexprune.solvers import Gram, LayerProgram, Solution, Status, certify
+from convexprune.solvers.certificate import Certificate
+from convexprune.solvers.methods.refit import SHORT, refit_told
 
 KEPT = "as trained"
 """The status of trained weights that stay, since no better ones were found that keep the promise."""

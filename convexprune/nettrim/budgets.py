@@ -10,9 +10,9 @@ from convexprune.nettrim.answers import Answer, Plain, answered, refitted, solve
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import NM, LayerProgram, Status, TopK, smallest_eps, solve
-
-__all__ = ["Keep", "KeepByPath", "Pattern"]
+from convexprune.solvers import LayerProgram, Status, TopK, solve
+from convexprune.solvers.methods import smallest_eps
+from convexprune.solvers.programs import NM
 
 
 @dataclass(frozen=True)

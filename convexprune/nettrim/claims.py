@@ -4,7 +4,7 @@ A layer's program takes three things for granted: that the layer's outputs are i
 else reads these weights; that a BatchNorm which is part of the program scales and shifts each of the outputs by itself,
 and nothing else reads them; and that where errors count behind a ReLU, nothing but this ReLU reads what is before it.
 Each is tested by numbers, on a few samples of the calibration data, for all layers at once: the first by the product
-itself, all of them by interventions under which the model's outputs must not change (``convexprune.interventions``).
+itself, all of them by interventions under which the model's outputs must not change (``network.interventions``).
 Weights are scaled, output by output, and the outputs scaled back where the plan says that they are; shifts are changed,
 and what the norm gives put back; what a ReLU makes 0 is replaced.
 """
@@ -18,17 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import samples_of
-from convexprune.forwards import Forward, evaluating
-from convexprune.interventions import Trial, generator, read_beyond_relu, rounding
-from convexprune.matrices import input_matrices, output_matrices, weight_matrices, write_back_
-from convexprune.matrices.support import supported
+from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
+from convexprune.layers.support import supported
 from convexprune.nettrim.sites import Site, Versions, has_bias
+from convexprune.network.calibration import samples_of
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.interventions import Trial, generator, read_beyond_relu, rounding
+from convexprune.network.taps import Tap, attention_of, norm_tap, without_hooks
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ShapeMismatch
-from convexprune.taps import Tap, attention_of, norm_tap, without_hooks
-
-__all__ = ["Checked", "checked"]
 
 Examples = Sequence[tuple[Any, Sequence[str]]]
 _Affine = tuple[Tensor, Tensor, int]

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Fold", "folds"]
-
 
 @dataclass(frozen=True, eq=False)
 class Fold:

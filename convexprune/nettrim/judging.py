@@ -16,10 +16,9 @@ from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.rows import layer_row
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.verification import VerifiedLayer
-from convexprune.solvers import Certificate, Gram, LayerProgram, Status, certify
+from convexprune.solvers import Gram, LayerProgram, Status, certify
+from convexprune.solvers.certificate import Certificate
 from convexprune.solvers.errors import ConvexPruneError
-
-__all__ = ["agreement", "judged"]
 
 # Certificates are sums in float64. What they are made of is not: a layer's inputs come from a forward in the model's
 # dtype, and another device or number of threads adds these up in another order. So figures agree to many roundings of

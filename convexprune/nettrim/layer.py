@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convexprune.matrices import input_matrices, input_positions, weight_matrices
+from convexprune.layers import input_matrices, input_positions, weight_matrices
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.sites import has_bias
-from convexprune.padding import layouts, read_masks
+from convexprune.network.padding import layouts, read_masks
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
 from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
 from convexprune.solvers.errors import EmptyInput, InvalidInput
-
-__all__ = ["layer_program"]
 
 
 def layer_program(

@@ -10,11 +10,11 @@ from convexprune.nettrim.answers import Answer, Plain, answered, solver_for
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.nettrim.tolerance import Within
-from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, certify, solve_path
-from convexprune.solvers.solution import Seconds
-from convexprune.solvers.solve import environment
-
-__all__ = ["Measure", "Measurement", "check_measured"]
+from convexprune.solvers import LayerProgram, Solution, Status, certify, solve_path
+from convexprune.solvers.certificate.solution import Seconds
+from convexprune.solvers.methods import EpsPath
+from convexprune.solvers.methods.solve import environment
+from convexprune.solvers.programs import GroupL2
 
 
 def _path(program: LayerProgram, posed: Posed, eps: Sequence[float], how: How) -> EpsPath | None:

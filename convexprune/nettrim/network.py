@@ -4,16 +4,14 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from convexprune.allocation import allocate_eps, allocate_nonzeros
 from convexprune.nettrim.goals import Answer, Goal, Keep, KeepByPath, Measure, Within
 from convexprune.nettrim.measuring import check_measured
 from convexprune.nettrim.outcome import bound_of, check_known, radii_of
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
+from convexprune.network.ties import layer_uses
+from convexprune.pruners.allocation import allocate_eps, allocate_nonzeros
 from convexprune.solvers.errors import Infeasible
-from convexprune.ties import layer_uses
-
-__all__ = ["LEAST_EPS", "NetworkEps", "NetworkSparsity", "fewest_weights"]
 
 _ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
 _HALVINGS = 16

@@ -17,13 +17,13 @@ from convexprune.nettrim.answers import Answer, Plain, answered
 from convexprune.nettrim.measuring import Measurement
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
-from convexprune.solvers import EpsPath, GroupL2, LayerProgram, Solution, Status, TopK, certify
+from convexprune.solvers import LayerProgram, Solution, Status, TopK, certify
 from convexprune.solvers.arrays import norm
-from convexprune.solvers.refit import refit_told
-from convexprune.solvers.solution import Seconds
-from convexprune.solvers.solve import environment
-
-__all__ = ["KeepInputs", "RankInputs"]
+from convexprune.solvers.certificate.solution import Seconds
+from convexprune.solvers.methods import EpsPath
+from convexprune.solvers.methods.refit import refit_told
+from convexprune.solvers.methods.solve import environment
+from convexprune.solvers.programs import GroupL2
 
 
 @dataclass(frozen=True)

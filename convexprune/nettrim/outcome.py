@@ -10,26 +10,13 @@ import torch
 from torch import Tensor
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
-from convexprune.calibration import Calibration
 from convexprune.errors import PruningFailed
-from convexprune.forwards import evaluating, outputs_of, run_model
 from convexprune.nettrim.run import Run
-from convexprune.report import LayerReport
+from convexprune.network.calibration import Calibration
+from convexprune.network.forwards import evaluating, outputs_of, run_model
+from convexprune.report.report import LayerReport
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = [
-    "NetworkPromise",
-    "amplified",
-    "bound_of",
-    "check_known",
-    "is_vacuous",
-    "network_errors",
-    "network_promise",
-    "radii_of",
-    "same_outputs",
-]
-
 
 _SHAPES = 32
 _TINY = 1e-300

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Parcel", "packed"]
-
 _CARRIERS = {torch.bfloat16: torch.int16}  # numpy does not know it: it travels as one of the same width
 _DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _DTYPES |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}

@@ -7,24 +7,22 @@ from glob import escape
 
 from torch import nn
 
-from convexprune.calibration import Calibration
 from convexprune.errors import NothingToPrune
-from convexprune.forwards import Forward
-from convexprune.matrices import weight_matrices
+from convexprune.layers import weight_matrices
 from convexprune.nettrim.claims import checked
 from convexprune.nettrim.posed import FITS
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
-from convexprune.padding import Counted
-from convexprune.passes import Observed, observe
-from convexprune.patterns import check_patterns, looked_up
-from convexprune.plan import choose_layers, layer_fits
-from convexprune.report import SkippedModule
-from convexprune.sightings import Sightings, visible_size
-from convexprune.taps import Tap, tap
-from convexprune.ties import Ties, find_ties
-
-__all__ = ["Plan", "make_plan"]
+from convexprune.network.calibration import Calibration
+from convexprune.network.choosing import choose_layers, layer_fits
+from convexprune.network.forwards import Forward
+from convexprune.network.padding import Counted
+from convexprune.network.passes import Observed, observe
+from convexprune.network.patterns import check_patterns, looked_up
+from convexprune.network.sightings import Sightings, visible_size
+from convexprune.network.taps import Tap, tap
+from convexprune.network.ties import Ties, find_ties
+from convexprune.report.report import SkippedModule
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
 _NO_ROWS = "it is called with no rows of the calibration data that count, so its inputs are not known"

@@ -17,8 +17,6 @@ from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.workers import Lost, Workers, count_workers
 from convexprune.solvers.errors import InvalidInput, MissingExtra
 
-__all__ = ["apart", "cluster"]
-
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
 

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from convexprune.nettrim.folding import Fold
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, ReluLoss, Restricted, SquaredLoss
+from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall
 from convexprune.solvers.arrays import norm, stratified, working_dtype
+from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.fits import Fit
-from convexprune.solvers.interface import Solver
-from convexprune.solvers.penalties import Penalty
-from convexprune.solvers.solution import TracePoint
-
-__all__ = ["FITS", "How", "Pile", "Posed"]
+from convexprune.solvers.methods.interface import Solver
+from convexprune.solvers.programs import ReluLoss, Restricted, SquaredLoss
+from convexprune.solvers.programs.fits import Fit
+from convexprune.solvers.programs.penalties import Penalty
 
 FITS = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 """Fits by name."""

@@ -16,12 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from convexprune.calibration import Calibration
-from convexprune.compiled import uncompiled
-from convexprune.files import StrPath
-from convexprune.fitting import fitted
-from convexprune.forwards import Forward
-from convexprune.journal import Journal, described_run
+from convexprune.files.texts import visible
+from convexprune.files.weights import StrPath
 from convexprune.nettrim.outcome import NetworkPromise, amplified, network_promise, same_outputs
 from convexprune.nettrim.planning import Plan
 from convexprune.nettrim.recipe import Recipe, recipe_of_call
@@ -32,18 +28,20 @@ from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.structured import NeuronSparsity
 from convexprune.nettrim.targets import Target
 from convexprune.nettrim.tasks import executor, mode_for
-from convexprune.padding import Mask
-from convexprune.plan import check_module
+from convexprune.network.calibration import Calibration
+from convexprune.network.choosing import check_module
+from convexprune.network.compiled import uncompiled
+from convexprune.network.fitting import fitted
+from convexprune.network.forwards import Forward
+from convexprune.network.padding import Mask
+from convexprune.network.shrink import restoring
 from convexprune.progress import silent
-from convexprune.report import LayerReport, Report, SkippedModule, emptied_layers, told_once
-from convexprune.shrink import restoring
+from convexprune.report.report import LayerReport, Report, SkippedModule, emptied_layers, told_once
+from convexprune.runs.journal import Journal, described_run
+from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.interface import Solver
-from convexprune.solvers.solution import TracePoint
-from convexprune.solvers.solve import environment
-from convexprune.texts import visible
-
-__all__ = ["prune_"]
+from convexprune.solvers.methods.interface import Solver
+from convexprune.solvers.methods.solve import environment
 
 _log = logging.getLogger(__name__)
 

@@ -11,16 +11,14 @@ import numpy as np
 import torch
 
 from convexprune.nettrim.posed import How
-from convexprune.padding import check_mask
-from convexprune.patterns import name_patterns
-from convexprune.solvers import NM
+from convexprune.network.padding import check_mask
+from convexprune.network.patterns import name_patterns
 from convexprune.solvers.arrays import as_number, checked_count, checked_radius
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
-from convexprune.solvers.interface import Limits, Solver, options_of
-from convexprune.solvers.judge import checked_limits
-from convexprune.solvers.registry import make_solver
-
-__all__ = ["A_FUNCTION", "Recipe", "checked_recipe", "recipe_from_dict", "recipe_of_call"]
+from convexprune.solvers.methods.interface import Limits, Solver, options_of
+from convexprune.solvers.methods.judge import checked_limits
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.programs import NM
 
 _WORDS = {
     "mode": ("parallel", "cascade", None),

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.journal import Record
 from convexprune.nettrim.folding import Fold
 from convexprune.nettrim.goals import GOALS, KEPT, REFITTED, Answer, Goal, as_goal
-from convexprune.solvers import Certificate, Solution, Status
+from convexprune.runs.journal import Record
+from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import working_dtype
-from convexprune.solvers.solution import Seconds, TracePoint
-
-__all__ = ["goal_of", "recalled", "recorded", "to_device"]
+from convexprune.solvers.certificate import Certificate
+from convexprune.solvers.certificate.solution import Seconds, TracePoint
 
 T = TypeVar("T")
 _ENDS = (*map(str, Status), KEPT, REFITTED, "rounded")

@@ -6,9 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from convexprune.calibration import Calibration
-from convexprune.forwards import Forward
-from convexprune.links import Link
 from convexprune.nettrim.goals import Keep, KeepByPath, Within
 from convexprune.nettrim.network import NetworkEps, NetworkSparsity
 from convexprune.nettrim.planning import Plan, make_plan
@@ -17,12 +14,13 @@ from convexprune.nettrim.search import MeasuredEps
 from convexprune.nettrim.sparsities import budget, left_as_trained, shared_budgets, sparsity_of
 from convexprune.nettrim.structured import NeuronSparsity, chosen_links, reachable
 from convexprune.nettrim.targets import Each, Target
-from convexprune.patterns import by_first_names
-from convexprune.plan import check_module, layer_eps
-from convexprune.report import SkippedModule
-from convexprune.ties import find_ties
-
-__all__ = ["planned", "target_of"]
+from convexprune.network.calibration import Calibration
+from convexprune.network.choosing import check_module, layer_eps
+from convexprune.network.forwards import Forward
+from convexprune.network.links import Link
+from convexprune.network.patterns import by_first_names
+from convexprune.network.ties import find_ties
+from convexprune.report.report import SkippedModule
 
 
 def planned(

@@ -7,10 +7,8 @@ from typing import Any, ClassVar, Self
 
 from convexprune.nettrim.goals import KEPT, REFITTED, Answer, Goal, Within
 from convexprune.nettrim.sites import Site
-from convexprune.report import LayerReport
+from convexprune.report.report import LayerReport
 from convexprune.solvers import Status
-
-__all__ = ["NetTrimLayer", "answer_notes", "layer_figures", "layer_row"]
 
 _ROUNDING = 1e-9
 _ORIGINAL = "fitted to the original network's inputs, as in parallel mode: in the pruned network other rows reach it"

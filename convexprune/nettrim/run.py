@@ -12,10 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from convexprune.calibration import Calibration
 from convexprune.errors import DamagedFile, PruningFailed
-from convexprune.forwards import Forward, evaluating
-from convexprune.journal import Journal, Record
+from convexprune.files.texts import visible
 from convexprune.nettrim.goals import KEPT, Answer, Goal
 from convexprune.nettrim.judging import judged
 from convexprune.nettrim.planning import Plan
@@ -25,18 +23,18 @@ from convexprune.nettrim.sites import Site, Versions
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import Executor, Task, serially
 from convexprune.nettrim.verification import VerifiedLayer
-from convexprune.padding import Counted, Masks
-from convexprune.passes import observe, received
+from convexprune.network.calibration import Calibration
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.padding import Counted, Masks
+from convexprune.network.passes import observe, received
+from convexprune.network.taps import Received
+from convexprune.network.watch import tensors_in
 from convexprune.progress import silent
+from convexprune.runs.journal import Journal, Record
 from convexprune.solvers import Solution, Status
 from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import Infeasible
-from convexprune.solvers.solution import TracePoint
-from convexprune.taps import Received
-from convexprune.texts import visible
-from convexprune.watch import tensors_in
-
-__all__ = ["Run"]
 
 _log = logging.getLogger(__name__)
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)

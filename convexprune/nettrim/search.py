@@ -11,8 +11,6 @@ from convexprune.nettrim.outcome import network_errors
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.targets import Each
 
-__all__ = ["MeasuredEps"]
-
 _log = logging.getLogger(__name__)
 _NEAR = 0.95  # of the total: a trial whose error is this large ends the search
 _AIM = 0.98

@@ -8,13 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from convexprune.matrices import input_matrices, weight_matrices, write_back_
+from convexprune.layers import input_matrices, weight_matrices, write_back_
 from convexprune.nettrim.folding import Fold, folds
-from convexprune.padding import rows_that_count
+from convexprune.network.padding import rows_that_count
+from convexprune.network.taps import Received, Tap
 from convexprune.solvers.errors import NonFinite
-from convexprune.taps import Received, Tap
-
-__all__ = ["Site", "Versions", "has_bias"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,10 +8,8 @@ from convexprune.errors import NothingToPrune
 from convexprune.nettrim.goals import Goal, Keep, KeepByPath, Pattern
 from convexprune.nettrim.recipe import Recipe
 from convexprune.nettrim.sites import Site
-from convexprune.patterns import is_named, looked_up
+from convexprune.network.patterns import is_named, looked_up
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["budget", "left_as_trained", "shared_budgets", "sparsity_of"]
 
 Sparsity: TypeAlias = float | Pattern
 

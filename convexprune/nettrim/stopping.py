@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from convexprune.nettrim.posed import How
-from convexprune.solvers import PathPoint, Status
+from convexprune.solvers import Status
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["Stop", "Until"]
+from convexprune.solvers.methods import PathPoint
 
 
 @dataclass(eq=False)

@@ -9,19 +9,17 @@ import torch
 from torch import nn
 
 from convexprune.errors import NothingToPrune
-from convexprune.graph import LAYERS, inputs_of
-from convexprune.links import Link, find_links
 from convexprune.nettrim.goals import Goal, KeepInputs, RankInputs
 from convexprune.nettrim.measuring import check_measured
 from convexprune.nettrim.rows import answer_notes
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.targets import Each
-from convexprune.patterns import is_chosen, unmatched
-from convexprune.report import LayerReport, SkippedModule
-from convexprune.shrink import mask_neurons_, remove_neurons_
-
-__all__ = ["NeuronLayer", "NeuronSparsity", "chosen_links", "reachable"]
+from convexprune.network.graph import LAYERS, inputs_of
+from convexprune.network.links import Link, find_links
+from convexprune.network.patterns import is_chosen, unmatched
+from convexprune.network.shrink import mask_neurons_, remove_neurons_
+from convexprune.report.report import LayerReport, SkippedModule
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from typing import Protocol
 from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.run import Run
 
-__all__ = ["Each", "Target", "pursued"]
-
 
 class Target(Protocol):
     """What is asked of the network."""

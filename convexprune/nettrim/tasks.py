@@ -12,8 +12,6 @@ from convexprune.nettrim.posed import How, Posed
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Executor", "Task", "executor", "mode_for", "serially"]
-
 
 @dataclass(frozen=True, eq=False)
 class Task:

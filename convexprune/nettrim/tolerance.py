@@ -11,9 +11,7 @@ from convexprune.nettrim.answers import KEPT, REFITTED, Answer, Plain, answered,
 from convexprune.nettrim.posed import How, Posed
 from convexprune.nettrim.stopping import Until
 from convexprune.solvers import LayerProgram, Solution, Status, certify, solve
-from convexprune.solvers.fits.base import SetFit
-
-__all__ = ["Within"]
+from convexprune.solvers.programs.fits.base import SetFit
 
 _ROUNDED = (
     1e-2  # the violation up to which weights that only rounding moved out of the set are better than trained ones

@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from convexprune.nettrim.rows import NetTrimLayer
-from convexprune.tables import as_text, layer_table
+from convexprune.report.tables import as_text, layer_table
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-__all__ = ["Verification", "VerifiedLayer"]
 
 _COLUMNS = ("layer", "asked", "status", "ℓ1 value", "bound", "gap", "violation", "error", "verdict")
 _NARROW = ("layer", "gap", "violation", "error", "verdict")

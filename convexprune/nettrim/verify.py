@@ -14,14 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from convexprune.calibration import Calibration
-from convexprune.compiled import uncompiled
-from convexprune.consistency import check_results
 from convexprune.errors import DamagedFile
-from convexprune.files import StrPath
-from convexprune.fitting import fitted
-from convexprune.forwards import Forward
-from convexprune.journal import Journal, Record, check_same, described_run, read_json
+from convexprune.files.weights import StrPath
 from convexprune.nettrim.goals import Answer, Goal
 from convexprune.nettrim.judging import agreement
 from convexprune.nettrim.outcome import dtype_of, network_promise
@@ -32,12 +26,16 @@ from convexprune.nettrim.request import planned
 from convexprune.nettrim.run import Run
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
-from convexprune.padding import Mask
-from convexprune.plan import check_module
+from convexprune.network.calibration import Calibration
+from convexprune.network.choosing import check_module
+from convexprune.network.compiled import uncompiled
+from convexprune.network.fitting import fitted
+from convexprune.network.forwards import Forward
+from convexprune.network.padding import Mask
 from convexprune.progress import silent
+from convexprune.runs.consistency import check_results
+from convexprune.runs.journal import Journal, Record, check_same, described_run, read_json
 from convexprune.solvers.errors import InvalidInput
-
-__all__ = ["recorded_mask", "verify"]
 
 
 def verify(

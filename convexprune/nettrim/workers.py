@@ -13,8 +13,6 @@ from joblib.parallel import ParallelBackendBase, get_active_backend
 
 from convexprune.solvers.errors import InvalidInput
 
-__all__ = ["Lost", "Workers", "count_workers"]
-
 T = TypeVar("T")
 
 _PATIENCE = 60  # seconds that a new worker may take to start, where Dask has none left

@@ -2,30 +2,10 @@
 
 import torch
 
-from convexprune.solvers.fits import NetTrimSet
-from convexprune.solvers.penalties import L1
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.fits import NetTrimSet
+from convexprune.solvers.programs.penalties import L1
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.layers import fit_of, gaussian, layer, pose, targets_of, uniform
-
-__all__ = [
-    "all_active",
-    "badly_scaled",
-    "dead_inputs",
-    "duplicate_columns",
-    "free_bias",
-    "large_units",
-    "low_rank",
-    "nearly_collinear",
-    "no_slack",
-    "one_sample",
-    "raised_ceiling",
-    "rounded",
-    "small_units",
-    "some_inactive",
-    "tall",
-    "weighted",
-    "wide",
-]
 
 
 def free_bias(fit: str) -> LayerProgram:

@@ -7,18 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.certificate import certify
+from convexprune.solvers.certificate.certificate import certify
+from convexprune.solvers.certificate.solution import Solution, Status
 from convexprune.solvers.errors import SolverRefused
-from convexprune.solvers.interface import Solver
-from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.registry import make_solver
-from convexprune.solvers.solution import Solution, Status
-from convexprune.solvers.solve import solve
+from convexprune.solvers.methods.interface import Solver
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.methods.solve import solve
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.member import Member
 from convexprune.solvers.testing.report import NotConforming
-
-__all__ = ["GOOD", "Candidate", "expect", "told"]
 
 GOOD = (Status.SOLVED, Status.NO_BOUND)
 """What a solver is content with: proven, or within a budget about which nothing can be proven."""

@@ -5,12 +5,10 @@ from functools import cache, partial
 
 import torch
 
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing import awkward, exotic, known, structured
 from convexprune.solvers.testing.layers import FITS, SETS, layer, pose
 from convexprune.solvers.testing.member import Member, known_member
-
-__all__ = ["budgets", "feasible", "infeasible"]
 
 
 @cache

@@ -2,15 +2,13 @@
 
 import torch
 
+from convexprune.solvers.certificate.solution import Status
 from convexprune.solvers.errors import SolverRefused
-from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.solution import Status
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.candidate import GOOD, Candidate, expect, told
 from convexprune.solvers.testing.member import Member
 from convexprune.solvers.testing.report import NotConforming
-
-__all__ = ["budget", "impossible", "refusals", "solved_or_honest"]
 
 
 def refusals(candidate: Candidate) -> str:

@@ -11,8 +11,6 @@ from torch import Tensor
 from convexprune.solvers.testing.candidate import expect
 from convexprune.solvers.testing.report import NotConforming, Report, Result
 
-__all__ = ["ALIKE", "Draw", "alike", "best_of", "checked", "same"]
-
 ALIKE = 1e-7
 """Relative error granted to float64 numbers that should be equal."""
 

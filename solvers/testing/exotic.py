@@ -6,12 +6,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from convexprune.solvers.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
-from convexprune.solvers.penalties import NM, TopK
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.penalties import NM, TopK
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.layers import gaussian, layer
-
-__all__ = ["BUDGETS", "IMPOSSIBLE", "infeasible_ceiling", "orthonormal_budget", "planted_budget", "small_budget"]
 
 Known = tuple[LayerProgram, float]
 

@@ -12,8 +12,6 @@ from convexprune.solvers.testing.candidate import expect
 from convexprune.solvers.testing.contract import ALIKE, Draw, agrees, alike, best_of, checked, conic, needs_cvxpy, same
 from convexprune.solvers.testing.report import Report
 
-__all__ = ["check_fit"]
-
 _WEIGHTS = (0.02, 1.0, 30.0)  # of a prox
 _CHANCE = 2.0  # how far random samples may be from the average
 _SECTIONS = 40  # of a line, in search of the highest point: thirds

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 
-from convexprune.solvers.certificate import certify
+from convexprune.solvers.certificate.certificate import certify
+from convexprune.solvers.certificate.solution import Solution, Status
 from convexprune.solvers.errors import ConvexPruneError
-from convexprune.solvers.interface import Solver
-from convexprune.solvers.solution import Solution, Status
-from convexprune.solvers.solve import solve
+from convexprune.solvers.methods.interface import Solver
+from convexprune.solvers.methods.solve import solve
 from convexprune.solvers.testing.random_programs import Drawn
-
-__all__ = ["SETTLED", "Trial", "table", "try_on"]
 
 SETTLED = (Status.SOLVED, Status.INFEASIBLE)
 """Both are proven."""

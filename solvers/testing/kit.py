@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from convexprune.solvers.errors import MissingExtra, SolverRefused
-from convexprune.solvers.interface import Solver
+from convexprune.solvers.methods.interface import Solver
 from convexprune.solvers.testing import checks as _checks
 from convexprune.solvers.testing import promises, zoo
 from convexprune.solvers.testing.candidate import Candidate
 from convexprune.solvers.testing.member import Member
 from convexprune.solvers.testing.report import NotConforming, Report, Result
-
-__all__ = ["Check", "check", "checks"]
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from convexprune.solvers.fits import SquaredLoss
-from convexprune.solvers.penalties import L1, GroupL2, Penalty
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.fits import SquaredLoss
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.layers import LOSSES, SETS, layer, pose, targets_of, uniform
-
-__all__ = [
-    "ORTHONORMAL",
-    "all_inactive",
-    "backwards",
-    "exact",
-    "one_column",
-    "one_column_a_neuron",
-    "orthonormal",
-    "zero",
-]
 
 Known = tuple[LayerProgram, float]
 

@@ -6,12 +6,10 @@ Every program is built backwards from weights that reach its targets, so that ep
 import torch
 from torch import Tensor
 
-from convexprune.solvers.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
-from convexprune.solvers.fits.base import LossFit, SetFit
-from convexprune.solvers.penalties import L1, Penalty
-from convexprune.solvers.program import LayerProgram
-
-__all__ = ["FITS", "LOSSES", "SETS", "critical_weight", "gaussian", "layer", "pose", "targets_of", "uniform"]
+from convexprune.solvers.programs.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.fits.base import LossFit, SetFit
+from convexprune.solvers.programs.penalties import L1, Penalty
+from convexprune.solvers.programs.program import LayerProgram
 
 SETS: dict[str, type[SetFit]] = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 """Fits with a radius, by their names in the zoo."""

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.references import REFERENCES
-
-__all__ = ["KINDS", "Member", "known_member"]
 
 KINDS = ("plain", "eps", "awkward", "degenerate", "known", "neurons", "groups", "gram", "low precision")
 """The kinds of convex feasible members."""

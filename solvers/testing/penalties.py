@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.claims import fenchel_young
-from convexprune.solvers.penalties import is_homogeneous
+from convexprune.solvers.programs.claims import fenchel_young
+from convexprune.solvers.programs.penalties import is_homogeneous
 from convexprune.solvers.testing.candidate import expect
 from convexprune.solvers.testing.contract import ALIKE, Draw, agrees, alike, best_of, checked, conic, needs_cvxpy, same
 from convexprune.solvers.testing.report import NotConforming, Report
-
-__all__ = ["check_penalty"]
 
 _STEPS = (0.03, 0.5, 20.0)
 

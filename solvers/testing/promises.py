@@ -9,25 +9,14 @@ import time
 import torch
 from torch import Tensor
 
-from convexprune.solvers.certificate import certify
+from convexprune.solvers.certificate.certificate import certify
+from convexprune.solvers.certificate.solution import Solution
 from convexprune.solvers.errors import SolverRefused
-from convexprune.solvers.interface import Limits, Proposal, Solver, Start, Watch
-from convexprune.solvers.program import LayerProgram
-from convexprune.solvers.solution import Solution
+from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, Watch
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.candidate import GOOD, Candidate, expect, told
 from convexprune.solvers.testing.layers import FITS
-
-__all__ = [
-    "determinism",
-    "inputs_untouched",
-    "iteration_limit",
-    "lies",
-    "multipliers",
-    "precisions",
-    "starts",
-    "time_limit",
-]
 
 _GRACE = 2.0  # seconds beyond a time limit: for the set-up, the iteration under way and one judging
 _ROUNDED = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

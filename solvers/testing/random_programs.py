@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexprune.solvers.certificate import certify
-from convexprune.solvers.fits import Fit, NetTrimSet
-from convexprune.solvers.penalties import L1, GroupL2, Penalty
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.certificate.certificate import certify
+from convexprune.solvers.programs.fits import Fit, NetTrimSet
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.layers import FITS, LOSSES, SETS, critical_weight, targets_of
-
-__all__ = ["DTYPES", "EPS", "FAMILIES", "Drawn", "draw"]
 
 EPS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1, 0.5)
 """Radii relative to ‖Y‖_F; of a loss, the critical weight relative to the weight."""

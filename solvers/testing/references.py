@@ -4,8 +4,6 @@ Each is the value of a solution with a certified gap and a violation below 1e-7 
 by an interior point method where that got there, else by "admm" in float64.
 """
 
-__all__ = ["REFERENCES"]
-
 REFERENCES: dict[str, float] = {
     "relu-ball plain 20x8x5": 14.98053,
     "relu-ball plain 500x20x10": 36.0781483,

@@ -5,8 +5,6 @@ from typing import Any
 
 from convexprune.solvers.errors import ConvexPruneError
 
-__all__ = ["NotConforming", "Report", "Result"]
-
 
 class NotConforming(ConvexPruneError, AssertionError):
     """A solver, fit or penalty is not what it should be; the message says what was found and what was expected."""

@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from convexprune.solvers.fits import Ball, SquaredLoss
-from convexprune.solvers.gram import Gram
-from convexprune.solvers.penalties import L1, GroupL2, Penalty
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.fits import Ball, SquaredLoss
+from convexprune.solvers.programs.gram import Gram
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.layers import SETS, critical_weight, gaussian, layer, pose, targets_of
-
-__all__ = ["GROUPS", "grams", "groups", "neurons"]
 
 
 def neurons(fit: str, exact: int = 0) -> LayerProgram:

@@ -8,11 +8,9 @@
 from functools import cache
 
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.program import LayerProgram
+from convexprune.solvers.programs.program import LayerProgram
 from convexprune.solvers.testing.catalogue import budgets, feasible, infeasible
 from convexprune.solvers.testing.member import KINDS, Member
-
-__all__ = ["KINDS", "Member", "budgets", "infeasible", "member", "members", "program", "representative"]
 
 _REPRESENTATIVE = (
     "relu-ball plain 20x8x5",

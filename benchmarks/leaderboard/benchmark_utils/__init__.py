@@ -12,7 +12,7 @@ from benchopt import BaseSolver
 from benchopt.stopping_criterion import StoppingCriterion
 
 from convexprune.solvers import LayerProgram, available, solve
-from convexprune.solvers.registry import make_solver
+from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.testing import zoo
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))

@@ -1,0 +1,136 @@
+"""While a command runs: what it tells people and machines, and Ctrl-C."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from convexprune.files.texts import visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+UNCERTIFIED, TIME_LIMIT, NOTHING_PRUNED, INTERRUPTED = 3, 4, 5, 130
+"""Exit statuses beside 0, 1 for errors and 2 for misspelt commands."""
+
+console = Console()
+errors = Console(stderr=True)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log records without what would move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As text."""
+        return visible(super().format(record))
+
+
+def show_anything() -> None:
+    """Write escapes for characters that the terminal's encoding does not have, in place of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(where: Console, text: str) -> None:
+    """Print a text as it is, whatever it holds: names and paths are not ours."""
+    where.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One object on standard output; NaN and infinity become null."""
+    from convexprune.files.weights import plain  # it imports torch, which --help need not wait for
+
+    typer.echo(json.dumps(plain(data), indent=2, default=str))
+
+
+def _name(name: str) -> str:
+    """In the markup that progress bars are written in."""
+    return escape(visible(name, line=True))
+
+
+class Bars:
+    """Two rows: the layers, and the solve that is running; ``progress`` and ``callback`` are for the library."""
+
+    def __init__(self, shown: "Progress") -> None:
+        self._shown = shown
+        self._layers = shown.add_task("", total=None, count="", note="")
+        self._solve = shown.add_task("", total=None, count="", note="", visible=False)
+        self._total = 0
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """The first row."""
+        if stage == "capture":
+            self._shown.update(self._layers, description="reading the data", count=f"{done} batches", total=None)
+            return
+        if total < self._total:  # one layer of a cascade: its number among all was told before
+            return
+        self._total = total
+        self._shown.update(self._layers, description=_name(stage), completed=done, total=total, count=f"{done}/{total}")
+        self._shown.update(self._solve, visible=False)
+
+    def callback(self, layer: str, point: Any) -> None:
+        """The second row."""
+        note = f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}"
+        self._shown.update(self._solve, description=f"  {_name(layer)}", note=note, visible=True)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Bars]:
+    """Shown on the console while the body runs, if that is a terminal; gone afterwards."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # --help need not wait for it
+
+    count, note = TextColumn("{task.fields[count]}"), TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        yield Bars(shown)
+
+
+class Interrupt:
+    """Whether a signal asked to stop; to be called."""
+
+    asked = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.asked
+
+
+@contextmanager
+def interruptible(tell: Callable[[], None]) -> Iterator[Interrupt]:
+    """The first SIGINT or SIGTERM is only noted, and told; the second raises KeyboardInterrupt. Main thread only."""
+    interrupt = Interrupt()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        if interrupt.asked:
+            raise KeyboardInterrupt
+        interrupt.asked = True
+        tell()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            with suppress(TypeError):  # None: it was not set from Python, and cannot be put back from there
+                signal.signal(number, handler)
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """SIGINT is ignored. Processes started meanwhile stay so: a terminal's Ctrl-C is for the parent."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,192 @@
+"""A model and its data as they are named on the command line: read from files, and checked."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convexprune.cli.reference import REFERENCE_MODELS, find_model
+from convexprune.files.archives import MAX_RATIO
+from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, load_array, load_arrays
+from convexprune.files.weights import load_weights_into_
+from convexprune.network.calibration import samples_at, samples_of
+from convexprune.network.padding import KEY
+from convexprune.solvers.arrays import stratified
+from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+
+_IMAGE_NAMES = ("x_test", *INPUT_NAMES)
+_BATCH = 256
+
+Arrays = Any
+"""One array [samples, ...], or several by name, as long as each other."""
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What the files hold.
+
+    Attributes:
+        model: With its weights.
+        prepare: What makes inputs of arrays.
+        inputs, holdout: A tensor, or batches of several tensors by name; those to fit to, and those that are held out.
+        labels: Of the inputs, if they were asked for.
+        notices: What was chosen of the files.
+    """
+
+    model: nn.Module
+    prepare: Callable[[Arrays], Any]
+    inputs: Any = None
+    holdout: Any = None
+    labels: Tensor | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> Any:
+        """Some inputs, such as the model takes; None without any."""
+        if self.inputs is None or isinstance(self.inputs, Tensor):
+            return self.inputs if self.inputs is None else self.inputs[:_BATCH]
+        return {name: value for name, value in self.inputs[0].items() if name in _arguments(self.model)}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model and its inputs as they are named on the command line.
+
+    Attributes:
+        mask: The name of the array that says which positions count; None for "attention_mask" if there is one, or
+            False for none.
+        samples: How many of the samples are taken, at random and the same each time; None: all.
+        holdout: How many of these are held out.
+    """
+
+    model: str
+    weights: Path
+    calibration: Path | None
+    key: str | None = None
+    mask: str | bool | None = None
+    samples: int | None = None
+    max_ratio: float = MAX_RATIO
+    holdout: int | None = None
+
+    def read(self, labels_key: str | None = None) -> Read:
+        """Everything.
+
+        Raises:
+            InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
+            ShapeMismatch: Arrays of one file that are not equally long.
+        """
+        reference = find_model(self.model, Path.cwd)
+        model = reference.build()
+        load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
+        if self.calibration is None:
+            return Read(model, reference.prepare)
+        names = () if self.model in REFERENCE_MODELS else _arguments(model)  # these take one array of images
+        arrays = _inputs(self.calibration, self.key, names, self.mask, INPUT_NAMES, self.max_ratio)
+        labels = None if labels_key is None else load_array(self.calibration, labels_key, max_ratio=self.max_ratio)
+        rows, notices = self._rows(_length(self.calibration, arrays, labels), labels)
+        held = np.zeros(len(rows), dtype=bool)
+        if self.holdout is not None:
+            if self.holdout >= len(rows):
+                raise InvalidInput(f"--holdout: expected fewer than the {len(rows)} samples, found {self.holdout}")
+            held[stratified(len(rows), self.holdout).numpy()] = True
+
+        def part(chosen: np.ndarray[Any, Any]) -> Any:
+            return _batches(reference.prepare(_at(arrays, rows[chosen])))
+
+        return Read(
+            model,
+            reference.prepare,
+            inputs=part(~held),
+            holdout=part(held) if held.any() else None,
+            labels=None if labels is None else torch.from_numpy(np.asarray(labels[rows[~held]])),
+            notices=notices,
+        )
+
+    def _rows(self, total: int, labels: Any) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+        """The samples that are taken, ascending, of all classes their share where there are labels; and a sentence."""
+        if self.samples is None or self.samples >= total:
+            return np.arange(total), ()
+        chosen = stratified(total, self.samples).numpy()
+        if labels is not None:
+            chosen = np.sort(np.argsort(labels, kind="stable")[chosen])
+        of = "" if labels is None else ", of each label its share"
+        return chosen, (f"fitted to {self.samples:,} of {total:,} samples: a random choice, the same each time{of}",)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples for the accuracy before and after."""
+
+    data: Path
+    data_key: str | None
+    label_key: str | None
+    max_ratio: float = MAX_RATIO
+
+    def read(self, read: Read) -> tuple[Any, Tensor]:
+        """Inputs and labels."""
+        labels = load_array(self.data, self.label_key, LABEL_NAMES, max_ratio=self.max_ratio)
+        names = () if isinstance(read.inputs, Tensor) else _arguments(read.model)
+        inputs = _inputs(self.data, self.data_key, names, False, _IMAGE_NAMES, self.max_ratio)
+        if _length(self.data, inputs) != len(labels):
+            counts = f"{_length(self.data, inputs)} inputs and {len(labels)} labels"
+            raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
+        return _batches(read.prepare(inputs)), torch.from_numpy(np.asarray(labels))
+
+
+def _arguments(model: nn.Module) -> tuple[str, ...]:
+    """What the model's forward takes by name; labels only where it needs them."""
+    found = inspect.signature(model.forward).parameters.values()
+    named = [p for p in found if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return tuple(p.name for p in named if p.default is p.empty or p.name not in LABEL_NAMES)
+
+
+def _inputs(
+    path: Path,
+    key: str | None,
+    arguments: tuple[str, ...],
+    mask: str | bool | None,
+    names: tuple[str, ...],
+    max_ratio: float,
+) -> Arrays:
+    """One array; or, of a file with several that are named as the model's arguments or the mask, these.
+
+    A ``key`` names the array for the model's first argument.
+    """
+    hides = mask if isinstance(mask, str) else KEY if mask is None else ""
+    found = load_arrays(path, [hides, *(arguments if key is None else ())], max_ratio=max_ratio) if arguments else {}
+    if isinstance(mask, str) and mask not in found:
+        raise InvalidInput(f"--mask: {path} holds no array {mask!r} that could hide positions of this model's inputs")
+    if len(found) > 1:
+        return found
+    one = load_array(path, key, (*names, *arguments), max_ratio=max_ratio)
+    return {arguments[0]: one, **found} if hides in found else one
+
+
+def _length(path: Path, arrays: Arrays, *others: Any) -> int:
+    """How many samples there are.
+
+    Raises:
+        ShapeMismatch: Arrays of other lengths.
+    """
+    every = list(arrays.values()) if isinstance(arrays, Mapping) else [arrays]
+    lengths = [len(array) for array in (*every, *others) if array is not None]
+    if len(set(lengths)) > 1:
+        raise ShapeMismatch(f"{path}: its arrays have {lengths} samples, expected as many in each")
+    return lengths[0]
+
+
+def _at(arrays: Arrays, rows: np.ndarray[Any, Any]) -> Arrays:
+    """These samples of each array."""
+    return {name: array[rows] for name, array in arrays.items()} if isinstance(arrays, Mapping) else arrays[rows]
+
+
+def _batches(inputs: Any) -> Any:
+    """A tensor as it is, several by name as batches."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    return [samples_at(inputs, slice(start, start + _BATCH)) for start in range(0, samples_of(inputs), _BATCH)]

@@ -1,0 +1,123 @@
+"""Arrays of samples read from files, without unpickling anything."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from convexprune.errors import DamagedFile
+from convexprune.files.archives import MAX_RATIO, check_array, check_member, checked_ratio
+from convexprune.files.weights import StrPath, existing, listed, load_weights, read
+from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite
+
+Array = np.ndarray[Any, Any]
+_Parts = Mapping[str, Callable[[], Any]]  # what is in a file by name, to be read when it is called
+
+INPUT_NAMES = ("x_train", "x", "images", "inputs")
+LABEL_NAMES = ("y_test", "y_train", "y", "labels")
+
+_ARRAYS, _TENSORS = (".npz", ".npy"), (".safetensors", ".pt", ".pth", ".bin")
+_REMEDY = "save it again with numpy.savez(path, x=..., y=...), numbers only"
+
+
+def load_array(
+    path: StrPath,
+    key: str | None = None,
+    names: Sequence[str] = INPUT_NAMES,
+    *,
+    max_ratio: float = MAX_RATIO,
+) -> Array:
+    """Read one array: the one called ``key``, else the only one, else the first of ``names``.
+
+    Args:
+        path: ``.npy``, ``.npz``, or a file of named tensors: ``.safetensors``, ``.pt``, ``.pth``, ``.bin``.
+        key: The array's name.
+        names: Those that are conventional, the first that is there counts.
+        max_ratio: How many times the file's size the array may have; 256 MiB always pass.
+
+    Raises:
+        FileNotFoundError: nothing is at ``path``.
+        InvalidInput: another suffix, no such key, no conventional name among several, no array of numbers, or one
+            beyond the limit.
+        InvalidTolerance: a limit below 1.
+        DamagedFile: the file is cut short, is not what its suffix says, or holds pickled objects.
+        EmptyInput: the array has no elements.
+        NonFinite: the array holds NaN or infinity.
+    """
+    path, parts = _parts(path, max_ratio)
+    if "" not in parts:
+        key = _choose(path, list(parts), key, names)
+    elif key is not None:
+        raise InvalidInput(f"{path} holds one array without a name, not {key!r}; leave the key out.")
+    return _numbers(path, parts[key or ""])
+
+
+def load_arrays(path: StrPath, names: Iterable[str], *, max_ratio: float = MAX_RATIO) -> dict[str, Array]:
+    """Those of the named arrays that a file has; none of an ``.npy``, whose array has no name.
+
+    Raises:
+        As ``load_array``.
+    """
+    path, parts = _parts(path, max_ratio)
+    return {name: _numbers(path, parts[name]) for name in dict.fromkeys(names) if name and name in parts}
+
+
+def _parts(path: StrPath, max_ratio: float) -> tuple[Path, _Parts]:
+    checked_ratio(max_ratio)
+    path, suffix = existing(path, (*_ARRAYS, *_TENSORS))
+    if suffix in _TENSORS:
+        return path, {
+            name: partial(_as_array, tensor) for name, tensor in load_weights(path, max_ratio=max_ratio).items()
+        }
+    return path, read(path, partial(_members, max_ratio=max_ratio), "arrays of numbers", _REMEDY)
+
+
+def _as_array(tensor: Tensor) -> Array:
+    """numpy has no bfloat16."""
+    found: Array = (tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor).numpy()
+    return found
+
+
+def _members(path: Path, max_ratio: float) -> _Parts:
+    with path.open("rb") as file:
+        check_array(file, path.stat().st_size)
+        file.seek(0)
+        loaded = np.load(file, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            return {"": lambda: loaded}
+        with loaded:
+            return {name: partial(_member, path, name, max_ratio) for name in loaded.files}
+
+
+def _member(path: Path, name: str, max_ratio: float) -> Any:
+    check_member(path, name, max_ratio)
+    with np.load(path, allow_pickle=False) as loaded:
+        return loaded[name]
+
+
+def _numbers(path: Path, part: Callable[[], Any]) -> Array:
+    array = read(path, lambda _: part(), "an array of numbers", _REMEDY)
+    if not isinstance(array, np.ndarray):  # numpy hands back the bytes of an archive's member that is no array
+        raise DamagedFile(f"{path} holds something that is not an array; {_REMEDY}.")
+    if array.dtype.kind not in "biufc":
+        raise InvalidInput(f"{path} holds an array of {array.dtype}, expected numbers; {_REMEDY}.")
+    if array.ndim == 0:
+        raise InvalidInput(f"{path} holds a single number, expected an array of samples; {_REMEDY}.")
+    if array.size == 0:
+        raise EmptyInput(f"{path} holds an empty array of shape {array.shape}; expected at least one sample.")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise NonFinite(f"{path} holds NaN or infinity; remove or repair those samples.")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes native byte order only
+
+
+def _choose(path: Path, keys: Sequence[str], key: str | None, names: Sequence[str]) -> str:
+    if not keys:
+        raise EmptyInput(f"{path} holds no array; {_REMEDY}.")
+    wanted = [key] if key is not None else keys if len(keys) == 1 else names
+    chosen = next((name for name in wanted if name in keys), None)
+    if chosen is None:
+        raise InvalidInput(f"{path} holds {listed(keys)}, not {' or '.join(wanted)}; name one of them as the key.")
+    return chosen

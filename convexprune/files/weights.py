@@ -1,0 +1,328 @@
+"""Weights read from disk, and everything that is written to it.
+
+Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``. Every write goes to
+a temporary file first, so the old file survives a crash.
+"""
+
+import errno
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from convexprune.errors import DamagedFile
+from convexprune.files.archives import MAX_RATIO, check_tensors, check_zip, checked_ratio
+from convexprune.files.texts import utf8
+from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
+
+StrPath = str | os.PathLike[str]
+
+_KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
+_SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.state_dict(), path)"
+
+
+def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Tensor]:
+    """Read a state dict onto the CPU: ``.safetensors``, or ``.pt``, ``.pth``, ``.bin`` without running any code.
+
+    Args:
+        path: The file.
+        max_ratio: How many times its size it may unpack to; 256 MiB always pass.
+
+    Raises:
+        FileNotFoundError: nothing is at ``path``.
+        InvalidInput: ``path`` is a folder, has another suffix, or unpacks to more than the limit.
+        InvalidTolerance: a limit below 1.
+        DamagedFile: the file is cut short, is not what its suffix says, needs unpickling, or is not a state dict.
+    """
+    checked_ratio(max_ratio)
+    pickled = partial(_read_torch, max_ratio=max_ratio)
+    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors}
+    readers |= dict.fromkeys((".pt", ".pth", ".bin"), pickled)
+    path, suffix = existing(path, tuple(readers))
+    found = read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
+    if not isinstance(found, Mapping):
+        raise DamagedFile(f"{path} holds a {type(found).__name__}, expected a dict of tensors; {_SAVE_WEIGHTS}.")
+    others = [f"{key!r}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)]
+    if others or not all(isinstance(key, str) for key in found):
+        held = listed(others or [repr(key) for key in found])
+        raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {held}; {_SAVE_WEIGHTS}.")
+    check_tensors(path, found.values(), max_ratio)
+    return dict(found)
+
+
+def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False, max_ratio: float = MAX_RATIO) -> None:
+    """Load a file of weights into ``model`` in place, strictly; on any error the model stays as it was.
+
+    Only ``num_batches_tracked`` may be missing, as in plain torch: files from before torch 0.4.1 lack it.
+
+    Args:
+        model: The architecture that the weights were saved from.
+        path: As for ``load_weights``.
+        resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says,
+            along what ``find_links`` finds. The network's own inputs and outputs stay.
+        max_ratio: As for ``load_weights``.
+
+    Raises:
+        ShapeMismatch: a tensor has another shape than the model's, or than the other tensors leave to it.
+        InvalidInput: keys are missing or unexpected (the message lists them), or the model is no module.
+        UnsupportedModule: layers have to shrink, and the model cannot be traced.
+        NonFinite: a tensor holds NaN or infinity in the model's dtype.
+        FileNotFoundError, DamagedFile: as in ``load_weights``.
+    """
+    from convexprune.network.shrink import resize_, restoring
+
+    weights = load_weights(path, max_ratio=max_ratio)
+    with restoring(model):
+        if resize:
+            resize_(model, weights)
+        _load_(model, weights, path)
+
+
+def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
+    own = model.state_dict()
+    for key in own.keys() - weights.keys():
+        if key.endswith("num_batches_tracked"):
+            weights[key] = own[key]
+    _check_keys(path, weights, own)
+    for key, tensor in weights.items():
+        if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
+            raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
+    model.load_state_dict(weights)
+
+
+def save_weights(model: nn.Module, path: StrPath) -> Path:
+    """Write the model's state dict as safetensors that ``load_state_dict(load_file(path))`` takes, atomically.
+
+    Tied tensors are written once under each of their names, so that the strict load of plain torch finds all keys.
+
+    Raises:
+        InvalidInput: ``path`` does not end in ``.safetensors``, or an entry is not a dense tensor with data.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path, state = Path(path), model.state_dict()
+    if path.suffix.lower() != ".safetensors":
+        raise InvalidInput(f"{path}: weights are written as safetensors; give a path ending in .safetensors.")
+    content = safetensors_bytes(_unshared(state), {"format": "pt", _KEYS: json.dumps(list(state))})
+    return write_atomically(content, path)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file: the same bytes for the same tensors and metadata, in every process.
+
+    The package writes metadata in the order of a hash that is seeded anew each time, so the header is written again,
+    with the metadata in the order of their keys; the format lets it end in spaces, up to a multiple of 8 bytes.
+
+    Raises:
+        InvalidInput: A name that UTF-8 cannot express (a lone surrogate).
+    """
+    try:
+        content = save(dict(tensors), None if metadata is None else dict(metadata))
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{error.object!r} is a name that no file can hold: {error}; rename the module") from error
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
+
+
+def save_json(data: Any, path: StrPath) -> Path:
+    """Write ``data`` as JSON, atomically; NaN and infinity, which JSON cannot express, become ``null``.
+
+    Arrays, tensors and numpy scalars are written as lists and numbers.
+
+    Raises:
+        InvalidInput: something in ``data`` has no JSON form.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(plain(data), allow_nan=False, ensure_ascii=False, indent=2)
+        encoded = utf8(f"{text}\n")
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{path}: the data cannot be written as JSON: {error}.") from error
+    return write_atomically(encoded, path)
+
+
+def write_atomically(content: bytes, path: StrPath) -> Path:
+    """Write to a temporary file in the same folder, which is made if need be, flush it to disk, then rename it.
+
+    Raises:
+        InvalidInput: a device or a pipe is at ``path``, which a rename would replace, or its folder cannot be made.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be written", str(path))
+    if path.exists() and not path.is_file():
+        raise InvalidInput(f"{path} is a device or a pipe, where a file is to be written; choose another name")
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - named as the call whose atomicity this rests on
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk is told of without one
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+    return path
+
+
+def as_path(path: StrPath) -> Path:
+    """The path, of a name that the file system can have.
+
+    Raises:
+        InvalidInput: it holds a null character, or one that the file system's encoding has no bytes for.
+    """
+    try:
+        impossible = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        impossible = True
+    if impossible:
+        raise InvalidInput(f"{path!r}: no file can have this name, for it has no bytes; choose another")
+    return Path(path)
+
+
+def make_folder(folder: StrPath) -> Path:
+    """Make a folder, and those that it lies in, unless they are there.
+
+    Raises:
+        InvalidInput: a file, or a symbolic link that leads nowhere, is in the way.
+        OSError: it cannot be made.
+    """
+    check_folder(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+def check_folder(folder: StrPath) -> Path:
+    """The folder, which is there or can be made as far as can be told.
+
+    Raises:
+        InvalidInput: as in ``make_folder``.
+    """
+    path = as_path(folder)
+    place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+    if place.is_symlink() and not place.exists():
+        raise InvalidInput(f"{place}: a symbolic link that leads nowhere, or in a circle; mend it, or choose another")
+    if place.exists() and not place.is_dir():
+        raise InvalidInput(f"{place}: a file, where a folder is to be; choose another")
+    return path
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the new name survive a power failure too, where the system flushes folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
+    """The path of a file that is there, and its suffix.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        InvalidInput: it is a folder, or has another suffix.
+    """
+    path = as_path(path)
+    if not path.exists():
+        links = [place for place in (path, *path.parents) if place.is_symlink() and not place.exists()]
+        why = f"{links[0]} is a symbolic link that leads nowhere, or in a circle" if links else "check the path"
+        raise FileNotFoundError(f"No file at {path}; {why} (relative paths start at {Path.cwd()}).")
+    suffix = path.suffix.lower()
+    if not path.is_file() or suffix not in suffixes:
+        found = "is a folder" if path.is_dir() else f"has the suffix {suffix!r}"
+        raise InvalidInput(f"{path} {found}; expected a file ending in {', '.join(suffixes)}.")
+    return path, suffix
+
+
+def read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) -> Any:
+    """What ``reader`` gives; damaged bytes make parsers raise nearly anything, so all of it means a damaged file.
+
+    Raises:
+        DamagedFile: it fails; what is ``InvalidInput`` passes through.
+    """
+    try:
+        return reader(path)
+    except (InvalidInput, PermissionError):
+        raise
+    except Exception as error:
+        found = "an empty file" if path.stat().st_size == 0 else f"{path.stat().st_size:,} bytes that do not load"
+        reason = str(error).strip().split("\n")[0][:200]
+        message = f"{path} is damaged or would need unpickling: found {found}, expected {expected}; {remedy}."
+        raise DamagedFile(f"{message} ({type(error).__name__}: {reason})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt", device="cpu") as file:
+        keys, order = list(file.keys()), json.loads((file.metadata() or {}).get(_KEYS, "[]"))
+        return {key: file.get_tensor(key) for key in (order if sorted(order) == sorted(keys) else keys)}
+
+
+def _read_torch(path: Path, max_ratio: float) -> Any:
+    check_zip(path, max_ratio)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    shapes = [
+        f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    text = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
+    if text:
+        kind = InvalidInput if missing or unexpected else ShapeMismatch
+        raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
+
+
+def _unshared(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict's tensors on the CPU, contiguous, no two on the same storage: safetensors refuses shared ones."""
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            raise InvalidInput(f"{key!r} is not a dense tensor with data; safetensors cannot hold it, remove it first.")
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors
+
+
+def plain(value: Any) -> Any:
+    """Nested data with lists and numbers for arrays and tensors, and None for NaN and infinity."""
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def listed(items: Sequence[str], limit: int = 8) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

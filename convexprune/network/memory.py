@@ -1,0 +1,104 @@
+"""Which tensors share memory: by the bytes in which their entries lie, not by the objects that hold them."""
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Hashable, Iterable
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T", bound=Hashable)
+_Span = tuple[str, int, int]
+"""The device, and the bytes from a tensor's first entry to behind its last."""
+
+
+class Holders(Generic[T]):
+    """Who holds which memory.
+
+    Args:
+        held: Tensors, each with the name of who holds it. What has no place in memory (lazy, meta, sparse), or none
+            that is known (subclasses), is shared if it is the same object; what has no entries shares nothing.
+    """
+
+    def __init__(self, held: Iterable[tuple[Tensor, T]]) -> None:
+        found = [(span, tensor, holder) for tensor, holder in held if (span := _span(tensor)) is not None]
+        self._held = sorted(found, key=lambda item: item[0])
+        self._begins = [(device, first) for (device, first, _), _, _ in self._held]
+        self._reached = list(accumulate(((device, end) for (device, _, end), _, _ in self._held), max))
+
+    def of(self, tensor: Tensor) -> list[T]:
+        """Those who hold at least one entry of the tensor, each once."""
+        span = _span(tensor)
+        if span is None:
+            return []
+        device, first, end = span
+        near = self._held[bisect_right(self._reached, (device, first)) : bisect_left(self._begins, (device, end))]
+        return list(dict.fromkeys(holder for other, held, holder in near if other[2] > first and _meet(tensor, held)))
+
+
+def place_of(tensor: Tensor) -> Hashable:
+    """The same for two tensors if they are one: of the same entries, in the same shape."""
+    address = _address(tensor)
+    return id(tensor) if address is None else (tensor.device, tensor.dtype, address, tensor.shape, tensor.stride())
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two entries lie in the same place, as in what ``expand`` gives."""
+    axes = [(step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
+    reach = 1
+    for step, size in sorted(axes):
+        if step < reach:  # so it may be: count the places
+            used = torch.zeros(_extent(tensor), dtype=torch.bool)
+            _entries(used, tensor, 0, 1).fill_(True)
+            return int(used.sum()) < tensor.numel()
+        reach += step * (size - 1)
+    return False
+
+
+def _span(tensor: Tensor) -> _Span | None:
+    address = _address(tensor)
+    if address is None:
+        return "", id(tensor), id(tensor) + 1
+    return (str(tensor.device), address, address + _bytes(tensor)) if tensor.numel() else None
+
+
+def _address(tensor: Tensor) -> int | None:
+    """Of the first entry; None where there is none, or none that is known."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
+        return None
+    try:
+        return tensor.data_ptr() or (None if tensor.numel() else 0)
+    except RuntimeError:  # what torch.func wraps has none
+        return None
+
+
+def _extent(tensor: Tensor) -> int:
+    """Entries from the first to the last."""
+    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return _extent(tensor) * tensor.element_size()
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors whose bytes are interleaved have an entry in common: columns of one matrix need not."""
+    pair = (one, other)
+    if one is other or all(_bytes(t) <= t.numel() * t.element_size() for t in pair):
+        return True
+    first = min(t.data_ptr() for t in pair)
+    placed = [(t, t.data_ptr() - first, t.element_size()) for t in pair]
+    unit = math.gcd(*(number for _, begin, size in placed for number in (begin, size)))
+    used = torch.zeros(max(begin + _bytes(t) for t, begin, _ in placed) // unit, dtype=torch.bool)
+    mine, theirs = (_entries(used, t, begin // unit, size // unit) for t, begin, size in placed)
+    mine.fill_(True)
+    return bool(theirs.any())
+
+
+def _entries(used: Tensor, tensor: Tensor, begin: int, size: int) -> Tensor:
+    """A view of ``used`` where the tensor's entries are: the first at ``begin``, each of this size."""
+    axes = [(n, step * size) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
+    shape, strides = zip(*axes, (size, 1), strict=True)
+    return used.as_strided(shape, strides, begin)

@@ -1,0 +1,242 @@
+"""Passes over the calibration data: what follows each layer, then each layer's inputs, one layer at a time.
+
+``capture`` keeps what all layers saw at once. Here a pass keeps nothing (``observe``), or hands out what one layer
+receives, batch by batch, and leaves the forward as soon as that layer is done (``received``): memory is what the
+caller keeps, time is a forward up to the layer.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.network.calibration import samples_at, samples_of
+from convexprune.network.following import Followed, followed
+from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
+from convexprune.network.taps import Received, Tap, check_received, tapped
+from convexprune.network.watch import tensors_in
+from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import InvalidInput, NonFinite
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a pass tells of one layer.
+
+    Attributes:
+        follows: What the first batch shows of it from which it receives rows.
+        calls: How often a forward calls it; None where batches differ in that.
+    """
+
+    follows: Followed
+    calls: int | None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a pass tells.
+
+    Attributes:
+        layers: In the order of their first calls.
+        samples: How many.
+        size: ‖f(x)‖_F, of all outputs of all samples.
+        examples: Copies of batches, or of their first samples where these do, each with the layers that receive rows
+            from it and from none before.
+    """
+
+    layers: Mapping[str, Observed]
+    samples: int
+    size: float
+    examples: tuple[tuple[Any, tuple[str, ...]], ...]
+
+
+def observe(
+    model: nn.Module,
+    batches: Iterable[Any],
+    taps: Mapping[str, Sequence[Tap]],
+    *,
+    forward: Forward | None = None,
+    see: Callable[[str, Received], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Observation:
+    """One pass over all batches in eval mode, which keeps nothing.
+
+    Args:
+        model: The network; left as found.
+        batches: Checked batches.
+        taps: For each layer where its inputs are received: several where modules share its weight.
+        forward: As for ``capture``.
+        see: Called with a layer's name and each raw input that it receives.
+        progress: Called with the number of batches done.
+
+    Raises:
+        InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
+        NonFinite: NaN or infinity reaches a layer, or is among the outputs.
+    """
+    counts = _Counts()
+    follows: dict[str, Followed] = {}
+    examples: list[tuple[Any, tuple[str, ...]]] = []
+    sizes: list[float] = []
+    samples = 0
+    marks: list[tuple[str, list[tuple[float, float, float]]]] = []
+
+    def count(name: str, inputs: Received) -> None:
+        check_received(name, inputs)
+        counts.add(name, inputs)
+        if counts.batches == 1:
+            marks.append((name, _marks(inputs)))
+        if see is not None:
+            see(name, inputs)
+
+    with evaluating(model):
+        for batch in batches:
+            counts.begin()
+            with tapped(taps, count):
+                outputs = outputs_of(run_model(model, batch, forward))
+            if not bool(outputs.isfinite().all()):
+                raise NonFinite(
+                    "NaN or infinity in the model's outputs on the calibration data: errors of these have no size; "
+                    "give forward=, a function that returns finite ones"
+                )
+            if counts.batches == 1:
+                _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
+            if new := counts.new():
+                seen, _ = followed(model, batch, taps, forward)
+                follows |= {name: seen[name] for name in new if name in seen}
+                examples.append((_example(model, batch, {name: taps[name] for name in new}, forward), new))
+            sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
+            samples += samples_of(batch)
+            if progress is not None:
+                progress(counts.batches)
+    found = {name: Observed(follows.get(name, Followed()), counts.in_each(name)) for name in counts.calls}
+    return Observation(found, samples, math.hypot(*sizes), tuple(examples))
+
+
+@dataclass(eq=False)
+class _Counts:
+    """How often each batch calls each layer, and which batch is the first from which it receives rows."""
+
+    calls: dict[str, list[int]] = field(default_factory=dict)
+    reached: dict[str, int] = field(default_factory=dict)
+    batches: int = 0
+
+    def begin(self) -> None:
+        """The next batch."""
+        self.batches += 1
+        for counts in self.calls.values():
+            counts.append(0)
+
+    def add(self, name: str, inputs: Received) -> None:
+        """A call."""
+        self.calls.setdefault(name, [0] * self.batches)[-1] += 1
+        if all(tensor.numel() for tensor in tensors_in(inputs)):
+            self.reached.setdefault(name, self.batches)
+
+    def new(self) -> tuple[str, ...]:
+        """The layers that this batch is the first to reach."""
+        return tuple(name for name, first in self.reached.items() if first == self.batches)
+
+    def in_each(self, name: str) -> int | None:
+        """How often a batch calls the layer; None where batches differ."""
+        counts = set(self.calls[name])
+        return counts.pop() if len(counts) == 1 else None
+
+
+_EXAMPLE = 64
+"""Samples that are enough to see what a model computes."""
+
+
+def _example(model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Any:
+    """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
+    if samples_of(batch) > _EXAMPLE:
+        part, counts = copy_for(model, samples_at(batch, slice(_EXAMPLE))), _Counts()
+        counts.begin()
+        with suppress(Exception), tapped(taps, counts.add):  # a model that takes whole batches only
+            run_model(model, part, forward)
+            if len(counts.reached) == len(taps):
+                return part
+    return copy_for(model, batch)
+
+
+def received(
+    model: nn.Module,
+    batch: Any,
+    taps: Sequence[Tap],
+    calls: int | None,
+    forward: Forward | None = None,
+) -> list[Received]:
+    """What the layer's modules receive from one batch, call after call; the model must be in eval mode.
+
+    Args:
+        model: The network as it is now.
+        batch: A checked batch.
+        taps: Of one layer.
+        calls: How many calls there are; the forward is left at the last one. None: not known.
+        forward: As for ``capture``.
+    """
+    inputs: list[Received] = []
+
+    def keep(_: str, tensors: Received) -> None:
+        last = len(inputs) + 1 == calls
+        # A copy unless nothing can change it any more: later operations may work in place.
+        inputs.append(tensors if last else _copied(tensors))
+        if last:
+            raise _Enough
+
+    try:
+        with tapped({"": taps}, keep):
+            run_model(model, batch, forward)
+    except _Enough:
+        pass
+    return inputs
+
+
+def _check_repeated(
+    model: nn.Module,
+    batch: Any,
+    taps: Mapping[str, Sequence[Tap]],
+    forward: Forward | None,
+    before: list[tuple[str, list[tuple[float, float, float]]]],
+) -> None:
+    """Layers are captured one by one, so each forward must compute what the one before did, up to rounding."""
+    again: list[tuple[str, list[tuple[float, float, float]]]] = []
+    with tapped(taps, lambda name, inputs: again.append((name, _marks(inputs)))):
+        again.append(("", _marks(outputs_of(run_model(model, batch, forward)))))
+    for (name, one), (other_name, other) in zip(before, again, strict=False):
+        what = f"what layer {name!r} receives" if name else "the outputs"
+        same = name == other_name and all(map(_alike, one, other)) and len(one) == len(other)
+        if not same or len(before) != len(again):
+            raise InvalidInput(
+                f"the model does not repeat: in eval mode {what} differs from call to call for one batch. Make what is "
+                "random fixed, as by forward=lambda model, batch: (torch.manual_seed(0), model(batch))[1]"
+            )
+
+
+def _marks(received: Received) -> list[tuple[float, float, float]]:
+    """Of each tensor its norm, its product with a fixed vector, and the part of the norm that rounding may move."""
+    found = []
+    for tensor in tensors_in(received):
+        entries = tensor.flatten().to(torch.float64)
+        fixed = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
+        eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+        found.append((float(norm(entries)), float(entries @ fixed), max(4 * eps, min(eps**0.5, 1e-3))))
+    return found
+
+
+def _alike(one: tuple[float, float, float], other: tuple[float, float, float]) -> bool:
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) <= one[2] * one[0]
+
+
+class _Enough(BaseException):
+    """All calls were seen; no handler for errors in the model's forward is meant to catch this."""
+
+
+def _copied(received: Received) -> Received:
+    """What later operations in place cannot change."""
+    if isinstance(received, Tensor):
+        return received.detach().clone()
+    return tuple(tensor.detach().clone() for tensor in received)

@@ -1,0 +1,1 @@
+"""Pruners: what is asked of layers, and the methods that answer."""

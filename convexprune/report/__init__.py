@@ -1,0 +1,1 @@
+"""What pruning did, as data, tables and a page."""

@@ -1,0 +1,154 @@
+"""What is measured while the models are at hand, for a page that is written later: costs, and pictures of weights.
+
+DIR/extras.json         what sparsity buys, and what the pictures show, with their SHA-256 (written last)
+DIR/maps.safetensors    the pictures
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from convexprune.costs import flops, latency, storage
+from convexprune.errors import DamagedFile
+from convexprune.files.weights import StrPath, safetensors_bytes, save_json, write_atomically
+from convexprune.masks import kept_masks, make_permanent_
+from convexprune.network.choosing import check_module
+from convexprune.network.forwards import Forward
+from convexprune.report.page.maps import pooled
+from convexprune.report.report import Report
+from convexprune.runs.journal import read_json
+from convexprune.solvers.errors import InvalidInput
+
+_FORMAT = 1
+_REMEDY = "delete it and have it written again by save_extras, or do without"
+
+
+@dataclass(frozen=True, eq=False)
+class Extras:
+    """What ``save_extras`` found: plain data, and the pictures by their names."""
+
+    data: Mapping[str, Any]
+    maps: Mapping[str, Tensor]
+
+
+def save_extras(
+    folder: StrPath,
+    dense_state: Mapping[str, Tensor] | nn.Module,
+    model: nn.Module,
+    batch: Any = None,
+    report: Report | None = None,
+    *,
+    forward: Forward | None = None,
+) -> Path:
+    """Write what sparsity buys, and pictures of the weights before and after, next to a run's report.
+
+    Args:
+        folder: The run directory.
+        dense_state: The state dict before, as copies, or the model before. Where neurons are gone, operations and times
+            before are known only from the model.
+        model: The network now; left as found.
+        batch: One batch, for operations and times; without it neither is measured.
+        report: What was pruned: weights of its layers are shown even where nothing has changed.
+        forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
+
+    Returns:
+        The path of extras.json.
+
+    Raises:
+        InvalidInput: ``dense_state`` is that of another network, or shares its tensors with the model.
+        OSError: The folder cannot be written to.
+        ConvexPruneError: As ``storage``, ``flops`` and ``latency``.
+    """
+    state = dense_state.state_dict() if isinstance(dense_state, nn.Module) else dense_state
+    pairs = _pairs(state, check_module(model))
+    before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
+    costs = _costs(before, state, model, batch, forward)
+    rows: list[dict[str, Any]] = []
+    maps: dict[str, Tensor] = {}
+    for key, (old, new) in pairs.items():
+        if _reported(key, report) or old.shape != new.shape or not bool((old == new).all()):
+            peak = float(old.abs().max()) if old.numel() else 0.0
+            number = str(len(rows))
+            maps[f"before.{number}"], cell = pooled(old, peak)
+            maps[f"after.{number}"], _ = pooled(new, peak, cell)
+            rows.append({"name": key, "before": list(old.shape), "after": list(new.shape), "cell": cell, "peak": peak})
+    pictures = safetensors_bytes(maps)
+    write_atomically(pictures, Path(folder) / "maps.safetensors")
+    own = {"format": _FORMAT, "maps": rows, "sha256": hashlib.sha256(pictures).hexdigest()}
+    return save_json(own | costs, Path(folder) / "extras.json")
+
+
+def read_extras(folder: Path) -> Extras | None:
+    """What ``save_extras`` wrote; None where it was not called.
+
+    Raises:
+        DamagedFile: A file of the two is missing, was changed or cut short.
+    """
+    path, pictures = folder / "extras.json", folder / "maps.safetensors"
+    if not path.exists():
+        return None
+    data = read_json(path, _REMEDY)
+    if data.get("format") != _FORMAT:
+        raise DamagedFile(f"{path}: format {data.get('format')!r}, expected {_FORMAT}; {_REMEDY}")
+    content = pictures.read_bytes() if pictures.exists() else b""
+    if hashlib.sha256(content).hexdigest() != data.get("sha256"):
+        found = "changed or cut short" if content else "missing"
+        raise DamagedFile(f"{pictures} is {found}, expected the file that {path.name} was written for; {_REMEDY}")
+    return Extras(data, load(content))
+
+
+def _pairs(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each weight before and now, masks applied."""
+    found = {}
+    for key, old in state.items():
+        if not isinstance(old, Tensor) or old.dim() < 2:
+            continue
+        path, _, name = key.rpartition(".")
+        try:
+            new = getattr(model.get_submodule(path), name)
+        except AttributeError as error:
+            raise InvalidInput(
+                f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
+            ) from error
+        if old.numel() and old.data_ptr() == new.data_ptr():
+            raise InvalidInput(
+                f"dense_state: {key!r} is the model's own tensor, so it holds what pruning left; copy before pruning: "
+                "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
+            )
+        found[key] = (old.detach().cpu(), new.detach().cpu())
+    return found
+
+
+def _rebuilt(state: Mapping[str, Tensor], model: nn.Module) -> nn.Module | None:
+    """The model before; None where the shapes are no longer those."""
+    before = copy.deepcopy(model)
+    if kept_masks(before):
+        make_permanent_(before)
+    own = before.state_dict()
+    if own.keys() != state.keys() or any(own[key].shape != value.shape for key, value in state.items()):
+        return None
+    before.load_state_dict(state)
+    return before
+
+
+def _costs(
+    before: nn.Module | None, state: Mapping[str, Tensor], model: nn.Module, batch: Any, forward: Forward | None
+) -> dict[str, Any]:
+    kept = storage(model if before is None else before) if before is not None else storage(dict(state))
+    costs: dict[str, Any] = {"storage": {"before": kept.to_dict(), "after": storage(model).to_dict()}}
+    if batch is None:
+        return costs
+    old = None if before is None else flops(before, batch, forward=forward).to_dict()
+    costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
+    costs["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
+    return costs
+
+
+def _reported(key: str, report: Report | None) -> bool:
+    return report is not None and any(key.startswith(f"{row.name}." if row.name else "") for row in report.layers)

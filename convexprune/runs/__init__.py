@@ -1,0 +1,1 @@
+"""Runs on disk: the journal of solved layers, fingerprints, resuming, verifying."""

@@ -1,0 +1,304 @@
+"""What a run's results say, checked as far as that goes without the model and the data.
+
+A report's totals and verdict follow from its rows, and these from the journal; nonzeros and shapes are counted in the
+file of weights; a SHA-256 over the report and that file tells of changes by accident. Errors, bounds and the network's
+figures are about data: ``verify`` recomputes those.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from convexprune.coresets.base import Assumption, Guarantee
+from convexprune.coresets.rows import CoresetLayer
+from convexprune.errors import DamagedFile
+from convexprune.files.weights import plain
+from convexprune.nettrim.folding import Fold
+from convexprune.nettrim.goals import Answer, KeepInputs, Measurement
+from convexprune.nettrim.outcome import NetworkPromise
+from convexprune.nettrim.records import goal_of, recalled
+from convexprune.nettrim.rows import NetTrimLayer, layer_figures
+from convexprune.nettrim.structured import NeuronLayer
+from convexprune.report.report import LayerReport, Report, SkippedModule
+from convexprune.runs.journal import Journal, Record
+
+_CUT = ("stopped", "time limit")  # statuses of layers that the end of a run cut short, which no journal keeps
+
+
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """What was found to agree, and what rests on the report's word: sentences."""
+
+    done: tuple[str, ...]
+    open: tuple[str, ...]
+
+
+def seal(report: Mapping[str, Any], weights: Path) -> str:
+    """SHA-256 of the file of weights and of all else in the report."""
+    digest = hashlib.sha256(weights.read_bytes())
+    own = {key: value for key, value in report.items() if key != "sha256"}
+    digest.update(json.dumps(plain(own), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def check_results(
+    folder: Path, report: Mapping[str, Any], journal: Journal | None = None, recipe: Mapping[str, Any] | None = None
+) -> Checks:
+    """Compare a report with all that lies beside it.
+
+    Args:
+        folder: Of the run.
+        report: report.json, as read.
+        journal: The run's entries, if there are any.
+        recipe: That of run.json.
+
+    Raises:
+        DamagedFile: Something does not agree; the message names the first of it. Or an entry was damaged.
+        KeyError, TypeError, ValueError, AttributeError: The report is not such as ``Report.to_dict`` gives.
+    """
+    weights = folder / "model.safetensors"
+    done, left = list[str](), list[str]()
+    if "sha256" not in report:
+        left.append("report.json has no checksum, as it was not written by `convexprune prune`")
+    elif not weights.is_file() or report["sha256"] != seal(report, weights):
+        raise _refusal(folder, ["report.json or model.safetensors was changed after they were written"])
+    else:
+        done.append("report.json and model.safetensors are as they were written (SHA-256)")
+    with _Weights(weights) as tensors:
+        rows, found = _checked_rows(report, journal, tensors)
+        done += tensors.said()
+    computed = plain(_rebuilt(report, rows).to_dict())
+    found += _differences("", report, computed)
+    done.append("totals and verdict follow from the layers' rows")
+    if journal is not None:
+        done.append("the layers' rows are those of the journal's entries, whose nonzeros were counted")
+    if recipe is not None:
+        claimed = {key: value for key, value in report["provenance"].items() if key in recipe}
+        found += _differences("provenance.", _without_infinity(claimed), _without_infinity(recipe))
+        done.append("what was asked is what run.json says")
+    if found:
+        raise _refusal(folder, found)
+    return Checks(tuple(done), (*left, *_open(report, journal)))
+
+
+def _open(report: Mapping[str, Any], journal: Journal | None) -> Iterator[str]:
+    yield "seconds, accuracies and costs are as recorded"
+    if "method" in report["provenance"]:
+        yield "errors were measured on data that are not here, and are as recorded"
+    elif journal is None:
+        yield "there is no journal: errors and certificates are as recorded"
+    else:
+        yield (
+            "errors, bounds and the network's figures are as recorded: `convexprune verify` recomputes them from the "
+            "trained model and the data"
+        )
+
+
+def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
+    more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+    return DamagedFile(
+        f"{folder / 'report.json'}: not what lies beside it: {'; '.join(found[:4])}{more}. Restore it, or run the same "
+        "prune again: of a run with a journal it judges the entries and writes the results anew"
+    )
+
+
+# Rows
+
+
+def _checked_rows(
+    report: Mapping[str, Any], journal: Journal | None, tensors: "_Weights"
+) -> tuple[list[LayerReport], list[str]]:
+    """Rows made of what the journal says, or of the report where it has none; and what does not agree."""
+    claimed = {str(row["name"]): row for row in report["layers"]}
+    computed: dict[str, LayerReport] = {}
+    found = []
+    for record in () if journal is None else journal.entries():
+        name = record.data["layer"]
+        if name in claimed and (row := _row_of(record, claimed[name], tensors)) is not None:
+            own = list(_differences("", claimed[name], plain(dataclasses.asdict(row))))
+            if name not in computed or not own:
+                computed[name] = row
+    for name, row in claimed.items():
+        found += [*tensors.differences(name, row), *_unproven(row, report["provenance"])]
+        made = computed.get(name)
+        if made is None and journal is not None and "goal" in row and row["status"] not in _CUT:
+            found.append(f"layer {name!r} has no entry in the journal")
+    return [computed.get(name) or _row(row) for name, row in claimed.items()], found
+
+
+def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[str]:
+    """A row that says "solved" has a gap and a violation within the tolerances."""
+    for name, limit in (("gap", "tol"), ("violation", "feas_tol")):
+        most = (provenance.get("limits") or {}).get(limit)
+        value = math.inf if row.get(name) is None else row[name]
+        if row["status"] == "solved" and "goal" in row and most is not None and value > most:
+            yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
+
+
+def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
+    """The row that an entry comes to; None if it is none of this row's."""
+    goal = goal_of(record)
+    if isinstance(goal, Measurement) or ("goal" not in claimed) != isinstance(goal, KeepInputs):
+        return None
+    answers = recalled(record, [Fold()] * len(record.data["groups"]))
+    figures = layer_figures(goal, answers)
+    if "goal" not in claimed:  # of a run that removes neurons: the weights are smaller than those of the entry
+        names = ("samples", "output_error", "seconds")
+        return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
+    figures["nonzeros"] = _counted(answers, figures["nonzeros"])
+    if set(figures["notes"]) <= set(
+        claimed["notes"]
+    ):  # others may have been added, about the layer's place in the network
+        figures["notes"] = tuple(claimed["notes"])
+    tensors.expect(str(claimed["name"]), answers, matches=figures["nonzeros"] == claimed["nonzeros"])
+    own = {name: claimed[name] for name in ("name", "fit", "norm")}
+    return NetTrimLayer(**own, shape=tuple(claimed["shape"]), **figures)
+
+
+def _counted(answers: Sequence[Answer], claimed: int) -> int:
+    """Nonzeros in the arrays; whether their last row is a bias, which does not count, the entry does not say."""
+    every = sum(int(answer.stored.count_nonzero()) for answer in answers)
+    without = sum(int(answer.stored[:-1].count_nonzero()) for answer in answers)
+    return claimed if claimed in (every, without) else without
+
+
+def _row(claimed: Mapping[str, Any]) -> LayerReport:
+    """A row as the report tells it."""
+    kind = NetTrimLayer if "goal" in claimed else NeuronLayer if "neurons" in claimed else CoresetLayer
+    values = dict(claimed)
+    for field in dataclasses.fields(kind):
+        if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
+            values[field.name] = math.nan if field.name.endswith("error") else math.inf
+        elif isinstance(values.get(field.name), list):
+            values[field.name] = tuple(values[field.name])
+    if values.get("guarantee") is not None:
+        values["guarantee"] = Guarantee(**values["guarantee"])
+    if "assumptions" in values:
+        values["assumptions"] = tuple(Assumption(**each) for each in values["assumptions"])
+    row: LayerReport = kind(**values)
+    return row
+
+
+def _rebuilt(report: Mapping[str, Any], rows: Sequence[LayerReport]) -> Report:
+    """A report with these rows: its totals, verdict and head follow from them."""
+    network = report.get("network")
+    error = math.nan if report["output_error"] is None else report["output_error"]
+    if network is not None:
+        own = {field.name: network[field.name] for field in dataclasses.fields(NetworkPromise)}
+        bound = math.inf if own["bound"] is None else own["bound"]
+        network = NetworkPromise(**{**own, "bound": bound, "error": error})
+    return Report(
+        layers=tuple(rows),
+        skipped=tuple(SkippedModule(**module) for module in report["skipped"]),
+        output_error=error,
+        samples=report["samples"],
+        seconds=report["seconds"],
+        provenance=report["provenance"],
+        network=network,
+        notices=tuple(report.get("notices", ())),
+        mask=report.get("mask"),
+    )
+
+
+# Weights
+
+
+class _Weights:
+    """The tensors of model.safetensors, read one layer at a time; of a folder without it nothing is known."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: Any = None
+        self._other: set[str] = set()
+        self._same: set[str] = set()
+
+    def __enter__(self) -> "_Weights":
+        if self._path.is_file():
+            try:
+                self._file = safe_open(self._path, framework="pt", device="cpu")
+            except Exception as error:  # damaged bytes make the parser raise nearly anything
+                raise DamagedFile(f"{self._path} holds no tensors ({error}); restore it, or prune again") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file = None
+
+    def of(self, layer: str) -> list[Tensor]:
+        """A module's weight, or the projections of its attention; empty where they are not in the file."""
+        if self._file is None:
+            return []
+        names = [f"{layer}.{name}" if layer else name for name in _NAMES]
+        keys = set(self._file.keys())
+        found = [self._file.get_tensor(name) for name in names if name in keys]
+        return found[:1] if names[0] in keys else found
+
+    def expect(self, layer: str, answers: Sequence[Answer], *, matches: bool) -> None:
+        """One of a layer's entries; the file has to hold the weights of at least one of them."""
+        tensors = self.of(layer)
+        if not tensors:
+            return
+        held = torch.cat([tensor.flatten() for tensor in tensors]).sort().values
+        stored = [answer.stored for answer in answers]
+        if sum(weights.numel() for weights in stored) != held.numel():  # the last row is a bias
+            stored = [weights[:-1] for weights in stored]
+        own = torch.cat([weights.flatten() for weights in stored]).sort().values
+        (self._same if matches and torch.equal(own, held) else self._other).add(layer)
+
+    def differences(self, layer: str, row: Mapping[str, Any]) -> Iterator[str]:
+        """What the file says otherwise than a row."""
+        tensors = self.of(layer)
+        if not tensors:
+            if self._file is not None:
+                yield f"layer {layer!r} has no weight in model.safetensors"
+            return
+        if len(tensors) == 1 and list(tensors[0].shape) != list(row["shape"]):
+            yield f"layer {layer!r}: shape {row['shape']}, in model.safetensors {list(tensors[0].shape)}"
+        count = sum(int(tensor.count_nonzero()) for tensor in tensors)
+        if count != row["nonzeros"]:
+            yield f"layer {layer!r}: nonzeros {row['nonzeros']}, in model.safetensors {count}"
+        elif layer in self._other - self._same:
+            yield f"layer {layer!r}: model.safetensors holds other weights than the journal"
+
+    def said(self) -> Iterator[str]:
+        """What was compared."""
+        if self._file is not None:
+            yield "shapes and nonzeros were counted in model.safetensors" + (
+                ", which holds the weights of the journal" if self._same else ""
+            )
+
+
+_NAMES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+# Plain data
+
+
+def _differences(where: str, claimed: Any, computed: Any) -> Iterator[str]:
+    """What is claimed otherwise than computed; entries that one of them lacks are not compared."""
+    if isinstance(claimed, Mapping) and isinstance(computed, Mapping):
+        for key, value in computed.items():
+            if key in claimed:
+                yield from _differences(f"{where}{key}.", claimed[key], value)
+    elif isinstance(claimed, list | tuple) and isinstance(computed, list | tuple) and len(claimed) == len(computed):
+        for number, (one, other) in enumerate(zip(claimed, computed, strict=True)):
+            name = repr(other["name"]) if isinstance(other, Mapping) and "name" in other else number
+            yield from _differences(f"{where}{name}.", one, other)
+    elif claimed != computed:
+        yield f"{where.rstrip('.')} is {claimed!r}, expected {computed!r}"
+
+
+def _without_infinity(value: Any) -> Any:
+    """Infinity is a text in run.json, and null in report.json."""
+    if isinstance(value, Mapping):
+        return {key: _without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(item) for item in value]
+    return None if value in ("inf", "-inf", "nan") else plain(value)

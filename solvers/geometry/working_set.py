@@ -1,0 +1,158 @@
+"""Our method: solve for a small set of points, look at all of them once, take in those that stick out, repeat."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import checked_count
+from convexprune.solvers.geometry.cloud import Cloud, factor
+from convexprune.solvers.geometry.interior_point import interior_point
+from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidMethod
+from convexprune.solvers.geometry.multiplicative import Multiplicative
+from convexprune.solvers.methods.interface import Start
+
+_WHOLE = 20  # times D: so few points are taken all at once
+_AT_ONCE = 4  # times D: points taken in at a time
+_FEWEST = 200  # points that are always taken in together
+_NEWCOMER = 0.1  # weight of a point just taken in, relative to the mean
+_SHARPER = 10.0  # how much smaller the gap on the set is to be than the last one on all points
+_FLOOR = 1e-12
+_IDLE = 20  # steps without a smaller gap
+_NEGLIGIBLE = 1e-5  # a weight relative to the largest
+_MOST_STEPS = 30  # multiplicative ones between two looks at all points
+_SPANNED = 1e-9  # a set's second moment along a direction relative to the largest, below which it is left out
+_COPIED = 2**25  # entries of rows that are computed once and kept; more are computed again when they are needed
+
+
+@dataclass
+class _State:
+    cloud: Cloud
+    chosen: Tensor  # [K] indices of the working set
+    u: Tensor  # [K], sum 1
+    g: Tensor  # [n], all points' leverages: under u, or under uniform weights before the first step
+    steps: int = 0
+    most: int = 0
+    best: float = math.inf  # the least gap so far
+    idle: int = 0  # steps since then
+
+
+@ELLIPSOIDS.register("working-set")
+@dataclass(frozen=True)
+class WorkingSet(EllipsoidMethod[_State]):
+    """Few points at a time: those of largest leverage first, then those that stick out; one pass over all a step.
+
+    A primal-dual interior-point method finds the weights of the set, the multiplicative algorithm where the set is too
+    large for it. Exact optimality on the set makes for two to ten passes, whatever n.
+
+    Args:
+        largest: The largest set that the interior-point method takes; it holds three matrices of that size squared.
+    """
+
+    default_max_iter: ClassVar[int] = 1000
+    first_judged: ClassVar[int] = 1
+    largest: int = 4000
+
+    def __post_init__(self) -> None:
+        checked_count("largest", self.largest)
+
+    def init(self, program: Cloud, start: Start | None) -> _State:
+        """The points of largest leverage under uniform weights, or those that have weight in the start."""
+        eye = torch.eye(program.size, dtype=torch.float64, device=program.points.device)
+        g = program.leverages(eye)  # the frame makes M = I for uniform weights
+        eager = max(_FEWEST, _WHOLE * program.size)
+        if start is not None:
+            chosen = (start.weights > _NEGLIGIBLE * start.weights.max()).nonzero()[:, 0]
+            if len(chosen) > eager:  # a start that leaves so many points knows little of the support
+                chosen = chosen[(start.weights * g)[chosen].topk(_AT_ONCE * program.size).indices]
+        elif len(program) <= eager:
+            chosen = torch.arange(len(program), device=g.device)
+        else:
+            chosen = g.topk(_AT_ONCE * program.size).indices
+        u = torch.ones_like(g[chosen]) if start is None else start.weights[chosen]
+        missing = _missing(program, chosen)
+        return _State(program, *_joined(chosen, u.clamp(min=_NEWCOMER * float(u.mean())), missing), g)
+
+    def step(self, state: _State) -> None:
+        """Take in what stuck out in the last step, find the set's weights, look at all points."""
+        if state.steps:
+            _exchange(state)
+        cloud, K = state.cloud, len(state.chosen)
+        whole = len(cloud) == K > self.largest and K * cloud.size > _COPIED
+        subset = cloud if whole else cloud.subset(state.chosen)
+        u = self._weights(subset, state.u, max(_FLOOR, self.own_gap(state) / _SHARPER))
+        state.u = u / u.sum()
+        C = factor(subset.moment(state.u))
+        assert C is not None  # noqa: S101 - both methods keep the moment definite
+        state.g = cloud.leverages(C)
+        state.steps, state.most = state.steps + 1, max(state.most, K)
+        gap = self.own_gap(state)
+        state.best, state.idle = (gap, 0) if gap < state.best else (state.best, state.idle + 1)
+
+    def own_gap(self, state: _State) -> float:
+        """Of the weights that the last step found, on all points."""
+        return state.cloud.gap(float(state.g.max()))
+
+    def done(self, state: _State) -> bool:
+        """Rounding leaves nothing to gain."""
+        return state.idle >= _IDLE
+
+    def weights(self, state: _State) -> Tensor:
+        """u [n]."""
+        u = torch.zeros(len(state.cloud), dtype=torch.float64, device=state.u.device)
+        u[state.chosen] = state.u
+        return u
+
+    def effective(self, state: _State) -> dict[str, Any]:
+        """The size of the largest set."""
+        return {"largest set": state.most}
+
+    def _weights(self, subset: Cloud, u: Tensor, tol: float) -> Tensor:
+        if len(u) <= self.largest:
+            return interior_point(subset, u, tol)[0]
+        method = Multiplicative()
+        state = method.init(subset, Start(u))
+        for _ in range(_MOST_STEPS):
+            if method.own_gap(state) <= tol:
+                break
+            method.step(state)
+        return state.u
+
+
+def _exchange(state: _State) -> None:
+    """Drop the points without weight that lie well inside; add those that stick out most."""
+    D, g, u = state.cloud.size, state.g, state.u
+    gap = state.cloud.gap(float(g.max()))
+    kept = (u > _NEGLIGIBLE * u.max()) | (g[state.chosen] > D * (1 - gap))
+    outside = g.index_fill(0, state.chosen, 0.0)
+    farthest = outside.topk(min(len(g), max(_AT_ONCE * D, _FEWEST)))
+    newcomers = farthest.indices[farthest.values > D]
+    state.chosen, state.u = _joined(state.chosen[kept], u[kept], newcomers)
+
+
+def _joined(chosen: Tensor, u: Tensor, newcomers: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices, ascending, and their weights."""
+    weights = torch.cat([u, torch.full_like(newcomers, float(_NEWCOMER * u.mean()), dtype=u.dtype)])
+    chosen, order = torch.cat([chosen, newcomers]).sort()
+    return chosen, weights[order] / weights.sum()
+
+
+def _missing(cloud: Cloud, chosen: Tensor) -> Tensor:
+    """Points that, with those chosen, span what all points span: for each direction left out, the farthest along it."""
+    extra = chosen[:0]
+    while len(chosen) < len(cloud):
+        rows = cloud.rows(torch.cat([chosen, extra]))
+        _, singular, right = torch.linalg.svd(rows.T @ rows)
+        directions = right[singular <= _SPANNED * singular[0]].T
+        if directions.shape[1] == 0:
+            return extra
+        farthest = torch.zeros(directions.shape[1], dtype=directions.dtype, device=rows.device)
+        found = torch.zeros_like(farthest, dtype=torch.int64)
+        for block, z in cloud.mapped(directions):
+            best = z.abs().max(0)
+            found = torch.where(best.values > farthest, best.indices + block.start, found)
+            farthest = torch.maximum(farthest, best.values)
+        extra = torch.unique(torch.cat([extra, found]))
+    return extra

@@ -1,0 +1,226 @@
+"""What backends that take conic forms share: building, scaling, warm starts, limits, rounds, the way back."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convexprune.solvers.errors import MissingExtra, UnknownOption
+from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms
+from convexprune.solvers.methods.backends.parts import Array, refusal
+from convexprune.solvers.methods.backends.root import Root
+from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.programs.fits import ReluLoss, SquaredLoss
+from convexprune.solvers.programs.penalties import L1
+from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs.scaling import Scaling
+
+PIP = 'pip install "convexprune[reference]"'
+
+Point = tuple[Array, Array, Array]
+"""x, y and s of a conic form."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a backend says of one conic form.
+
+    Attributes:
+        point: Where it ended, or None where it has nothing to show.
+        ended: As in ``Proposal``.
+        iterations: How many it took.
+        setup: Seconds before the first of them.
+        message: Its own word.
+        hints: Settings that it should start the next round with.
+    """
+
+    point: Point | None
+    ended: str
+    iterations: int
+    setup: float
+    message: str
+    hints: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Base of the backends: they write ``known``, ``rounds``, ``limited`` and ``answer``."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    package: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
+    no_start: ClassVar[str | None] = None
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """What to install before this solver can run, or None."""
+        return None if find_spec(cls.package) else PIP
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None.
+
+        Raises:
+            MissingExtra: The package is not installed. UnknownOption: It has no setting of a name given.
+        """
+        if self.missing():
+            raise MissingExtra(f"solver {self.package!r} needs {self.package}, which is not installed: {PIP}")
+        unknown, known = sorted(set(self.settings) - set(self.known())), ", ".join(self.known())
+        if unknown:
+            raise UnknownOption(f"settings: {self.package} has no {', '.join(map(repr, unknown))}. It has: {known}")
+        return refusal(program)
+
+    def known(self) -> tuple[str, ...]:
+        """Names of the backend's settings."""
+        raise NotImplementedError
+
+    def rounds(self, wanted: float) -> list[dict[str, Any]]:
+        """Settings for the accuracy wanted, and finer ones to go on with until the certificate closes."""
+        raise NotImplementedError
+
+    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
+        """Settings that keep the limits."""
+        raise NotImplementedError
+
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+        """Solve one conic form.
+
+        Raises:
+            InvalidInput: A setting has a value that the backend does not take.
+        """
+        raise NotImplementedError
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
+        """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
+        task = Task.of(program, None if self.no_start else start)
+        rounds = self.rounds(wanted_accuracy(program, limits))
+        if set(rounds[0]) <= set(self.settings):  # the accuracy is the caller's
+            rounds = rounds[:1]
+        for number, accuracy in enumerate(rounds, 1):
+            for i in range(len(task.forms)):
+                task.answers[i] = self._next(task, i, accuracy, limits)
+            effective = {"settings": accuracy | dict(self.settings), "rounds": number, "programs": len(task.forms)}
+            latest = task.proposal(effective | {"start": self._said(start)})
+            if latest.ended != "own rule" or number == len(rounds):
+                break
+            if max(watch(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
+                return replace(latest, ended="watch")
+        return latest
+
+    def _next(self, task: "Task", i: int, accuracy: dict[str, Any], limits: Limits) -> Answer:
+        """The answer to one of the forms, from where its last one ended, within what is left of the limits."""
+        last, form = task.answers[i], task.forms[i][1]
+        steps = None if limits.max_iter is None else limits.max_iter - last.iterations
+        seconds = None if limits.time_limit is None else limits.time_limit - (time.perf_counter() - task.began)
+        if (steps is not None and steps <= 0) or (seconds is not None and seconds <= 0):
+            ended = "iteration limit" if steps is not None and steps <= 0 else "time limit"
+            origin = (np.zeros(len(form.q)), np.zeros(len(form.b)), form.b)
+            return replace(last, point=last.point or origin, ended=ended)
+        settings = accuracy | self.limited(steps, seconds) | dict(last.hints) | dict(self.settings)
+        new = self.answer(form, settings, last.point)
+        return replace(new, iterations=last.iterations + new.iterations, setup=last.setup + new.setup)
+
+    def _said(self, start: Start | None) -> str:
+        if start is None:
+            return "none given"
+        if self.no_start:
+            return f"not used: {self.no_start}"
+        return "weights" if start.multipliers is None else "weights and multipliers"
+
+
+@dataclass
+class Task:
+    """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
+
+    program: LayerProgram
+    left: Tensor | None  # the weights that may be in the optimum, where some cannot
+    scaling: Scaling
+    root: Root | None
+    forms: list[tuple[slice, ConicForm]]
+    answers: list[Answer]
+    began: float
+    built: float
+
+    @classmethod
+    def of(cls, program: LayerProgram, start: Start | None) -> "Task":
+        """The program in units of its own, and where a backend can go on, where it starts."""
+        began = time.perf_counter()
+        program = program.to(torch.float64)
+        affordable, left = _affordable(program)
+        scaling, scaled = _scaled(affordable)
+        root = Root.of(scaled)
+        forms = conic_forms(scaled if root is None else root.program)
+        task = cls(program, left, scaling, root, forms, [], began, 0.0)
+        task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in task._points(start)]
+        task.built = time.perf_counter() - began
+        return task
+
+    def _points(self, start: Start | None) -> list[Point | None]:
+        if start is None:
+            return [None] * len(self.forms)
+        U, L = self.scaling.c * self.scaling.d * start.weights, start.multipliers
+        if L is not None:
+            L = self.scaling.b * L.to(torch.float64)
+            L = L if self.root is None else self.root.apply_multipliers(L)
+        return [
+            form.start(U[:, part].cpu().numpy(), None if L is None else L[:, part].cpu().numpy())
+            for part, form in self.forms
+        ]
+
+    def proposal(self, effective: Mapping[str, Any]) -> Proposal:
+        """What the answers to all forms say together, in the caller's units."""
+        answers, device = self.answers, self.program.inputs.device
+        ended = next((a.ended for e in _WORST for a in answers if a.ended == e), "own rule")
+        iterations, setup = max(a.iterations for a in answers), self.built + sum(a.setup for a in answers)
+        message = "; ".join(sorted({a.message for a in answers if a.ended == ended}))
+        if ended == "failed":
+            return Proposal(None, None, ended, iterations, setup, message, effective)
+        pairs = [(form, answer.point) for (_, form), answer in zip(self.forms, answers, strict=True)]
+        U = np.hstack([form.weights(point[0]) for form, point in pairs if point])
+        L = np.hstack([form.multipliers(point[1]) for form, point in pairs if point])
+        weights, multipliers = (torch.as_tensor(array, device=device) for array in (U, L))
+        multipliers = multipliers if self.root is None else self.root.undo_multipliers(multipliers)
+        weights, multipliers = self.scaling.undo_weights(weights), self.scaling.undo_multipliers(multipliers)
+        weights = weights if self.left is None else torch.where(self.left, weights, 0.0)
+        return Proposal(weights, multipliers, ended, iterations, setup, message, effective)
+
+
+def _affordable(program: LayerProgram) -> tuple[LayerProgram, Tensor | None]:
+    """The same program with lower prices on weights that are too expensive to be in its optimum, and what is left.
+
+    At the optimum of a loss that sees all outputs, ‖Λ‖² = 2·weight·f(XU) and f(XU) ≤ f(0), so |(XᵀΛ)_i| is at most
+    b_i = ‖x_i‖·√(2·weight·f(0)). A weight that costs more than b_i is 0 there: at a price of 2b_i as at any other.
+    """
+    fit, penalty = program.fit, program.penalty
+    if not isinstance(fit, SquaredLoss | ReluLoss) or not isinstance(penalty, L1):
+        return program, None
+    length = torch.linalg.vector_norm(program.inputs, dim=0)[:, None]
+    most = 2 * length * (2 * fit.weight * fit.value(fit.sums(torch.zeros_like(fit.Y)))) ** 0.5
+    prices = penalty.to(length).cost(program.shape)
+    left = (prices <= most) | (most == 0)
+    return LayerProgram(program.inputs, fit, L1(torch.where(left, prices, most))), left
+
+
+def _scaled(program: LayerProgram) -> tuple[Scaling, LayerProgram]:
+    """The program in units of its own; a loss costs 1 a neuron at U = 0, or more, however cheap the best weights."""
+    scaling = Scaling.of(program)
+    scaled = scaling.apply(program)
+    worst = scaled.fit.value(scaled.fit.sums(torch.zeros_like(scaled.fit.Y)))
+    if 0 < worst < program.shape[1]:
+        scaling = replace(scaling, b=scaling.b * program.shape[1] / worst)
+        scaled = scaling.apply(program)
+    return scaling, scaled
+
+
+def wanted_accuracy(program: LayerProgram, limits: Limits) -> float:
+    """What a backend's tolerances on scaled data should be of the order of."""
+    # A violation relative to a small eps is a small one relative to the outputs, which is what solvers look at.
+    radius = min(1.0, 10 * program.fit.scale / max(program.fit.size, program.fit.scale))
+    return min(limits.tol, limits.feas_tol * radius)
+
+
+_WORST = ("failed", "time limit", "iteration limit")

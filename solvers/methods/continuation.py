@@ -1,0 +1,224 @@
+"""Exact budgets by ADMM whose penalty rises until the support has settled, then a refit, then exchanges.
+
+minimise f(XV) + ½δ‖V − V₀‖²  subject to  V = T, T within the budget  (columns of X scaled to unit norm)
+
+by ADMM on (V, T) with the penalty σ raised geometrically from where T hardly matters to where it decides. For the
+squared loss V solves normal equations, so iterations see XᵀX and XᵀY alone. For the ReLU loss they see a majoriser:
+with Z = XU_k, ½‖h(XU)‖² ≤ ½‖XU − (Z − h(Z))‖² with equality at U_k, so that the target Z − h(Z) takes the place of Y.
+It is renewed for one block of samples at each iteration; the others keep theirs. The error after the ReLU itself
+(``exact``) is bounded likewise, up to a constant, with (Z − Y)·[Z > 0] in the place of h.
+
+Sources: Boža, "Fast and effective weight update for pruned large language models" (2024) and Meng et al., "ALPS" (2024)
+for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimization" (2015) for the blocks.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
+from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.methods.curvature import OneSided, Point, Quadratic, model_of
+from convexprune.solvers.methods.interface import Ending, Limits, Proposal, Start, Watch
+from convexprune.solvers.methods.normal import Operator
+from convexprune.solvers.methods.refit import SETTLED, SHORT, conjugate, descend, unfit, unsettled
+from convexprune.solvers.methods.registry import register
+from convexprune.solvers.methods.swaps import improve
+from convexprune.solvers.programs.kinds import BUDGETS, LOSSES, is_plain
+from convexprune.solvers.programs.penalties import NM, TopK
+from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs.units import leveled
+
+
+@register("continuation")
+@dataclass(frozen=True)
+class Continuation:
+    """Exact budgets: ``TopK`` and ``NM`` with ``SquaredLoss`` or ``ReluLoss``, no bound claimed.
+
+    ADMM with a rising penalty finds a support, Newton steps the best weights on it, exchanges a better support. What
+    comes back is a local optimum; deterministic on one machine. The watch is not asked: there is no gap to close.
+
+    Args:
+        steps: Iterations of the continuation, unless max_iter is lower.
+        penalty: First and last σ, relative to a curvature of 1 in each weight.
+        damping: δ, relative to the mean diagonal of XᵀX: a pull towards the start (or least squares) while a support
+            is sought. It is not part of what is minimised in the end.
+        ridge: The same pull on what is minimised in the end, against few samples; 0 leaves the program's own loss.
+        exact: In place of a ReLU loss minimise what it bounds, ½‖ReLU(XU) − Y‖²: not convex, even on a support.
+        batches: Blocks of samples of the ReLU loss; each iteration sees one.
+        rounds: Rounds of exchanges at most; 0 for none.
+        pool: Inputs of each neuron that take part in a round of exchanges.
+        dtype: torch.float32 or torch.float64 for the iterations; None: the program's own.
+    """
+
+    steps: int = 300
+    penalty: tuple[float, float] = (0.02, 1.0)
+    damping: float = 0.01
+    ridge: float = 0.0
+    exact: bool = False
+    batches: int = 16
+    rounds: int = 3
+    pool: int = 64
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batches", 1), ("rounds", 0), ("pool", 2)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InvalidTolerance(f"{name}: expected a whole number ≥ {least}, found {value!r}")
+        first, last = (checked_positive("penalty", value) for value in self.penalty)
+        if first > last:
+            raise InvalidTolerance(f"penalty: expected a first number no larger than the last, found {self.penalty}")
+        for name in ("damping", "ridge"):
+            checked_radius(name, getattr(self, name))
+        checked_dtype(self.dtype)
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Everything but budgets with a loss whose h sees all outputs."""
+        if not is_plain(program.penalty, BUDGETS):
+            return f"it is for the budgets TopK and NM, found {type(program.penalty).__name__}; admm takes penalties"
+        if not is_plain(program.fit, LOSSES):
+            return f"it is for SquaredLoss and ReluLoss, found {type(program.fit).__name__}; admm takes sets"
+        return unfit(program)
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
+        """Continuation, refit, exchanges."""
+        began = time.perf_counter()
+        budget = program.penalty
+        assert isinstance(budget, TopK | NM)  # noqa: S101 - refuses saw to it
+        program, d = leveled(program.to(self.dtype or program.dtype))
+        quadratic = Quadratic(program, program.dtype)
+        loss = model_of(program, self.exact, quadratic)
+        unit = float(quadratic.gram.diagonal().mean())
+        dense = quadratic.solution() if start is None else (start.weights.to(d) * d).to(quadratic.moment)
+        descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
+        setup = time.perf_counter() - began
+        late = Ending(limits, began)
+        steps = min(self.steps, limits.max_iter or self.steps)
+        done = descent.run(steps, self.penalty, budget, late)
+        model = loss.damped(self.ridge * unit, dense)
+        at = self._improved(model, descent.weights, budget, late)
+        ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
+        found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
+        if bool((d != 1).any()):
+            found["columns"] = "scaled to one length"
+        if left := unsettled(at):
+            found[SHORT] = left
+        return Proposal((at.weights / d.to(at.weights)).to(program.dtype), None, ended, done, setup, effective=found)
+
+    def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:
+        support, rows = budget.support(U), budget.budgeted(len(U))
+        support[rows:] = budget.allowed(U)[rows:]  # a free weight that is 0 stays free
+        single = U.dtype == torch.float32
+        if single and isinstance(model, Quadratic):
+            at = conjugate(model, model.at(U), support)
+            return improve(model, at, support, budget, self.rounds, self.pool, late)[0]
+        at = model.at(U)
+        if self.rounds and not late():
+            at = descend(model, at, support, settled=1e-2, stop=late)
+            at, support = improve(model, at, support, budget, self.rounds, self.pool, late)
+        return descend(model, at, support, settled=1e-5 if single else SETTLED, stop=late)
+
+
+@dataclass
+class _Descent:
+    """The iteration, in the variables V = diag(d) U."""
+
+    inverse: Callable[[float], Operator]  # of the scaled XᵀX + δI + σI, for each σ
+    d: Tensor  # [N, 1]
+    targets: "_Moment"
+    dense: Tensor  # V₀
+    weights: Tensor  # U
+
+    @classmethod
+    def of(
+        cls, damped: Quadratic, loss: "Quadratic | OneSided", dense: Tensor, batches: int, dtype: torch.dtype
+    ) -> "_Descent":
+        d = damped.gram.diagonal().clamp(min=0).sqrt()[:, None]
+        d = torch.where(d > 0, d, 1.0)
+        inverse = damped.gram.scaled(d).inverses(dtype)
+        V = (dense * d).to(dtype)
+        scale, targets = d.to(dtype), cast(_Moment, _Fixed((damped.moment / d).to(dtype)))
+        if isinstance(loss, OneSided):
+            targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
+        return cls(inverse, scale, targets, V, dense.to(dtype))
+
+    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Ending) -> int:
+        """Iterate; returns how often."""
+        first, last = penalty
+        growth = (last / first) ** (1 / max(1, steps - 1))
+        V = T = self.dense
+        S, sigma, done = torch.zeros_like(V), first, 0
+        while done < steps and not late():
+            right = torch.add(self.targets.renewed(V, done), T + S, alpha=sigma)
+            V = self.inverse(sigma) @ right
+            R = V - S
+            T = torch.where(_kept(budget, R), R, 0.0)
+            S = (T - R) / growth  # the multiplier σS stays what it is when σ grows
+            sigma *= growth
+            done += 1
+        self.weights = T / self.d
+        return done
+
+
+def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
+    """``budget.support`` by a threshold: the same but for equals, of which it may keep too many, and faster."""
+    if isinstance(budget, NM):
+        return budget.support(V)
+    rows = budget.budgeted(len(V))
+    allowed = budget.allowed(V)
+    size = V[:rows].abs() * allowed[:rows]
+    flat = size.reshape(-1, 1) if budget.per == "layer" else size
+    least = flat.kthvalue(len(flat) - budget.k + 1, dim=0).values
+    kept = size >= least
+    return allowed & (kept if rows == len(V) else torch.cat([kept, kept.new_ones(len(V) - rows, V.shape[1])]))
+
+
+class _Moment(Protocol):
+    """XᵀY in the scaled variables, [N, M], or what takes its place."""
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:
+        """The moment to use at this step, at V."""
+
+
+@dataclass
+class _Fixed:
+    moment: Tensor
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:  # noqa: ARG002 - it depends on neither
+        """XᵀY."""
+        return self.moment
+
+
+@dataclass
+class _Majorised:
+    """Xᵀ(Z − h(Z)), block by block."""
+
+    blocks: list[OneSided]
+    d: Tensor
+    parts: list[Tensor]
+    total: Tensor
+
+    @classmethod
+    def at(cls, loss: OneSided, d: Tensor, V: Tensor, pull: Tensor, batches: int) -> "_Majorised":
+        rows = -(-len(loss.inputs) // batches)
+        cuts = [slice(first, first + rows) for first in range(0, len(loss.inputs), rows)]
+        new = cls([loss.block(cut) for cut in cuts], d, [], torch.zeros_like(V))
+        new.parts = [new._part(b, V) for b in range(len(cuts))]
+        new.total = pull + torch.stack(new.parts).sum(0)
+        return new
+
+    def renewed(self, V: Tensor, step: int) -> Tensor:
+        """One block's targets moved to V."""
+        b = step % len(self.blocks)
+        part = self._part(b, V)
+        self.total += part - self.parts[b]
+        self.parts[b] = part
+        return self.total
+
+    def _part(self, b: int, V: Tensor) -> Tensor:
+        return self.blocks[b].majorised(V / self.d) / self.d

@@ -1,0 +1,211 @@
+"""A primal-dual interior point method for conic programs with a quadratic objective, on the homogeneous embedding.
+
+    minimise ½xᵀPx + qᵀx   subject to   Ax + s = b,   s in {0} × R₊ × second-order cones
+
+Mehrotra's predictor and corrector with the scaling of Nesterov and Todd, on the embedding of Goulart and Chen,
+"Clarabel: an interior-point solver for conic programs with quadratic objectives" (2024), whose equations (in their
+notation) are solved here: a solution has κ = 0, a proof that there is none has τ = 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from convexprune.solvers.methods.cones import Array, Cones, NesterovTodd
+
+_SHIFT = 1e-13  # of the diagonal of the linear system, which refinement takes back
+_REFINEMENTS = 4
+_SHORT = 0.99  # of the way to the boundary
+_LEAST = 1e-6  # length of a step that is worth its while
+
+Move = tuple[Array, Array, Array, float, float]
+"""Changes of x, z, s, τ and κ."""
+Point = tuple[Array, Array, Array]
+"""x, z and s."""
+
+
+@dataclass(eq=False)
+class Embedding:
+    """A program and where its iteration has come to.
+
+    Args:
+        P, q, A, b: The data; sparse matrices by columns, P whole.
+        cones: Of s.
+    """
+
+    P: Any
+    q: Array
+    A: Any
+    b: Array
+    cones: Cones
+    x: Array = field(init=False)
+    z: Array = field(init=False)
+    s: Array = field(init=False)
+    tau: float = field(init=False, default=1.0)
+    kappa: float = field(init=False, default=1.0)
+    stuck: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.x, self.z, self.s = np.zeros(len(self.q)), self.cones.identity(), self.cones.identity()
+        self.system = _System.of(self.P, self.A, self.cones)
+
+    @property
+    def mu(self) -> float:
+        """The mean complementarity."""
+        return (float(self.s @ self.z) + self.tau * self.kappa) / (self.cones.degree + 1)
+
+    def point(self) -> Point:
+        """(x, z, s) of the program itself."""
+        return self.x / self.tau, self.z / self.tau, self.s / self.tau
+
+    def ray(self) -> Point:
+        """Where there is no solution: x = 0, and a z with Aᵀz ≈ 0 and bᵀz < 0."""
+        return np.zeros_like(self.x), self.z, self.s
+
+    def lacking(self) -> dict[str, float]:
+        """Relative residuals of the program itself, by name."""
+        dual, primal, _ = self.residuals()
+        sizes = (1 + np.abs(self.q).max(initial=0), 1 + np.abs(self.b).max(initial=0))
+        worst = (float(np.abs(part).max(initial=0)) / self.tau for part in (dual, primal))
+        return {name: value / size for name, value, size in zip(("dual", "primal"), worst, sizes, strict=True)}
+
+    def residuals(self) -> tuple[Array, Array, float]:
+        """Of x, z and τ: what the embedding's equations lack."""
+        Px = self.P @ self.x
+        dual = Px + self.A.T @ self.z + self.q * self.tau
+        primal = self.A @ self.x + self.s - self.b * self.tau
+        gap = self.q @ self.x + self.b @ self.z + self.kappa + self.x @ Px / self.tau
+        return dual, primal, float(gap)
+
+    def step(self) -> None:
+        """One predictor and corrector; ``stuck`` where rounding leaves none of a useful length."""
+        with np.errstate(all="ignore"):  # what overflows shows in the step
+            try:
+                move, length = self._move()
+            except RuntimeError:  # a singular factor
+                length = 0.0
+        if not length > _LEAST:
+            self.stuck = True
+            return
+        dx, dz, ds, dtau, dkappa = move
+        self.x, self.z, self.s = self.x + length * dx, self.z + length * dz, self.s + length * ds
+        self.tau, self.kappa = self.tau + length * dtau, self.kappa + length * dkappa
+        # The embedding is homogeneous: only ratios count.
+        size = max(self.tau, self.kappa)
+        self.x, self.z, self.s = self.x / size, self.z / size, self.s / size
+        self.tau, self.kappa = self.tau / size, self.kappa / size
+
+    def _move(self) -> tuple[Move, float]:
+        """The next step and its length, NaN where it is not finite."""
+        W = NesterovTodd.of(self.cones, self.s, self.z)
+        solve = self.system.factorised(W)
+        constant = solve(-self.q, self.b)
+        residuals = self.residuals()
+        square = self.cones.product(W.point, W.point)
+        affine = self._direction(W, solve, constant, residuals, square, self.tau * self.kappa)
+        sigma = (1 - min(1.0, self._reach(affine))) ** 3
+        _, dz, ds, dtau, dkappa = affine
+        mu, left = self.mu, 1 - sigma
+        bent = square + self.cones.product(W.undo(ds), W.apply(dz)) - sigma * mu * self.cones.identity()
+        r = (left * residuals[0], left * residuals[1], left * residuals[2])
+        move = self._direction(W, solve, constant, r, bent, self.tau * self.kappa + dtau * dkappa - sigma * mu)
+        finite = all(np.isfinite(part).all() for part in move)
+        return move, min(1.0, _SHORT * self._reach(move)) if finite else np.nan
+
+    def _direction(
+        self,
+        W: NesterovTodd,
+        solve: "Solve",
+        constant: tuple[Array, Array],
+        r: tuple[Array, Array, float],
+        ds: Array,
+        dk: float,
+    ) -> Move:
+        """Newton's step (x, z, s, τ, κ) against residuals r and complementarities ds and dk."""
+        shift = W.apply(self.cones.quotient(W.point, ds))
+        x1, z1 = solve(-r[0], shift - r[1])
+        x2, z2 = constant
+        xi = self.x / self.tau
+        Pxi = self.P @ xi
+        slope = self.q + 2 * Pxi
+        lacking = -r[2] + dk / self.tau - slope @ x1 - self.b @ z1
+        dtau = float(lacking / (slope @ x2 + self.b @ z2 - self.kappa / self.tau - xi @ Pxi))
+        dx, dz = x1 + dtau * x2, z1 + dtau * z2
+        return dx, dz, -shift - W.square(dz), dtau, -(dk + self.kappa * dtau) / self.tau
+
+    def _reach(self, move: Move) -> float:
+        """How far along a step everything stays in its cone."""
+        _, dz, ds, dtau, dkappa = move
+        pairs = ((self.tau, dtau), (self.kappa, dkappa))
+        scalars = (-value / change for value, change in pairs if change < 0)
+        return min(self.cones.reach(self.s, ds), self.cones.reach(self.z, dz), *scalars, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class _System:
+    """[P, Aᵀ; A, −H], with two more rows for each cone that keep H's part in it sparse.
+
+    Attributes:
+        matrix: Sparse; only its pattern matters.
+        place: Where each of the values goes in the matrix's data.
+        fixed: The first values, which do not change.
+    """
+
+    P: Any
+    A: Any
+    cones: Cones
+    matrix: Any
+    place: Array
+    fixed: Array
+
+    @classmethod
+    def of(cls, P: Any, A: Any, cones: Cones) -> "_System":
+        """The pattern, made once."""
+        from scipy import sparse
+
+        (m, n), K, one, other = A.shape, len(cones.sizes), P.tocoo(), A.tocoo()
+        size, diagonal = n + m + 2 * K, np.arange(n + m + 2 * K)
+        inside = n + m - int(cones.sizes.sum()) + np.arange(int(cones.sizes.sum()))
+        u = n + m + np.repeat(np.arange(K), cones.sizes)
+        row = np.concatenate([one.row, other.row + n, other.col, diagonal, inside, u, inside, u + K])
+        column = np.concatenate([one.col, other.col, other.row + n, diagonal, u, inside, u + K, inside])
+        # Entries of P's diagonal and its shift share a place.
+        places, place = np.unique(column * size + row, return_inverse=True)
+        matrix = sparse.csc_matrix((np.zeros(len(places)), (places % size, places // size)), shape=(size, size))
+        fixed = np.concatenate([one.data, other.data, other.data, np.full(n, _SHIFT)])
+        return cls(P, A, cones, matrix, place, fixed)
+
+    def factorised(self, W: NesterovTodd) -> "Solve":
+        """A function that solves the system for right sides of x and z.
+
+        Raises:
+            RuntimeError: It is singular.
+        """
+        from scipy.sparse.linalg import splu
+
+        (m, n), K, (D, u, v) = self.A.shape, len(self.cones.sizes), W.sparse()
+        u, v = (part[m - int(self.cones.sizes.sum()) :] for part in (u, v))
+        values = np.concatenate([self.fixed, -D - _SHIFT, np.ones(K), -np.ones(K), u, u, v, v])
+        matrix = self.matrix.copy()
+        matrix.data = np.bincount(self.place, values, matrix.nnz)
+        factor = splu(matrix, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=1e-3, options={"SymmetricMode": True})
+
+        def solve(rx: Array, rz: Array) -> tuple[Array, Array]:
+            x, z = np.zeros(n), np.zeros(m)
+            best, least, left = (x, z), np.inf, (rx, rz)
+            for _ in range(_REFINEMENTS + 1):
+                found = factor.solve(np.concatenate([*left, np.zeros(2 * K)]))
+                x, z = x + found[:n], z + found[n : n + m]
+                left = (rx - self.P @ x - self.A.T @ z, rz - self.A @ x + W.square(z))
+                error = max(np.abs(part).max(initial=0) for part in left)
+                if not error < least:
+                    break
+                best, least = (x, z), error
+            return best
+
+        return solve
+
+
+Solve = Callable[[Array, Array], tuple[Array, Array]]

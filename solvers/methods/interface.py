@@ -1,0 +1,130 @@
+"""What a solver is: the protocol, what it is given, and what it gives back."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.programs.program import LayerProgram
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a call asks of a solver: tolerances on the certificate, and where to give up (None: nowhere).
+
+    ``stop`` is asked between iterations; a true answer ends the solve as the time limit does.
+    """
+
+    tol: float
+    feas_tol: float
+    max_iter: int | None
+    time_limit: float | None
+    stop: Callable[[], bool] | None = None
+
+
+@dataclass(eq=False)
+class Ending:
+    """Asked between iterations: whether the limits say to end now.
+
+    Attributes:
+        limits: Those of the call.
+        began: When it began, by ``time.perf_counter``.
+        why: "stopped" or "time limit", once there was a reason; it stays.
+    """
+
+    limits: Limits
+    began: float
+    why: str | None = None
+
+    def __call__(self) -> bool:
+        """Whether there is, or was, a reason."""
+        stop, seconds = self.limits.stop, self.limits.time_limit
+        if self.why is None and stop is not None and stop():
+            self.why = "stopped"
+        elif self.why is None and seconds is not None and time.perf_counter() - self.began >= seconds:
+            self.why = "time limit"
+        return self.why is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where to start: weights [N, M] and, where known, multipliers [P, M].
+
+    ``state`` is what the same solver left behind on a program that differs in its fit alone; it may go on from there,
+    and is first judged after ``expected`` iterations.
+    """
+
+    weights: Tensor
+    multipliers: Tensor | None = None
+    state: Any = None
+    expected: int = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """What a solver hands back to be judged.
+
+    Attributes:
+        weights: U [N, M], or None where the solver has nothing.
+        multipliers: Λ [P, M] of Z = XU in the Lagrangian g(U) + f(Z) + ⟨Λ, XU − Z⟩, or None.
+        ended: Why it stopped: "own rule", "iteration limit", "time limit", "stopped", "watch", "diverged" or "failed".
+        iterations: How many it took.
+        setup: Seconds before the first iteration.
+        message: The solver's own word, kept in the provenance.
+        effective: Options that the solver derived itself (its own tolerances, penalties), for the provenance.
+        state: What it could go on from, or None.
+        stage: What made it where a run went on in another precision or by another method; "" before that.
+    """
+
+    weights: Tensor | None
+    multipliers: Tensor | None
+    ended: str
+    iterations: int
+    setup: float
+    message: str = ""
+    effective: Mapping[str, Any] = field(default_factory=dict)
+    state: Any = None
+    stage: str = ""
+
+
+class Excess(NamedTuple):
+    """How many times larger than asked for a certificate's gap and violation are; ``max(excess) <= 1`` is enough.
+
+    NaN where there is nothing finite to judge.
+    """
+
+    gap: float
+    violation: float
+
+
+class Watch(Protocol):
+    """Judges an iterate while a solver runs."""
+
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
+        """Judge ``proposal()``; ``max(…) <= 1`` asks to stop."""
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """Anything that proposes weights for a program. Its own parameters are fields of a frozen dataclass."""
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None."""
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
+        """Solve it as well as the limits allow."""
+
+
+def options_of(solver: object) -> dict[str, Any]:
+    """A solver's parameters by name."""
+    if not dataclasses.is_dataclass(solver) or isinstance(solver, type):
+        return {}
+    return {f.name: _plain(getattr(solver, f.name)) for f in dataclasses.fields(solver)}
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, torch.dtype) else value

@@ -1,0 +1,198 @@
+"""What ADMM knows between two iterations, and what is done with it besides iterating."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import norm
+from convexprune.solvers.methods.balance import PenaltyParameter
+from convexprune.solvers.methods.normal import NormalMatrix, Operator
+from convexprune.solvers.programs.blocks import Block, Samples
+from convexprune.solvers.programs.penalties import Penalty
+from convexprune.solvers.programs.program import LayerProgram
+
+_TINY = 1e-30
+_COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong by
+
+
+@dataclass
+class Iterate:
+    """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so pull(q) = q − Z = −dual."""
+
+    program: LayerProgram
+    samples: Samples
+    penalty: Penalty  # of the scaled variables
+    d: Tensor  # [N, 1]: U = V/d for the scaled variables V
+    gram: NormalMatrix  # of X/d, float64
+    first_lead: float
+    lead: float  # how much smaller than the dual residual of Z = XU the primal one is kept
+    rho: PenaltyParameter
+    sigma: PenaltyParameter
+    products: torch.dtype  # of products with X of changes
+    T: Tensor  # [N, M], sparse
+    dual: Tensor  # of T = V, scaled
+    q: Tensor  # [P, M]
+    V: Tensor  # [N, M]
+    XU: Tensor  # [P, M], U = V/d
+    work: Tensor  # [P, M]; the multipliers, from ``finish`` to the next step
+    sums: Tensor  # the fit's, of q
+    inverse: Operator  # (gram + sigma/rho I)⁻¹
+    adjoint: Tensor | None = None  # Xᵀwork [N, M], where work is what the last step multiplied
+    iteration: int = 0
+    due: int = 10  # the iteration at which the parameters are reviewed next
+    scale: float = 0.0  # logarithm of the fit's
+    wrong: Tensor = field(default_factory=lambda: torch.zeros(()))  # ‖·‖² of XU, by coarse products since it was exact
+    shift: float = 0.0  # of the inverse: sigma/rho, or more where rounding of the Gram asks for it
+    last: "Snapshot | None" = None  # where it came to with the fit before
+
+    def pull(self, block: Block) -> Tensor:
+        """−dual of Z = XU for a block."""
+        return block.fit.pull(self.q[block.rows], self.sums, self.rho.weight)
+
+    def doubt(self, change: Tensor) -> None:
+        """Add what a coarse product with this change of V [N, M] may be wrong by, where products are coarse."""
+        if self.products != self.q.dtype:
+            rounding, lengths = torch.finfo(self.products).eps / 4, self.gram.diagonal().clamp(min=0).sqrt()[:, None]
+            self.wrong = self.wrong + (rounding * norm(lengths.to(change) * change)).square()
+
+    def refactor(self) -> None:
+        """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
+        inverse, self.shift = self.gram.inverse(self.sigma.weight / self.rho.weight)
+        self.inverse = inverse.to(self.q)
+
+    def adopt(self, multipliers: Tensor) -> None:
+        """Start from multipliers Λ: both duals follow from them."""
+        like = self.T
+        self.dual = self.samples.adjoint(lambda block: multipliers[block.rows].to(like), like)
+        self.dual.div_(self.d).div_(self.sigma.weight)
+        for block in self.samples:
+            self.q[block.rows].add_(multipliers[block.rows].to(like), alpha=1 / self.rho.weight)
+
+    def multipliers(self) -> Tensor:
+        """Λ [P, M] of Z = XU, in the working memory."""
+        self.adjoint = None
+        for block in self.samples:
+            torch.mul(self.pull(block), self.rho.weight, out=self.work[block.rows])
+        return self.work
+
+    def restored(self, steps: int) -> Tensor:
+        """T moved along its own support to the boundary of the fit's set, by Polyak's step on the distance to the set.
+
+        The primal residual of ADMM leaves XT a little outside. At an optimum XᵀΛ is the same multiple of the penalty's
+        gradient on the whole support, so to first order every way back along it costs the same. A step that does not
+        halve the distance is taken back: there may be no way, or no set.
+        """
+        self.adjoint = None
+        T = before = self.T
+        support, last, change = T != 0, math.inf, (T - self.V) / self.d
+        XT, last_XT = self.work, self.XU
+        for step in range(steps + 1):
+            sums = torch.zeros_like(self.sums)
+            for block in self.samples:
+                moved = block.outputs(change, self.products)
+                sums += block.fit.sums(torch.add(last_XT[block.rows], moved, out=XT[block.rows]))
+            last_XT = XT
+            distance = self.samples.blocks[0].fit.distance(sums)
+            if distance > 0.5 * last:
+                return before
+            if step == steps or distance <= _TINY:
+                break
+            gradient = torch.zeros_like(T)
+            for block in self.samples:
+                outside = block.fit.pull(XT[block.rows], sums, math.inf)
+                gradient.add_(block.adjoint(outside, self.products))
+            gradient.div_(self.d).mul_(support)
+            length = float(norm(gradient))
+            if length <= _TINY:
+                break
+            before, last = T, distance
+            T = self.penalty.prox(T.sub(gradient, alpha=(distance / length) ** 2), 0.0)  # within its domain
+            change = (T - before) / self.d
+        return T
+
+    def measure(self, T: Tensor, dual: Tensor) -> None:
+        """Residuals of both constraints; the working memory holds Z before this iteration.
+
+        Where coarse products of what changes are wrong by a good part of what is left, they are no longer used.
+        """
+        squares, V = torch.zeros(5, dtype=torch.float64, device=T.device), self.V
+        for block in self.samples:
+            r, before, XU = self.pull(block), self.work[block.rows], self.XU[block.rows]
+            Z = self.q[block.rows] - r
+            squares += torch.stack([norm(A) for A in (XU, Z, XU - Z, Z - before, r)]).square()
+        XU_, Z_, apart, moved, r_ = squares.sqrt().tolist()
+        self.rho.measure(max(XU_, Z_), apart, moved, r_)
+        if float(self.wrong.sqrt()) > _COARSE * apart:
+            self.products = self.q.dtype
+        self.wrong = torch.zeros_like(self.wrong)
+        V_, T_, apart, moved, dual_ = (float(norm(A)) for A in (V, T, V - T, T - self.T, dual))
+        self.sigma.measure(max(V_, T_), apart, moved, dual_)
+
+    def review(self, threshold: float) -> None:
+        """Change penalties that are out of balance, keeping the multipliers."""
+        # Every change of a penalty sets ADMM back, so changes come ever more rarely: else it can cycle for ever.
+        self.due = self.iteration + max(10, self.iteration // 4)
+        rho = self.rho.weight
+        by, for_T = self.rho.rebalance(threshold, self.lead), self.sigma.rebalance(threshold)
+        self.dual = self.dual / for_T
+        if by != 1:
+            for block in self.samples:
+                qb = self.q[block.rows]
+                qb.sub_(block.fit.pull(qb, self.sums, rho), alpha=1 - 1 / by)
+            self.sums = self.samples.sums(self.q)
+        if by != 1 or for_T != 1:
+            self.refactor()
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where an iterate has come to, in units that do not depend on its parameters."""
+
+    scale: float
+    primal: tuple[Tensor, Tensor, Tensor, Tensor]  # V, T, XU, Z
+    dual: tuple[Tensor, Tensor]  # of T = V and of Z = XU
+
+    @classmethod
+    def of(cls, state: Iterate) -> Self:
+        """Where this one is."""
+        r = torch.empty_like(state.q)
+        for block in state.samples:
+            r[block.rows] = state.pull(block)
+        primal = (state.V, state.T, state.XU.clone(), state.q - r)
+        return cls(state.scale, primal, (state.dual * state.sigma.weight, r.mul_(state.rho.weight)))
+
+    def extrapolate(self, state: Iterate, last: "Snapshot", scale: float) -> None:
+        """Set the iterate to this + step·(this − last) at the new scale."""
+        step = (scale - self.scale) / (self.scale - last.scale) if self.scale != last.scale else 0.0
+        step = min(max(step, 0.0), 1.5)
+        moved = [torch.lerp(b, a, 1 + step) for a, b in zip(self.primal, last.primal, strict=True)]
+        M, L = (torch.lerp(b, a, 1 + step) for a, b in zip(self.dual, last.dual, strict=True))
+        state.V, state.T, state.XU, Z = moved
+        state.dual = M / state.sigma.weight
+        state.q = Z.add_(L, alpha=1 / state.rho.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What a run on some of the samples says about all of them, in the caller's units."""
+
+    weights: Tensor  # U [N, M]
+    A: Tensor  # XᵀΛ [N, M]
+    rho: float
+    sigma: float
+    slope: float  # Λ over the residual
+
+    @classmethod
+    def of(cls, state: Iterate, share: float) -> Self:
+        """From a run on this share of the samples."""
+        # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
+        # samples become more, so that XᵀΛ stays.
+        Z = state.samples.outputs(state.T / state.d, state.work)
+        lengths = [(norm(state.pull(b)), norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
+        pulls, residuals = (math.hypot(*map(float, column)) for column in zip(*lengths, strict=True))
+        rho, sigma = state.rho.weight * share, state.sigma.weight
+        multipliers = state.dual * state.d * sigma
+        return cls(state.T / state.d, multipliers, rho, sigma * share, pulls * rho / max(residuals, _TINY))

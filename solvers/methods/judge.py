@@ -1,0 +1,184 @@
+"""The judge of a running solver: it certifies what it is shown, keeps the trace, and sets the status at the end."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from torch import Tensor
+
+from convexprune.solvers.arrays import as_number, checked_radius, count_nonfinite
+from convexprune.solvers.certificate.certificate import Certificate
+from convexprune.solvers.certificate.solution import Seconds, Solution, Status, TracePoint
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance
+from convexprune.solvers.methods.interface import Excess, Limits, Proposal
+
+Callback = Callable[[TracePoint], bool | None]
+"""Called each time a solve is judged; a true answer stops it."""
+
+Certify = Callable[[Tensor, Tensor | None], Certificate]
+"""What is proven about weights, with their multipliers where there are any."""
+
+
+class Judge:
+    """The ``Watch`` of a solve: certifies what the solver has, keeps the trace, says when it is enough.
+
+    A program is not called infeasible where weights shown, or those of ``start``, satisfy it.
+
+    Raises:
+        InvalidInput: The callback is none.
+    """
+
+    def __init__(
+        self,
+        certify: Certify,
+        limits: Limits,
+        callback: Callback | None,
+        *,
+        convex: bool = True,
+        start: Tensor | None = None,
+    ) -> None:
+        if callback is not None and not callable(callback):
+            raise InvalidInput(f"callback: expected a function of a TracePoint, found {callback!r}")
+        self.certify, self.limits, self.callback, self.convex, self.start = certify, limits, callback, convex, start
+        self.trace: list[TracePoint] = []
+        self.began = time.perf_counter()
+        self.judging = 0.0
+        self.stopped = False
+        self.last: tuple[_Identity, Certificate] | None = None
+        self.best: tuple[Tensor, Certificate] | None = None  # the cheapest feasible weights shown so far
+
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
+        """How far ``proposal()`` is from what was asked for."""
+        c, limits = self.judge(iteration, proposal(), residuals), self.limits
+        if c is None:
+            return Excess(math.nan, math.nan)
+        if self.stopped or self._impossible(c) or c.meets(limits.tol, limits.feas_tol):
+            return Excess(0.0, 0.0)
+        gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
+        return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)
+
+    def judge(self, iteration: int, proposal: Proposal, residuals: Mapping[str, float]) -> Certificate | None:
+        """The certificate of a proposal, traced; None where there is nothing finite to certify."""
+        if not _finite(proposal):
+            return None
+        assert proposal.weights is not None  # noqa: S101 - _finite saw them
+        solving = time.perf_counter() - self.began - self.judging
+        before = time.perf_counter()
+        certificate = self.certify(proposal.weights, proposal.multipliers)
+        self.last = (_Identity.of(proposal), certificate)
+        c = certificate
+        if c.violation <= self.limits.feas_tol and (self.best is None or c.value < self.best[1].value):
+            self.best = (proposal.weights.clone(), c)
+        point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals), proposal.stage)
+        self.trace.append(point)
+        self.stopped = bool(self.callback and self.callback(point))
+        self.judging += time.perf_counter() - before
+        return certificate
+
+    def verdict(self, proposal: Proposal, nothing: Tensor, provenance: dict[str, Any]) -> Solution:
+        """The solution, with its status; ``nothing`` stands for weights that a solver did not return."""
+        solving = time.perf_counter() - self.began - self.judging
+        # What came back may not be what was shown last: only the very same tensors, unchanged, are not judged again.
+        if self.last is not None and self.last[0].same(proposal):
+            certificate: Certificate | None = self.last[1]
+        else:
+            certificate = self.judge(proposal.iterations, proposal, {})
+        status = self._status(proposal, certificate)
+        weights = nothing if proposal.weights is None else proposal.weights
+        cut = status in (Status.STOPPED, Status.TIME_LIMIT) and certificate is not None
+        if cut and certificate.violation > self.limits.feas_tol and self.best is not None:  # type: ignore[union-attr]
+            weights = self.best[0]
+            certificate = self.certify(weights, proposal.multipliers)
+        return Solution(
+            weights=weights,
+            multipliers=proposal.multipliers,
+            status=status,
+            certificate=certificate or Certificate(math.inf, 0.0, math.inf, math.inf, math.inf),
+            trace=tuple(self.trace),
+            iterations=proposal.iterations,
+            seconds=Seconds(proposal.setup, solving - proposal.setup, self.judging),
+            provenance=provenance,
+        )
+
+    def _impossible(self, certificate: Certificate) -> bool:
+        """Whether it proves that there is no solution of a sensible size, and none is known."""
+        if not certificate.infeasible or self.best is not None or self.start is None:
+            return certificate.infeasible and self.best is None
+        return self.certify(self.start, None).violation > self.limits.feas_tol
+
+    def _status(self, proposal: Proposal, certificate: Certificate | None) -> Status:
+        if certificate is None:
+            return Status.FAILED if proposal.weights is None else Status.DIVERGED
+        if certificate.meets(self.limits.tol, self.limits.feas_tol):
+            return Status.SOLVED
+        if self._impossible(certificate):
+            return Status.INFEASIBLE
+        if self.stopped:
+            return Status.STOPPED
+        ended = _ENDED.get(proposal.ended, Status.UNCERTIFIED)
+        if not self.convex and certificate.violation <= self.limits.feas_tol and ended is Status.UNCERTIFIED:
+            # A budget that is broken has an infinite value.
+            return Status.NO_BOUND if certificate.value < math.inf else Status.UNCERTIFIED
+        return ended
+
+
+def _ratio(value: float, tolerance: float) -> float:
+    return value / tolerance if tolerance > 0 else math.inf if value > 0 else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Identity:
+    """Which tensors were judged, in which state."""
+
+    arrays: tuple[Tensor | None, Tensor | None]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, proposal: Proposal) -> "_Identity":
+        arrays = (proposal.weights, proposal.multipliers)
+        return cls(arrays, tuple(_version(array) for array in arrays if array is not None))
+
+    def same(self, proposal: Proposal) -> bool:
+        other = _Identity.of(proposal)
+        known = -1 not in self.versions and self.versions == other.versions
+        return known and all(a is b for a, b in zip(self.arrays, other.arrays, strict=True))
+
+
+def _version(array: Tensor) -> int:
+    """How often the tensor was changed in place; -1 for inference tensors, which do not count."""
+    return -1 if array.is_inference() else array._version
+
+
+_ENDED = {
+    "iteration limit": Status.ITERATION_LIMIT,
+    "time limit": Status.TIME_LIMIT,
+    "stopped": Status.STOPPED,
+    "diverged": Status.DIVERGED,
+}
+
+
+def _finite(proposal: Proposal) -> bool:
+    arrays = (proposal.weights, proposal.multipliers)
+    return proposal.weights is not None and all(a is None or count_nonfinite(a) == 0 for a in arrays)
+
+
+def checked_limits(limits: Limits) -> Limits:
+    """The limits, once they are in their ranges.
+
+    Raises:
+        InvalidTolerance: A tolerance or a limit outside its range.
+        InvalidInput: Something to ask that is no function.
+    """
+    tol, feas_tol = checked_radius("tol", limits.tol), checked_radius("feas_tol", limits.feas_tol)
+    max_iter, seconds = limits.max_iter, limits.time_limit
+    if max_iter is not None and not (isinstance(max_iter, Integral) and max_iter >= 1):
+        raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {max_iter!r}")
+    if seconds is not None and not as_number("time_limit", seconds) > 0:
+        raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {seconds!r}")
+    if limits.stop is not None and not callable(limits.stop):
+        raise InvalidInput(f"stop: expected a function without arguments, found {limits.stop!r}")
+    most = None if max_iter is None else int(max_iter)
+    return Limits(tol, feas_tol, most, None if seconds is None else float(seconds), limits.stop)

@@ -1,0 +1,223 @@
+"""ADMM on the Gram, for fits that see the weights through ‖XU − Y‖ alone: an iteration costs the same for any P.
+
+minimise g(T) + f(XU)  subject to  T = U
+
+Unlike ``admm`` it does not split Z = XU off: the prox of U ↦ f(XU) is one product with (I + νXᵀX)⁻¹ for a squared
+loss. For a ball ν is the root of a scalar equation in the eigenbasis of XᵀX (Reinsch, "Smoothing by spline functions
+II", 1971; Moré & Sorensen, "Computing a trust region step", 1983). See docs/quadratic.md.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import as_number, blocks_of, checked_positive
+from convexprune.solvers.errors import InvalidTolerance
+from convexprune.solvers.methods.eigenbasis import Eigenbasis
+from convexprune.solvers.methods.interface import Start
+from convexprune.solvers.methods.interior import Interior
+from convexprune.solvers.methods.interpolate import interpolated
+from convexprune.solvers.methods.iterative import IterativeSolver
+from convexprune.solvers.methods.normal import Operator
+from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs.fits import Ball, SquaredLoss
+from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, NeuronBalls
+from convexprune.solvers.programs.kinds import is_plain
+from convexprune.solvers.programs.penalties import Penalty
+from convexprune.solvers.programs.program import LayerProgram
+
+_TINY = 1e-300
+_LOSS = 0.3  # initial sigma over the weight of a loss, the Gram's diagonal having mean 1
+_TOLERATED = 1.5  # by what factor sigma may be out of balance
+
+
+@dataclass
+class _State:
+    program: LayerProgram
+    measure: HalfSquare | LayerBall | NeuronBalls
+    basis: Eigenbasis
+    penalty: Penalty  # of the scaled variables
+    sigma: float
+    T: Tensor  # [N, M], sparse
+    dual: Tensor  # of T = V, scaled
+    V: Tensor
+    price: Tensor  # μ, [1] or [M]: the multiplier of ½‖XU − Y‖²
+    resolvent: Operator | None = None  # of a squared loss, V = resolvent @ q + ridge
+    ridge: Tensor | float = 0.0
+    primal: float = math.inf
+    change: float = math.inf
+    iteration: int = 0
+    due: int = 10  # the iteration at which sigma is reviewed next
+
+
+@register("quadratic")
+@dataclass(frozen=True)
+class QuadraticADMM(IterativeSolver[_State]):
+    """Our ADMM on the Gram: Ball and SquaredLoss, any convex penalty with a prox, no pass over the samples to iterate.
+
+    Everything is in float64, for XᵀX squares the condition of X. sigma is balanced as in ``admm``. "weight" among what
+    it reports as effective is that of the SquaredLoss that a layer's Ball amounts to.
+
+    Args:
+        relaxation: Over-relaxation in (0, 2).
+        sigma: Initial penalty of T = U in scaled units, or None to derive it.
+        scaling: p in d_j ∝ ‖x_j‖^p, what the columns of X are divided by: 1 gives equal lengths, 0 leaves them.
+    """
+
+    relaxation: float = 1.7
+    sigma: float | None = None
+    scaling: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 < as_number("relaxation", self.relaxation) < 2:
+            raise InvalidTolerance(f"relaxation: expected a number strictly between 0 and 2, found {self.relaxation}")
+        if not 0 <= as_number("scaling", self.scaling) <= 1:
+            raise InvalidTolerance(f"scaling: expected a power between 0 and 1, found {self.scaling}")
+        if self.sigma is not None:
+            checked_positive("sigma", self.sigma)
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None."""
+        if not program.penalty.convex:
+            return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
+        if not is_plain(program.fit, (Ball, SquaredLoss)):
+            return f"{type(program.fit).__name__} is more than ‖XU − Y‖ (expected Ball or SquaredLoss); 'admm' takes it"
+        return None
+
+    def init(self, program: LayerProgram, start: Start | None) -> _State:
+        """The eigenbasis, and a start."""
+        basis = Eigenbasis.of(program, self.scaling)
+        penalty = program.penalty.to(basis.d).rescaled(basis.d)
+        T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
+        state = _State(program, _measure(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
+        state.sigma = self.sigma or self._sigma(state)
+        gradient = basis.gradient(T)
+        # g(T) = −μ⟨gradient, T⟩ at an optimum where g is homogeneous, and of that size where it is not.
+        slope = -float((gradient * T).sum())
+        if slope > 0:
+            state.price = state.price + float(penalty.value(T)) / slope
+        self._begin(state)
+        if start is not None:
+            # −μ·gradient is the multiplier of T = V there, and a subgradient of g: no larger, whatever the start is.
+            multiplier = state.price * -gradient
+            state.dual = multiplier / penalty.dual_norm(multiplier).clamp(min=1.0) / state.sigma
+        return state
+
+    def retarget(self, state: _State, program: LayerProgram) -> _State | None:
+        """The state made to go on with another radius or weight for the same targets: nothing is computed again."""
+        if program.fit.Y is not state.program.fit.Y:
+            return None
+        before, state.program, state.measure = state.measure, program, _measure(program)
+        if isinstance(before, HalfSquare) and isinstance(state.measure, HalfSquare):
+            # sigma·dual is a subgradient of the penalty, which does not know of the weight; the resolvent stays.
+            heavier = state.measure.weight / before.weight
+            state.sigma, state.dual = state.sigma * heavier, state.dual / heavier
+        state.iteration, state.due, state.primal = 0, 10, math.inf
+        self._begin(state)
+        return state
+
+    def step(self, state: _State) -> None:
+        """The prox of the fit, then that of the penalty; sigma is reviewed at measured iterations."""
+        state.iteration += 1
+        a, T, q = self.relaxation, state.T, state.T - state.dual
+        if isinstance(state.measure, HalfSquare):
+            assert state.resolvent is not None  # noqa: S101 - _begin made it
+            state.V = state.resolvent @ q + state.ridge
+        else:
+            state.V, reach = state.basis.project(q, state.measure, state.price / state.sigma)
+            state.price = reach * state.sigma
+        relaxed = a * state.V + (1 - a) * T + state.dual
+        state.T = state.penalty.prox(relaxed, 1 / state.sigma)
+        state.dual = relaxed - state.T
+        if state.iteration % 10 == 0:
+            state.primal = _norm(state.V - state.T) / max(_norm(state.V), _norm(state.T), _TINY)
+            state.change = _norm(state.T - T) / max(_norm(state.dual), _TINY)
+            if state.iteration >= state.due:
+                self._review(state)
+
+    def finite(self, state: _State) -> bool:
+        """Whether T is: whatever else is not finite makes it so."""
+        return math.isfinite(float(state.T.sum()))
+
+    def successor(self, program: LayerProgram) -> Interior | None:
+        """An interior point method for small programs."""
+        return Interior() if Interior.suits(program) else None
+
+    def residuals(self, state: _State) -> Mapping[str, float]:
+        """Primal and dual residual of T = U, relative; measured every tenth iteration."""
+        return {} if math.isinf(state.primal) else {"primal": state.primal, "dual": state.change}
+
+    def finish(self, state: _State) -> tuple[Tensor, Tensor]:
+        """The sparse iterate T, moved to the balls or targets; Λ = μ(XU − Y) of the other; in the caller's units."""
+        X, Y, U = state.program.inputs, state.program.fit.Y, state.V / state.basis.d
+        multipliers = U.new_empty(Y.shape)
+        for rows in blocks_of(X, U.shape[1]):
+            torch.mm(X[rows].to(U), U, out=multipliers[rows]).sub_(Y[rows]).mul_(state.price)
+        tension = (state.T + state.dual).abs() / state.penalty.cost(state.program.shape).clamp(min=_TINY)
+        return interpolated(state.program, self._restored(state) / state.basis.d, U, tension), multipliers
+
+    def effective(self, state: _State) -> Mapping[str, Any]:
+        """sigma at the end, and μ, where each neuron has its own the mean."""
+        return {"sigma": state.sigma, "weight": float(state.price.mean()), "iterate dtype": str(state.T.dtype)}
+
+    def _sigma(self, state: _State) -> float:
+        """For a loss in proportion to its weight; for balls multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩."""
+        if isinstance(state.measure, HalfSquare):
+            return _LOSS * state.measure.weight
+        V = state.basis.ridge(1.0)
+        V = state.penalty.prox(V, 0.0)
+        return float(state.penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
+
+    def _begin(self, state: _State) -> None:
+        """The price for the state's measure, and with sigma the resolvent of a loss."""
+        if isinstance(state.measure, HalfSquare):
+            state.price = state.T.new_tensor([state.measure.weight])
+            reach = state.measure.weight / state.sigma
+            state.resolvent, state.ridge = state.basis.resolvent(reach), state.basis.ridge(reach)
+        elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.measure, NeuronBalls) else 1):
+            state.price = state.price.mean().expand(neurons)
+
+    def _review(self, state: _State) -> None:
+        """Change sigma if it is out of balance, keeping the multiplier; ever more rarely, as in ``admm``."""
+        state.due = state.iteration + max(10, state.iteration // 4)
+        factor = min(max((max(state.primal, 1e-30) / max(state.change, 1e-30)) ** 0.5, 0.2), 5.0)
+        if not 1 / _TOLERATED <= factor <= _TOLERATED:
+            state.sigma *= factor
+            state.dual = state.dual / factor
+            if isinstance(state.measure, HalfSquare):
+                self._begin(state)
+
+    def _restored(self, state: _State) -> Tensor:
+        """T moved along the gradient on its own support to the boundary of the balls, or as near as that leads.
+
+        ‖h‖² after a step t is a parabola, square − 2t·slope + t²·bend: its nearer root, or its lowest point.
+        """
+        measure, T = state.measure, state.T
+        if isinstance(measure, HalfSquare):
+            return T
+        gradient = state.basis.gradient(T)
+        along = gradient * (T != 0)
+        square, slope = state.basis.distances(T, gradient), along.square().sum(0)
+        bend = (along * (state.basis.gram @ along)).sum(0)
+        if isinstance(measure, LayerBall):
+            square, slope, bend = square.sum(), slope.sum(), bend.sum()
+        beyond = (square - measure.eps**2).clamp(min=0)
+        root = (slope.square() - bend * beyond).clamp(min=0).sqrt()
+        moved = T - along * torch.where(root > 0, beyond / (slope + root), slope / bend.clamp(min=_TINY))
+        return state.penalty.prox(moved, 0.0)  # within its domain
+
+
+def _measure(program: LayerProgram) -> HalfSquare | LayerBall | NeuronBalls:
+    fit = program.fit
+    assert isinstance(fit, Ball | SquaredLoss)  # noqa: S101 - refuses saw to it
+    measure = fit.measure
+    assert isinstance(measure, HalfSquare | LayerBall | NeuronBalls)  # noqa: S101 - there are no others
+    return measure
+
+
+def _norm(A: Tensor) -> float:
+    return float(torch.linalg.vector_norm(A))

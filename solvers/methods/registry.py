@@ -1,0 +1,146 @@
+"""Solvers by name: ours, a researcher's own, and those of installed packages."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from convexprune.solvers.errors import InvalidInput, MissingExtra, UnknownOption, UnknownSolver
+from convexprune.solvers.methods.interface import Solver, options_of
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class SolverInfo:
+    """A line of ``available()``.
+
+    Attributes:
+        name: What to pass to ``solve``.
+        summary: What it is and what it takes, the first paragraph of its docstring.
+        options: Its options with their defaults.
+        missing: What to install before it can run, or None.
+    """
+
+    name: str
+    summary: str
+    options: dict[str, Any]
+    missing: str | None
+
+
+class Registry(Generic[T]):
+    """The solvers T of one kind of problem by name.
+
+    Args:
+        group: Entry point group of installed packages: ``name = "package.module:SolverClass"``.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str, *, replace: bool = False) -> Callable[[S], S]:
+        """Class decorator: make a solver known under ``name``.
+
+        Args:
+            name: What to pass to ``solve``.
+            replace: Whether another solver of that name may be replaced.
+
+        Raises:
+            InvalidInput: The name is taken by another solver.
+        """
+
+        def add(solver: S) -> S:
+            known = self.factories.get(name)
+            # The same class defined again (a notebook cell run twice) is no clash.
+            if known is not None and not replace and _address(known) != _address(solver):
+                raise InvalidInput(
+                    f"a solver named {name!r} is registered already; choose another name or pass replace=True"
+                )
+            self.factories[name] = solver
+            return solver
+
+        return add
+
+    def available(self) -> dict[str, SolverInfo]:
+        """Every registered solver, including those that lack a package, by name."""
+        found = {name: _info(name, factory) for name, factory in self.factories.items()}
+        for name, point in self._installed().items():
+            try:
+                found[name] = _info(name, _loaded(name, point))
+            except MissingExtra as error:
+                found[name] = SolverInfo(name, f"{point.value}, which cannot be imported", {}, str(error))
+        return dict(sorted(found.items()))
+
+    def make(self, solver: str | T, options: dict[str, Any]) -> tuple[str, T]:
+        """The name and the instance that a solver's name, or the instance itself, and options mean.
+
+        Raises:
+            UnknownSolver: No solver of that name.
+            UnknownOption: The solver has no such option.
+            InvalidInput: Neither a name nor a solver.
+        """
+        if isinstance(solver, str):
+            return solver, self._named(solver, options)
+        if isinstance(solver, type) or not isinstance(solver, Solver):
+            raise InvalidInput(f"solver: expected a name or an instance with `refuses` and `run`, found {solver!r}")
+        name = type(solver).__name__
+        _check_options(name, options_of(solver), options)
+        return name, dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
+
+    def _named(self, name: str, options: dict[str, Any]) -> T:
+        names = {*self.factories, *self._installed()}
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise UnknownSolver(f"no solver named {name!r}{hint} Known: {', '.join(sorted(names))}")
+        factory = self.factories.get(name) or _loaded(name, self._installed()[name])
+        _check_options(name, _options(factory), options)
+        return factory(**options)
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        """Solvers of installed packages that no registered one hides, not imported yet."""
+        return {point.name: point for point in entry_points(group=self.group) if point.name not in self.factories}
+
+
+PROGRAMS: Registry[Solver] = Registry("convexprune.solvers")
+"""Solvers of layer programs."""
+
+register, available, make_solver = PROGRAMS.register, PROGRAMS.available, PROGRAMS.make
+
+
+def _check_options(name: str, known: dict[str, Any], options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise UnknownOption(f"solver {name!r} has no option {option!r}{hint} It has: {', '.join(known) or 'none'}")
+
+
+def _address(factory: object) -> tuple[object, object]:
+    return getattr(factory, "__module__", None), getattr(factory, "__qualname__", factory)
+
+
+def _loaded(name: str, point: EntryPoint) -> Callable[..., Any]:
+    try:
+        factory: Callable[..., Any] = point.load()
+    except Exception as error:
+        raise MissingExtra(f"solver {name!r} is installed as {point.value} and cannot be imported: {error}") from error
+    return factory
+
+
+def _options(factory: Callable[..., Any]) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(factory):
+        return {}
+    return {
+        f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(factory) if f.init
+    }
+
+
+def _info(name: str, factory: Callable[..., Any]) -> SolverInfo:
+    summary = " ".join((factory.__doc__ or "").strip().split("\n\n")[0].split())
+    missing = getattr(factory, "missing", lambda: None)()
+    return SolverInfo(name, summary, _options(factory), missing)

@@ -1,0 +1,181 @@
+"""Exact budgets: supports of a given size or pattern. Not convex, so no bound is claimed."""
+
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from convexprune.solvers.arrays import check_shape
+from convexprune.solvers.errors import InvalidInput, SolverRefused
+from convexprune.solvers.programs.penalties.base import Homogeneous
+
+
+class _Budget(Homogeneous):
+    """The indicator of a union of subspaces, each spanned by the entries that ``support`` may keep."""
+
+    convex: ClassVar[bool] = False
+    rows: int | None
+    within: Tensor | None
+
+    def budgeted(self, inputs: int) -> int:
+        """How many of the first rows of U the budget is for; the rest (the bias) is free."""
+        return inputs if self.rows is None else self.rows
+
+    def best(self, size: Tensor) -> Tensor:
+        """Of the budgeted rows, the boolean support with the largest total ``size``, a matrix of numbers ≥ 0."""
+        raise NotImplementedError
+
+    def support(self, U: Tensor) -> Tensor:
+        """Boolean [N, M]: the entries of U to keep, the largest the budget allows and all free ones; never a zero."""
+        rows = self.budgeted(U.shape[0])
+        allowed = self.allowed(U)
+        kept = allowed.clone()
+        kept[:rows] &= self.best(U[:rows].abs() * allowed[:rows])
+        return kept & (U != 0)
+
+    def allowed(self, U: Tensor) -> Tensor:
+        """Boolean [N, M]: the entries that a support may have at all."""
+        return torch.ones_like(U, dtype=torch.bool) if self.within is None else self.within.to(U.device)
+
+    def to(self, like: Tensor) -> Self:  # noqa: ARG002 - what arrays there are have no dtype
+        """Itself."""
+        return self
+
+    def rescaled(self, d: Tensor) -> Self:  # noqa: ARG002 - supports have no unit
+        """Itself."""
+        return self
+
+    def value(self, U: Tensor) -> Tensor:
+        """0 where the budget is kept, infinity elsewhere."""
+        kept = torch.equal(self.support(U), U != 0)
+        return U.new_zeros(()) if kept else U.new_full((), torch.inf)
+
+    def prox(self, V: Tensor, step: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
+        """A nearest point: the largest entries are kept, the first of equals."""
+        return torch.where(self.support(V), V, 0.0)
+
+    def dual_norm(self, A: Tensor) -> Tensor:
+        """Infinity: only A = 0 is dual feasible."""
+        return A.new_full((A.shape[1],), torch.inf)
+
+    def slack(self, A: Tensor) -> Tensor:
+        """0: nothing is known."""
+        return torch.zeros_like(A)
+
+    def cost(self, shape: tuple[int, int]) -> Tensor:
+        """0."""
+        return torch.zeros(shape)
+
+    def to_cvxpy(self, U: Any) -> Any:  # noqa: ARG002
+        """Raise: no convex reference exists."""
+        raise SolverRefused(f"{type(self).__name__} is not convex and has no cvxpy formulation")
+
+
+@dataclass(frozen=True)
+class TopK(_Budget):
+    """At most k nonzeros, in the layer or in each neuron (column).
+
+    Args:
+        k: How many, ≥ 1.
+        per: "layer" or "neuron".
+        rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
+        within: Boolean [N, M], the only entries that may be nonzero; None: any.
+    """
+
+    k: int
+    per: Literal["layer", "neuron"] = "layer"
+    rows: int | None = None
+    within: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.per not in ("layer", "neuron"):
+            raise InvalidInput(f'per: expected "layer" or "neuron", found {self.per!r}')
+        _check_counts(self, "k")
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise InvalidInput if there are fewer weights than k, ShapeMismatch if ``within`` is not [N, M]."""
+        _check_rows(self.rows, shape)
+        check_support("within", self.within, shape)
+        entries = self.budgeted(shape[0]) * (shape[1] if self.per == "layer" else 1)
+        if self.k > entries:
+            raise InvalidInput(f"TopK: expected k ≤ {entries}, the weights of a {self.per}, found {self.k}")
+
+    def best(self, size: Tensor) -> Tensor:
+        """The k largest, the first of equals."""
+        flat = size.reshape(-1, 1) if self.per == "layer" else size
+        last = flat.topk(self.k, dim=0, sorted=False).values.amin(0, keepdim=True)  # a third of a sort's time
+        above, equal = flat > last, flat == last
+        return (above | (equal & (equal.cumsum(0) <= self.k - above.sum(0)))).view(size.shape)
+
+
+@dataclass(frozen=True)
+class NM(_Budget):
+    """At most n nonzeros in each m consecutive inputs of a neuron (2:4 is what accelerators can use).
+
+    Args:
+        n: How many to keep.
+        m: Of how many, n ≤ m; the budgeted rows must be a multiple of it.
+        rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
+        within: Boolean [N, M], the only entries that may be nonzero; None: any.
+    """
+
+    n: int = 2
+    m: int = 4
+    rows: int | None = None
+    within: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "n", "m")
+        if self.n > self.m:
+            raise InvalidInput(f"NM: expected n ≤ m, found {self.n} of {self.m}")
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raise InvalidInput unless the inputs are a multiple of m, ShapeMismatch if ``within`` is not [N, M]."""
+        _check_rows(self.rows, shape)
+        check_support("within", self.within, shape)
+        if self.budgeted(shape[0]) % self.m:
+            raise InvalidInput(
+                f"NM: expected a multiple of {self.m} inputs, found {self.budgeted(shape[0])}; "
+                "set rows to the inputs without the bias"
+            )
+
+    def best(self, size: Tensor) -> Tensor:
+        """The n largest of each m, the first of equals."""
+        blocks = size.reshape(-1, self.m, size.shape[1])
+        ahead = torch.zeros_like(blocks, dtype=torch.int32)  # how many come before each; a tenth of a sort's time
+        for j in range(self.m):
+            ahead += blocks[:, j : j + 1] > blocks
+            ahead[:, j + 1 :] += blocks[:, j : j + 1] == blocks[:, j + 1 :]
+        return (ahead < self.n).view(size.shape)
+
+
+def check_support(name: str, support: object, shape: tuple[int, int] | None = None) -> None:
+    """Whether a support is boolean and, where their shape is known, as large as the weights; None passes.
+
+    Raises:
+        InvalidInput: It is not boolean. ShapeMismatch: It is not [N, M].
+    """
+    if support is None:
+        return
+    if not isinstance(support, Tensor) or support.dtype != torch.bool:
+        raise InvalidInput(f"{name}: expected a boolean tensor, found {getattr(support, 'dtype', type(support))}")
+    if shape is not None:
+        check_shape(name, support, shape, "the weights")
+
+
+def _check_counts(budget: TopK | NM, *names: str) -> None:
+    """Whole numbers ≥ 1, of Python or numpy; ``rows`` may be None."""
+    for name in (*names, "rows"):
+        value = getattr(budget, name)
+        if name == "rows" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise InvalidInput(f"{name}: expected a whole number ≥ 1, found {value!r}")
+        object.__setattr__(budget, name, int(value))
+
+
+def _check_rows(rows: int | None, shape: tuple[int, int]) -> None:
+    if rows is not None and rows > shape[0]:
+        raise InvalidInput(f"rows: expected at most the {shape[0]} inputs, found {rows}")
