@@ -5,10 +5,15 @@ same Parameter as before; what the mask leaves out gets no gradient, and what mo
 not seen. A mask costs one byte a weight, and a forward one copy of the weight.
 """
 
-from convexprune.masks.keeping import keep_masks_, kept_masks, make_permanent_
-from convexprune.masks.loading import load_masked_state_dict_
-from convexprune.masks.sites import Mask
-from convexprune.masks.torch_prune import from_torch_prune_, to_torch_prune_
+from convexprune.masks.keeping import (
+    from_torch_prune_,
+    keep_masks_,
+    kept_masks,
+    load_masked_state_dict_,
+    make_permanent_,
+    to_torch_prune_,
+)
+from convexprune.masks.weights import Mask
 
 __all__ = [
     "Mask",
