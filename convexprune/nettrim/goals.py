@@ -3,28 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from convexprune.nettrim.answers import KEPT, REFITTED, Answer, Goal
-from convexprune.nettrim.budgets import Keep, KeepByPath, Pattern
-from convexprune.nettrim.measuring import Measure, Measurement
-from convexprune.nettrim.neurons import KeepInputs, RankInputs
-from convexprune.nettrim.tolerance import Within
-
-__all__ = [
-    "GOALS",
-    "KEPT",
-    "REFITTED",
-    "Answer",
-    "Goal",
-    "Keep",
-    "KeepByPath",
-    "KeepInputs",
-    "Measure",
-    "Measurement",
-    "Pattern",
-    "RankInputs",
-    "Within",
-    "as_goal",
-]
+from convexprune.nettrim.answers import KEPT as KEPT
+from convexprune.nettrim.answers import REFITTED as REFITTED
+from convexprune.nettrim.answers import Answer as Answer
+from convexprune.nettrim.answers import Goal as Goal
+from convexprune.nettrim.budgets import Keep as Keep
+from convexprune.nettrim.budgets import KeepByPath as KeepByPath
+from convexprune.nettrim.budgets import Pattern as Pattern
+from convexprune.nettrim.measuring import Measure as Measure
+from convexprune.nettrim.measuring import Measurement as Measurement
+from convexprune.nettrim.neurons import KeepInputs as KeepInputs
+from convexprune.nettrim.neurons import RankInputs as RankInputs
+from convexprune.nettrim.tolerance import Within as Within
 
 GOALS: Mapping[str, type[Any]] = {
     goal.kind: goal for goal in (Within, Keep, Pattern, KeepByPath, KeepInputs, Measure, RankInputs)
