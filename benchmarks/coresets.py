@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from trained import Kept, finetune_, load
 
 from convexprune import coreset_prune_, prune_
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 
 Apply = Callable[[nn.Module, int], None]  # (model, seed): prunes in place
 

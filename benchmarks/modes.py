@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from trained import Kept, load
 
 from convexprune import prune_
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 
 _TRAINED = {"lenet-300-100": 2000, "lenet-5": 400, "resnet-20": 300}  # calibration samples
 

@@ -27,7 +27,7 @@ from trained import Kept, finetune_, load
 
 from convexprune import prune_
 from convexprune.baselines.magnitude import magnitude_prune_
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 
 Counts = Mapping[str, int]  # nonzeros by layer
 

@@ -8,7 +8,7 @@ import torch
 
 from convexprune import prune_
 from convexprune.cli.reference import find_model
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 from convexprune.files.weights import load_weights_into_
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -11,7 +11,7 @@ from torch import nn
 
 from convexprune.cli.digits import load_digits, train_digits_network
 from convexprune.cli.reference import REFERENCE_MODELS, find_model
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 from convexprune.files.arrays import load_array
 from convexprune.files.weights import load_weights_into_
 from convexprune.solvers.errors import EmptyInput, InvalidInput, MissingExtra, NonFinite, ShapeMismatch

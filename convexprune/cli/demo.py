@@ -11,7 +11,7 @@ from torch import nn
 
 from convexprune.baselines import magnitude_prune_
 from convexprune.cli.digits import Digits, load_digits, train_digits_network
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 from convexprune.files.weights import make_folder, save_json, save_weights
 from convexprune.nettrim import prune_
 from convexprune.progress import silent

@@ -11,7 +11,7 @@ from torch import nn
 from convexprune.cli.source import Labelled, Source
 from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
-from convexprune.costs.accuracy import accuracy
+from convexprune.costs import accuracy
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import check_folder, load_weights_into_, save_json, save_weights
 from convexprune.nettrim import prune_

@@ -4,10 +4,8 @@ A zero in a dense tensor is still stored and multiplied. It pays in a format or 
 there only beyond some sparsity; neurons that are gone pay everywhere.
 """
 
-from convexprune.costs.flops import Flops, WeightFlops, flops
-from convexprune.costs.latency import Latency, latency
-from convexprune.costs.storage import Storage, WeightStorage, storage
-from convexprune.costs.timing import LayerLatency
+from convexprune.costs.counts import Flops, Storage, WeightFlops, WeightStorage, accuracy, flops, storage
+from convexprune.costs.latency import Latency, LayerLatency, latency
 
 __all__ = [
     "Flops",
@@ -16,6 +14,7 @@ __all__ = [
     "Storage",
     "WeightFlops",
     "WeightStorage",
+    "accuracy",
     "flops",
     "latency",
     "storage",

@@ -1,16 +1,19 @@
 """Times on this machine: each layer's product, dense and sparse, and the whole model before and after."""
 
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from convexprune.costs.shared import permanent
-from convexprune.costs.timing import LayerLatency, layer_latency, not_compared, seconds
+from convexprune.costs.counts import Costs, density, permanent
+from convexprune.layers import input_matrices, unsupported, weight_matrices
 from convexprune.network.calibration import as_batches, samples_of
 from convexprune.network.capture import capture
 from convexprune.network.forwards import Forward, call_model, copy_for, evaluating
@@ -19,30 +22,33 @@ from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.methods.solve import environment
 
 _SCATTER = 0.1  # what such medians differ by from one measurement to the next
-_UNCALLED = "its forward was not called on the batch, so its inputs are not known"
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Times on this machine.
+class LayerLatency:
+    """Median seconds of one layer's product with the batch that reaches it, dense and as ``torch.sparse_csr``."""
 
-    Attributes:
-        layers: A row for each Linear or convolution; of a convolution its im2col product, without the unfolding.
-        skipped: Modules with weights whose products were not compared, each with the reason.
-        model: Seconds of one forward, dense, as it is; median.
-        before: The same of the model before it was pruned, if it was given.
-        samples: Of the batch.
-        repeats: Timed runs of each.
-        provenance: dtype, device, threads, versions.
+    name: str  # of the module
+    density: float  # the part of the matrix's entries that are not zero; a bias is part of it
+    dense: float  # in the faster of the two layouts of the batch
+    csr: float
+
+
+@dataclass(frozen=True)
+class Latency(Costs):
+    """Median seconds on this machine: a row for each Linear or convolution, and one forward of the model, dense.
+
+    Of a convolution it is the im2col product, without the unfolding. ``skipped`` are modules with weights whose
+    products were not compared, each with the reason; ``provenance`` has dtype, device, threads and versions.
     """
 
     layers: tuple[LayerLatency, ...]
     skipped: tuple[SkippedModule, ...]
     model: float
-    before: float | None
+    before: float | None  # of the model before it was pruned
     samples: int
-    repeats: int
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int  # timed runs of each
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def dense(self) -> float:
@@ -53,10 +59,6 @@ class Latency:
     def csr(self) -> float:
         """Seconds of all layers' CSR products."""
         return sum(row.csr for row in self.layers)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data with the totals."""
-        return asdict(self) | {"dense": self.dense, "csr": self.csr}
 
     def verdict(self) -> str:
         """Whether anything is faster, a sentence a comparison; differences below a tenth count as none."""
@@ -71,7 +73,7 @@ class Latency:
 
 def latency(
     model: nn.Module,
-    batch: Any,
+    batch: object,
     *,
     before: nn.Module | None = None,
     repeats: int = 20,
@@ -89,10 +91,8 @@ def latency(
         forward: As in ``flops``.
 
     Raises:
-        InvalidInput: A model cannot be called on the batch, is no module, or has parameters without values.
         InvalidTolerance: ``repeats`` is not a whole number above 0.
-        EmptyCalibration, NonFinite: No sample, or NaN or infinity in the batch or a weight.
-        UnsupportedModule: The model has masks of ``torch.nn.utils.prune``, or as in ``make_permanent_``.
+        InvalidInput, UnsupportedModule, EmptyCalibration, NonFinite: As in ``flops``; weights must be finite, too.
     """
     runs = checked_count("repeats", repeats)
     checked, models = as_batches([batch])[0], [permanent(one) for one in (model, before) if one is not None]
@@ -101,9 +101,8 @@ def latency(
     with ExitStack() as stack:
         for one in models:
             stack.enter_context(evaluating(one))
-        whole = seconds(
-            [partial(call_model, one, copy_for(one, checked), forward) for one in models], runs, data.device
-        )
+        calls = [partial(call_model, one, copy_for(one, checked), forward) for one in models]
+        whole = _seconds(calls, runs, data.device)
     return Latency(
         layers=tuple(timed),
         skipped=tuple(skipped),
@@ -116,23 +115,63 @@ def latency(
 
 
 def _layers(
-    model: nn.Module, batch: Any, repeats: int, forward: Forward | None
+    model: nn.Module, batch: object, repeats: int, forward: Forward | None
 ) -> tuple[list[LayerLatency], list[SkippedModule]]:
     """The times of each layer that can be compared, and the other modules with weights, each with the reason."""
-    weighted = {
-        name: module
-        for name, module in model.named_modules()
-        if any(own.dim() >= 2 for own in module.parameters(recurse=False))
-    }
-    reasons = {name: not_compared(module) for name, module in weighted.items()}
+    modules = dict(model.named_modules())
+    weighted = [name for name, one in modules.items() if any(own.dim() >= 2 for own in one.parameters(recurse=False))]
+    reasons = {name: _not_compared(modules[name]) for name in weighted}
     seen = capture(model, [batch], [name for name, reason in reasons.items() if reason is None], forward=forward).layers
-    found = {name: reason or _UNCALLED for name, reason in reasons.items()} | {
-        name: layer_latency(name, weighted[name], layer.inputs[0], repeats) for name, layer in seen.items()
+    uncalled = "its forward was not called on the batch, so its inputs are not known"
+    found = {name: reason or uncalled for name, reason in reasons.items()} | {
+        name: _layer_latency(name, modules[name], layer.inputs[0], repeats) for name, layer in seen.items()
     }
-    skipped = [
-        SkippedModule(name, type(weighted[name]).__name__, why) for name, why in found.items() if isinstance(why, str)
-    ]
+    refused = [(name, why) for name, why in found.items() if isinstance(why, str)]
+    skipped = [SkippedModule(name, type(modules[name]).__name__, why) for name, why in refused]
     return [row for row in found.values() if isinstance(row, LayerLatency)], skipped
+
+
+def _not_compared(module: nn.Module) -> str | None:
+    """Why the module's product is not compared; None if it can be."""
+    if reason := unsupported(module):
+        return reason
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "its product is compared for Linear and convolutions only"
+    return "a grouped convolution is many small products" if getattr(module, "groups", 1) != 1 else None
+
+
+def _layer_latency(name: str, layer: nn.Module, inputs: Tensor, repeats: int) -> LayerLatency | str:
+    """The layer's times on its inputs, or why torch has no CSR product for it."""
+    (X,), (U,) = input_matrices(layer, inputs), weight_matrices(layer)
+    A, X = U.mT.contiguous(), X.to(U).contiguous()
+    right = X.mT.contiguous()  # what suits the CSR product
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            sparse = A.to_sparse_csr()
+        # A gain must be one over the faster of the dense layouts.
+        layouts = [partial(functional.linear, X, A), partial(torch.matmul, A, right)]
+        *dense, csr = _seconds([*layouts, partial(torch.matmul, sparse, right)], repeats, A.device)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        return f"torch has no CSR product for {A.dtype} on {A.device.type} ({str(error).splitlines()[0]})"
+    return LayerLatency(name, density(A), min(dense), csr)
+
+
+def _seconds(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median time of each; they take turns, so that what else the machine does hits all alike."""
+    wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, taken in zip(works, times, strict=True):
+            wait()
+            began = time.perf_counter()
+            work()
+            wait()
+            if turn:  # the first one warms up
+                taken.append(time.perf_counter() - began)
+    return [median(taken) for taken in times]
 
 
 def _pace(what: str, product: str, now: float, before: float, than: str) -> str:
