@@ -21,7 +21,7 @@ from convexprune.network.calibration import as_batches
 from convexprune.network.capture import capture
 from convexprune.network.choosing import choose_layers, layer_fits
 from convexprune.solvers import L1, LayerProgram
-from convexprune.solvers.testing.layers import pose
+from convexprune.solvers.testing.layers import program_of
 
 FOLDER = Path(__file__).resolve().parent / "results" / "layers"
 
@@ -39,7 +39,7 @@ class Layer:
     def program(self, eps: float) -> LayerProgram:
         """The program whose targets the layer's own weights reach; eps is relative, and the bias is free."""
         penalty = L1.free_bias(self.X.shape[1]) if self.bias else L1()
-        return pose(self.X, self.W, self.fit, eps, penalty)
+        return program_of(self.X, self.W, self.fit, eps, penalty)
 
 
 def layers(model: nn.Module, inputs: Tensor, patterns: list[str] | None = None, rows: int = 2000) -> Iterator[Layer]:

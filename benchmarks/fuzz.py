@@ -9,8 +9,7 @@ from itertools import count, islice
 
 import torch
 
-from convexprune.solvers.testing.fuzzing import Trial, table, try_on
-from convexprune.solvers.testing.random_programs import FAMILIES, draw
+from convexprune.solvers.testing.fuzzing import FAMILIES, Trial, draw, table, try_on
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.methods import Proposal, Start
 from convexprune.solvers.methods.admm import ADMM
 from convexprune.solvers.methods.interface import Limits, Watch
-from convexprune.solvers.testing import Candidate, NotConforming, promises, zoo
+from convexprune.solvers.testing import Candidate, NotConforming, kit, zoo
 
 SOLVERS = [name for name, info in available().items() if info.missing is None]
 CHECKS = testing.checks(zoo.representative())
@@ -192,7 +192,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promises, "_GRACE", 0.2)
+    monkeypatch.setattr(kit, "_GRACE", 0.2)
     solver, name, message = FAULTS[fault]
     check = next(check for check in CHECKS if check.name == name)
     with pytest.raises(NotConforming, match=f"(?s){name}: .*{message}"):

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from convexprune.solvers import Ball, LayerProgram, Status, solve
-from convexprune.solvers.testing.fuzzing import Trial, table, try_on
-from convexprune.solvers.testing.random_programs import FAMILIES, draw
+from convexprune.solvers.testing.fuzzing import FAMILIES, Trial, draw, table, try_on
 
 # The last ones ask for all digits of the linear systems, a step to the apex of a cone, large weights, or a proof that
 # rounded targets cannot be met.

@@ -1,16 +1,15 @@
 """The problem zoo of ``convexprune.solvers.testing`` by name, with tight solutions that tests share."""
 
-from functools import cache
+from functools import cache, partial
 
 from tolerances import TIGHT
 from torch import Tensor
 
 from convexprune.solvers import LayerProgram, Solution, solve
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.awkward import badly_scaled, free_bias, large_units, no_slack, weighted
-from convexprune.solvers.testing.exotic import infeasible_ceiling
-from convexprune.solvers.testing.layers import SETS, gaussian, layer
-from convexprune.solvers.testing.layers import pose as program
+from convexprune.solvers.testing.known import infeasible_ceiling
+from convexprune.solvers.testing.layers import SETS, awkward, gaussian, layer
+from convexprune.solvers.testing.layers import program_of as program
 
 __all__ = [
     "CLOSING",
@@ -32,6 +31,9 @@ __all__ = [
     "weighted",
 ]
 
+badly_scaled, free_bias, large_units, weighted = (
+    partial(awkward, kind=kind) for kind in ("badly_scaled", "free_bias", "large_units", "weighted")
+)
 FITS = SETS
 """The three sets."""
 MEMBERS = {member.name: member for member in zoo.members()}
@@ -46,6 +48,11 @@ CLOSING = [
     if member.name.split()[0] in FITS and not member.name.endswith((*_LEFT_OUT, "rows"))
 ]
 """Sets with an ℓ1 norm that ADMM takes a while to solve, and whose certificate closes to eight digits in float64."""
+
+
+def no_slack(fit: str) -> LayerProgram:
+    """eps = 0 and neurons with fewer active samples than inputs: a linear program with many vertices."""
+    return program(*layer(24, 60, 8, 5), fit, 0.0)
 
 
 @cache

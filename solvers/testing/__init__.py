@@ -6,12 +6,11 @@
 """
 
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.candidate import Candidate
+from convexprune.solvers.testing.contract import NotConforming, Report, Result
 from convexprune.solvers.testing.fits import check_fit
-from convexprune.solvers.testing.kit import Check, check, checks
-from convexprune.solvers.testing.member import Member
+from convexprune.solvers.testing.kit import Candidate, Check, check, checks
 from convexprune.solvers.testing.penalties import check_penalty
-from convexprune.solvers.testing.report import NotConforming, Report, Result
+from convexprune.solvers.testing.zoo import Member
 
 __all__ = [
     "Candidate",

@@ -1,15 +1,14 @@
-"""What the checks of a user's own fit or penalty share: random points, comparisons, and how a report is made."""
+"""What all checks share: reports, and of a user's own fit or penalty random points and comparisons."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.testing.candidate import expect
-from convexprune.solvers.testing.report import NotConforming, Report, Result
+from convexprune.solvers.errors import ConvexPruneError
 
 ALIKE = 1e-7
 """Relative error granted to float64 numbers that should be equal."""
@@ -17,6 +16,60 @@ ALIKE = 1e-7
 _CONIC = 1e-4  # and to a conic solver's
 
 Subject = TypeVar("Subject")
+
+
+class NotConforming(ConvexPruneError, AssertionError):
+    """A solver, fit or penalty is not what it should be; the message says what was found and what was expected."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check of one solver; ``taken`` is False where the solver refused the program, which is its right."""
+
+    name: str
+    passed: bool
+    detail: str
+    taken: bool = True
+
+    @property
+    def word(self) -> str:
+        """The outcome: passed, refused or FAILED."""
+        return ("passed" if self.taken else "refused") if self.passed else "FAILED"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of one solver, fit or penalty; ``str()`` gives a table."""
+
+    solver: str
+    results: tuple[Result, ...]
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """Those that failed."""
+        return tuple(result for result in self.results if not result.passed)
+
+    @property
+    def passed(self) -> bool:
+        """Whether none failed."""
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Raise NotConforming, naming every failed check, unless all passed."""
+        if self.failures:
+            lines = "\n".join(f"  {result.name}: {result.detail}" for result in self.failures)
+            raise NotConforming(f"{self.solver!r} failed {len(self.failures)} of {len(self.results)} checks:\n{lines}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"solver": self.solver, "passed": self.passed, "results": [asdict(result) for result in self.results]}
+
+    def __str__(self) -> str:
+        width = max(len(result.name) for result in self.results)
+        lines = [f"{result.name:<{width}}  {result.word:<7}  {result.detail}" for result in self.results]
+        refused = sum(not result.taken for result in self.results)
+        tail = f"{self.solver}: {len(self.results)} checks, {len(self.failures)} failed, {refused} refused"
+        return "\n".join([*lines, tail])
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +88,12 @@ class Draw(Generic[Subject]):
     def sizes(self) -> list[float]:
         """Factors from far too small to far too large."""
         return [10.0 ** float(power) for power in torch.linspace(-2, 2, self.points)]
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise NotConforming with the message unless the condition holds."""
+    if not condition:
+        raise NotConforming(message)
 
 
 def alike(name: str, found: float, expected: float, unit: float = 0.0) -> None:
@@ -59,21 +118,15 @@ def best_of(name: str, best: float, others: list[float], unit: float) -> None:
     expect(best <= lowest + ALIKE * max(unit, abs(best)), f"{name}: found {best:.9g}, yet another has {lowest:.9g}")
 
 
-def conic(objective: Any, constraints: list[Any]) -> float:
-    """The least value of a cvxpy objective, by Clarabel."""
+def agrees(name: str, objective: Any, constraints: list[Any], expected: float, unit: float) -> None:
+    """Raise NotConforming unless Clarabel finds the expected least value of a cvxpy objective."""
     import cvxpy as cp
 
     problem = cp.Problem(cp.Minimize(objective), constraints)
     expect(problem.is_dcp(), "to_cvxpy: the expression is not convex by cvxpy's rules")
-    return float(problem.solve(solver="CLARABEL"))
-
-
-def agrees(name: str, found: float, expected: float, unit: float) -> None:
-    """Raise NotConforming unless a conic solver's value is ours."""
-    expect(
-        abs(found - expected) <= _CONIC * max(abs(expected), unit),
-        f"{name}: cvxpy finds {found:.7g}, here it is {expected:.7g}",
-    )
+    found = float(problem.solve(solver="CLARABEL"))
+    near = abs(found - expected) <= _CONIC * max(abs(expected), unit)
+    expect(near, f"{name}: cvxpy finds {found:.7g}, here it is {expected:.7g}")
 
 
 def checked(name: str, draw: Draw[Subject], checks: dict[str, Callable[[Draw[Subject]], str]]) -> Report:
@@ -82,7 +135,7 @@ def checked(name: str, draw: Draw[Subject], checks: dict[str, Callable[[Draw[Sub
     Raises:
         NotConforming: Some failed; the message names them.
     """
-    report = Report(name, tuple(_result(check, test, draw) for check, test in checks.items()))
+    report = Report(name, tuple(result_of(check, test, draw) for check, test in checks.items()))
     report.raise_if_failed()
     return report
 
@@ -93,10 +146,15 @@ def needs_cvxpy(test: Callable[[Draw[Subject]], str]) -> Callable[[Draw[Subject]
     return test if installed else lambda draw: "not checked: cvxpy or clarabel is not installed"  # noqa: ARG005
 
 
-def _result(name: str, test: Callable[[Draw[Subject]], str], draw: Draw[Subject]) -> Result:
+def result_of(
+    name: str, test: Callable[[Subject], str], subject: Subject, raised: tuple[type[Exception], ...] = ()
+) -> Result:
+    """The outcome of one check; whatever it raises is the finding, but for exceptions of the types ``raised``."""
     try:
-        return Result(name, True, test(draw))
+        return Result(name, True, test(subject))
+    except raised:
+        raise
     except NotConforming as error:
         return Result(name, False, str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it raises is the finding
+    except Exception as error:  # noqa: BLE001
         return Result(name, False, f"raised {type(error).__name__}: {error}")

@@ -1,23 +1,143 @@
-"""What a solver makes of random programs, checked against weights that are known to satisfy them and a reference."""
+"""Random small programs of every kind, and what a solver makes of them.
 
+Each is drawn with weights that were meant to satisfy it; answers are checked against these and against a reference.
+
+>>> drawn = draw(7)
+>>> drawn.program.shape  # doctest: +SKIP
+"""
+
+import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from convexprune.solvers.certificate.certificate import certify
 from convexprune.solvers.certificate.solution import Solution, Status
 from convexprune.solvers.errors import ConvexPruneError
 from convexprune.solvers.methods.interface import Solver
 from convexprune.solvers.methods.solve import solve
-from convexprune.solvers.testing.random_programs import Drawn
+from convexprune.solvers.programs.fits import Fit, NetTrimSet
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.testing.layers import FITS, LOSSES, SETS, blocks, critical_weight, targets_of
 
+EPS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1, 0.5)
+"""Radii relative to ‖Y‖_F; of a loss, the critical weight relative to the weight."""
+FAMILIES = ("eps ≥ 1e-3", "losses", "l1 weights over six decades", *(f"eps {eps:g}" for eps in EPS if eps < 1e-3))
+"""The rows of a fuzzer's table."""
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+_MOST = 40  # samples, inputs and outputs
+_DECADES = 6.0  # units of X and of W, and weights of an ℓ1 norm, lie within this many of 1
 SETTLED = (Status.SOLVED, Status.INFEASIBLE)
 """Both are proven."""
 _ROUNDING = 1e-6  # what a bound may exceed the value of other weights by, relative to that value
 _FEAS_TOL = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A random program.
+
+    Attributes:
+        seed: What it was drawn with.
+        program: It.
+        W: [N, M] float64, the weights that its targets were made from.
+        fit, penalty: Names of their kinds.
+        eps: Of ``EPS``.
+    """
+
+    seed: int
+    program: LayerProgram
+    W: Tensor
+    fit: str
+    penalty: str
+    eps: float
+
+    @property
+    def family(self) -> str:
+        """That of ``FAMILIES`` which it counts in."""
+        if self.penalty == "wide l1":
+            return "l1 weights over six decades"
+        if self.fit in LOSSES or self.eps >= 1e-3:
+            return "losses" if self.fit in LOSSES else "eps ≥ 1e-3"
+        return f"eps {self.eps:g}"
+
+    def reached(self, feas_tol: float = 1e-5) -> float | None:
+        """What W costs, or None where rounding of the targets leaves W outside."""
+        certificate = certify(self.program, self.W)
+        return certificate.value if certificate.violation <= feas_tol else None
+
+
+def draw(seed: int) -> Drawn:
+    """The random program of this seed: the same on every machine."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    torch_rng = torch.Generator().manual_seed(seed)
+    P, N, M = (round(_MOST ** rng.random()) for _ in range(3))
+    fit, dtype = rng.choice(FITS), rng.choice(DTYPES)
+    eps = rng.choice(EPS[3:] if fit in LOSSES else EPS)
+    X = _inputs(rng, torch_rng, P, N).to(dtype)
+    W = _normal(torch_rng, N, M) * 10 ** rng.uniform(-_DECADES, _DECADES)
+    W[_normal(torch_rng, N, M) > rng.choice((0.0, 1.0, 9.0))] = 0
+    single = torch.promote_types(dtype, torch.float32)
+    W = W.to(single).double()
+    Y = targets_of(fit, X.to(single) @ W.to(single))
+    kind, penalty = _penalty(rng, torch_rng, N, M)
+    return Drawn(seed, LayerProgram(X, _fit(rng, fit, X, W, Y, eps, penalty), penalty), W, fit, kind, eps)
+
+
+def _normal(rng: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+
+def _inputs(rng: random.Random, torch_rng: torch.Generator, P: int, N: int) -> Tensor:
+    """[P, N], of both signs or not, with dead, duplicate and nearly equal columns, in units of any size."""
+    X = _normal(torch_rng, P, N)
+    X = X.clamp(min=0) if rng.random() < 0.6 else X
+    for _ in range(rng.choice((0, 0, 1, 3))):
+        j, k = rng.randrange(N), rng.randrange(N)
+        change = rng.choice(("dead", "duplicate", "nearly", "nearly"))
+        nearly = X[:, k] + 10 ** rng.uniform(-9, -2) * _normal(torch_rng, P)
+        X[:, j] = {"dead": torch.zeros(P), "duplicate": X[:, k], "nearly": nearly}[change]
+    if rng.random() < 0.3:
+        X *= 10 ** (_normal(torch_rng, N) * rng.choice((0.5, 2.0)))
+    X *= 10 ** rng.uniform(-_DECADES, _DECADES)
+    if rng.random() < 0.5:
+        X[:, -1] = 1
+    return X
+
+
+def _penalty(rng: random.Random, torch_rng: torch.Generator, N: int, M: int) -> tuple[str, Penalty]:
+    kind = rng.choice(("l1", "l1", "free bias", "weighted l1", "wide l1", "rows", "columns", "blocks"))
+    if kind == "free bias" and N > 1:
+        return kind, L1.free_bias(N)
+    if kind == "weighted l1":
+        weights = torch.rand(N, M, generator=torch_rng, dtype=torch.float64) * 3
+        weights[weights < rng.choice((0.0, 0.0, 0.3))] = 0
+        return kind, L1(weights) if bool((weights > 0).any()) else L1()
+    if kind == "wide l1":
+        exponents = _DECADES * (torch.rand(N, rng.choice((1, M)), generator=torch_rng, dtype=torch.float64) - 0.5)
+        return kind, L1(10**exponents)
+    if kind in ("rows", "columns"):
+        return kind, GroupL2(kind)  # type: ignore[arg-type]
+    if kind == "blocks":
+        return kind, GroupL2(blocks(N, M))
+    return "l1", L1()
+
+
+def _fit(rng: random.Random, fit: str, X: Tensor, W: Tensor, Y: Tensor, eps: float, penalty: Penalty) -> Fit:
+    if fit in LOSSES:
+        return LOSSES[fit](Y, critical_weight(X.double(), Y.double(), penalty) / eps)
+    each = rng.random() < 0.2
+    radius = eps * (Y.double().norm(dim=0) if each else float(Y.double().norm()))
+    if fit == "net-trim" and rng.random() < 0.3:
+        # The ceiling of a cascade: what the weights reach, and a little more.
+        Z = X.to(Y) @ W.to(Y)
+        return NetTrimSet(Y, radius, torch.where(Y > 0, 0.0, Z + 1e-3 * Z.abs()))
+    return SETS[fit](Y, radius)
 
 
 @dataclass(frozen=True, eq=False)

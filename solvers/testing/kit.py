@@ -1,16 +1,298 @@
-"""The conformance kit: every promise of the solver protocol, checked on the zoo."""
+"""The conformance kit: every promise of the solver protocol, checked on the zoo.
 
+Each check is a function of a ``Candidate`` that says what it saw or raises NotConforming.
+"""
+
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from convexprune.solvers.certificate.certificate import certify
+from convexprune.solvers.certificate.solution import Solution, Status
 from convexprune.solvers.errors import MissingExtra, SolverRefused
-from convexprune.solvers.methods.interface import Solver
-from convexprune.solvers.testing import checks as _checks
-from convexprune.solvers.testing import promises, zoo
-from convexprune.solvers.testing.candidate import Candidate
-from convexprune.solvers.testing.member import Member
-from convexprune.solvers.testing.report import NotConforming, Report, Result
+from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, Watch
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.methods.solve import solve
+from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.testing import zoo
+from convexprune.solvers.testing.contract import NotConforming, Report, Result, expect, result_of
+from convexprune.solvers.testing.layers import FITS
+from convexprune.solvers.testing.zoo import Member
+
+_GOOD = (Status.SOLVED, Status.NO_BOUND)  # proven, or within a budget about which nothing can be proven
+_GRACE = 2.0  # seconds beyond a time limit: for the set-up, the iteration under way and one judging
+_ROUNDED = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A solver under test, with the limits of its runs; answers are kept for the checks that ask for the same.
+
+    Args:
+        solver: A registered name or an instance.
+        tol, feas_tol, time_limit: As in ``solve``, for every run that does not test them.
+    """
+
+    solver: str | Solver
+    tol: float = 1e-4
+    feas_tol: float = 1e-5
+    time_limit: float = 10.0
+    answers: dict[str, Solution] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def name(self) -> str:
+        """Its registered name, or that of its class."""
+        return make_solver(self.solver, {})[0]
+
+    @cached_property
+    def instance(self) -> Solver:
+        """The solver itself."""
+        return make_solver(self.solver, {})[1]
+
+    def solve(self, program: LayerProgram, **limits: Any) -> Solution:
+        """Its answer, which is checked to be judged as it deserves.
+
+        Raises:
+            SolverRefused: It does not take the program. NotConforming: The status is not the certificate's.
+        """
+        limits = {"tol": self.tol, "feas_tol": self.feas_tol, "time_limit": self.time_limit} | limits
+        reason = self.instance.refuses(program)
+        if reason:
+            raise SolverRefused(reason)
+        solution = solve(program, self.instance, **limits)
+        _check_judgement(program, solution, limits["tol"], limits["feas_tol"])
+        return solution
+
+    def answer(self, member: Member) -> Solution:
+        """Its answer to a member of the zoo, computed once."""
+        if member.name not in self.answers:
+            self.answers[member.name] = self.solve(zoo.program(member.name))
+        return self.answers[member.name]
+
+    def takes(self, member: Member) -> bool:
+        """Whether it does not refuse the member."""
+        return self.instance.refuses(zoo.program(member.name)) is None
+
+    @cached_property
+    def easy(self) -> Member:
+        """The first plain member that it takes, or budget where it takes budgets only."""
+        for member in (*zoo.members("plain"), *zoo.budgets(), *zoo.members()):
+            if self.takes(member):
+                return member
+        raise NotConforming("it refuses the whole zoo: expected that it takes at least one program")
+
+    @property
+    def easy_program(self) -> LayerProgram:
+        """That member's program."""
+        return zoo.program(self.easy.name)
+
+
+def _check_judgement(program: LayerProgram, solution: Solution, tol: float, feas_tol: float) -> None:
+    U, L = solution.weights, solution.multipliers
+    expect(U.dtype in (torch.float32, torch.float64), f"weights: expected float32 or float64, found {U.dtype}")
+    expect(U.device == program.inputs.device, f"weights are on {U.device}, expected {program.inputs.device}")
+    if not all(bool(torch.isfinite(array).all()) for array in (U, L) if array is not None):
+        expect(solution.status not in _GOOD, f"weights or multipliers are not finite, yet called {solution.status}")
+        return
+    certificate = certify(program, U, L)
+    expect(certificate == solution.certificate, f"certificate: found {solution.certificate}, expected {certificate}")
+    meets = certificate.meets(tol, feas_tol)
+    expect(meets == (solution.status is Status.SOLVED), f"status {solution.status}, but meets the tolerances: {meets}")
+
+
+def _summary(solution: Solution) -> str:
+    c, seconds = solution.certificate, solution.seconds.total
+    head = f"{solution.status}, {solution.iterations} iterations, {seconds:.2f} s"
+    return f"{head}, gap {c.gap:.1e}, violation {c.violation:.1e}"
+
+
+def _refusals(candidate: Candidate) -> str:
+    """``refuses`` gives None or a reason for every member of the zoo, and something is taken."""
+    members = (*zoo.members(), *zoo.infeasible(), *zoo.budgets())
+    taken = 0
+    for member in members:
+        try:
+            reason = candidate.instance.refuses(zoo.program(member.name))
+        except SolverRefused as error:
+            message = f"{member.name}: refuses() raised its reason, expected that it returns it: {error}"
+            raise NotConforming(message) from error
+        expect(reason is None or (isinstance(reason, str) and reason.strip() != ""), f"{member.name}: found {reason!r}")
+        taken += reason is None
+    return f"takes {taken} of {len(members)}, {candidate.easy.name!r} among them"
+
+
+def _iteration_limit(candidate: Candidate) -> str:
+    """No more iterations than asked for, though the tolerances cannot be met."""
+    done = []
+    for limit in (1, 5):
+        solution = candidate.solve(candidate.easy_program, tol=0.0, feas_tol=0.0, max_iter=limit)
+        expect(solution.iterations <= limit, f"max_iter={limit}: found {solution.iterations} iterations")
+        done.append(str(solution.iterations))
+    return f"{' and '.join(done)} iterations of 1 and 5"
+
+
+def _time_limit(candidate: Candidate) -> str:
+    """Back soon after the time is up, though the tolerances cannot be met."""
+    candidate.answer(candidate.easy)  # so that imports do not count
+    large = [m for m in zoo.members("plain") if "500x20" in m.name and candidate.takes(m)]
+    program = zoo.program((large or [candidate.easy])[0].name)
+    began = time.perf_counter()
+    solution = candidate.solve(program, tol=0.0, feas_tol=0.0, max_iter=100_000, time_limit=0.2)
+    took = time.perf_counter() - began
+    expect(took <= 0.2 + _GRACE, f"time_limit=0.2: came back after {took:.1f} s, expected at most {0.2 + _GRACE:.1f} s")
+    return f"{solution.status} after {took:.2f} s of 0.2 s"
+
+
+def _determinism(candidate: Candidate) -> str:
+    """Two runs give the same bits."""
+    first, second = (candidate.solve(candidate.easy_program) for _ in range(2))
+    for name, a, b in (
+        ("weights", first.weights, second.weights),
+        ("multipliers", first.multipliers, second.multipliers),
+    ):
+        equal = a is b if a is None or b is None else torch.equal(a, b)
+        expect(equal, f"{name} differ between two runs")
+    return f"{first.iterations} iterations twice"
+
+
+def _inputs_unchanged(candidate: Candidate) -> str:
+    """Inputs, targets and start are as before, and the answer shares no memory with them."""
+    mine = candidate.easy_program
+    program = LayerProgram(mine.inputs.clone(), mine.fit.map(torch.clone), mine.penalty)
+    start = _start(candidate.answer(candidate.easy))
+    arrays = [a for a in (program.inputs, program.fit.Y, start.weights, start.multipliers) if a is not None]
+    before = [array.clone() for array in arrays]
+    solution = candidate.solve(program, start=start)
+    expect(all(map(torch.equal, arrays, before)), "inputs, targets or start were changed")
+    theirs = {array.data_ptr() for array in arrays}
+    shared = [a for a in (solution.weights, solution.multipliers) if a is not None and a.data_ptr() in theirs]
+    expect(not shared, "the answer shares memory with inputs, targets or start")
+    return "unchanged"
+
+
+def _precisions(candidate: Candidate) -> str:
+    """Data in float64, float32, float16 and bfloat16 are taken, the answers are close to one another."""
+    program, reference = candidate.easy_program, candidate.answer(candidate.easy).certificate
+    tol, feas_tol = max(candidate.tol, 1e-4), max(candidate.feas_tol, 1e-5)
+    for dtype, error in _ROUNDED.items():
+        solution = candidate.solve(program.to(dtype), tol=tol, feas_tol=feas_tol)
+        expect(solution.status in _GOOD, f"{dtype}: {_summary(solution)}")
+        value = solution.certificate.value
+        near = abs(value - reference.value) <= error * max(reference.scale, 1e-300)
+        expect(near, f"{dtype}: value {value:.6g}, in the program's precision {reference.value:.6g}")
+    return "all four solved"
+
+
+def _starts(candidate: Candidate) -> str:
+    """Weights, weights with multipliers, and a solution are accepted as starts; none stands in the way."""
+    program, solution = candidate.easy_program, candidate.answer(candidate.easy)
+    zeros = torch.zeros(program.shape, dtype=torch.float64)
+    counts = []
+    for name, start in (("zeros", zeros), ("weights", _start(solution)), ("solution", solution)):
+        found = candidate.solve(program, start=start)
+        expect(found.status in _GOOD, f"started from {name}: {_summary(found)}")
+        counts.append(f"{name} {found.iterations}")
+    return f"iterations from {', '.join(counts)}"
+
+
+def _start(solution: Solution) -> Start:
+    L = solution.multipliers
+    return Start(solution.weights.clone(), None if L is None else L.clone())
+
+
+def _multipliers(candidate: Candidate) -> str:
+    """Λ has the signs and the scale of g(U) + f(Z) + ⟨Λ, XU − Z⟩: XᵀΛ of dual norm 1, and −Λ proves far less."""
+    seen = []
+    for member in (zoo.member(f"{fit} plain 20x8x5") for fit in FITS):
+        if not candidate.takes(member):
+            continue
+        program, solution = zoo.program(member.name), candidate.answer(member)
+        L = solution.multipliers
+        if L is None:
+            seen.append(f"{member.name}: none")
+            continue
+        _check_signs(member.name, program, solution, L)
+        seen.append(member.name.split()[0])
+    if not seen:
+        raise SolverRefused("it takes no convex plain member")
+    return ", ".join(seen)
+
+
+def _check_signs(name: str, program: LayerProgram, solution: Solution, L: Tensor) -> None:
+    L64, fit = L.double(), program.fit.map(lambda array: array.double())
+    bound = solution.certificate.bound
+    flipped = certify(program, solution.weights, -L64).bound
+    expect(flipped <= bound / 2, f"{name}: −Λ proves {flipped:.4g}, Λ proves {bound:.4g}; is the sign right?")
+    off = float((fit.curb(L64) - L64).norm() / L64.norm().clamp(min=1e-300))
+    expect(off <= 1e-2, f"{name}: Λ must be ≥ 0 where outputs are one-sided; {off:.1%} of its length is not")
+    size = float(program.penalty.dual_norm(-program.inputs.double().T @ L64).max())
+    expect(abs(size - 1) <= 0.1, f"{name}: dual norm of XᵀΛ {size:.3g}, expected 1; are the units the caller's?")
+
+
+@dataclass(frozen=True, eq=False)
+class _Liar:
+    """Runs a solver and hands back other weights in its name."""
+
+    solver: Solver
+    weights: Tensor
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        return self.solver.refuses(program)
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
+        honest = self.solver.run(program, limits, start, watch)
+        return replace(honest, weights=self.weights.clone(), ended="own rule", message="optimal")
+
+
+def _lies(candidate: Candidate) -> str:
+    """Wrong weights with the solver's own multipliers and word are not called solved."""
+    program = candidate.easy_program
+    wrong = torch.zeros(program.shape) if program.penalty.convex else torch.ones(program.shape)
+    liar = Candidate(_Liar(candidate.instance, wrong), candidate.tol, candidate.feas_tol, candidate.time_limit)
+    solution = liar.solve(program)
+    expect(solution.status not in _GOOD, f"wrong weights were called {solution.status}")
+    return f"wrong weights are {solution.status}"
+
+
+def _feasible(member: Member, candidate: Candidate) -> str:
+    """A feasible convex member is solved to its reference value, or not claimed to be; a plain one is solved."""
+    solution = candidate.answer(member)
+    c, status, reference = solution.certificate, solution.status, member.reference
+    summary = _summary(solution)
+    expect(status not in (Status.DIVERGED, Status.INFEASIBLE), f"{status}, but it has a solution: {summary}")
+    expect(member.kind != "plain" or status is Status.SOLVED, f"plain members are to be solved: {summary}")
+    if reference is not None:
+        unit = c.scale if status is Status.SOLVED else abs(reference)
+        expect(c.bound <= reference + 1e-6 * unit, f"bound {c.bound:.9g} above the optimum {reference:.9g}")
+        near = abs(c.value - reference) <= (2 * candidate.tol + 10 * candidate.feas_tol) * unit
+        expect(near or status is not Status.SOLVED, f"value {c.value:.9g}, optimum {reference:.9g}")
+    return summary
+
+
+def _infeasible(member: Member, candidate: Candidate) -> str:
+    """A program without solution is never called solved."""
+    solution = candidate.solve(zoo.program(member.name), time_limit=min(0.5, candidate.time_limit))
+    expect(solution.status not in _GOOD, f"has no solution, yet {_summary(solution)}")
+    return _summary(solution)
+
+
+def _budget(member: Member, candidate: Candidate) -> str:
+    """An exact budget is kept, nothing is claimed to be proven, nothing beats the best support."""
+    solution, fit = candidate.answer(member), zoo.program(member.name).fit
+    c, best = solution.certificate, member.optimum
+    expect(c.bound == -torch.inf and c.gap == torch.inf, f"no bound can be claimed, found {c.bound}")
+    expect(c.value < torch.inf, "the budget is broken")
+    if best is not None:
+        unit = fit.value(fit.sums(torch.zeros_like(fit.Y)))  # the loss of U = 0
+        expect(c.value >= best - 1e-6 * unit, f"loss {c.value:.9g} below that of the best support, {best:.9g}")
+        near = c.value <= best + 1e-3 * unit
+        expect(near or "orthonormal" not in member.name, f"loss {c.value:.6g}, best {best:.6g}: inputs are independent")
+    return f"{_summary(solution)}, loss {c.value:.6g}, best {best:.6g}"
 
 
 @dataclass(frozen=True)
@@ -34,30 +316,24 @@ class Check:
     def result(self, candidate: Candidate) -> Result:
         """The same as data."""
         try:
-            return Result(self.name, True, self.test(candidate))
-        except MissingExtra:
-            raise
+            return result_of(self.name, self.test, candidate, (MissingExtra, SolverRefused))
         except SolverRefused as error:
             return Result(self.name, True, str(error), taken=False)
-        except NotConforming as error:
-            return Result(self.name, False, str(error))
-        except Exception as error:  # noqa: BLE001 - a solver may raise anything, and that it does is the finding
-            return Result(self.name, False, f"raised {type(error).__name__}: {error}")
 
     def __str__(self) -> str:
         return self.name
 
 
 _PROTOCOL = {
-    "refuses with a reason": _checks.refusals,
-    "iteration limit": promises.iteration_limit,
-    "time limit": promises.time_limit,
-    "determinism": promises.determinism,
-    "inputs untouched": promises.inputs_untouched,
-    "precisions": promises.precisions,
-    "starts": promises.starts,
-    "multipliers": promises.multipliers,
-    "a lie is not called solved": promises.lies,
+    "refuses with a reason": _refusals,
+    "iteration limit": _iteration_limit,
+    "time limit": _time_limit,
+    "determinism": _determinism,
+    "inputs untouched": _inputs_unchanged,
+    "precisions": _precisions,
+    "starts": _starts,
+    "multipliers": _multipliers,
+    "a lie is not called solved": _lies,
 }
 
 
@@ -69,12 +345,9 @@ def checks(members: Iterable[Member] | None = None) -> list[Check]:
             are always among the checks.
     """
     chosen = zoo.members() if members is None else tuple(members)
-    return [
-        *(Check(name, test) for name, test in _PROTOCOL.items()),
-        *(Check(member.name, partial(_checks.solved_or_honest, member)) for member in chosen),
-        *(Check(member.name, partial(_checks.impossible, member)) for member in zoo.infeasible()),
-        *(Check(member.name, partial(_checks.budget, member)) for member in zoo.budgets()),
-    ]
+    groups = ((_feasible, chosen), (_infeasible, zoo.infeasible()), (_budget, zoo.budgets()))
+    on_members = [Check(member.name, partial(test, member)) for test, group in groups for member in group]
+    return [*(Check(name, test) for name, test in _PROTOCOL.items()), *on_members]
 
 
 def check(

@@ -1,21 +1,24 @@
-"""Programs whose optimum is known before any solver runs: (program, optimum)."""
+"""Programs whose optimum is known before any solver runs, or that have no solution, and exact budgets."""
 
 import math
+from collections.abc import Callable
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.programs.fits import SquaredLoss
-from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.fits import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.penalties import L1, NM, GroupL2, Penalty, TopK
 from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.testing.layers import LOSSES, SETS, layer, pose, targets_of, uniform
+from convexprune.solvers.testing.layers import LOSSES, SETS, gaussian, layer, program_of, targets_of, uniform
 
 Known = tuple[LayerProgram, float]
+"""A program and its optimum; of a budget, that of the best support."""
 
 
 def zero(fit: str) -> Known:
     """eps = 1.5, so U = 0 is optimal: it costs nothing, or half the squared length of the targets."""
-    program = pose(*layer(5, 80, 12, 8), fit, 1.5)
+    program = program_of(*layer(5, 80, 12, 8), fit, 1.5)
     return program, program.fit.value(program.fit.sums(torch.zeros_like(program.fit.Y)))
 
 
@@ -44,7 +47,7 @@ def exact(fit: str) -> Known:
     """eps = 0 and more active samples than inputs: only the trained weights are feasible."""
     X, W = layer(24, 60, 8, 5)
     W[-1] = 2
-    return pose(X, W, fit, 0.0), float(W.abs().sum())
+    return program_of(X, W, fit, 0.0), float(W.abs().sum())
 
 
 def backwards(fit: str, penalty: L1 | GroupL2 | None = None) -> Known:
@@ -59,11 +62,13 @@ def backwards(fit: str, penalty: L1 | GroupL2 | None = None) -> Known:
     if isinstance(penalty, L1):
         U = torch.where(W.abs() > W.abs().median(), W, 0.0)
         U[-1] = 2  # a bias that keeps most outputs active
-        S = torch.where(
-            U == 0, 0.9 * torch.rand(U.shape, generator=torch.Generator().manual_seed(3)).double(), U.sign()
-        )
-    else:
-        U, S = _sparse_rows(W)
+        inside = 0.9 * torch.rand(U.shape, generator=torch.Generator().manual_seed(3)).double()
+        S = torch.where(U == 0, inside, U.sign())
+    else:  # every other row is 0, the last one 2, and S is a subgradient of Σ ‖row‖
+        U = W.clone()
+        U[::2], U[-1] = 0, 2
+        inside = uniform(4, *W.shape) / math.sqrt(W.shape[1])
+        S = torch.where(U == 0, inside, U / U.norm(dim=1, keepdim=True).clamp(min=1e-300))
     Z = X @ U
     L = torch.zeros_like(Z)
     for m in range(Z.shape[1]):
@@ -77,25 +82,6 @@ def backwards(fit: str, penalty: L1 | GroupL2 | None = None) -> Known:
     return LayerProgram(X, LOSSES[fit](Y, float(L.norm()) / s), penalty), cost + s * float(L.norm()) / 2
 
 
-def _sparse_rows(W: Tensor) -> tuple[Tensor, Tensor]:
-    """U with every other row 0 and a last row of 2, and a subgradient of Σ ‖row‖ there."""
-    U = W.clone()
-    U[::2] = 0
-    U[-1] = 2
-    inside = uniform(4, *W.shape) / math.sqrt(W.shape[1])
-    return U, torch.where(U == 0, inside, U / U.norm(dim=1, keepdim=True).clamp(min=1e-300))
-
-
-def _labels(kind: str, N: int, M: int) -> Tensor:
-    rows, columns = torch.arange(N)[:, None], torch.arange(M)
-    return {
-        "L1": rows * M + columns,
-        "rows": rows.expand(N, M),
-        "columns": columns.expand(N, M),
-        "blocks": (rows // 3) * M + columns // 2,
-    }[kind].contiguous()
-
-
 ORTHONORMAL = ("L1", "rows", "columns", "blocks")
 
 
@@ -104,7 +90,9 @@ def orthonormal(kind: str) -> Known:
     N, M, weight = 9, 6, 1.5
     X = torch.linalg.qr(layer(34, 50, N, M)[0]).Q.contiguous()
     Y = X @ layer(35, 1, N, M)[1] + 0.1 * uniform(36, 50, M)
-    V, labels = X.T @ Y, _labels(kind, N, M)
+    V, row, column = X.T @ Y, torch.arange(N)[:, None], torch.arange(M)
+    labels = {"L1": row * M + column, "rows": row, "columns": column, "blocks": (row // 3) * M + column // 2}[kind]
+    labels = labels.expand(N, M).contiguous()
     U = torch.zeros_like(V)
     cost = 0.0
     for g in sorted(set(labels.reshape(-1).tolist())):  # not every label below the largest is there
@@ -114,3 +102,86 @@ def orthonormal(kind: str) -> Known:
     penalties: dict[str, Penalty] = {"L1": L1(), "rows": GroupL2("rows"), "columns": GroupL2("columns")}
     penalty = penalties.get(kind) or GroupL2(labels)
     return LayerProgram(X, SquaredLoss(Y, weight), penalty), cost + weight * float((X @ U - Y).square().sum()) / 2
+
+
+def infeasible_ceiling() -> LayerProgram:
+    """Outputs must be ≤ −1 off Ω and near 5 on it, from one positive input."""
+    X = torch.linspace(1, 2, 40, dtype=torch.float64)[:, None]
+    Y = torch.where(torch.arange(40)[:, None] % 2 == 0, 5.0, 0.0).double()
+    return LayerProgram(X, NetTrimSet(Y, 0.5, ceiling=-1.0))
+
+
+def _two_signs() -> LayerProgram:
+    X = torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
+    return LayerProgram(X, NetTrimLoss(torch.tensor([[0.0], [0.0], [1.0]]), ceiling=-1.0))
+
+
+def _contradiction() -> LayerProgram:
+    X = torch.ones(30, 1, dtype=torch.float64)
+    Y = torch.where(torch.arange(30)[:, None] % 3 == 0, 5.0, 0.0).double()
+    return LayerProgram(X, ReluBall(Y, 1.0))
+
+
+def _out_of_reach(per_neuron: bool) -> LayerProgram:
+    X, Y = gaussian(40, 30, 4), gaussian(41, 30, 3)
+    rest = (Y - X @ torch.linalg.pinv(X) @ Y).norm(dim=0)
+    eps = torch.stack([0.5 * rest[0], 2 * rest[1], 2 * rest[2]]) if per_neuron else 0.5 * float(rest.norm())
+    return LayerProgram(X, Ball(Y, eps))
+
+
+INFEASIBLE: dict[str, Callable[[], LayerProgram]] = {
+    "net-trim infeasible ceiling": infeasible_ceiling,
+    "net-trim-loss, a ceiling of both signs": _two_signs,
+    "relu-ball, one output for two targets": _contradiction,
+    "ball out of reach": lambda: _out_of_reach(per_neuron=False),
+    "ball, one neuron's out of reach": lambda: _out_of_reach(per_neuron=True),
+}
+"""Programs that no weights satisfy, by name."""
+
+Budget = TopK | NM
+BUDGETS: dict[str, Callable[[], Budget]] = {
+    "top-k a layer": lambda: TopK(10),
+    "top-k a neuron": lambda: TopK(3, per="neuron"),
+    "2:4": lambda: NM(2, 4),
+    "top-k a neuron, free bias": lambda: TopK(2, per="neuron", rows=7),
+}
+"""Budgets for 8 inputs and 4 neurons."""
+
+
+def orthonormal_budget(kind: str) -> Known:
+    """XᵀX = I and the squared loss: what is lost is the sum of squares of XᵀY off the support, the largest stay."""
+    X = torch.linalg.qr(layer(42, 40, 8, 4)[0]).Q.contiguous()
+    Y, budget = gaussian(43, 40, 4), BUDGETS[kind]()
+    V = X.T @ Y
+    U = torch.where(_largest(V, budget), V, 0.0)
+    return LayerProgram(X, SquaredLoss(Y), budget), float((X @ U - Y).square().sum()) / 2
+
+
+def _largest(V: Tensor, budget: Budget) -> Tensor:
+    """The support of the largest entries that the budget allows, by counting the larger ones."""
+    size, rows = V.abs(), budget.rows or len(V)
+    if isinstance(budget, NM):
+        blocks = size.reshape(-1, budget.m, V.shape[1])
+        return ((blocks[:, None] > blocks[:, :, None]).sum(2) < budget.n).reshape(V.shape)
+    compared = size[:rows] if budget.per == "neuron" else size.reshape(-1, 1)
+    kept = (compared[None] > compared[:, None]).sum(1) < budget.k
+    return torch.cat([kept.reshape(-1, V.shape[1]), torch.ones(len(V) - rows, V.shape[1], dtype=torch.bool)])
+
+
+def small_budget() -> Known:
+    """Correlated inputs, three of seven weights a neuron: all supports are tried."""
+    X, W = layer(44, 40, 7, 3)
+    Y = X @ W + 0.2 * gaussian(45, 40, 3)
+    best = 0.0
+    for m in range(3):
+        parts = [X[:, list(kept)] for kept in combinations(range(7), 3)]
+        best += min(float((Y[:, m] - x @ torch.linalg.pinv(x) @ Y[:, m]).square().sum()) for x in parts) / 2
+    return LayerProgram(X, SquaredLoss(Y), TopK(3, per="neuron")), best
+
+
+def planted_budget(fit: str) -> Known:
+    """Targets that weights within the budget reach: nothing need be lost."""
+    X, W = layer(46, 200, 12, 6, bias=False)
+    W = torch.where(_largest(W, TopK(4, per="neuron")), W, 0.0)
+    loss = SquaredLoss(X @ W) if fit == "squared-loss" else ReluLoss((X @ W).clamp(min=0))
+    return LayerProgram(X, loss, TopK(4, per="neuron")), 0.0

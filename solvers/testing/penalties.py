@@ -9,9 +9,18 @@ from torch import Tensor
 
 from convexprune.solvers.programs.claims import fenchel_young
 from convexprune.solvers.programs.penalties import is_homogeneous
-from convexprune.solvers.testing.candidate import expect
-from convexprune.solvers.testing.contract import ALIKE, Draw, agrees, alike, best_of, checked, conic, needs_cvxpy, same
-from convexprune.solvers.testing.report import NotConforming, Report
+from convexprune.solvers.testing.contract import (
+    ALIKE,
+    Draw,
+    Report,
+    agrees,
+    alike,
+    best_of,
+    checked,
+    expect,
+    needs_cvxpy,
+    same,
+)
 
 _STEPS = (0.03, 0.5, 20.0)
 
@@ -27,16 +36,12 @@ def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -
         outputs: M.
         points: Random weights for each check.
 
-    Returns:
-        A report with a line a check.
-
     Raises:
         NotConforming: Some checks failed; the message says which, what was found and what was expected.
     """
     shape = (inputs, outputs)
     g = penalty.to(torch.zeros(shape, dtype=torch.float64))
-    if type(g) is not type(penalty):
-        raise NotConforming(f"to: found {type(g).__name__}, expected {type(penalty).__name__} again")
+    expect(type(g) is type(penalty), f"to: found {type(g).__name__}, expected {type(penalty).__name__} again")
     checks = _CONVEX if penalty.convex else _BUDGET
     return checked(type(penalty).__name__, Draw(g, shape, points), checks)
 
@@ -79,7 +84,9 @@ def _domain(draw: Drawn) -> str:
     return "prox(V, 0) projects on it"
 
 
-def _prox_of(g: Any, draw: Drawn) -> None:
+def _prox(draw: Drawn, penalty: Any = None) -> str:
+    """The minimiser of its own definition, against random competitors."""
+    g = penalty or draw.subject
     for step in _STEPS:
         for size in draw.sizes():
             V = size * draw.normal()
@@ -88,11 +95,6 @@ def _prox_of(g: Any, draw: Drawn) -> None:
             moved = [g.prox(U + s * size * draw.normal(), 0.0) for s in (1e-3, 0.1, 1.0)] + [g.prox(0.99 * U, 0.0)]
             others = [_objective(g, T, V, step) for T in moved]
             best_of("prox: its objective", _objective(g, U, V, step), others, float(V.square().sum()))
-
-
-def _prox(draw: Drawn) -> str:
-    """The minimiser of its own definition, against random competitors."""
-    _prox_of(draw.subject, draw)
     return "no competitor is better"
 
 
@@ -113,17 +115,15 @@ def _duality(draw: Drawn) -> str:
                 alike("⟨A, U⟩ at a subgradient A, against g(U)", float((S * U).sum()), float(g.value(U)), unit)
             else:
                 within = S * (1 - 1e-9)  # rounding may put S just outside of where g* is finite
-                alike(
-                    "g*(A) at a subgradient", float(g.conjugate(within).sum()), float((S * U).sum() - g.value(U)), unit
-                )
+                expected = float((S * U).sum() - g.value(U))
+                alike("g*(A) at a subgradient", float(g.conjugate(within).sum()), expected, unit)
             A = step * draw.normal()
             for T in (U, _inside(draw, 30 * size), _inside(draw), g.prox(1e3 * A, 0.0)):
                 for B in (A, S):
                     left, right = fenchel_young(g, B, T.masked_fill(free, 0.0))
-                    expect(
-                        left <= right + ALIKE * (abs(right) + float((B * T).abs().sum())),
-                        f"⟨A, U⟩ = {left:.9g} exceeds g(U) + g*(A) = {right:.9g}: dual_norm or conjugate is too small",
-                    )
+                    slack = ALIKE * (abs(right) + float((B * T).abs().sum()))
+                    found = f"⟨A, U⟩ = {left:.9g} exceeds g(U) + g*(A) = {right:.9g}"
+                    expect(left <= right + slack, f"{found}: dual_norm or conjugate is too small")
     return "⟨A, U⟩ ≤ g(U) + g*(A), equal at subgradients"
 
 
@@ -141,15 +141,13 @@ def _dual_norm(draw: Drawn) -> str:
         if not is_homogeneous(g):
             lost = g.conjugate(A * t * (1 - ALIKE))
             expect(lost.shape == s.shape and bool((lost >= 0).all()), f"conjugate: expected [M] ≥ 0, found {lost}")
-            expect(
-                bool(torch.isfinite(lost).all()), "conjugate: infinite though columns are scaled to dual norm below 1"
-            )
+            finite = bool(torch.isfinite(lost).all())
+            expect(finite, "conjugate: infinite though columns are scaled to dual norm below 1")
             continue
         for T in [_inside(draw, other) for other in draw.sizes()]:
             product, value = float((A * t * T.masked_fill(free, 0.0)).sum()), float(g.value(T))
-            expect(
-                product <= value * (1 + ALIKE), f"dual_norm: ⟨A diag(t), U⟩ = {product:.9g} exceeds g(U) = {value:.9g}"
-            )
+            found = f"dual_norm: ⟨A diag(t), U⟩ = {product:.9g} exceeds g(U) = {value:.9g}"
+            expect(product <= value * (1 + ALIKE), found)
     return "columns may be scaled one by one"
 
 
@@ -206,7 +204,7 @@ def _units(draw: Drawn) -> str:
     scaled = g.rescaled(d)
     for name, made in (("to", g.to(d)), ("rescaled", scaled), ("times", g.times(2.0) if hasattr(g, "times") else g)):
         expect(type(made) is type(g), f"{name}: found {type(made).__name__}, expected {type(g).__name__} again")
-    _prox_of(scaled, draw)
+    _prox(draw, scaled)
     for size in draw.sizes():
         U, A = _inside(draw, size), size * draw.normal()
         alike("rescaled(d): value at diag(d)U", float(scaled.value(d * U)), float(g.value(U)))
@@ -234,7 +232,6 @@ def _precision(draw: Drawn) -> str:
     return "float32"
 
 
-@needs_cvxpy
 def _cvxpy(draw: Drawn) -> str:
     """The same value, infinite outside of the domain, and the same prox."""
     import cvxpy as cp
@@ -243,8 +240,8 @@ def _cvxpy(draw: Drawn) -> str:
     for size in (0.3, 3.0):
         V, step = size * draw.normal(), 0.4
         U, X = g.prox(V, step), cp.Variable(draw.shape)
-        found = conic(step * g.to_cvxpy(X) + cp.sum_squares(X - V.numpy()) / 2, [])
-        agrees("to_cvxpy: the prox problem", found, _objective(g, U, V, step), float(V.square().sum()) * 1e-3)
+        objective, unit = step * g.to_cvxpy(X) + cp.sum_squares(X - V.numpy()) / 2, 1e-3 * float(V.square().sum())
+        agrees("to_cvxpy: the prox problem", objective, [], _objective(g, U, V, step), unit)
     return "the same prox"
 
 
@@ -263,15 +260,7 @@ def _budget(draw: Drawn) -> str:
 
 
 _CONVEX: dict[str, Callable[[Drawn], str]] = {
-    "value": _value,
-    "domain": _domain,
-    "prox": _prox,
-    "duality": _duality,
-    "dual norm": _dual_norm,
-    "slack": _slack,
-    "cost": _cost,
-    "units": _units,
-    "precision": _precision,
-    "cvxpy": _cvxpy,
-}
+    test.__name__.strip("_").replace("_", " "): test
+    for test in (_value, _domain, _prox, _duality, _dual_norm, _slack, _cost, _units, _precision)
+} | {"cvxpy": needs_cvxpy(_cvxpy)}
 _BUDGET: dict[str, Callable[[Drawn], str]] = {"budget": _budget, "precision": _precision}
