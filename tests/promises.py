@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convexprune.nettrim.rows import NetTrimLayer
+from convexprune.report.report import LayerReport
 
 
 def behind(
@@ -39,7 +39,7 @@ def with_modules_of(model: nn.Module, other: nn.Module, names: Sequence[str | No
 
 
 def promised(
-    row: NetTrimLayer,
+    row: LayerReport,
     dense: nn.Module,
     pruned: nn.Module,
     batches: Sequence[Any],

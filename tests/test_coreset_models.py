@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from convexprune import Report, coreset_prune_
 from convexprune.coresets import METHODS, Guarantee
-from convexprune.coresets.base import Assumption, Edges, Items, Method, Neurons, Scores
-from convexprune.coresets.rows import CoresetLayer
+from convexprune.coresets.base import Edges, Items, Method, Neurons, Scores
 from convexprune.coresets.sampling import Sampling
 from convexprune.errors import EmptyCalibration, NothingToPrune, UnsupportedModule
 from convexprune.layers import input_matrices
 from convexprune.network.links import find_links
+from convexprune.report.report import Assumption, LayerReport
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, NonFinite, UnknownOption
 
 Made = tuple[nn.Module, Tensor]
@@ -115,10 +115,8 @@ def weight(model: nn.Module, name: str) -> Tensor:
     return model.get_submodule(name).get_parameter("weight").detach()
 
 
-def rows(report: Report, items: str = "neurons") -> dict[str, CoresetLayer]:
-    found = [row for row in report.layers if isinstance(row, CoresetLayer)]
-    assert len(found) == len(report.layers)
-    return {row.name: row for row in found if row.items == items}
+def rows(report: Report, items: str = "neurons") -> dict[str, LayerReport]:
+    return {row.name: row for row in report.layers if row.items == items}
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = tolerances.OUTPUTS) -> None:
@@ -199,7 +197,7 @@ def test_sizes_and_layers_by_pattern() -> None:
     assert {name: row.kept_items for name, row in rows(report).items()} == {"0": 7, "2": 5}
     model, x = built()
     report = coreset_prune_(model, x, "uniform", 0.5, layers="2")
-    assert {row.name: (row.items, row.kept_items) for row in report.layers if isinstance(row, CoresetLayer)} == {
+    assert {row.name: (row.items, row.kept_items) for row in report.layers} == {
         "2": ("neurons", 10),
         "4": ("inputs", 4),
     }
@@ -289,7 +287,7 @@ def test_a_dead_layer_leaves_one_neuron_and_the_outputs(method: str) -> None:
     close(outputs(model, x), before)
     assert rows(report)["0"].kept_items == (15 if method == "uniform" else 1) == len(weight(model, "0"))
     gone = ("29 of 30 neurons have no share in any output, and went",)
-    assert rows(report)["0"].comments[-1:] == (() if method == "uniform" else gone)
+    assert rows(report)["0"].notes[-1:] == (() if method == "uniform" else gone)
     assert rows(report)["0"].output_error == report.output_error == 0
 
 
@@ -399,7 +397,7 @@ def test_weights_that_are_zero_stay_zero() -> None:
     report = coreset_prune_(model, x, "uniform", 0.5, items="edges", layers="0")
     assert not weight(model, "0")[:, ::2].any()
     assert rows(report, "edges")["0"].nonzeros == 180 == report.layers[0].nonzeros_before
-    assert rows(report, "edges")["0"].comments == ()
+    assert rows(report, "edges")["0"].notes == ()
 
 
 @pytest.mark.parametrize("method", ["corenet", "sipp", "pfp"])
@@ -411,15 +409,14 @@ def test_what_the_sample_never_uses_goes_and_the_row_says_so(method: str, size: 
     before = outputs(model, x)
     report = coreset_prune_(model, x, method, size)
     row = report.layers[0]
-    assert isinstance(row, CoresetLayer)
     if method == "pfp":
         hidden = layer_inputs(built()[0], x)["2"]
-        gone, told = int((hidden == 0).all(0).sum()), [c for c in row.comments if "neurons" in c]
+        gone, told = int((hidden == 0).all(0).sum()), [c for c in row.notes if "neurons" in c]
         assert 0 < gone < 15
         assert told == ([f"{gone} of 30 neurons have no share in any output on this sample, and went"] * (size == 1))
     else:
         assert weight(model, "0").count_nonzero() == 60 == row.kept_items  # of 180, or 360, that were asked for
-        assert row.comments == ("300 of 360 nonzero weights have no share in any output on this sample, and went",)
+        assert row.notes == ("300 of 360 nonzero weights have no share in any output on this sample, and went",)
     if size == 1:
         close(outputs(model, x), before)
 
@@ -568,7 +565,7 @@ def test_json_says_everything_and_has_no_nan() -> None:
     assert "Infinity" not in report.to_json()
     loaded = json.loads(report.to_json())
     assert [row["name"] for row in loaded["layers"]] == ["0", "2", "4"]
-    assert [row["guarantee"] for row in loaded["layers"]] == [None, {"eps": 2.0, "delta": 0.5}, None]
+    assert [row["guarantee"] for row in loaded["layers"]] == [None, [2.0, 0.5], None]
     assert loaded["layers"][2]["output_error"] is None
     assert loaded["nonzeros"] == sum(row["nonzeros"] for row in loaded["layers"]) == report.nonzeros
     assert loaded["output_error"] == report.output_error

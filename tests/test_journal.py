@@ -875,7 +875,7 @@ def prune_in(connection: Connection, folder: Path, mode: str, step: int) -> None
     connection.send("ready")
     report = prune_(model, x, 0.1, mode=mode, run=folder, tol=1e-4, feas_tol=1e-5, callback=solving)
     weights = {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
-    connection.send((weights, without_seconds(report.to_dict())))
+    connection.send((weights, without_seconds(json.loads(report.to_json()))))
 
 
 def without_seconds(told: Any) -> Any:

@@ -173,7 +173,7 @@ def test_zeros_are_kept_and_what_is_certified_is_the_restricted_program(case: st
     assert report.certified
     assert report.nonzeros <= report.nonzeros_before
     assert not any(bool(model.get_parameter(name)[zero].any()) for name, zero in zeros_of(dense).items())
-    assert sum(row.came_back for row in report.layers) == 0
+    assert sum(row.returned for row in report.layers) == 0
     prune_(again, x, keep_zeros=True, run=tmp_path, **ASKED[case])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     found = verify(dense, x, tmp_path)
@@ -189,7 +189,7 @@ def test_zeros_that_come_back_are_counted_and_said(tmp_path: Path) -> None:
         name.removesuffix(".weight"): int((model.get_parameter(name)[zero] != 0).sum())
         for name, zero in zeros_of(dense).items()
     }
-    assert {row.name: row.came_back for row in report.layers} == back
+    assert {row.name: row.returned for row in report.layers} == back
     assert sum(back.values()) > 0
     line = f"{sum(back.values())} weights that were zero came back"
     assert any(text.startswith(line) and "--keep-zeros" in text for text in report.head)
@@ -209,7 +209,7 @@ def test_neurons_are_fitted_without_filling_zeros() -> None:
     prune_(model, x, sparsity=0.25, unit="neurons", remove=False, keep_zeros=True)
     assert not bool(model[2].weight[~before].any())
     report = prune_(other, x, sparsity=0.25, unit="neurons", remove=False)
-    assert sum(row.came_back for row in report.layers) == int((other[2].weight[~before] != 0).sum()) > 0
+    assert sum(row.returned for row in report.layers) == int((other[2].weight[~before] != 0).sum()) > 0
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, proportional
 from convexprune.coresets.sampling import Sampling, whole_draws
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import as_number
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
@@ -83,14 +84,6 @@ class Edges:
     product: Product
     activation: str | None
     biased: bool = False
-
-
-@dataclass(frozen=True)
-class Assumption:
-    """Something that a guarantee rests on, and whether it holds here; None if it cannot be checked."""
-
-    text: str
-    holds: bool | None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from convexprune.coresets.base import (
-    Assumption,
     Edges,
     Guarantee,
     Items,
@@ -33,6 +32,7 @@ from convexprune.coresets.sensitivities import (
     inputs_of,
     nonnegative,
 )
+from convexprune.report.report import Assumption
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from convexprune.coresets.base import Assumption, Edges, Guarantee, Product, Scores, of_edges
+from convexprune.coresets.base import Edges, Guarantee, Product, Scores, of_edges
 from convexprune.coresets.network import edges_of, product_error
 from convexprune.coresets.recipe import Recipe, See
-from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
+from convexprune.coresets.rows import Pruned, shareless, status_of
 from convexprune.coresets.sizes import choose, items_kept, layer_sizes, shared_sizes
 from convexprune.layers import weight_matrices, write_back_
 from convexprune.network.choosing import choose_layers
+from convexprune.report.report import Assumption, LayerReport
 
 
 def prune_edges_(model: nn.Module, patterns: str | Iterable[str] | None, recipe: Recipe, see: See) -> Pruned:
@@ -82,7 +83,7 @@ def _prune_(
     scores: Sequence[Scores],
     sizes: Sequence[Tensor | Guarantee],
     recipe: Recipe,
-) -> CoresetLayer:
+) -> LayerReport:
     began = time.perf_counter()
     choices = [choose(recipe.method, one, size, recipe.rng) for one, size in zip(scores, sizes, strict=True)]
     products = [group.product for group in edges]
@@ -100,7 +101,7 @@ def _prune_(
     s = [of_edges(one.sensitivities, p.weights) for one, p in zip(scores, products, strict=True)]
     live = _of_nonzero(s, products), _of_nonzero(factors, products)
     choice = replace(choices[0], whole=torch.cat([choice.whole for choice in choices]))
-    return CoresetLayer(
+    return LayerReport(
         name=edges[0].name,
         shape=tuple(weight.shape),
         samples=0 if products[0].inputs is None else len(products[0].inputs),
@@ -115,10 +116,10 @@ def _prune_(
         sampling=choice.sampling,
         draws=_total([one.asked for one in choices]),
         uniform_error=uniform,
-        guarantee=guarantee,
+        guarantee=None if guarantee is None else (guarantee.eps, guarantee.delta),
         promise=scores[0].promise,
         assumptions=assumptions,
-        comments=(*scores[0].notes, *shareless("nonzero weights", *live, recipe.method.needs_inputs)),
+        notes=(*scores[0].notes, *shareless("nonzero weights", *live, recipe.method.needs_inputs)),
         terms=_terms(scores),
     )
 
@@ -138,7 +139,7 @@ def _terms(scores: Sequence[Scores]) -> dict[str, float]:
     return terms | {"S": sum(one.terms["S"] for one in scores)} if "S" in terms else terms
 
 
-def _beside(row: CoresetLayer, rows: Sequence[CoresetLayer]) -> CoresetLayer:
+def _beside(row: LayerReport, rows: Sequence[LayerReport]) -> LayerReport:
     """The row with what a promise about the network asks of all its layers; those that are not pruned are whole."""
     if row.guarantee is None:
         return row
@@ -148,10 +149,10 @@ def _beside(row: CoresetLayer, rows: Sequence[CoresetLayer]) -> CoresetLayer:
     return replace(row, assumptions=(*row.assumptions, network), status=status)
 
 
-def _no_weaker(row: CoresetLayer, guarantee: Guarantee) -> bool:
+def _no_weaker(row: LayerReport, guarantee: tuple[float, float]) -> bool:
     whole = row.nonzeros == row.nonzeros_before and row.output_error == 0
     own = row.guarantee
-    return whole or (own is not None and own.eps <= guarantee.eps and own.delta <= guarantee.delta)
+    return whole or (own is not None and own[0] <= guarantee[0] and own[1] <= guarantee[1])
 
 
 def _write_(layer: nn.Module, weights: Sequence[Tensor]) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from convexprune.coresets.activations import below_identity, needs_reach
 from convexprune.coresets.base import (
-    Assumption,
     Edges,
     Guarantee,
     Items,
@@ -27,6 +26,7 @@ from convexprune.coresets.base import (
 )
 from convexprune.coresets.mussay import reach_of, sizes_of, within_reach
 from convexprune.coresets.sampling import Sampling
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from convexprune.coresets.activations import largest, monotone, needs_reach
 from convexprune.coresets.base import (
-    Assumption,
     Edges,
     Items,
     Method,
@@ -25,6 +24,7 @@ from convexprune.coresets.base import (
     hoeffding,
 )
 from convexprune.coresets.sampling import Sampling
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from convexprune.coresets.base import Guarantee, Neurons, Scores
 from convexprune.coresets.network import Seen, neurons_of, product_error, reach_of_inputs
 from convexprune.coresets.recipe import Recipe, See, spread
-from convexprune.coresets.rows import CoresetLayer, Pruned, shareless, status_of
+from convexprune.coresets.rows import Pruned, shareless, status_of
 from convexprune.coresets.sizes import Choice, Size, choose, layer_sizes, shared_sizes
 from convexprune.errors import NothingToPrune
 from convexprune.network.links import Link, find_links
 from convexprune.network.patterns import is_chosen, name_patterns, unmatched
 from convexprune.network.shrink import mask_neurons_, remove_neurons_
-from convexprune.report.report import SkippedModule
+from convexprune.report.report import LayerReport, SkippedModule
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,14 +134,15 @@ def _shared(view: _View, links: Mapping[str, Link], touched: Sequence[str], reci
     return dict(zip(links, shared_sizes(recipe.method, scores, cost, budget), strict=True))
 
 
-def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: int) -> CoresetLayer:
+def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: int) -> LayerReport:
     weight = model.get_submodule(name).get_parameter("weight")
     shape, nonzeros = tuple(weight.shape), int(weight.count_nonzero())
     if made is None:
-        return CoresetLayer(name, shape, 0, before, nonzeros, math.nan, 0.0, "inputs only", "inputs", width, width)
+        row = LayerReport(name, shape, 0, before, nonzeros, math.nan, 0.0, "inputs only")
+        return replace(row, items="inputs", kept_items=width, all_items=width)
     guarantee = made.size if isinstance(made.size, Guarantee) else None
     assumptions = made.scores.assumptions(guarantee)
-    return CoresetLayer(
+    return LayerReport(
         name=name,
         shape=shape,
         samples=made.samples,
@@ -156,9 +157,9 @@ def _row(model: nn.Module, name: str, made: _Made | None, before: int, width: in
         sampling=made.choice.sampling,
         draws=int(made.choice.asked.sum()),
         uniform_error=made.uniform,
-        guarantee=guarantee,
+        guarantee=None if guarantee is None else (guarantee.eps, guarantee.delta),
         promise=made.scores.promise,
         assumptions=assumptions,
-        comments=made.comments,
+        notes=made.comments,
         terms=made.scores.terms,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, largest_scale, rounded
-from convexprune.coresets.base import Assumption, Edges, Guarantee, Items, Method, Neurons, Scores, expect_neurons
+from convexprune.coresets.base import Edges, Guarantee, Items, Method, Neurons, Scores, expect_neurons
 from convexprune.coresets.sampling import Sampling, expected_distinct, whole_draws
 from convexprune.coresets.sensitivities import (
     Share,
@@ -23,6 +23,7 @@ from convexprune.coresets.sensitivities import (
     neuron_sensitivities,
     samples_needed,
 )
+from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 
 

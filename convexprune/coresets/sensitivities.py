@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.coresets.base import Assumption, Product, by_sign
+from convexprune.coresets.base import Product, by_sign
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from convexprune.coresets.allocation import Allowed, largest_of_all, largest_scale, rounded
-from convexprune.coresets.base import Assumption, Edges, Guarantee, Items, Method, Neurons, Scores, expect_edges
+from convexprune.coresets.base import Edges, Guarantee, Items, Method, Neurons, Scores, expect_edges
 from convexprune.coresets.sampling import Sampling, whole_draws
 from convexprune.coresets.sensitivities import (
     coefficients,
@@ -24,6 +24,7 @@ from convexprune.coresets.sensitivities import (
     inputs_of,
     samples_needed,
 )
+from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 
 _VARIANTS = ("random", "hybrid", "deterministic")

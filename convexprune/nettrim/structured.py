@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,73 +19,6 @@ from convexprune.network.links import Link, find_links
 from convexprune.network.patterns import is_chosen, unmatched
 from convexprune.network.shrink import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule
-
-
-@dataclass(frozen=True)
-class NeuronLayer(LayerReport):
-    """A layer that lost neurons, or inputs, or both.
-
-    Attributes:
-        before: The shape that its weight had.
-        neurons: How many stay.
-        output_error: Of the layer as a consumer: ‖ŷ − Y‖_F/‖Y‖_F on the calibration data, after the ReLU where one
-            follows; NaN if it lost no inputs.
-        seconds: Of ranking its inputs and fitting the weights.
-        fit: What was kept of its outputs; "–" if it lost no inputs.
-        norm: The BatchNorm that is part of the program, or None.
-        notes: What a reader should know.
-        returned: Weights that were zero before and are not any more.
-    """
-
-    before: tuple[int, ...]
-    neurons: int
-    fit: str
-    norm: str | None
-    notes: tuple[str, ...] = ()
-    returned: int = 0
-
-    columns: ClassVar[tuple[tuple[str, bool], ...]] = (
-        ("layer", True),
-        ("shape", False),
-        ("was", False),
-        ("neurons", True),
-        ("nonzeros", False),
-        ("kept", True),
-        ("fit", False),
-        ("error", True),
-        ("seconds", True),
-        ("status", True),
-    )
-
-    @property
-    def certified(self) -> bool:
-        """True: the budget is kept."""
-        return True
-
-    @property
-    def proven(self) -> bool:
-        """False: a budget is counted."""
-        return False
-
-    @property
-    def came_back(self) -> int:
-        """Weights that were zero before and are not any more."""
-        return self.returned
-
-    def cells(self) -> list[str]:
-        """One text for each of the columns."""
-        error = "–" if math.isnan(self.output_error) else f"{self.output_error:.4f}"
-        shapes = ["×".join(map(str, shape)) for shape in (self.shape, self.before)]
-        counts = [f"{self.neurons} of {self.before[0]}", f"{self.nonzeros:,}", self.kept]
-        return [self.name, *shapes, *counts, self.fit, error, f"{self.seconds:.1f}", self.status]
-
-    def remarks(self) -> tuple[str, ...]:
-        """The notes."""
-        return self.notes
-
-    def with_remark(self, text: str) -> Self:
-        """The row with one note more."""
-        return replace(self, notes=(*self.notes, text))
 
 
 def chosen_links(model: nn.Module, patterns: Sequence[str] | None) -> tuple[dict[str, Link], list[SkippedModule]]:
@@ -193,20 +125,20 @@ class NeuronSparsity:
             counts[name] += 1
         return {name: _best(values, counts[name]) for name, values in worth.items()}
 
-    def rows(self, run: Run) -> list[NeuronLayer]:
+    def rows(self, run: Run) -> list[LayerReport]:
         """A row for each layer that changed, once it was shrunk."""
         if not self.kept:
             return []
         touched = {name for link in self.links.values() for name in (*link.producers, *link.consumers)}
         return [self._row(run, name) for name in self._before if name in touched]
 
-    def _row(self, run: Run, name: str) -> NeuronLayer:
+    def _row(self, run: Run, name: str) -> LayerReport:
         weight = run.model.get_submodule(name).get_parameter("weight")
         site, answers = run.sites.get(name), run.written.get(name, ())
         before, nonzeros = self._before[name]
         link = next((link for link in self.links.values() if name in link.producers), None)
         size = math.hypot(*(answer.size for answer in answers)) or 1.0
-        return NeuronLayer(
+        return LayerReport(
             name=name,
             shape=tuple(weight.shape),
             samples=answers[0].samples if answers else 0,
@@ -217,7 +149,7 @@ class NeuronSparsity:
             status="inputs and neurons" if link and answers else "inputs" if answers else "neurons",
             before=before,
             neurons=len(self.kept[link.producer]) if link and self.kept else before[0],
-            fit=site.fit if site else "–",
+            fit=site.fit if site else "",
             norm=site.norm_name if site else None,
             notes=(
                 *(site.notes if site else ()),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from convexprune.nettrim.rows import NetTrimLayer
+from convexprune.report.report import LayerReport
 from convexprune.report.tables import as_text, layer_table
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ class VerifiedLayer:
 
     name: str
     goal: str
-    recorded: NetTrimLayer | None
-    recomputed: NetTrimLayer | None
+    recorded: LayerReport | None
+    recomputed: LayerReport | None
     differences: tuple[str, ...]
 
     @property

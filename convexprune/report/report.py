@@ -3,9 +3,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from convexprune.files.weights import plain
 from convexprune.report.tables import as_text, layer_table
@@ -14,22 +14,55 @@ from convexprune.solvers import Solution
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from convexprune.coresets.generalisation import GeneralisationBound
-    from convexprune.nettrim.outcome import NetworkPromise
+
+@dataclass(frozen=True)
+class Assumption:
+    """Something that a guarantee rests on, and whether it holds here; None if it cannot be checked."""
+
+    text: str
+    holds: bool | None
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of a pruned model; each method's row adds what it has to say.
+    """One layer of a pruned model: figures are of the weights as written into it; fields without meaning are empty.
 
     Attributes:
         name: Qualified module name.
         shape: Of the module's weight as it is now.
         samples: Rows of inputs that the layer saw (positions of a convolution count each).
         nonzeros_before, nonzeros: Entries of the module's weight that are not zero; the bias is not counted.
-        output_error: Of the layer alone, on the calibration data; NaN without any.
+        output_error: Of the layer alone on the calibration data, relative, NaN without any: of its outputs
+            ‖ŷ − Y‖_F/‖Y‖_F, behind the ReLU where the fit stands before one; of a coreset ‖XÛ − XU‖_F/‖XU‖_F of the
+            products in which its items take part.
         seconds: All that it took.
-        status: How it ended.
+        status: How it ended: "solved" (certified within the tolerances), "refitted" (within the promise on a certified
+            support), "as trained" (the trained weights, which keep the promise), "no bound" (a budget, kept), "rounded"
+            (no longer certified after rounding to the module's dtype), or a solver's other status; "sampled", "largest
+            kept", "inputs only", "kept whole" (a guarantee asks for at least as many draws as there are items),
+            "assumption fails"; "inputs", "neurons", "inputs and neurons" (what was removed); "masked", "masked,
+            refitted" (the mask that was asked for, by scores).
+        goal: What was asked of the layer, in words.
+        fit: What was kept of its outputs.
+        norm: The BatchNorm that is part of the program.
+        before: The shape of the weight before neurons or inputs were removed.
+        neurons: How many stay.
+        eps, eps_asked: The radius relative to ‖Y‖_F, and the one asked for, which cascade may raise; infinity and None
+            for a budget.
+        promised: What ``output_error`` is promised to be at most.
+        value, bound, gap, violation: The certificate, groups of a layer added up.
+        iterations: The solver's (the most that a group took).
+        returned: Weights that were zero before and are not any more.
+        items: What a coreset was taken of: "neurons", "edges", or "inputs" where only inputs went.
+        kept_items, all_items: How many.
+        sampling: How they were chosen.
+        draws: Asked for, in all groups; items, where there are no draws.
+        uniform_error: ``output_error`` of uniform sampling at the same size.
+        guarantee: (eps, delta), if that was the size.
+        promise: What it guarantees, in words.
+        assumptions: What that rests on.
+        terms: Figures of the theory by name.
+        notes: What else a reader should know.
     """
 
     name: str
@@ -40,40 +73,48 @@ class LayerReport:
     output_error: float
     seconds: float
     status: str
-
-    columns: ClassVar[tuple[tuple[str, bool], ...]] = ()  # (heading, whether it is shown on a narrow terminal too)
+    goal: str = ""
+    fit: str = ""
+    norm: str | None = None
+    before: tuple[int, ...] | None = None
+    neurons: int | None = None
+    eps: float = math.inf
+    eps_asked: float | None = None
+    promised: float = math.inf
+    value: float = math.nan
+    bound: float = -math.inf
+    gap: float = math.inf
+    violation: float = 0.0
+    iterations: int = 0
+    returned: int = 0
+    items: str = ""
+    kept_items: int = 0
+    all_items: int = 0
+    sampling: str = ""
+    draws: int = 0
+    uniform_error: float = math.nan
+    guarantee: tuple[float, float] | None = None
+    promise: str = ""
+    assumptions: tuple[Assumption, ...] = ()
+    terms: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def certified(self) -> bool:
-        """Whether what was promised of this layer holds."""
-        raise NotImplementedError
-
-    def cells(self) -> list[str]:
-        """One text for each of the columns."""
-        raise NotImplementedError
-
-    def remarks(self) -> tuple[str, ...]:
-        """What a reader should know, below the table."""
-        return ()
-
-    def with_remark(self, text: str) -> Self:
-        """The row with one remark more."""
-        raise NotImplementedError
+        """Whether what was promised holds: an error, a budget, or a guarantee of which no assumption fails."""
+        return self.status in _CERTIFIED
 
     @property
     def proven(self) -> bool:
-        """Whether something is promised of this layer that was proven, and not only measured or counted."""
-        raise NotImplementedError
+        """Whether an error was promised, and holds: of a budget or a size nothing is proven, it is counted."""
+        return self.status in _PROVEN or (self.guarantee is not None and self.certified)
 
     @property
     def raised(self) -> tuple[float, float] | None:
-        """The eps that was asked for and the larger one that is kept, where it had to be raised; else None."""
-        return None
-
-    @property
-    def came_back(self) -> int:
-        """How many of its weights were zero before and are not any more, as far as that is known."""
-        return 0
+        """The eps asked for and the larger one that is kept, where they differ by more than rounding; else None."""
+        if self.eps_asked is None or self.eps <= self.eps_asked * (1 + _ROUNDING):
+            return None
+        return self.eps_asked, self.eps
 
     @property
     def emptied(self) -> bool:
@@ -82,13 +123,51 @@ class LayerReport:
 
     @property
     def empty_allowed(self) -> bool:
-        """Whether what was asked for is kept by no weights at all, whatever was trained."""
-        return False
+        """Whether no weights at all keep the promise, whatever was trained: ‖0 − Y‖_F ≤ eps·‖Y‖_F from eps 1 on."""
+        return self.eps_asked is not None and self.eps_asked >= 1
 
     @property
     def kept(self) -> str:
         """The part of the weights that is left."""
         return f"{self.nonzeros / max(self.nonzeros_before, 1):.1%}"
+
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader should know, below the table: the norm, the guarantee with what it rests on, and the notes."""
+        words = {True: "holds", False: "does not hold", None: "cannot be checked"}
+        found = [] if self.norm is None else [f"{self.norm} is part of its program, and takes the bias"]
+        if self.guarantee is not None:
+            eps, delta = self.guarantee
+            found.append(f"eps = {eps:g}, delta = {delta:g}: {self.promise}")
+            found += [f"{each.text}: {words[each.holds]}" for each in self.assumptions]
+        return (*found, *self.notes)
+
+
+_PROVEN = frozenset({"solved", "refitted"})
+_CERTIFIED = _PROVEN | {"no bound", "as trained", "sampled", "largest kept", "inputs only", "kept whole"}
+_CERTIFIED |= {"inputs", "neurons", "inputs and neurons", "masked", "masked, refitted"}
+_ROUNDING = 1e-9
+
+_Column = tuple[str, bool, Callable[[LayerReport], str]]  # heading, whether narrow terminals show it, text or ""
+_COLUMNS: tuple[_Column, ...] = (
+    ("layer", True, lambda row: row.name),
+    ("shape", False, lambda row: "×".join(map(str, row.shape))),
+    ("was", False, lambda row: "×".join(map(str, row.before or ()))),
+    ("neurons", True, lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
+    ("items", False, lambda row: row.items),
+    ("kept items", True, lambda row: f"{row.kept_items:,} of {row.all_items:,}" if row.items else ""),
+    ("fit", False, lambda row: f"{row.fit} {row.goal}".strip()),
+    ("nonzeros", False, lambda row: f"{row.nonzeros:,}"),
+    ("kept", True, lambda row: row.kept),
+    ("ℓ1 value", False, lambda row: "" if math.isinf(row.eps) else f"{row.value:.6g}"),
+    ("gap", True, lambda row: "" if math.isinf(row.gap) else f"{row.gap:.1e}"),
+    ("violation", True, lambda row: "" if math.isinf(row.eps) else f"{row.violation:.1e}"),
+    ("error", True, lambda row: "" if math.isnan(row.output_error) else f"{row.output_error:.4f}"),
+    ("uniform", True, lambda row: "" if math.isnan(row.uniform_error) else f"{row.uniform_error:.4f}"),
+    ("draws", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
+    ("its", False, lambda row: f"{row.iterations}" if row.goal else ""),
+    ("seconds", False, lambda row: f"{row.seconds:.1f}"),
+    ("status", True, lambda row: row.status if row.certified else f"[red]{row.status}[/red]"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +177,19 @@ class SkippedModule:
     name: str
     kind: str
     reason: str
+
+
+class Promise(Protocol):
+    """What is known of the network's outputs; its text is a sentence."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was promised holds."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -112,8 +204,9 @@ class Report:
         seconds: For everything.
         provenance: Method or solver, options, seed, tolerances, dtype, device, threads, versions.
         solutions: The solutions by layer name, one a group, if they were asked for.
-        network: The bound on ``output_error``, by Net-Trim.
-        generalisation: What is known of errors on new data, if labels were given to "corenet".
+        network: The bound on ``output_error``, by Net-Trim (``NetworkPromise``).
+        generalisation: What is known of errors on new data, if labels were given to "corenet"
+            (``GeneralisationBound``).
         mask: What a mask of the positions that count left out, as ``Counted.to_dict``; None without one.
         notices: What was done otherwise than asked, or limits what the figures say: sentences for the head.
     """
@@ -125,8 +218,8 @@ class Report:
     seconds: float
     provenance: Mapping[str, Any]
     solutions: Mapping[str, tuple[Solution, ...]] = field(default_factory=dict, repr=False)
-    generalisation: "GeneralisationBound | None" = None
-    network: "NetworkPromise | None" = None
+    generalisation: Promise | None = None
+    network: Promise | None = None
     notices: tuple[str, ...] = ()
     mask: Mapping[str, Any] | None = None
 
@@ -149,7 +242,8 @@ class Report:
     def certified(self) -> bool:
         """Whether what was promised holds, of every layer and of the network, and the run came to its end."""
         finished = self.provenance.get("stopped") is None and not (self.samples and math.isnan(self.output_error))
-        return finished and all(row.certified for row in self.layers) and (self.network is None or self.network.kept)
+        promises = [promise for promise in (self.network, self.generalisation) if promise is not None]
+        return finished and all(row.certified for row in self.layers) and all(promise.kept for promise in promises)
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -193,15 +287,19 @@ class Report:
         return json.dumps(plain(self.to_dict()), indent=2, default=str)
 
     def table(self, width: int = 140) -> "Table":
-        """A rich table, a row a layer, below what a reader should know first; with fewer columns below 120 characters.
+        """A rich table, a row a layer, below what a reader should know first, without the columns that are all empty.
 
-        On a narrow terminal names are shortened: a beginning that many share is said once.
+        On a terminal of less than 120 characters columns are fewer, and names are shortened: a beginning that many
+        share is said once.
         """
-        # A run may have been stopped before its first layer.
-        columns = self.layers[0].columns if self.layers else (("layer", True),)
-        shown = [number for number, (_, always) in enumerate(columns) if always or width >= _WIDE]
-        rows = [[cells[number] for number in shown] for cells in (row.cells() for row in self.layers)]
-        return layer_table(self.head, [columns[number][0] for number in shown], rows, self._caption(), width)
+        texts = {heading: [text(row) for row in self.layers] for heading, _, text in _COLUMNS}
+        wide = width >= _WIDE
+        headings = [each for each, narrow, _ in _COLUMNS[1:] if (narrow or wide) and any(texts[each])]
+        rows = [
+            [row.name, *(texts[heading][number] or "–" for heading in headings)]
+            for number, row in enumerate(self.layers)
+        ]
+        return layer_table(self.head, [_COLUMNS[0][0], *headings], rows, self._caption(), width)
 
     def _caption(self) -> list[str]:
         kept = f"{self.nonzeros:,} of {self.nonzeros_before:,} weights kept"
@@ -241,11 +339,11 @@ def emptied_layers(rows: Sequence[LayerReport]) -> str:
 
 def returned_zeros(rows: Sequence[LayerReport]) -> str:
     """How many weights that were zero are not any more, and where; empty where none is."""
-    found = [row for row in rows if row.came_back]
+    found = [row for row in rows if row.returned]
     if not found:
         return ""
-    total = sum(row.came_back for row in found)
-    where = ", ".join(f"{row.name} {row.came_back:,}" for row in sorted(found, key=lambda row: -row.came_back)[:_MOST])
+    total = sum(row.returned for row in found)
+    where = ", ".join(f"{row.name} {row.returned:,}" for row in sorted(found, key=lambda row: -row.returned)[:_MOST])
     more = f" and {len(found) - _MOST} layers more" if len(found) > _MOST else ""
     what = "1 weight that was zero" if total == 1 else f"{total:,} weights that were zero"
     return f"{what} came back ({where}{more}): keep_zeros (--keep-zeros) keeps them zero"
@@ -257,16 +355,19 @@ def _statuses(rows: Sequence[LayerReport]) -> str:
     return ", ".join(f"{status} ({count})" for status, count in counts.most_common())
 
 
-class _Remarkable(Protocol):
-    """A row of a layer that takes remarks."""
+class _Noted(Protocol):
+    """A dataclass about a layer that takes notes."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def name(self) -> str: ...
 
-    def with_remark(self, text: str) -> Self: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
-_Row = TypeVar("_Row", bound=_Remarkable)
+_Row = TypeVar("_Row", bound=_Noted)
 
 
 def told_once(
@@ -275,7 +376,10 @@ def told_once(
     """The same where no layer is both a row and skipped: one that lost inputs and no neurons says so in its row."""
     reasons = {module.name: module.reason for module in skipped}
     names = {row.name for row in rows}
-    told = (row.with_remark(f"keeps its neurons: {reasons[row.name]}") if row.name in reasons else row for row in rows)
+    told = (
+        replace(row, notes=(*row.notes, f"keeps its neurons: {reasons[row.name]}")) if row.name in reasons else row
+        for row in rows
+    )
     return tuple(told), tuple(module for module in skipped if module.name not in names)
 
 

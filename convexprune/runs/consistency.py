@@ -17,17 +17,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from convexprune.coresets.base import Assumption, Guarantee
-from convexprune.coresets.rows import CoresetLayer
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import plain
 from convexprune.nettrim.folding import Fold
 from convexprune.nettrim.goals import Answer, KeepInputs, Measurement
 from convexprune.nettrim.outcome import NetworkPromise
 from convexprune.nettrim.records import goal_of, recalled
-from convexprune.nettrim.rows import NetTrimLayer, layer_figures
-from convexprune.nettrim.structured import NeuronLayer
-from convexprune.report.report import LayerReport, Report, SkippedModule
+from convexprune.nettrim.rows import layer_figures
+from convexprune.report.report import Assumption, LayerReport, Report, SkippedModule
 from convexprune.runs.journal import Journal, Record
 
 _CUT = ("stopped", "time limit")  # statuses of layers that the end of a run cut short, which no journal keeps
@@ -129,7 +126,7 @@ def _checked_rows(
     for name, row in claimed.items():
         found += [*tensors.differences(name, row), *_unproven(row, report["provenance"])]
         made = computed.get(name)
-        if made is None and journal is not None and "goal" in row and row["status"] not in _CUT:
+        if made is None and journal is not None and row.get("goal") and row["status"] not in _CUT:
             found.append(f"layer {name!r} has no entry in the journal")
     return [computed.get(name) or _row(row) for name, row in claimed.items()], found
 
@@ -139,18 +136,18 @@ def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator
     for name, limit in (("gap", "tol"), ("violation", "feas_tol")):
         most = (provenance.get("limits") or {}).get(limit)
         value = math.inf if row.get(name) is None else row[name]
-        if row["status"] == "solved" and "goal" in row and most is not None and value > most:
+        if row["status"] == "solved" and most is not None and value > most:
             yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
 
 
 def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
-    goal = goal_of(record)
-    if isinstance(goal, Measurement) or ("goal" not in claimed) != isinstance(goal, KeepInputs):
+    goal, shrunk = goal_of(record), claimed.get("before") is not None
+    if isinstance(goal, Measurement) or shrunk != isinstance(goal, KeepInputs):
         return None
     answers = recalled(record, [Fold()] * len(record.data["groups"]))
     figures = layer_figures(goal, answers)
-    if "goal" not in claimed:  # of a run that removes neurons: the weights are smaller than those of the entry
+    if shrunk:  # of a run that removes neurons: the weights are smaller than those of the entry
         names = ("samples", "output_error", "seconds")
         return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
     figures["nonzeros"] = _counted(answers, figures["nonzeros"])
@@ -160,7 +157,7 @@ def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> 
         figures["notes"] = tuple(claimed["notes"])
     tensors.expect(str(claimed["name"]), answers, matches=figures["nonzeros"] == claimed["nonzeros"])
     own = {name: claimed[name] for name in ("name", "fit", "norm")}
-    return NetTrimLayer(**own, shape=tuple(claimed["shape"]), **figures)
+    return LayerReport(**own, shape=tuple(claimed["shape"]), **figures)
 
 
 def _counted(answers: Sequence[Answer], claimed: int) -> int:
@@ -172,19 +169,14 @@ def _counted(answers: Sequence[Answer], claimed: int) -> int:
 
 def _row(claimed: Mapping[str, Any]) -> LayerReport:
     """A row as the report tells it."""
-    kind = NetTrimLayer if "goal" in claimed else NeuronLayer if "neurons" in claimed else CoresetLayer
-    values = dict(claimed)
-    for field in dataclasses.fields(kind):
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in claimed.items()
+    }
+    for field in dataclasses.fields(LayerReport):
         if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
-            values[field.name] = math.nan if field.name.endswith("error") else math.inf
-        elif isinstance(values.get(field.name), list):
-            values[field.name] = tuple(values[field.name])
-    if values.get("guarantee") is not None:
-        values["guarantee"] = Guarantee(**values["guarantee"])
-    if "assumptions" in values:
-        values["assumptions"] = tuple(Assumption(**each) for each in values["assumptions"])
-    row: LayerReport = kind(**values)
-    return row
+            values[field.name] = math.nan if field.default is dataclasses.MISSING else field.default
+    values["assumptions"] = tuple(Assumption(**each) for each in values.get("assumptions", ()))
+    return LayerReport(**values)
 
 
 def _rebuilt(report: Mapping[str, Any], rows: Sequence[LayerReport]) -> Report:

@@ -139,7 +139,7 @@ def layer_table(saved: Saved) -> Table:
     shares = _shares(saved.report.get("network") or {})
     solvers = {name: trace.solver for name, trace in saved.traces.items()}
     rows = [{**row, "solver": solvers.get(row["name"]), "share": shares.get(row["name"])} for row in saved.rows]
-    neurons = any("neurons" in row for row in rows)
+    neurons = any(row.get("neurons") is not None for row in rows)
     columns = _CORESET if saved.coreset else _NEURONS if neurons else _NET_TRIM
     returned = (_RETURNED,) if any(row.get("returned") for row in rows) else ()
     return _table("Pruned layers", (*columns, *returned), rows)

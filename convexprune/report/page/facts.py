@@ -16,7 +16,7 @@ def remarks(saved: Saved) -> list[tuple[str, str]]:
     for row in saved.rows:
         texts = [f"{row['norm']} is part of its program, and takes the bias"] if row.get("norm") else []
         texts += [f"{given['text']}: {words[given['holds']]}" for given in row.get("assumptions") or ()]
-        texts += [*(row.get("notes") or ()), *(row.get("comments") or ())]
+        texts += row.get("notes") or ()
         found += [(layer_name(str(row["name"])), str(text)) for text in texts]
     return found
 

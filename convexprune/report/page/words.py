@@ -224,10 +224,8 @@ def _guarantees(rows: Sequence[Row]) -> list[Finding]:
 
 
 def _guarantee(row: Row) -> str:
-    asked = row["guarantee"]
-    return (
-        f"with probability {figure(1 - float(asked['delta']))} at eps {float(asked['eps']):g}, {row.get('promise', '')}"
-    )
+    eps, delta = row["guarantee"]
+    return f"with probability {figure(1 - delta)} at eps {eps:g}, {row.get('promise', '')}"
 
 
 def _who(group: Sequence[Row], rows: Sequence[Row]) -> str:

@@ -1,8 +1,8 @@
 """What a preview tells, as data and as a table."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from convexprune.report.report import SkippedModule
 from convexprune.report.tables import as_text, layer_table
@@ -46,10 +46,6 @@ class LayerPreview:
     solver_bytes: int
     seconds: float | None
     notes: tuple[str, ...] = ()
-
-    def with_remark(self, text: str) -> Self:
-        """The row with one note more."""
-        return replace(self, notes=(*self.notes, text))
 
     @property
     def groups(self) -> int:
