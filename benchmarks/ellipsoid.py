@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from convexprune.solvers.geometry.cloud import Cloud
-from convexprune.solvers.geometry.ellipsoid import lowner_ellipsoid
-from convexprune.solvers.geometry.measure import certify_weights
+from convexprune.solvers.geometry.ellipsoid import certify_weights, lowner_ellipsoid
 from convexprune.solvers.geometry.method import ELLIPSOIDS
 
 FIGURES = ((1_000_000, 50, 1e-3), (100_000, 200, 1e-2), (20_000, 1000, 2e-2))

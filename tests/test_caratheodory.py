@@ -15,8 +15,7 @@ from torch import Tensor
 
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch, SolverRefused
 from convexprune.solvers.geometry import hull
-from convexprune.solvers.geometry.caratheodory import caratheodory, combinations
-from convexprune.solvers.geometry.hull import Combination, OutsideHull
+from convexprune.solvers.geometry.hull import Combination, OutsideHull, caratheodory, combinations
 
 METHODS = ["classic", "grouped"]
 SEEDS = st.integers(0, 10_000)

@@ -15,8 +15,7 @@ from zoo import FITS, build, gaussian, infeasible_ceiling, layer, multipliers, t
 from zoo import program as pose
 
 from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Solution, TopK, certify, solve
-from convexprune.solvers.certificate.feasible import make_feasible
-from convexprune.solvers.certificate.guarantees import proven_zeros, support_bounds
+from convexprune.solvers.certificate.guarantees import make_feasible, proven_zeros, support_bounds
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, ShapeMismatch
 from convexprune.solvers.methods.epsilon import EpsInterval, feasible_eps, proves_infeasible
 from convexprune.solvers.programs import GroupL2, NetTrimLoss, SquaredLoss

@@ -24,7 +24,7 @@ from convexprune.solvers.errors import (
     ShapeMismatch,
     SolverRefused,
 )
-from convexprune.solvers.geometry.lewis import LevelEllipsoid, level_ellipsoid, lewis_weights
+from convexprune.solvers.geometry.coresets import LevelEllipsoid, level_ellipsoid, lewis_weights
 
 EXPONENTS = (0.5, 1, 1.5, 2, 3, 3.5)
 LEVELS = (1, 1.3, 1.7, 2)

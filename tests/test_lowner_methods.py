@@ -15,11 +15,8 @@ from convexprune.solvers.certificate.solution import Status
 from convexprune.solvers.geometry import working_set
 from convexprune.solvers.geometry.cloud import Cloud, factor
 from convexprune.solvers.geometry.ellipsoid import LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.geometry.exchange import Khachiyan, WolfeAtwood
-from convexprune.solvers.geometry.interior_point import interior_point
-from convexprune.solvers.geometry.method import ELLIPSOIDS
-from convexprune.solvers.geometry.multiplicative import Multiplicative
-from convexprune.solvers.geometry.working_set import WorkingSet
+from convexprune.solvers.geometry.method import ELLIPSOIDS, Khachiyan, Multiplicative, WolfeAtwood
+from convexprune.solvers.geometry.working_set import WorkingSet, interior_point
 
 NAMES = ("khachiyan", "multiplicative", "wolfe-atwood", "working-set")
 CENTERS = ("origin", "free")

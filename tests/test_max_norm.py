@@ -23,7 +23,7 @@ from convexprune.solvers.errors import (
     NonFinite,
     ShapeMismatch,
 )
-from convexprune.solvers.geometry.max_norm import Kind, MaxNormCoreset, max_norm_coreset
+from convexprune.solvers.geometry.coresets import Kind, MaxNormCoreset, max_norm_coreset
 
 KINDS: tuple[Kind, ...] = ("support", "axes", "caratheodory")
 EVERY = [(name, kind) for name in CLOUDS for kind in KINDS]

@@ -45,7 +45,7 @@ from convexprune.solvers.errors import (
 from convexprune.solvers.methods import IterativeSolver, Proposal, Start, registry
 from convexprune.solvers.methods.admm import ADMM
 from convexprune.solvers.methods.interface import Limits, Watch
-from convexprune.solvers.programs.scaling import Scaling
+from convexprune.solvers.programs.program import Scaling
 
 EASY = "relu-ball plain 20x8x5"
 BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "interior", "osqp", "published", "quadratic", "scs")

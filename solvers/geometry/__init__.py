@@ -1,14 +1,15 @@
 """Ellipsoids, hulls and coresets of points: Löwner, Lewis, Carathéodory."""
 
-from convexprune.solvers.geometry import cvxpy_ as _cvxpy
-from convexprune.solvers.geometry import exchange as _exchange
-from convexprune.solvers.geometry import multiplicative as _multiplicative
 from convexprune.solvers.geometry import working_set as _working_set
-from convexprune.solvers.geometry.caratheodory import caratheodory
+from convexprune.solvers.geometry.coresets import (
+    LevelEllipsoid,
+    MaxNormCoreset,
+    level_ellipsoid,
+    lewis_weights,
+    max_norm_coreset,
+)
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.geometry.hull import Combination, OutsideHull
-from convexprune.solvers.geometry.lewis import LevelEllipsoid, level_ellipsoid, lewis_weights
-from convexprune.solvers.geometry.max_norm import MaxNormCoreset, max_norm_coreset
+from convexprune.solvers.geometry.hull import Combination, OutsideHull, caratheodory
 
 __all__ = [
     "Combination",
@@ -24,4 +25,4 @@ __all__ = [
     "max_norm_coreset",
 ]
 
-del _cvxpy, _exchange, _multiplicative, _working_set  # imported to register their methods
+del _working_set  # imported to register its method

@@ -1,5 +1,6 @@
-"""Points in blocks, and the sums over them that every method is made of."""
+"""Points in blocks, in coordinates that are fit to compute in, and the sums that every method is made of."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -8,10 +9,155 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, add_gram, as_real, blocks_of, count_nonfinite
-from convexprune.solvers.errors import EmptyInput, NonFinite, ShapeMismatch
-from convexprune.solvers.geometry.frame import Frame
+from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
+_WELL_CONDITIONED = 1e-8  # of a Gram matrix: its own rounding, 1e-16 n, is then far below its least eigenvalue
+_ARITHMETIC = 4 * torch.finfo(torch.float64).eps  # times √d: of products, relative to the largest direction
+_VECTORS = 16  # times that: of vectors that an SVD returns
+_OUTSIDE = 8  # times the precision: how far from their span rounding may take points, relative to their size
+_LARGEST = 2.0**1000  # of a coordinate, and its inverse the least: what lies beyond overflows on the way
 _ROWS = 4096  # at a time, where rows are gathered
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Coordinates in which the points have mean 0 (or none is taken), second moment I, and no redundant dimension.
+
+    a = origin + scale∘(yB) and y = ((a − origin)/scale) C with BC = I: an inverse on the points' span.
+
+    Attributes:
+        origin: [d]; 0 for ellipsoids about the origin.
+        scale: [d] powers of two, so that dividing by it is exact.
+        into: C [d, r].
+        back: B [r, d].
+        log_det: log of the r-dimensional volume that y ↦ a gives the unit cube.
+    """
+
+    origin: Tensor
+    scale: Tensor
+    into: Tensor
+    back: Tensor
+    log_det: float
+
+    @property
+    def rank(self) -> int:
+        """r, the dimension of the points' span (affine, if the origin is their mean)."""
+        return len(self.back)
+
+    @classmethod
+    def of(cls, points: Tensor, centred: bool) -> Self:
+        """The frame of points [n, d]; ``centred``: about their mean. Two passes, or six, in blocks."""
+        reference = points[0].to(torch.float64) if centred else torch.zeros_like(points[0], dtype=torch.float64)
+        largest, total = torch.zeros_like(reference), torch.zeros_like(reference)
+        for rows in blocks_of(points):
+            block = points[rows].to(torch.float64) - reference
+            largest = torch.maximum(largest, block.abs().amax(0))
+            total += block.sum(0)
+        _check_range(largest)
+        origin = reference + total / len(points) if centred else reference
+        scale = torch.where(largest > 0, torch.exp2(torch.frexp(largest).exponent.to(torch.float64)), 1.0)
+        if not bool(largest.any()):
+            empty = points.new_zeros(len(scale), 0, dtype=torch.float64)
+            return cls(origin, scale, empty, empty.T, 0.0)
+        root, into, vectors = _axes(points, origin, scale)
+        same = largest[:, None] == 0  # there, anything else than 0 is rounding
+        into, vectors = into.masked_fill(same, 0), vectors.masked_fill(same, 0)
+        log_det = float(root.log().sum())
+        log_det += float(scale.log().sum()) if len(root) == len(scale) else log_content(scale[:, None] * vectors)
+        return cls(origin, scale, into / root, (vectors * root).T, log_det)
+
+    def apply(self, points: Tensor) -> Tensor:
+        """y [k, r] of points [k, d]."""
+        return ((points.to(torch.float64) - self.origin) / self.scale) @ self.into
+
+    def undo(self, y: Tensor) -> Tensor:
+        """Points [k, d] of y [k, r]."""
+        return self.origin + (y @ self.back) * self.scale
+
+
+def _check_range(largest: Tensor) -> None:
+    wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
+    if bool(wrong.any()):
+        found = float(largest[wrong][0])
+        raise InvalidInput(f"points: found coordinates as far as {found:.3g} apart, expected 1e-300 to 1e300: rescale")
+
+
+def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Root mean squares [r] > 0 of z = (a − origin)/scale along orthonormal vectors V [d, r], and L with VᵀL = I.
+
+    zL are the coordinates of z along V. Where r < d, L takes them from the columns with the least rounding.
+    """
+    n, d = points.shape
+    gram = torch.zeros(d, d, dtype=torch.float64, device=points.device)
+    for z in _scaled(points, origin, scale):
+        add_gram(gram, z)
+    values, vectors = torch.linalg.eigh(gram / n)
+    unit = _rounding_unit(points, origin, scale)
+    rounding = 4 * math.sqrt(d) * _precision(points) * float(unit.max())
+    if float(values[0]) > max(_WELL_CONDITIONED * float(values[-1]), rounding**2):
+        return values.sqrt(), vectors, vectors
+    # Products square the condition number; triangular factors of blocks do not.
+    basis, left = _span(points, origin, scale, unit)
+    _, singular, right = _svd(z @ left for z in _scaled(points, origin, scale))
+    return singular / math.sqrt(n), left @ right.T, basis @ right.T
+
+
+def _rounding_unit(points: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
+    """[d], the largest |z| + |origin|/scale: times the precision, what rounding may make of z. Means round, too."""
+    mean = (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
+    return 1 + origin.abs() / scale + mean
+
+
+def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis Q [d, r] of what z span, each of them up to its own rounding, and L [d, r] with QᵀL = I.
+
+    Rounding to nearest moves z by at most half the precision times |z| + unit − 1, along any direction. Columns, then
+    rows are divided by a bound on that, for that changes no span: neither a far point nor a far origin hides, or
+    feigns, a direction. Twice as much of it is taken for rounding, and what float64 products add.
+    """
+    n, d = points.shape
+
+    def along(V: Tensor) -> Iterator[Tensor]:
+        for z in _scaled(points, origin, scale):
+            size = torch.linalg.vector_norm((z.abs() + unit - 1) / unit, dim=1, keepdim=True)
+            yield (z / unit / torch.where(size > 0, size, 1.0)) @ V
+
+    V = torch.eye(d, dtype=torch.float64, device=points.device)
+    for _ in range(2):  # a triangle's error is relative to each column: the second one's small columns are exact
+        _, singular, right = _svd(along(V))
+        V = V @ right.T
+    extent = torch.stack([z.abs().amax(0) for z in along(V)]).amax(0)
+    precision, arithmetic = _precision(points), _ARITHMETIC * math.sqrt(d)
+    noise = singular <= precision * math.sqrt(n) + arithmetic * float(singular[0])
+    noise &= extent <= _OUTSIDE * precision + _VECTORS * arithmetic * float(extent.max())
+    V = V[:, ~noise]  # orthonormal where columns are in units of their rounding, and least squares are best
+    Q, R = torch.linalg.qr(unit[:, None] * V)
+    return Q, (V / unit[:, None]) @ R.T
+
+
+def _precision(points: Tensor) -> float:
+    return float(torch.finfo(points.dtype).eps)
+
+
+def _svd(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of blocks of rows [·, k], one below the other; the left factor is that of their triangle."""
+    R = torch.linalg.qr(next(blocks), mode="r").R
+    for rows in blocks:
+        R = torch.linalg.qr(torch.cat([R, rows]), mode="r").R
+    U, singular, right = torch.linalg.svd(R, full_matrices=False)
+    return U, singular, right
+
+
+def _scaled(points: Tensor, origin: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    for rows in blocks_of(points):
+        yield (points[rows].to(torch.float64) - origin) / scale
+
+
+def log_content(columns: Tensor) -> float:
+    """½ log det(AᵀA) of A [d, r]: the logarithm of the r-dimensional volume that it gives the unit cube."""
+    _, L, U = torch.linalg.lu(columns)  # rows of very different size spoil orthogonal factors, not these
+    R = torch.linalg.qr(L).R
+    return float((U.diagonal() * R.diagonal()).abs().log().sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,39 @@
-"""What a method for the optimal weights of points is, and the names that they are known by."""
+"""What a method for the optimal weights of points is, and the published ones.
 
+Khachiyan's, and Wolfe and Atwood's, move the weight of one point a step: with u ← (u + λe_j)/(1 + λ) the leverages and
+M⁻¹ change by a rank-one update, O(nD + D²); the λ that makes log det largest is (g_j − D)/((D − 1)g_j).
+
+Source: L. G. Khachiyan, Rounding of polytopes in the real number model of computation, 1996; M. J. Todd and E. A.
+Yıldırım, On Khachiyan's algorithm for the computation of minimum-volume enclosing ellipsoids, 2007.
+"""
+
+import time
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.geometry.cloud import Cloud
+from convexprune.solvers.arrays import checked_positive
+from convexprune.solvers.errors import MissingExtra
+from convexprune.solvers.geometry.cloud import Cloud, factor
+from convexprune.solvers.methods.backends.direct import PIP
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.iterative import Iterative
 from convexprune.solvers.methods.registry import Registry
+
+if TYPE_CHECKING:
+    import cvxpy as cp
+
+_DRIFT = 1e-8  # of a leverage from its own recomputation, relative: the updates start afresh beyond it
+_EVERY = 50  # steps between two looks at the drift
+_GROWTH = 1.5
+_EACH = 1e-2  # of the total weight is spread evenly where some have none
+_FIRST = 4.0
+
 
 State = TypeVar("State")
 
@@ -71,3 +94,256 @@ def start_weights(cloud: Cloud, start: Start | None) -> Tensor:
     u = start.weights / start.weights.sum()
     values = torch.linalg.eigvalsh(cloud.moment(u))
     return u if float(values[0]) > _SINGULAR * float(values[-1]) else (u + uniform) / 2
+
+
+@dataclass
+class _Ascent:
+    cloud: Cloud
+    u: Tensor  # [n], sum 1
+    g: Tensor
+    inverse: Tensor  # M⁻¹ [D, D]
+    steps: int = 0
+
+
+@ELLIPSOIDS.register("khachiyan")
+@dataclass(frozen=True)
+class Khachiyan(EllipsoidMethod[_Ascent]):
+    """Khachiyan's barycentric ascent: in each step the farthest point gains weight. O(nD) a step, O(D/ε) steps.
+
+    Weights only grow towards points, so those that do not belong to the support lose theirs slowly.
+    """
+
+    default_max_iter: ClassVar[int] = 1_000_000
+
+    def init(self, program: Cloud, start: Start | None) -> _Ascent:
+        """Uniform weights, or those given."""
+        state = _Ascent(program, start_weights(program, start), torch.empty(0), torch.empty(0))
+        _refactor(state)
+        return state
+
+    def step(self, state: _Ascent) -> None:
+        """Move weight to, or from, one point."""
+        j = self._point(state)
+        D, g = state.cloud.size, float(state.g[j])
+        if D == 1:
+            self._only(state)
+            return
+        share = float(state.u[j])
+        step = max((g - D) / ((D - 1) * g), -share) if g > 0 else -share
+        q = state.cloud.rows(slice(j, j + 1))[0]
+        state.steps += 1
+        if state.steps % _EVERY == 0 and abs(float(q @ state.inverse @ q) - g) > _DRIFT * g:
+            _refactor(state)
+            return
+        _shift(state, j, q @ state.inverse, step)
+
+    def own_gap(self, state: _Ascent) -> float:
+        """From the updated leverages."""
+        return state.cloud.gap(float(state.g.max()))
+
+    def weights(self, state: _Ascent) -> Tensor:
+        """u."""
+        return state.u
+
+    def _point(self, state: _Ascent) -> int:
+        return int(state.g.argmax())
+
+    def _only(self, state: _Ascent) -> None:
+        """In one dimension the farthest point is the answer."""
+        farthest = int(state.g.argmax())
+        state.u = torch.zeros_like(state.u)
+        state.u[farthest] = 1
+        _refactor(state)
+
+
+@ELLIPSOIDS.register("wolfe-atwood")
+@dataclass(frozen=True)
+class WolfeAtwood(Khachiyan):
+    """Khachiyan's ascent with away steps (Wolfe, Atwood, Todd and Yıldırım): linear convergence in the end.
+
+    The point of the support that is nearest loses weight where that is farther from optimal than the farthest point.
+    """
+
+    def _point(self, state: _Ascent) -> int:
+        far = int(state.g.argmax())
+        near = int(torch.where(state.u > 0, state.g, torch.inf).argmin())
+        return far if float(state.g[far] + state.g[near]) > 2 * state.cloud.size else near
+
+
+def _refactor(state: _Ascent) -> None:
+    """M⁻¹ and the leverages, afresh from u."""
+    C = factor(state.cloud.moment(state.u))
+    if C is None:
+        C = torch.full((state.cloud.size,) * 2, torch.nan, dtype=torch.float64, device=state.u.device)
+    state.inverse, state.g = C @ C.T, state.cloud.leverages(C)
+
+
+def _shift(state: _Ascent, j: int, v: Tensor, step: float) -> None:
+    """u ← (u + step·e_j)/(1 + step), with v = M⁻¹q_j."""
+    shrink = step / (1 + step * float(state.g[j]))
+    for block, z in state.cloud.mapped(v[:, None]):
+        state.g[block] -= shrink * z[:, 0].square_()
+    state.g *= 1 + step
+    state.inverse = (1 + step) * (state.inverse - shrink * torch.outer(v, v))
+    state.u[j] += step
+    state.u.clamp_(min=0).div_(1 + step)
+
+
+@dataclass
+class _Scaled:
+    cloud: Cloud
+    u: Tensor  # [n], sum 1
+    g: Tensor
+    log_det: float
+    power: float
+
+
+@ELLIPSOIDS.register("multiplicative")
+@dataclass(frozen=True)
+class Multiplicative(EllipsoidMethod[_Scaled]):
+    """The multiplicative algorithm: u_i ← u_i·g_i^p, scaled to sum 1, all points in every step.
+
+    log det M(u) rises in every step with p = 1 (Titterington 1976, Silvey et al. 1978); a larger p is faster until it
+    is not, so p grows while log det rises, and a step after which it falls is taken again with half of p. Two products
+    with the points a step; few steps where the gap may be large or most points are in the support, slow to the end.
+
+    Args:
+        power: The largest p; 1 is the plain algorithm.
+    """
+
+    power: float = 8.0
+
+    def __post_init__(self) -> None:
+        checked_positive("power", self.power)
+
+    def init(self, program: Cloud, start: Start | None) -> _Scaled:
+        """Uniform weights, or those given; a point of weight 0 would keep it, so that each has a little."""
+        u = start_weights(program, start)
+        u = u if bool(u.all()) else torch.lerp(u, torch.full_like(u, 1 / len(u)), _EACH)
+        g, log_det = _judged(program, u)
+        return _Scaled(program, u, g, log_det, min(_FIRST, self.power))
+
+    def step(self, state: _Scaled) -> None:
+        """One step that does not lower log det."""
+        while True:
+            u = state.u * state.g.clamp(min=0) ** state.power
+            u = u / u.sum()
+            g, log_det = _judged(state.cloud, u)
+            if log_det >= state.log_det or state.power <= min(1.0, self.power):
+                break
+            state.power = max(1.0, state.power / 2)
+        state.u, state.g, state.log_det = u, g, log_det
+        state.power = min(self.power, _GROWTH * state.power)
+
+    def own_gap(self, state: _Scaled) -> float:
+        """From the leverages of the last step."""
+        return state.cloud.gap(float(state.g.max()))
+
+    def weights(self, state: _Scaled) -> Tensor:
+        """u."""
+        return state.u
+
+
+def _judged(cloud: Cloud, u: Tensor) -> tuple[Tensor, float]:
+    """g and log det M."""
+    C = factor(cloud.moment(u))
+    if C is None:
+        return torch.full_like(u, torch.nan), -torch.inf
+    return cloud.leverages(C), -2 * float(C.diagonal().log().sum())
+
+
+@ELLIPSOIDS.register("cvxpy")
+@dataclass(frozen=True)
+class CVXPY:
+    """The reference formulation solved by a conic solver that cvxpy has installed; for some thousand points, d ≤ 20.
+
+    Args:
+        backend: cvxpy's name of the solver, such as "CLARABEL" or "SCS".
+        settings: The backend's own options by its own names.
+    """
+
+    backend: str = "CLARABEL"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    packages: ClassVar[tuple[str, ...]] = ("cvxpy", "clarabel", "scs")
+
+    @staticmethod
+    def missing() -> str | None:
+        """What to install before this solver can run, or None."""
+        return None if find_spec("cvxpy") else PIP
+
+    def refuses(self, program: Cloud) -> str | None:  # noqa: ARG002 - it takes any points
+        """Why these points cannot be taken, or None.
+
+        Raises:
+            MissingExtra: cvxpy is not installed.
+        """
+        if self.missing():
+            raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
+        import cvxpy as cp
+
+        installed = cp.installed_solvers()
+        return None if self.backend.upper() in installed else f"cvxpy has {installed}, not {self.backend!r}"
+
+    def run(self, program: Cloud, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
+        """Build and solve; the weights are the multipliers of the points' constraints."""
+        import cvxpy as cp
+
+        began = time.perf_counter()
+        problem = reference_problem(program.rows(slice(None))[:, : program.rank], program.free)
+        setup = time.perf_counter() - began
+        settings = self._settings(limits) | dict(self.settings)
+        effective = {"backend": self.backend.upper(), "settings": settings, "start": "not used"}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Solution may be inaccurate")  # the certificate judges accuracy
+                problem.solve(solver=self.backend.upper(), **settings)
+        except cp.error.SolverError as error:
+            return Proposal(None, None, "failed", 0, setup, str(error), effective)
+        found = problem.constraints[0].dual_value
+        iterations, seconds = int(problem.solver_stats.num_iters or 0), time.perf_counter() - began
+        u = None if found is None else _simplex(found[0] if isinstance(found, list) else found)
+        ended = "failed" if u is None else _ended(limits, iterations, seconds, problem.status)
+        u = None if u is None else u.to(program.points.device)
+        return Proposal(u, None, ended, iterations, setup, problem.status, effective)
+
+    def _settings(self, limits: Limits) -> dict[str, Any]:
+        wanted = max(1e-12, 1e-4 * limits.tol)
+        if self.backend.upper() == "CLARABEL":
+            names: dict[str, Any] = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
+            names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), wanted)
+            names["max_step_fraction"] = 0.9  # with its own 0.99 it gives up on one cloud in three
+        elif self.backend.upper() == "SCS":
+            names = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
+            names |= dict.fromkeys(("eps_abs", "eps_rel"), wanted)
+        else:
+            names = {}
+        return {name: value for name, value in names.items() if value is not None}
+
+
+def reference_problem(y: Tensor, free: bool) -> "cp.Problem":
+    """The ellipsoid of least volume around points y [n, r] as a cvxpy problem; its first constraint is the points'.
+
+    About the origin, {x : xᵀXx ≤ 1}: maximise log det X over X ⪰ 0 with a_iᵀXa_i ≤ 1. With a free centre,
+    {x : ‖Bx + b‖ ≤ 1}: maximise log det B over B ⪰ 0 and b with ‖Ba_i + b‖ ≤ 1.
+    """
+    import cvxpy as cp
+
+    A, r = y.cpu().numpy(), y.shape[1]
+    shape = cp.Variable((r, r), PSD=True)
+    if not free:
+        return cp.Problem(cp.Maximize(cp.log_det(shape)), [cp.sum(cp.multiply(A @ shape, A), axis=1) <= 1])
+    shift = cp.Variable((1, r))
+    inside = cp.norm(A @ shape + cp.vstack([shift] * len(A)), axis=1) <= 1
+    return cp.Problem(cp.Maximize(cp.log_det(shape)), [inside])
+
+
+def _ended(limits: Limits, iterations: int, seconds: float, status: str) -> str:
+    if limits.max_iter is not None and iterations >= limits.max_iter:
+        return "iteration limit"
+    late = limits.time_limit is not None and (seconds >= limits.time_limit or status == "user_limit")
+    return "time limit" if late else "own rule"
+
+
+def _simplex(found: Any) -> Tensor | None:
+    u = torch.as_tensor(found, dtype=torch.float64).reshape(-1).clamp(min=0)
+    return u / u.sum() if bool(u.isfinite().all()) and float(u.sum()) > 0 else None

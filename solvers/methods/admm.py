@@ -24,9 +24,8 @@ from convexprune.solvers.methods.iterate import Iterate, Sampled, Snapshot
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix
 from convexprune.solvers.methods.registry import register
-from convexprune.solvers.programs.blocks import Samples
 from convexprune.solvers.programs.penalties import Penalty
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs.program import LayerProgram, Samples
 
 _TINY = 1e-30
 _STEER, _MOST = 1.5, 3.0  # how fast and how far the lead follows what the certificate lacks

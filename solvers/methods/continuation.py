@@ -28,10 +28,9 @@ from convexprune.solvers.methods.normal import Operator
 from convexprune.solvers.methods.refit import SETTLED, SHORT, conjugate, descend, unfit, unsettled
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.methods.swaps import improve
-from convexprune.solvers.programs.kinds import BUDGETS, LOSSES, is_plain
+from convexprune.solvers.programs.claims import BUDGETS, LOSSES, is_plain
 from convexprune.solvers.programs.penalties import NM, TopK
-from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.programs.units import leveled
+from convexprune.solvers.programs.program import LayerProgram, leveled
 
 
 @register("continuation")

@@ -9,8 +9,8 @@ inputs more as it has samples: for r = y − Xu and D = diag(|u|), by D²Xᵀ(XD
 import torch
 from torch import Tensor
 
+from convexprune.solvers.programs.claims import is_plain
 from convexprune.solvers.programs.fits import SquaredLoss
-from convexprune.solvers.programs.kinds import is_plain
 from convexprune.solvers.programs.program import LayerProgram
 
 _SPARE = 1.1  # times as many inputs as samples: with no more, those chosen may depend on each other

@@ -10,9 +10,8 @@ from torch import Tensor
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.methods.balance import PenaltyParameter
 from convexprune.solvers.methods.normal import NormalMatrix, Operator
-from convexprune.solvers.programs.blocks import Block, Samples
 from convexprune.solvers.programs.penalties import Penalty
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs.program import Block, LayerProgram, Samples
 
 _TINY = 1e-30
 _COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong by

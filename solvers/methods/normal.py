@@ -14,7 +14,7 @@ from typing import Self, TypeAlias
 import torch
 from torch import Tensor
 
-from convexprune.solvers.programs.blocks import gram_matrix
+from convexprune.solvers.programs.program import gram_matrix
 
 _LEAST_SHIFT = 1e-12  # of the largest diagonal entry, in an inverse: less drowns in the rounding of XᵀX
 

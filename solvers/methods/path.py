@@ -13,8 +13,8 @@ from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidToleranc
 from convexprune.solvers.methods.interface import Limits, Solver, Start
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.methods.solve import attempt, default_solver
+from convexprune.solvers.programs.claims import SETS, is_plain
 from convexprune.solvers.programs.fits.base import SetFit
-from convexprune.solvers.programs.kinds import SETS, is_plain
 from convexprune.solvers.programs.program import LayerProgram
 
 

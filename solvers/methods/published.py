@@ -11,8 +11,8 @@ from convexprune.solvers.methods.interface import Start
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, Operator
 from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs.claims import is_plain
 from convexprune.solvers.programs.fits import Ball, Fit, NetTrimSet
-from convexprune.solvers.programs.kinds import is_plain
 from convexprune.solvers.programs.penalties import L1
 from convexprune.solvers.programs.program import LayerProgram
 

@@ -24,9 +24,9 @@ from convexprune.solvers.methods.interpolate import interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import Operator
 from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs.claims import is_plain
 from convexprune.solvers.programs.fits import Ball, SquaredLoss
 from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, NeuronBalls
-from convexprune.solvers.programs.kinds import is_plain
 from convexprune.solvers.programs.penalties import Penalty
 from convexprune.solvers.programs.program import LayerProgram
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, NonFinite, SolverRefused
 from convexprune.solvers.methods.curvature import Model, OneSided, Point, Quadratic, model_of
+from convexprune.solvers.programs.claims import FITS, is_plain
 from convexprune.solvers.programs.fits import NetTrimLoss, NetTrimSet
-from convexprune.solvers.programs.kinds import FITS, is_plain
-from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.programs.units import leveled, moderated
+from convexprune.solvers.programs.program import LayerProgram, leveled, moderated
 
 _log = logging.getLogger(__name__)
 

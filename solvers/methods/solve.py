@@ -18,8 +18,7 @@ from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, options_of
 from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
 from convexprune.solvers.methods.registry import make_solver
-from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.programs.units import moderated
+from convexprune.solvers.programs.program import LayerProgram, moderated
 
 
 def solve(

@@ -1,23 +1,40 @@
-"""Cheap checks of what a user's own fit or penalty claims, made whenever it becomes part of a program.
+"""Which fits and penalties are the package's own, and cheap checks of what other ones claim when a program is built.
 
-A bound rests on them, and a false claim would make it a false one. ``convexprune.solvers.testing.check_fit`` and
-``check_penalty`` check the whole contract.
+A bound rests on those claims. ``convexprune.solvers.testing.check_fit`` and ``check_penalty`` check the whole contract.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from functools import cache
+from inspect import getattr_static
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.programs.fits import Fit
-from convexprune.solvers.programs.kinds import BUDGETS, FITS, NORMS, is_plain
-from convexprune.solvers.programs.penalties import Penalty, is_homogeneous
+from convexprune.solvers.programs.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.penalties import L1, NM, GroupL2, Penalty, TopK, is_homogeneous
 
+SETS = (Ball, ReluBall, NetTrimSet)
+LOSSES = (SquaredLoss, ReluLoss, NetTrimLoss)
+FITS = (*SETS, *LOSSES)
+NORMS = (L1, GroupL2)
+BUDGETS = (TopK, NM)
 _SLACK = 1e-6  # relative error granted to what should be equal
 _SAMPLES = 32  # of the fit, enough to see a wrong formula
 _FACTORS = (1e-6, 2.0, 1e6)  # at which g(cU) = c·g(U) is tried
+
+
+def is_plain(instance: object, kinds: tuple[type, ...]) -> bool:
+    """Whether it is of one of the kinds, and no subclass says anew what any member of that kind is."""
+    cls: Any = type(instance)
+    return any(isinstance(instance, kind) and not _redefined(cls, kind) for kind in kinds)
+
+
+@cache
+def _redefined(cls: Hashable, kind: Hashable) -> bool:
+    names = (name for name in dir(kind) if not name.startswith("__") and name != "_abc_impl")
+    return any(getattr_static(cls, name) is not getattr_static(kind, name) for name in names)
 
 
 def check_penalty_claims(penalty: Penalty, shape: tuple[int, int]) -> None:

@@ -1,19 +1,22 @@
-"""The layer program: minimise penalty(U) + fit(X U)."""
+"""The layer program, minimise penalty(U) + fit(X U); its samples in blocks, and changes of its units."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, working_dtype
-from convexprune.solvers.errors import InvalidInput, MissingExtra, ShapeMismatch
+from convexprune.solvers.arrays import ArrayLike, add_gram, as_matrix, blocks_of, power_of_two, unit_of, working_dtype
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance, MissingExtra, NonFinite, ShapeMismatch
 from convexprune.solvers.programs.claims import check_fit_claims, check_penalty_claims
 from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.programs.gram import Gram
-from convexprune.solvers.programs.penalties import L1, Penalty
+from convexprune.solvers.programs.penalties import L1, Penalty, is_homogeneous
 
 _UNPENALISED = L1()
+_LARGEST = 0.9  # of the exponents of the precision: inputs stay below
+_UNEVEN = 1e6  # lengths of columns may differ by this factor: float32 holds their squares, and sums tell them apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,3 +113,159 @@ class LayerProgram:
 
 
 _EXAMPLES = {"fit": "ReluBall(Y, eps)", "penalty": "L1()"}
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a program.
+
+    Attributes:
+        rows: Which.
+        X: Their inputs in the caller's own precision, shared.
+        fit: Their fit in the precision that is worked in.
+    """
+
+    rows: slice
+    X: Tensor
+    fit: Fit
+
+    def inputs(self, like: Tensor) -> Tensor:
+        """X in the dtype of ``like``; a copy of the block only where that is not its own."""
+        return self.X.to(like.dtype)
+
+    def outputs(self, U: Tensor, precision: torch.dtype) -> Tensor:
+        """XU in the dtype of U, the product in ``precision``."""
+        return torch.mm(self.X.to(precision), U.to(precision)).to(U.dtype)
+
+    def adjoint(self, R: Tensor, precision: torch.dtype) -> Tensor:
+        """XᵀR in the dtype of R, the product in ``precision``."""
+        return torch.mm(self.X.to(precision).T, R.to(precision)).to(R.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """All blocks of a program. Whole passes over [P, M] arrays cost as much as the memory traffic; these are fewer."""
+
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, program: LayerProgram, dtype: torch.dtype) -> Self:
+        """X is not copied; targets are where they have another dtype."""
+        X, fit = program.inputs, program.fit
+        parts = ((rows, fit.map(lambda a, rows=rows: a[rows].to(dtype))) for rows in blocks_of(X, program.shape[1]))  # type: ignore[misc]
+        return cls(tuple(Block(rows, X[rows], part) for rows, part in parts))
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    def outputs(self, U: Tensor, out: Tensor) -> Tensor:
+        """XU, written to ``out`` [P, M]."""
+        for block in self:
+            torch.mm(block.inputs(out), U, out=out[block.rows])
+        return out
+
+    def adjoint(self, rows_of: Callable[[Block], Tensor], like: Tensor) -> Tensor:
+        """XᵀA [N, M] for an A that ``rows_of`` gives block by block, in the shape and dtype of ``like``."""
+        total = torch.zeros_like(like)
+        for block in self:
+            total.addmm_(block.inputs(like).T, rows_of(block))
+        return total
+
+    def sums(self, Z: Tensor) -> Tensor:
+        """The fit's sums of Z [P, M], in float64."""
+        return torch.stack([block.fit.sums(Z[block.rows]).to(torch.float64) for block in self]).sum(0)
+
+
+def gram_matrix(X: Tensor) -> Tensor:
+    """XᵀX in float64, by blocks of rows so that X is never copied whole."""
+    gram = torch.zeros(X.shape[1], X.shape[1], dtype=torch.float64, device=X.device)
+    for rows in blocks_of(X):
+        add_gram(gram, X[rows].to(torch.float64))
+    return gram
+
+
+def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
+    """The program of cX and f(·/c), whose solutions and values are the same, and c: 1 unless targets are extreme.
+
+    c is a power of two, so that nothing is rounded; Λ/c are the multipliers of the new program.
+
+    Raises:
+        NonFinite: The weight of a loss leaves the range of float64 in these units, as the loss does in the caller's.
+    """
+    X, Y = program.inputs, program.fit.Y
+    unit = unit_of(Y) if bool(Y.any()) else unit_of(X)
+    if unit == 1:
+        return program, 1.0
+    X = X.to(working_dtype(X.dtype))
+    room = torch.finfo(X.dtype).max ** _LARGEST / max(float(X.abs().max()), unit)
+    c = power_of_two(min(1 / unit, room))
+    try:
+        fit = program.fit.map(lambda A: A.to(working_dtype(A.dtype))).rescaled(c)
+    except InvalidTolerance as error:
+        raise NonFinite(
+            f"targets Y: found numbers of about {unit:.1g}, the squares of which float64 does not hold; "
+            "divide inputs and targets by the same number"
+        ) from error
+    return LayerProgram(X * c, fit, program.penalty), c
+
+
+def leveled(program: LayerProgram) -> tuple[LayerProgram, Tensor]:
+    """The program of X/d for the weights dU, and d [N, 1]: 1 unless columns are of extremely different lengths.
+
+    As where all inputs are tiny, but for the 1 that a bias belongs to. The d are powers of two, which make columns that
+    are not 0 about as long as the targets.
+    """
+    X = program.inputs
+    lengths = torch.linalg.vector_norm(X, dim=0, dtype=torch.float64)[:, None]
+    used = lengths > 0
+    if not bool(used.any()) or float(lengths.max()) <= _UNEVEN * float(lengths[used].min()):
+        return program, X.new_ones(len(lengths), 1)
+    limits = torch.finfo(X.dtype)
+    relative = (lengths / (program.fit.size or lengths.max())).clamp(limits.tiny, limits.max / 2)
+    d = torch.where(used, relative.log2().round().exp2(), 1.0).to(X)
+    return LayerProgram(X / d.T, program.fit, program.penalty.rescaled(d)), d
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Columns of X divided by d, outputs multiplied by c, the objective by b: V = c·diag(d) U solves the new program.
+
+    Attributes:
+        d: [N, 1] > 0.
+        c: A number > 0.
+        b: A number > 0.
+    """
+
+    d: Tensor
+    c: float
+    b: float
+
+    @classmethod
+    def of(cls, program: LayerProgram) -> Self:
+        """Unit root mean square for the columns of X and for the targets, median 1 for the penalty's prices."""
+        root = program.samples**0.5
+        d = torch.linalg.vector_norm(program.inputs, dim=0, dtype=torch.float64)[:, None] / root
+        d = torch.where(d > 0, d, 1.0)
+        entries = program.fit.shape[0] * program.fit.shape[1]
+        price = program.penalty.to(d).cost(program.shape) / d
+        positive = price[price > 0]
+        b = 1 / float(positive.median()) if len(positive) else 1.0
+        return cls(d, entries**0.5 / (program.fit.size or 1.0), b)
+
+    def apply(self, program: LayerProgram) -> LayerProgram:
+        """The program in the new units, in float64; its value is b·c times the old one."""
+        wide = program.to(torch.float64)
+        penalty: Any = wide.penalty  # what is not homogeneous has ``times``
+        if is_homogeneous(penalty):
+            penalty = penalty.rescaled(self.d / self.b)
+        else:
+            penalty = penalty.rescaled(self.c * self.d).times(self.b * self.c)
+        return LayerProgram(wide.inputs / self.d.T, wide.fit.rescaled(self.c).times(self.b * self.c), penalty)
+
+    def undo_weights(self, V: Tensor) -> Tensor:
+        """U = diag(1/d) V / c."""
+        return V / self.d.to(V) / self.c
+
+    def undo_multipliers(self, L: Tensor) -> Tensor:
+        """Λ/b: the objective is scaled by b·c, the outputs by c."""
+        return L / self.b

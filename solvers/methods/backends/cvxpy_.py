@@ -13,8 +13,7 @@ from convexprune.solvers.errors import MissingExtra, UnknownOption
 from convexprune.solvers.methods.backends.direct import PIP, wanted_accuracy
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.registry import register
-from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.programs.scaling import Scaling
+from convexprune.solvers.programs.program import LayerProgram, Scaling
 
 
 @register("cvxpy")

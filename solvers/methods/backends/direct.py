@@ -17,8 +17,7 @@ from convexprune.solvers.methods.backends.root import Root
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.programs.fits import ReluLoss, SquaredLoss
 from convexprune.solvers.programs.penalties import L1
-from convexprune.solvers.programs.program import LayerProgram
-from convexprune.solvers.programs.scaling import Scaling
+from convexprune.solvers.programs.program import LayerProgram, Scaling
 
 PIP = 'pip install "convexprune[reference]"'
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from convexprune.solvers.programs.claims import FITS, NORMS, is_plain
 from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall
-from convexprune.solvers.programs.kinds import FITS, NORMS, is_plain
 from convexprune.solvers.programs.penalties import L1, GroupL2
 from convexprune.solvers.programs.program import LayerProgram
 
