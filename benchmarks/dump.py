@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from convexprune.cli.reference import find_model
 from convexprune.files.arrays import load_array
-from convexprune.files.weights import load_weights_into_
 from convexprune.layers import input_matrices, weight_matrices
 from convexprune.nettrim import FITS
 from convexprune.network.calibration import as_batches
 from convexprune.network.capture import capture
 from convexprune.network.choosing import choose_layers, layer_fits
+from convexprune.network.weights import load_weights_into_
 from convexprune.solvers import L1, LayerProgram
 from convexprune.solvers.testing.layers import program_of
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convexprune.coresets import coreset_prune_
-    from convexprune.files.weights import load_weights_into_, save_weights
     from convexprune.layers import write_back_
     from convexprune.masks import keep_masks_, make_permanent_
     from convexprune.nettrim import layer_program, prune_
     from convexprune.nettrim.verify import verify
+    from convexprune.network.weights import load_weights_into_, save_weights
     from convexprune.report.report import Report
 
     __version__: str
@@ -46,10 +46,10 @@ _HOMES = {
     "coreset_prune_": "coresets",
     "keep_masks_": "masks",
     "layer_program": "nettrim",
-    "load_weights_into_": "files.weights",
+    "load_weights_into_": "network.weights",
     "make_permanent_": "masks",
     "prune_": "nettrim",
-    "save_weights": "files.weights",
+    "save_weights": "network.weights",
     "verify": "nettrim.verify",
     "write_back_": "layers",
 }

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from convexprune.errors import EmptyCalibration
 from convexprune.layers import input_matrices, weight_matrices
 from convexprune.network.calibration import as_batches
-from convexprune.network.capture import capture, network_outputs
-from convexprune.network.watch import tensors_in
+from convexprune.network.capture import capture
+from convexprune.network.memory import tensors_in
+from convexprune.network.passes import network_outputs
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
 

@@ -18,7 +18,7 @@ from convexprune.costs import Latency, LayerLatency, flops, latency, storage
 from convexprune.errors import UnsupportedModule
 from convexprune.masks import keep_masks_, kept_masks, make_permanent_
 from convexprune.network.links import find_links
-from convexprune.network.shrink import remove_neurons_
+from convexprune.network.weights import remove_neurons_
 from convexprune.report.report import SkippedModule
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, NonFinite
 

@@ -16,14 +16,9 @@ from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.arrays import LABEL_NAMES, load_array
-from convexprune.files.weights import (
-    load_weights,
-    load_weights_into_,
-    save_json,
-    save_weights,
-)
+from convexprune.files.weights import load_weights, save_json
 from convexprune.network.links import find_links
-from convexprune.network.shrink import remove_neurons_
+from convexprune.network.weights import load_weights_into_, remove_neurons_, save_weights
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 WEIGHT_SUFFIXES = [".safetensors", ".pt", ".pth", ".bin"]

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from convexprune import prune_
 from convexprune.coresets import coreset_prune_
 from convexprune.nettrim.verify import verify
-from convexprune.network.calibration import Calibration
-from convexprune.network.fitting import Fitting, fitted
+from convexprune.network.calibration import Calibration, Fitting, fitted
 from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 

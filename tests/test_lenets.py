@@ -9,7 +9,7 @@ import torch
 from convexprune import prune_
 from convexprune.cli.reference import find_model
 from convexprune.costs import accuracy
-from convexprune.files.weights import load_weights_into_
+from convexprune.network.weights import load_weights_into_
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not (DATA / "mnist.npz").exists(), reason=f"needs the trained LeNets in {DATA}")

@@ -25,7 +25,7 @@ from convexprune.masks import (
     to_torch_prune_,
 )
 from convexprune.network.links import find_links
-from convexprune.network.shrink import remove_neurons_
+from convexprune.network.weights import remove_neurons_
 from convexprune.solvers.errors import InvalidInput
 
 

@@ -15,10 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from convexprune import prune_
 from convexprune.errors import NothingToPrune
 from convexprune.layers import weight_matrices, write_back_
-from convexprune.network.choosing import choose_layers
+from convexprune.network.choosing import choose_layers, find_ties, layer_uses, looked_up
 from convexprune.network.memory import Holders, overlaps_itself
-from convexprune.network.patterns import looked_up
-from convexprune.network.ties import find_ties, layer_uses
 from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 

@@ -13,7 +13,7 @@ from convexprune.cli.digits import load_digits, train_digits_network
 from convexprune.cli.reference import REFERENCE_MODELS, find_model
 from convexprune.costs import accuracy
 from convexprune.files.arrays import load_array
-from convexprune.files.weights import load_weights_into_
+from convexprune.network.weights import load_weights_into_
 from convexprune.solvers.errors import EmptyInput, InvalidInput, MissingExtra, NonFinite, ShapeMismatch
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"

@@ -15,7 +15,7 @@ from torch.nn.utils import prune
 
 from convexprune.errors import UnsupportedModule
 from convexprune.network.links import Link, find_links
-from convexprune.network.shrink import mask_neurons_, remove_neurons_, resize_, restoring
+from convexprune.network.weights import mask_neurons_, remove_neurons_, resize_, restoring
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, NonFinite, ShapeMismatch
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convexprune import prune_
 from convexprune.errors import NothingToPrune, UnsupportedModule
-from convexprune.files.weights import load_weights_into_
+from convexprune.network.weights import load_weights_into_
 
 Made = tuple[nn.Module, Tensor]
 

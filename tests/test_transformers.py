@@ -153,7 +153,7 @@ def test_resnet20_goes_through_whole(mode: str) -> None:
         pytest.skip(f"no trained ResNet-20 or CIFAR-10 images in {DATA}")
     np = pytest.importorskip("numpy")
     resnet20: Any = pytest.importorskip("benchmarks.resnet20")
-    from convexprune.files.weights import load_weights_into_
+    from convexprune.network.weights import load_weights_into_
 
     model = resnet20.build().eval()
     load_weights_into_(model, weights)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convexprune.network.capture import network_outputs
-from convexprune.network.untouched import left_as_found
+from convexprune.network.forwards import left_as_found
+from convexprune.network.passes import network_outputs
 
 
 def odd() -> nn.Module:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from convexprune import Report, prune_
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files.weights import save_json, save_weights
+from convexprune.files.weights import save_json
 from convexprune.nettrim.tasks import Task
 from convexprune.nettrim.verification import Verification, VerifiedLayer
 from convexprune.nettrim.verify import verify
+from convexprune.network.weights import save_weights
 from convexprune.runs.journal import Journal, Record
 from convexprune.solvers.errors import UnknownSolver
 from convexprune.solvers.methods import registry

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from convexprune.network.forwards import Forward, run_model
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import tensors_in
 from convexprune.solvers.arrays import norm
 
 Observed = tuple[Any, Any, Any]

@@ -12,8 +12,7 @@ from convexprune.bounds.propagation import Propagation
 from convexprune.bounds.pruned import Pruned, PrunedLayer
 from convexprune.errors import UnsupportedModule
 from convexprune.network.choosing import check_module
-from convexprune.network.forwards import Forward, evaluating
-from convexprune.network.untouched import left_as_found
+from convexprune.network.forwards import Forward, evaluating, left_as_found
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
 

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from convexprune.bounds.calls import Call
 from convexprune.bounds.norms import overlap
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import tensors_in
 
 
 def nonnegative(call: Call, operand: fx.Node) -> float | None:

@@ -15,7 +15,7 @@ from convexprune.bounds.rules import constant
 from convexprune.bounds.tensor_error import TensorError, combined, lost, summed
 from convexprune.layers.support import altered
 from convexprune.network.graph import traced
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import tensors_in
 
 
 class Propagation(fx.Interpreter):

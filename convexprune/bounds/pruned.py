@@ -8,11 +8,9 @@ from itertools import chain
 from torch import Tensor, nn
 
 from convexprune.bounds.tensor_error import TensorError
-from convexprune.layers.attention import ATTENTION
+from convexprune.layers.kinds import ATTENTION, NORMS
 from convexprune.layers.support import kind_of
-from convexprune.network.graph import NORMS
-from convexprune.network.memory import Holders, place_of
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import Holders, place_of, tensors_in
 from convexprune.solvers.errors import InvalidInput
 
 

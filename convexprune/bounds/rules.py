@@ -11,7 +11,7 @@ from convexprune.bounds.names import CLAMPS, DROPOUTS, MAX_POOLS, MEANS, MOVES, 
 from convexprune.bounds.norms import convolution_norm, spectral_norm
 from convexprune.bounds.pools import max_pool, nonnegative
 from convexprune.bounds.pruned import is_product
-from convexprune.network.graph import NORMS
+from convexprune.layers.kinds import NORMS
 
 _Rule = Callable[[Call, fx.Node], float | None]
 

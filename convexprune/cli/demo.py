@@ -12,8 +12,9 @@ from torch import nn
 from convexprune.baselines import magnitude_prune_
 from convexprune.cli.digits import Digits, load_digits, train_digits_network
 from convexprune.costs import accuracy
-from convexprune.files.weights import make_folder, save_json, save_weights
+from convexprune.files.weights import make_folder, save_json
 from convexprune.nettrim import prune_
+from convexprune.network.weights import save_weights
 from convexprune.progress import silent
 from convexprune.report.plots import plot_accuracy
 from convexprune.report.report import Report

@@ -13,9 +13,10 @@ from convexprune.coresets import coreset_prune_
 from convexprune.coresets.base import Method
 from convexprune.costs import accuracy
 from convexprune.errors import DamagedFile
-from convexprune.files.weights import check_folder, load_weights_into_, save_json, save_weights
+from convexprune.files.weights import check_folder, save_json
 from convexprune.nettrim import prune_
 from convexprune.nettrim.verify import verify
+from convexprune.network.weights import load_weights_into_, save_weights
 from convexprune.report.report import Report
 from convexprune.runs.consistency import seal
 from convexprune.runs.journal import Journal, check_same, read_json

@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from convexprune.costs.counts import Costs, density, permanent
 from convexprune.layers import input_matrices, unsupported, weight_matrices
-from convexprune.network.calibration import as_batches, samples_of
-from convexprune.network.capture import capture
-from convexprune.network.forwards import Forward, call_model, copy_for, evaluating
+from convexprune.network.calibration import as_batches
+from convexprune.network.forwards import Forward, call_model, copy_for, evaluating, run_model
+from convexprune.network.memory import samples_of, tensors_in
+from convexprune.network.taps import Received, check_received, tap, tapped
 from convexprune.report.report import SkippedModule
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.methods.solve import environment
@@ -121,10 +122,18 @@ def _layers(
     modules = dict(model.named_modules())
     weighted = [name for name, one in modules.items() if any(own.dim() >= 2 for own in one.parameters(recurse=False))]
     reasons = {name: _not_compared(modules[name]) for name in weighted}
-    seen = capture(model, [batch], [name for name, reason in reasons.items() if reason is None], forward=forward).layers
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str, received: Received) -> None:
+        check_received(name, received)
+        if name not in inputs:  # a copy, for later operations may work in place
+            inputs[name] = next(tensors_in(received)).detach().clone()
+
+    with evaluating(model), tapped({name: [tap(model, name)] for name, why in reasons.items() if why is None}, keep):
+        run_model(model, batch, forward)
     uncalled = "its forward was not called on the batch, so its inputs are not known"
     found = {name: reason or uncalled for name, reason in reasons.items()} | {
-        name: _layer_latency(name, modules[name], layer.inputs[0], repeats) for name, layer in seen.items()
+        name: _layer_latency(name, modules[name], received, repeats) for name, received in inputs.items()
     }
     refused = [(name, why) for name, why in found.items() if isinstance(why, str)]
     skipped = [SkippedModule(name, type(modules[name]).__name__, why) for name, why in refused]

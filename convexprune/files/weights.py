@@ -1,4 +1,4 @@
-"""Weights read from disk, and everything that is written to it.
+"""Weights read from disk as state dicts, and how every file is written.
 
 Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``. Every write goes to
 a temporary file first, so the old file survives a crash.
@@ -19,16 +19,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from convexprune.errors import DamagedFile
 from convexprune.files.archives import MAX_RATIO, check_tensors, check_zip, checked_ratio
 from convexprune.files.texts import utf8
-from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
+from convexprune.solvers.errors import InvalidInput
 
 StrPath = str | os.PathLike[str]
 
-_KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
+KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
 _SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.state_dict(), path)"
 
 
@@ -59,62 +59,6 @@ def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Te
         raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {held}; {_SAVE_WEIGHTS}.")
     check_tensors(path, found.values(), max_ratio)
     return dict(found)
-
-
-def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False, max_ratio: float = MAX_RATIO) -> None:
-    """Load a file of weights into ``model`` in place, strictly; on any error the model stays as it was.
-
-    Only ``num_batches_tracked`` may be missing, as in plain torch: files from before torch 0.4.1 lack it.
-
-    Args:
-        model: The architecture that the weights were saved from.
-        path: As for ``load_weights``.
-        resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says,
-            along what ``find_links`` finds. The network's own inputs and outputs stay.
-        max_ratio: As for ``load_weights``.
-
-    Raises:
-        ShapeMismatch: a tensor has another shape than the model's, or than the other tensors leave to it.
-        InvalidInput: keys are missing or unexpected (the message lists them), or the model is no module.
-        UnsupportedModule: layers have to shrink, and the model cannot be traced.
-        NonFinite: a tensor holds NaN or infinity in the model's dtype.
-        FileNotFoundError, DamagedFile: as in ``load_weights``.
-    """
-    from convexprune.network.shrink import resize_, restoring
-
-    weights = load_weights(path, max_ratio=max_ratio)
-    with restoring(model):
-        if resize:
-            resize_(model, weights)
-        _load_(model, weights, path)
-
-
-def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
-    own = model.state_dict()
-    for key in own.keys() - weights.keys():
-        if key.endswith("num_batches_tracked"):
-            weights[key] = own[key]
-    _check_keys(path, weights, own)
-    for key, tensor in weights.items():
-        if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
-            raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
-    model.load_state_dict(weights)
-
-
-def save_weights(model: nn.Module, path: StrPath) -> Path:
-    """Write the model's state dict as safetensors that ``load_state_dict(load_file(path))`` takes, atomically.
-
-    Tied tensors are written once under each of their names, so that the strict load of plain torch finds all keys.
-
-    Raises:
-        InvalidInput: ``path`` does not end in ``.safetensors``, or an entry is not a dense tensor with data.
-        OSError: the file could not be written; what was at ``path`` before is still there.
-    """
-    path, state = Path(path), model.state_dict()
-    if path.suffix.lower() != ".safetensors":
-        raise InvalidInput(f"{path}: weights are written as safetensors; give a path ending in .safetensors.")
-    content = safetensors_bytes(_unshared(state), {"format": "pt", _KEYS: json.dumps(list(state))})
-    return write_atomically(content, path)
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -275,41 +219,13 @@ def read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with safe_open(path, framework="pt", device="cpu") as file:
-        keys, order = list(file.keys()), json.loads((file.metadata() or {}).get(_KEYS, "[]"))
+        keys, order = list(file.keys()), json.loads((file.metadata() or {}).get(KEYS, "[]"))
         return {key: file.get_tensor(key) for key in (order if sorted(order) == sorted(keys) else keys)}
 
 
 def _read_torch(path: Path, max_ratio: float) -> Any:
     check_zip(path, max_ratio)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    shapes = [
-        f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    text = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
-    if text:
-        kind = InvalidInput if missing or unexpected else ShapeMismatch
-        raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
-
-
-def _unshared(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict's tensors on the CPU, contiguous, no two on the same storage: safetensors refuses shared ones."""
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-            raise InvalidInput(f"{key!r} is not a dense tensor with data; safetensors cannot hold it, remove it first.")
-        tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        tensors[key] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return tensors
 
 
 def plain(value: Any) -> Any:

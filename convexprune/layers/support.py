@@ -6,19 +6,15 @@ import torch
 from torch import nn
 
 from convexprune.errors import UnsupportedModule
-from convexprune.layers.attention import ATTENTION
-from convexprune.layers.convolution import CONVOLUTIONS
-from convexprune.layers.kinds import Kind
-from convexprune.layers.linear import LINEAR, transformers_kinds
+from convexprune.layers.kinds import Kind, known_kinds
 from convexprune.network.memory import Holders, overlaps_itself
 
-_KINDS = [LINEAR, *CONVOLUTIONS, ATTENTION]
 _NAMES = "Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Transformers library's Conv1D"
 
 
 def kind_of(layer: nn.Module) -> Kind | None:
     """The kind whose class the module's extends, whether or not the module can be pruned."""
-    return next((kind for kind in (*_KINDS, *transformers_kinds()) if isinstance(layer, kind.base)), None)
+    return next((kind for kind in known_kinds() if isinstance(layer, kind.base)), None)
 
 
 def supported(layer: nn.Module) -> Kind:

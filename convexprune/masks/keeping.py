@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from convexprune.errors import UnsupportedModule
 from convexprune.masks.weights import ModuleWeight, check_ties, chosen_weights, masked, parameter_order
-from convexprune.network.shrink import resize_, restoring
+from convexprune.network.weights import resize_, restoring
 from convexprune.solvers.errors import InvalidInput
 
 _KEY = re.compile(r"(?:(.+)\.)?parametrizations\.(\w+)\.0\.mask")

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from convexprune.errors import NothingToPrune, UnsupportedModule
-from convexprune.network.choosing import check_module
+from convexprune.network.choosing import check_module, is_chosen, name_patterns, unmatched
 from convexprune.network.memory import Holders
-from convexprune.network.patterns import is_chosen, name_patterns, unmatched
 
 _WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # nn.MultiheadAttention's
 

@@ -1,19 +1,26 @@
-"""Calibration data as batches that can be gone through again and again, checked each time, never all in memory."""
+"""Calibration data as batches that can be gone through again and again, and fitted to what the model takes.
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+Batches are checked each time, and never all in memory.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
+from convexprune.files.texts import visible
+from convexprune.network.forwards import Forward, call_model, evaluating, run_model
+from convexprune.network.memory import Batch, mapped, samples_of, tensors_in
 from convexprune.network.padding import Mask, Masks, check_mask, read_masks
-from convexprune.network.watch import tensors_in
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite
+
+_log = logging.getLogger(__name__)
 
 
 class Calibration:
@@ -37,7 +44,7 @@ class Calibration:
         NonFinite: A batch holds NaN or infinity: raised when it is reached; the message says which.
     """
 
-    def __init__(self, data: Any, batch_size: int = 256, mask: Mask = None) -> None:
+    def __init__(self, data: Batch, batch_size: int = 256, mask: Mask = None) -> None:
         self._size = checked_count("batch_size", batch_size)
         self._data, self.mask = data, check_mask(mask)
         if isinstance(data, Mapping) or (isinstance(data, Tensor | np.ndarray) and data.ndim > 0):
@@ -48,7 +55,7 @@ class Calibration:
         if isinstance(data, Iterator):
             self._data = list(data)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         found = False
         for number, batch in enumerate(self._cut()):
             if not samples_of(batch):
@@ -63,16 +70,16 @@ class Calibration:
         if not found:
             raise EmptyCalibration("the calibration data holds no sample: pass a tensor, an array or a list of batches")
 
-    def masks_of(self, batch: Any) -> Masks:
+    def masks_of(self, batch: Batch) -> Masks:
         """Which positions of a batch count."""
         return read_masks(batch, self.mask)[0]
 
-    def content(self) -> Iterator[Any]:
+    def content(self) -> Iterator[Batch]:
         """All that results depend on, for a fingerprint: the batches, with the masks that a function makes of them."""
         for batch in self:
             yield (batch, next(iter(self.masks_of(batch)), None)) if callable(self.mask) else batch
 
-    def _cut(self) -> Iterator[Any]:
+    def _cut(self) -> Iterator[Batch]:
         if isinstance(self._data, Tensor | np.ndarray):
             for start in range(0, len(self._data), self._size):
                 yield _as_tensors(self._data[start : start + self._size])
@@ -82,49 +89,18 @@ class Calibration:
             yield from map(_as_tensors, self._data)
 
 
-def as_batches(calibration: Any, batch_size: int = 256) -> list[Any]:
-    """All batches of a ``Calibration`` as a list.
-
-    Raises:
-        InvalidInput, InvalidTolerance, EmptyCalibration, NonFinite: As there.
-    """
+def as_batches(calibration: Batch, batch_size: int = 256) -> list[Batch]:
+    """All batches of a ``Calibration`` as a list; raises what it does."""
     return list(Calibration(calibration, batch_size))
 
 
-def samples_of(batch: Any) -> int:
-    """The length of the batch's first tensor; a batch without one is a sample."""
-    first = next(tensors_in(batch), None)
-    return 1 if first is None or first.dim() == 0 else len(first)
-
-
-def samples_at(batch: Any, chosen: slice | list[int]) -> Any:
-    """The batch with some of its samples alone: of each tensor as long as ``samples_of`` says, these entries.
-
-    What is no tensor, and no mapping, sequence or dataclass with tensors in it, stays as it is.
-    """
-    return _chosen(batch, samples_of(batch), chosen)
-
-
-def _chosen(batch: Any, samples: int, chosen: slice | list[int]) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[chosen] if batch.dim() and len(batch) == samples else batch
-    if isinstance(batch, Mapping):
-        return {key: _chosen(value, samples, chosen) for key, value in batch.items()}
-    if isinstance(batch, tuple | list) and not hasattr(batch, "to"):  # a PackedSequence has samples of many rows
-        parts = [_chosen(value, samples, chosen) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        own = copy.copy(batch)
-        for field in fields(batch):
-            object.__setattr__(own, field.name, _chosen(getattr(batch, field.name), samples, chosen))  # frozen, too
-        return own
-    return batch
-
-
-def _as_tensors(batch: Any) -> Any:
+def _as_tensors(batch: Batch) -> Batch:
     """The batch with tensors in the place of arrays of numbers, alone or in mappings and sequences."""
     if isinstance(batch, np.ndarray):
-        return _as_tensor(batch)
+        try:
+            return torch.tensor(batch)  # a copy: torch warns when it shares an array that is read-only
+        except TypeError as error:
+            raise InvalidInput(f"calibration data: expected an array of numbers, found one of {batch.dtype}") from error
     if isinstance(batch, Mapping) and any(map(_is_array, batch.values())):
         return {key: _as_tensors(value) if _is_array(value) else value for key, value in batch.items()}
     if type(batch) in (tuple, list) and any(map(_is_array, batch)):
@@ -132,24 +108,175 @@ def _as_tensors(batch: Any) -> Any:
     return batch
 
 
-def _without_masks(batch: Any) -> Any:
+def _without_masks(batch: Batch) -> Batch:
     """The batch without entries that are masks by their names: of these that are added −∞ hides a position."""
     if not isinstance(batch, Mapping):
         return batch
     return [value for key, value in batch.items() if not (str(key).endswith("mask") and _is_additive(value))]
 
 
-def _is_additive(value: Any) -> bool:
+def _is_additive(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and bool((value.isfinite() | (value < 0)).all())
 
 
-def _is_array(part: Any) -> bool:
+def _is_array(part: object) -> bool:
     """Whether it is an array of numbers."""
     return isinstance(part, np.ndarray) and part.dtype.kind in "biufc"
 
 
-def _as_tensor(batch: Any) -> Any:
+@dataclass(frozen=True)
+class Fitting:
+    """What is done to each batch before the model is called on it.
+
+    Attributes:
+        parts: How many of a tuple's or list's first entries the model takes; None: the batch as a whole.
+        left: Keys of a mapping that the model does not take.
+        dtype: What floating-point tensors are cast to; None: they stay.
+    """
+
+    parts: int | None = None
+    left: tuple[str, ...] = ()
+    dtype: torch.dtype | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Batch:
+        """A ``Forward``."""
+        return call_model(model, self.applied(batch), None)
+
+    def applied(self, batch: Batch) -> Batch:
+        """The batch that the model is called on."""
+        if self.parts == 1 and _is_sequence(batch):
+            batch = batch[0]
+        elif self.parts is not None and _is_sequence(batch):
+            batch = tuple(batch[: self.parts])
+        if self.left and isinstance(batch, Mapping):
+            batch = {key: value for key, value in batch.items() if key not in self.left}
+        dtype = self.dtype
+        if dtype is None:
+            return batch
+        return mapped(batch, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def fitted(
+    model: nn.Module, batches: Iterable[Batch], forward: Forward | None
+) -> tuple[Forward | None, tuple[str, ...]]:
+    """How the model is to be called on such batches, and what is thereby done to them, as sentences.
+
+    Decided on the first batch, by the signature of the model's forward and by calling it. Of a tuple or list that the
+    model does not take whole, such as (inputs, labels) of a data loader, it is given the first entries that it takes,
+    of a mapping the entries that are arguments of its forward. Floating-point tensors are cast to the model's type
+    where it cannot be called without. With a ``forward`` of the caller's nothing is done.
+
+    Args:
+        model: The network; left as found.
+        batches: Checked batches, of which the first decides.
+        forward: The caller's, or None.
+
+    Raises:
+        InvalidInput: The model cannot be called on the first batch, whatever is done: with its error on the batch as it
+            is.
+        EmptyCalibration, NonFinite: As ``Calibration``.
+    """
+    if forward is not None:
+        return forward, ()
+    batch = next(iter(batches))
+    fittings = list(_fittings(model, batch))
+    if fittings == [Fitting()]:
+        return None, ()
+    first: InvalidInput | None = None
+    with evaluating(model):
+        for fitting in fittings:
+            if first is not None and fitting.parts != fittings[0].parts and not _may_drop(batch, first):
+                break
+            try:
+                run_model(model, batch, fitting)
+            except InvalidInput as error:
+                first = first or error
+            else:
+                notices = _sentences(fitting, batch)
+                for notice in notices:
+                    _log.info("%s", visible(notice))
+                return (None if fitting == Fitting() else fitting), notices
+    assert first is not None  # noqa: S101 - there is a fitting, and it failed
+    raise first
+
+
+def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
+    """What may be done, the least first."""
+    dtype = _dtype(model)
+    for parts in _parts(model, batch):
+        left = _strange_keys(model, Fitting(parts).applied(batch))
+        given = Fitting(parts, left).applied(batch)
+        yield Fitting(parts, left)
+        if dtype is not None and any(t.is_floating_point() and t.dtype != dtype for t in tensors_in(given)):
+            yield Fitting(parts, left, dtype)
+
+
+def _parts(model: nn.Module, batch: Batch) -> list[int | None]:
+    """Numbers of first entries that the signature of forward allows, the most first; None for all of them."""
+    if not _is_sequence(batch) or len(batch) < 2:
+        return [None]
     try:
-        return torch.tensor(batch)  # a copy: torch warns when it shares an array that is read-only
-    except TypeError as error:
-        raise InvalidInput(f"calibration data: expected an array of numbers, found one of {batch.dtype}") from error
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return [None]
+    found = [parts for parts in range(len(batch), 0, -1) if _binds(signature, batch[:parts])]
+    return [None if parts == len(batch) else parts for parts in found] or [None]
+
+
+def _binds(signature: inspect.Signature, parts: Sequence[Batch]) -> bool:
+    if len(parts) == 1 and isinstance(parts[0], Mapping):
+        return True
+    try:
+        signature.bind(*parts)
+    except TypeError:
+        return False
+    return True
+
+
+def _strange_keys(model: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Keys of a mapping that are no arguments of forward, such as labels; none where forward takes any."""
+    if not isinstance(batch, Mapping):
+        return ()
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return ()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return ()
+    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return tuple(key for key in batch if key not in named) if named.intersection(batch) else ()
+
+
+def _may_drop(batch: Sequence[Batch], error: InvalidInput) -> bool:
+    """Whether the model failed on what it need not take: labels, or more arguments than something inside takes."""
+    labels = isinstance(batch[-1], Tensor) and not batch[-1].is_floating_point()
+    return labels or (isinstance(error.__cause__, TypeError) and "positional argument" in str(error.__cause__))
+
+
+def _dtype(model: nn.Module) -> torch.dtype | None:
+    """The floating-point type of the parameters, if there is one."""
+    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return found.pop() if len(found) == 1 else None
+
+
+def _is_sequence(batch: Batch) -> bool:
+    """Whether entries of the batch are arguments; a PackedSequence, which moves as a whole, is one argument."""
+    return isinstance(batch, tuple | list) and not hasattr(batch, "to")
+
+
+def _sentences(fitting: Fitting, batch: Batch) -> tuple[str, ...]:
+    found = []
+    if fitting.parts is not None:
+        which = "the first part" if fitting.parts == 1 else f"the first {fitting.parts} parts"
+        found.append(f"the model is called on {which} of each batch: of the {len(batch)} it does not take the rest")
+    if fitting.left:
+        found.append(
+            f"of each batch the model is not given {', '.join(map(repr, fitting.left))}, which it does not take"
+        )
+    if fitting.dtype is not None:
+        given = Fitting(fitting.parts, fitting.left).applied(batch)
+        others = {t.dtype for t in tensors_in(given) if t.is_floating_point()} - {fitting.dtype}
+        kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        own = str(fitting.dtype).removeprefix("torch.")
+        found.append(f"inputs are cast from {kinds} to {own}, in which the model computes")
+    return tuple(found)

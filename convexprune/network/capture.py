@@ -4,21 +4,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from convexprune.layers import input_matrices
-from convexprune.network.calibration import Calibration, samples_of
+from convexprune.network.calibration import Calibration
 from convexprune.network.following import followed
 from convexprune.network.forwards import Forward, evaluating, outputs_of, run_model
-from convexprune.network.interventions import Trial, read_beyond_relu
+from convexprune.network.memory import Batch, samples_of, tensors_in
 from convexprune.network.padding import Counted, Mask, Masks, rows_that_count
+from convexprune.network.passes import joined, network_outputs  # noqa: F401 - known by this name, too
 from convexprune.network.sightings import counted_rows
-from convexprune.network.taps import Received, Tap, check_received, tap, tapped
-from convexprune.network.watch import tensors_in
-from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.network.taps import Received, Tap, Trial, check_received, read_beyond_relu, tap, tapped
+from convexprune.solvers.arrays import norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +62,7 @@ class Capture:
 
 def capture(
     model: nn.Module,
-    batches: Any,
+    batches: Batch,
     names: Iterable[str],
     *,
     forward: Forward | None = None,
@@ -116,11 +114,11 @@ def capture(
     seen = {
         name: LayerCapture(tuple(kept), activations.get(name), tuple(counts[name])) for name, kept in inputs.items()
     }
-    return Capture(seen, _joined(outputs), sum(map(samples_of, listed)), counted)
+    return Capture(seen, joined(outputs), sum(map(samples_of, listed)), counted)
 
 
 def _activations(
-    model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
+    model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
 ) -> dict[str, str | None]:
     """What follows each layer; a ReLU only where nothing else reads what is before it."""
     follows, _ = followed(model, batch, taps, forward)
@@ -131,33 +129,3 @@ def _activations(
     trial = Trial(model, batch, forward)
     trial.settle([], lambda _names: nullcontext())
     return found | dict.fromkeys(read_beyond_relu(trial, relus), "several: relu, unseen")
-
-
-def network_outputs(
-    model: nn.Module,
-    batches: Any,
-    forward: Forward | None = None,
-    mask: Mask = False,
-    counted: Counted | None = None,
-) -> Tensor:
-    """The network's outputs [samples, values], evaluated as in ``capture``; one column if batches differ in width.
-
-    Half precision is returned as float32, for differences of outputs to be exact. ``counted`` is that of a ``Capture``
-    with this ``mask``: then outputs that are hidden are zeros.
-
-    Raises:
-        InvalidInput: the model cannot be called on a batch, or returns no floating-point tensor.
-        EmptyCalibration: there is no sample.
-        NonFinite: a batch holds NaN or infinity.
-    """
-    data, rows = Calibration(batches, mask=mask), counted or Counted()
-    with evaluating(model):
-        return _joined(
-            [outputs_of(rows.visible(run_model(model, batch, forward), data.masks_of(batch))) for batch in data]
-        )
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    same_width = len({part.shape[1] for part in parts}) == 1
-    outputs = torch.cat(parts if same_width else [part.reshape(-1, 1) for part in parts])
-    return outputs.to(working_dtype(outputs.dtype))

@@ -1,17 +1,132 @@
-"""What is to be pruned, and how: layers by name patterns, their fits, their eps."""
+"""Layers by name: those that shell patterns ("features.*", "fc?") choose, what tables say of them, shared weights.
 
-from collections.abc import Iterable, Mapping, Sequence
+A pattern that begins with "!" leaves out what it matches, whatever else chooses it; where there are no others,
+everything else is chosen. In a table a layer's exact name counts first, then the first pattern that matches. Shared
+weights are found by the memory they lie in, not by the objects that hold them.
+"""
 
-from torch import nn
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune
-from convexprune.layers import unsupported
-from convexprune.layers.support import kind_of
-from convexprune.network.patterns import excluding, is_chosen, looked_up, name_patterns, unmatched
-from convexprune.network.ties import Ties, find_ties, named_uses
+from convexprune.layers.support import kind_of, unsupported
+from convexprune.network.memory import Holders, place_of
+from convexprune.network.taps import tap
 from convexprune.report.report import SkippedModule
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Ties:
+    """What the modules of a model share; those that share nothing are in neither mapping.
+
+    Attributes:
+        uses: For each layer that has the very same weight and bias as others, the names of all of them, in the model's
+            order. They are one layer, to be solved once for all its uses.
+        refused: For each module that shares a parameter in another way, with whom, and what to do.
+    """
+
+    uses: Mapping[str, tuple[str, ...]]
+    refused: Mapping[str, str]
+
+    @property
+    def several(self) -> list[tuple[str, ...]]:
+        """The names of each layer that has several, the first of them first."""
+        return list(dict.fromkeys(self.uses.values()))
+
+    def uses_of(self, name: str) -> tuple[str, ...]:
+        """All names of the layer; its own if it shares nothing."""
+        return self.uses.get(name, (name,))
+
+
+def find_ties(model: nn.Module, joint: bool = True) -> Ties:
+    """Which modules of a model share parameters, as one layer or otherwise.
+
+    Memory is shared where tensors have an entry in common. Modules are one layer if all tensors of their products lie
+    in the same places, in the same shapes, and they are of one kind, with the same stride, padding and dilation.
+
+    Args:
+        model: Any module.
+        joint: Whether layers may be solved together; if not, all that share a parameter are refused.
+
+    Raises:
+        UnsupportedModule: The model is compiled by ``torch.jit``.
+    """
+    modules = named_uses(model)
+    shared = _overlaps(modules)
+    same = {name: _identity(modules[name]) if joint else None for name in shared}
+    uses, refused = {}, {}
+    for name, others in shared.items():
+        if same[name] is not None and all(same[other] == same[name] for other in others):
+            uses[name] = tuple(other for other in modules if other in others | {name})
+        else:
+            refused[name] = _refusal([other for other in modules if other in others], joint)
+    return Ties(uses, refused)
+
+
+def layer_uses(model: nn.Module, name: str) -> tuple[str, ...]:
+    """All names under which the layer is used, in the model's order; each has a ``tap`` of its own.
+
+    For many layers call ``find_ties`` once, and its ``uses_of`` for each.
+
+    Raises:
+        InvalidInput: The model has no such module.
+    """
+    tap(model, name)
+    return find_ties(model).uses_of(name)
+
+
+def named_uses(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules by qualified name, each once, as in ``model.named_modules()``.
+
+    A module of two names is one module, called twice; only an ``out_proj`` of two MultiheadAttentions is listed for
+    both, which call no module.
+    """
+    found: dict[tuple[int, int], tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        found.setdefault((id(module), id(tap(model, name).module)), (name, module))
+    return dict(found.values())
+
+
+def _refusal(others: Collection[str], joint: bool) -> str:
+    names = ", ".join(repr(name) if name else "the model itself" for name in others)
+    only = "weights can be pruned for one use only"
+    if joint:
+        only = "only layers of one kind with the very same weight, bias and settings are pruned together"
+    return f"shares a parameter with {names}, and {only}: untie them, by a copy of the parameter"
+
+
+def _overlaps(modules: Mapping[str, nn.Module]) -> dict[str, set[str]]:
+    """Which modules each module shares memory with, if any; what only buffers share is never pruned."""
+    held = [(tensor, name) for name, module in modules.items() for tensor in _own(module)]
+    everyone = Holders((tensor, (name, isinstance(tensor, nn.Parameter))) for tensor, name in held)
+    shared: dict[str, set[str]] = {}
+    for tensor, name in held:
+        for other, trained in everyone.of(tensor):
+            if other != name and (trained or isinstance(tensor, nn.Parameter)):
+                shared.setdefault(name, set()).add(other)
+    return shared
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _identity(module: nn.Module) -> tuple[object, ...] | None:
+    """What modules agree in if they are one layer; None if this one cannot be pruned."""
+    kind = kind_of(module)
+    if kind is None or unsupported(module) is not None:
+        return None
+    tensors = [tensor for group in kind.groups(module) for tensor in group]
+    places = [None if t is None else place_of(t) for t in tensors]
+    return (kind.base, *places, *(getattr(module, setting) for setting in kind.settings))
 
 
 def choose_layers(
@@ -21,7 +136,7 @@ def choose_layers(
 ) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 
-    Layers that share weight and bias are one layer with several uses (``convexprune.network.ties``). It goes by the
+    Layers that share weight and bias are one layer with several uses. It goes by the
     name of its first use, and is chosen, or left out, by a pattern of any of them.
 
     Args:
@@ -37,7 +152,7 @@ def choose_layers(
     wanted = None if patterns is None else name_patterns(patterns)
     holders = {name: module for name, module in named_uses(check_module(model)).items() if _holds_weights(module)}
     ties = find_ties(model, joint=kinds is None)
-    reasons = {name: _reason(name, module, wanted, ties, kinds) for name, module in holders.items()}
+    reasons = {name: _left_out(name, module, wanted, ties, kinds) for name, module in holders.items()}
     chosen = {name: module for name, module in holders.items() if reasons[name] is None}
     skipped = [SkippedModule(name, type(holders[name]).__name__, why) for name, why in reasons.items() if why]
     idle = unmatched(wanted or [], [use for name in chosen for use in ties.uses_of(name)], holders)
@@ -107,7 +222,7 @@ def _holds_weights(module: nn.Module) -> bool:
     return kind_of(module) is not None or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
 
 
-def _reason(
+def _left_out(
     name: str, module: nn.Module, wanted: list[str] | None, ties: Ties, kinds: tuple[type[nn.Module], ...] | None
 ) -> str | None:
     first, *more = uses = ties.uses_of(name)
@@ -122,3 +237,90 @@ def _reason(
     if name == first:
         return None
     return f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"
+
+
+def name_patterns(patterns: str | Iterable[str]) -> list[str]:
+    """Patterns of qualified names as a list; of a set in their own order, which is the same in every process.
+
+    Raises:
+        InvalidInput: Something else than texts.
+    """
+    if isinstance(patterns, str):
+        return [patterns]
+    found = list(patterns) if isinstance(patterns, Iterable) else [patterns]
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise InvalidInput(f"layers: expected patterns of names ('features.*', '!stem'), found {patterns!r}")
+    return sorted(found) if isinstance(patterns, Set) else found
+
+
+def is_chosen(names: str | Iterable[str], patterns: Sequence[str]) -> bool:
+    """Whether patterns choose something that goes by one name or by several: one matches, and no exclusion does."""
+    known = [names] if isinstance(names, str) else list(names)
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    if not wanted and patterns:
+        wanted = ["*"]
+    return excluding(known, patterns) is None and any(_matches(known, pattern) for pattern in wanted)
+
+
+def excluding(names: Iterable[str], patterns: Sequence[str]) -> str | None:
+    """The first "!pattern" that leaves out something of these names; None if none does."""
+    known = list(names)
+    return next((p for p in patterns if p.startswith("!") and _matches(known, p[1:])), None)
+
+
+def unmatched(patterns: Iterable[str], names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+    """The patterns that match none of the names; what exclusions leave out may be one of the others, too."""
+    known = list(names)
+    every = [*known, *others]
+    return [p for p in patterns if not (_matches(every, p[1:]) if p.startswith("!") else _matches(known, p))]
+
+
+def looked_up(table: Mapping[str, T], name: str) -> T | None:
+    """The entry of the name itself, else that of the first pattern that matches, else None."""
+    if name in table:
+        return table[name]
+    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
+
+
+def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) -> object:
+    """The table with an entry for the first name of each of these layers of several names, if any of them has one.
+
+    An exact name counts before a pattern, as in ``looked_up``; of patterns the first that matches one of the names
+    does. What is no table stays as it is.
+
+    Raises:
+        InvalidInput: Two names of one layer have entries that differ.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    own = {}
+    for names in uses:
+        exact = {name: table[name] for name in names if name in table}
+        if len(set(exact.values())) > 1:
+            raise InvalidInput(f"{argument}: these are names of one layer, which shares its weight: {exact}; give one")
+        found = exact or {p: v for p, v in table.items() if any(fnmatchcase(name, p) for name in names)}
+        if found:
+            own[names[0]] = next(iter(found.values()))
+    return {**table, **own}
+
+
+def is_named(name: str, *given: object) -> bool:
+    """Whether a list or a table among those given has the exact name, rather than a pattern that matches it."""
+    return any(isinstance(each, Collection) and not isinstance(each, str) and name in each for each in given)
+
+
+def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:
+    """Whether each pattern of a table matches a layer; what is no table passes.
+
+    Raises:
+        InvalidInput: Some match none.
+    """
+    known = list(names)
+    patterns = list(table) if isinstance(table, Mapping) else []
+    if idle := [pattern for pattern in patterns if not _matches(known, pattern)]:
+        advice = "; leave layers out with layers='!…'" if any(pattern.startswith("!") for pattern in idle) else ""
+        raise InvalidInput(f"{argument}: no layer matches {idle}; the layers are {', '.join(known)}{advice}")
+
+
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    return any(name == pattern or fnmatchcase(name, pattern) for name in names)

@@ -1,16 +1,111 @@
-"""What follows each layer, and where else its parameters go, from one watched forward."""
+"""What follows each layer, and where else its parameters go, from one forward in which tensors are followed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from convexprune.layers.kinds import NORMS
 from convexprune.network.forwards import Forward, run_model
+from convexprune.network.memory import Batch, Holders, tensors_in
 from convexprune.network.taps import Tap
-from convexprune.network.watch import Watch, summary, tensors_in
+
+# Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
+_SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
+_SAME_ENTRIES |= {"requires_grad", "reshape", "to"}
+# Results that describe a tensor (shape, dtype, device ...) without using its entries.
+_METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
+
+
+class Watch(TorchFunctionMode):
+    """Follows tensors through views and copies, and notes the name of every operation that consumes their entries.
+
+    Args:
+        held: Tensors that are followed by the memory they lie in, too, each with the list for its consumers: so what
+            was made a view of them beforehand is followed as well.
+    """
+
+    def __init__(self, held: Sequence[tuple[Tensor, list[str]]] = ()) -> None:
+        super().__init__()
+        self._held = [consumers for _, consumers in held]
+        self._holders = Holders((tensor, number) for number, (tensor, _) in enumerate(held))
+        # Keyed by id, with the tensor: one that is held cannot hand its id on to another.
+        self._followed: dict[int, tuple[Tensor, list[list[str]]]] = {}
+
+    def follow(self, tensor: Tensor, consumers: list[str]) -> None:
+        """Add to ``consumers`` the name of whatever consumes the tensor from now on."""
+        self._followed.setdefault(id(tensor), (tensor, []))[1].append(consumers)
+
+    def followers(self, tensor: Tensor) -> list[list[str]]:
+        """The lists to which consumers of the tensor are added."""
+        return list(self._followed.get(id(tensor), (tensor, []))[1])
+
+    def note(self, tensors: Iterable[Tensor], name: str, result: object = None) -> None:
+        """An operation of this name has consumed the tensors and given the result."""
+        given = list(tensors)
+        for tensor in given:
+            for number in self._holders.of(tensor) if id(tensor) not in self._followed else ():
+                self.follow(tensor, self._held[number])
+        for tensor, consumers in [self._followed[id(t)] for t in given if id(t) in self._followed]:
+            if _passes_on(name, tensor, result):
+                if isinstance(result, Tensor) and result is not tensor:
+                    for noted in consumers:
+                        self.follow(result, noted)
+                continue
+            for noted in consumers:
+                noted.append(name)
+            if result is tensor:  # changed in place: its storage, under any view, no longer holds the layer's output
+                self._forget(tensor)
+
+    def _forget(self, tensor: Tensor) -> None:
+        self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}
+
+    def __torch_function__(self, func: Batch, types: object, args: Batch = (), kwargs: Batch = None) -> Batch:
+        result = func(*args, **(kwargs or {}))
+        name = _operation(func, args, kwargs or {})
+        entries = any(True for _ in tensors_in(result)) or not (name == "get" or isinstance(result, _METADATA))
+        if entries and not name.startswith("new_") and not name.endswith("_like"):  # zeros_like takes shape and dtype
+            self.note({id(t): t for t in tensors_in((args, kwargs))}.values(), name, result)
+        return result
+
+
+def _operation(func: object, args: Batch, kwargs: Batch) -> str:
+    """The operation's name without the marks of its variants; a clamp at zero from below is a ReLU."""
+    name = str(getattr(func, "__name__", func)).strip("_").lower()
+    if name in ("clamp", "clamp_min", "clip"):
+        bounds = dict(zip(("min", "max"), args[1:], strict=False)) | kwargs
+        lowest = bounds.get("min")
+        if isinstance(lowest, int | float) and lowest == 0 and bounds.get("max") is None:
+            return "relu"
+    return name
+
+
+def _passes_on(name: str, tensor: Tensor, result: object) -> bool:
+    """Whether the result holds the tensor's entries, all and unchanged, in some shape."""
+    if result is tensor:  # dropout returns its input in eval mode
+        return name in _SAME_ENTRIES or "dropout" in name
+    if not isinstance(result, Tensor) or result.numel() != tensor.numel():
+        return False
+    return name in _SAME_ENTRIES or _share(result, tensor)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    if one.layout != torch.strided or other.layout != torch.strided or one.dtype != other.dtype:
+        return False
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # what torch.func wraps has no storage
+        return False
+
+
+def summary(calls: list[list[str]]) -> str:
+    """One name for what consumed a layer's output in each of its calls: "relu", "output", "several: relu, add"."""
+    kinds = list(dict.fromkeys(kind for call in calls for kind in call or ["output"]))
+    return kinds[0] if len(kinds) == 1 else f"several: {', '.join(kinds)}"
 
 
 @dataclass(frozen=True)
@@ -33,8 +128,8 @@ class Followed:
 
 
 def followed(
-    model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None = None
-) -> tuple[dict[str, Followed], Any]:
+    model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None = None
+) -> tuple[dict[str, Followed], Batch]:
     """Each layer that the forward reaches, by name, and what the model returned; it must be in eval mode.
 
     Args:
@@ -46,7 +141,7 @@ def followed(
     readers = {
         name: _Readers(model.get_submodule(name), [tap.module for tap in several]) for name, several in taps.items()
     }
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
     shifts = {name: _Readers(module, [module]) for name, module in norms.items()}
     every = [*readers.values(), *shifts.values()]
     watch = Watch([(parameter, one.names) for one in every for parameter in one.layer.parameters(recurse=False)])
@@ -54,13 +149,13 @@ def followed(
     behind: dict[int, tuple[str, list[str]]] = {}  # by the id of the consumers of a layer's output
     times: dict[str, int] = {}  # calls of norms
 
-    def follow(name: str, plain: bool, _module: nn.Module, _args: Any, output: Any) -> None:
+    def follow(name: str, plain: bool, _module: nn.Module, _args: object, output: object) -> None:
         consumers: list[str] = []
         calls.setdefault(name, []).append(consumers)
         for tensor in tensors_in(output) if plain else ():
             watch.follow(tensor, consumers)
 
-    def pass_norm(name: str, _module: nn.Module, args: Any, output: Any) -> None:
+    def pass_norm(name: str, _module: nn.Module, args: Batch, output: Tensor) -> None:
         times[name] = times.get(name, 0) + 1
         after: list[str] = []
         for consumers in watch.followers(args[0]) if args else ():
@@ -92,9 +187,6 @@ def followed(
     return found, outputs
 
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
 def _running(module: nn.Module) -> bool:
     """Whether the norm is a fixed affine map in eval mode, with a shift of its own."""
     own = dict(module.named_parameters(recurse=False))
@@ -112,10 +204,10 @@ class _Readers:
     def hook(self, stack: ExitStack) -> None:
         begun: list[int] = []
 
-        def begin(_module: nn.Module, _args: Any) -> None:
+        def begin(_module: nn.Module, _args: object) -> None:
             begun.append(len(self.names))
 
-        def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+        def end(_module: nn.Module, _args: object, _output: object) -> None:
             del self.names[begun.pop() :]
 
         for module in self.modules:

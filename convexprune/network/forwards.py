@@ -1,21 +1,44 @@
-"""A network's forward on a batch, in eval mode, with nothing of the caller's changed."""
+"""A network's forward on a batch, in eval mode, with nothing of the caller's changed.
+
+Models that torch.compile made are run as the modules that they were made of: the compiler would trace the hooks that
+look into a forward, with a warning for each thing that it cannot trace, and compile anew for every layer.
+"""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexprune.network.compiled import eagerly
-from convexprune.network.untouched import left_as_found
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import Batch, mapped, overlaps_itself, tensors_in
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
-Forward = Callable[[nn.Module, Any], Any]
+Forward = Callable[[nn.Module, Batch], Batch]
 """Called with the model and a batch, in the place of the model's own call."""
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that ``torch.compile`` was given, with the same parameters; any other model itself."""
+    # Not imported, which takes seconds: where it is not, nothing was compiled.
+    made = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    while made is not None and isinstance(model, made):
+        model = model.get_submodule("_orig_mod")
+    return model
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Inside, compiled modules and functions are run, and may be traced by torch.fx, as what they were made of."""
+    with ExitStack() as stack:
+        if dynamo := sys.modules.get("torch._dynamo"):
+            stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+            if set_stance := getattr(torch.compiler, "set_stance", None):
+                stack.enter_context(set_stance("force_eager"))
+            else:  # before torch 2.6
+                stack.enter_context(dynamo.config.patch(disable=True))
+        yield
 
 
 @contextmanager
@@ -48,7 +71,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
+def run_model(model: nn.Module, batch: Batch, forward: Forward | None) -> Batch:
     """The model's own return value for a copy of the batch on the device of the first parameter.
 
     What a model does to its inputs in place is done to the copy, and what it does to its attributes and buffers is
@@ -62,13 +85,19 @@ def run_model(model: nn.Module, batch: Any, forward: Forward | None) -> Any:
         return call_model(model, own, forward)
 
 
-def copy_for(model: nn.Module, batch: Any) -> Any:
+def copy_for(model: nn.Module, batch: Batch) -> Batch:
     """A copy of the batch on the device of the model's first parameter."""
     parameter = next(model.parameters(), None)
-    return _own(batch, None if parameter is None else parameter.device)
+    device = None if parameter is None else parameter.device
+
+    def whole(part: Batch) -> Batch:  # such as a PackedSequence, which knows what of it moves
+        own = copy.deepcopy(part, {id(tensor): tensor.detach().clone() for tensor in tensors_in(part)})
+        return own if device is None else own.to(device)
+
+    return mapped(batch, lambda tensor: tensor.detach().to(device or tensor.device, copy=True), whole)
 
 
-def call_model(model: nn.Module, own: Any, forward: Forward | None) -> Any:
+def call_model(model: nn.Module, own: Batch, forward: Forward | None) -> Batch:
     """As ``run_model``, on a batch that is the model's to change, and with whatever it does to itself."""
     if forward is not None:
         return forward(model, own)
@@ -84,7 +113,7 @@ def call_model(model: nn.Module, own: Any, forward: Forward | None) -> Any:
         raise InvalidInput(f"the model failed on a batch of shape {shapes} ({found}); {_advice(model, own)}") from error
 
 
-def _advice(model: nn.Module, own: Any) -> str:
+def _advice(model: nn.Module, own: Batch) -> str:
     """What may help where the model cannot be called on a batch."""
     if isinstance(own, tuple | list) and len(own) > 1:
         return "if a part holds labels, drop it with forward=lambda model, batch: model(batch[0])"
@@ -100,7 +129,7 @@ def _advice(model: nn.Module, own: Any) -> str:
     return "pass what the model takes"
 
 
-def outputs_of(outputs: Any) -> Tensor:
+def outputs_of(outputs: object) -> Tensor:
     """One batch's outputs as [samples, values], or as one row if its tensors do not agree on the samples."""
     found = [tensor.detach() for tensor in tensors_in(outputs) if tensor.is_floating_point()]
     if not found:
@@ -110,21 +139,49 @@ def outputs_of(outputs: Any) -> Tensor:
     return torch.cat([tensor.reshape(rows, -1) for tensor in found], dim=1)
 
 
-def _own(batch: Any, device: torch.device | None) -> Any:
-    """The batch with copies of its tensors, on the device."""
-    if isinstance(batch, Tensor):
-        return batch.detach().to(batch.device if device is None else device, copy=True)
-    if hasattr(batch, "to"):  # such as a PackedSequence, which knows what of it moves
-        own = copy.deepcopy(batch, {id(tensor): tensor.detach().clone() for tensor in tensors_in(batch)})
-        return own if device is None else own.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _own(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        parts = [_own(value, device) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if is_dataclass(batch) and not isinstance(batch, type):
-        own = copy.copy(batch)
-        for field in fields(batch):
-            object.__setattr__(own, field.name, _own(getattr(batch, field.name), device))  # frozen ones, too
-        return own
-    return batch
+@contextmanager
+def left_as_found(model: nn.Module) -> Iterator[None]:
+    """Afterwards modules have the attributes and buffers of before, with their values; parameters do not count.
+
+    Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
+    """
+    modules = [
+        module for module in model.modules() if not (_is_lazy(module) or isinstance(module, torch.jit.ScriptModule))
+    ]
+    attributes = [(module, dict(vars(module))) for module in modules]
+    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
+    tensors = [*tensors_in([found for _, found in attributes]), *model.buffers()]
+    held = {id(own): own for own in tensors if _may_change(own)}
+    values = [(own, own.detach(), own.detach().clone()) for own in held.values()]
+    try:
+        yield
+    finally:
+        for module, found in attributes:
+            vars(module).clear()
+            vars(module).update(found)
+        for now, before in buffers:
+            now.clear()
+            now.update(before)
+        with torch.no_grad():
+            for own, place, value in values:
+                _put_back(own, place, value)
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(nn.parameter.is_lazy(tensor) for tensor in own)
+
+
+def _may_change(own: Tensor) -> bool:
+    """What has no values yet, or was made in inference mode, cannot be changed here."""
+    if isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own):
+        return False
+    return not (own.is_meta or own.layout != torch.strided or own.is_inference())
+
+
+def _put_back(own: Tensor, place: Tensor, value: Tensor) -> None:
+    if (own.data_ptr(), own.shape) != (place.data_ptr(), place.shape):
+        own.data = place
+    # By value: what writes through .data or numpy leaves no other trace. NaN is not equal to itself, and is copied.
+    if not (torch.equal(own, value) or overlaps_itself(own)):
+        own.copy_(value)

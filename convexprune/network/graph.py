@@ -9,22 +9,19 @@ import inspect
 import operator
 from collections.abc import Mapping
 from itertools import chain
-from typing import Any
+from types import FunctionType
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
+from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import altered, kind_of, unsupported
-from convexprune.network.compiled import eagerly
-from convexprune.network.memory import Holders
-from convexprune.network.ties import find_ties
-from convexprune.network.untouched import left_as_found
-from convexprune.network.watch import tensors_in
+from convexprune.network.choosing import find_ties
+from convexprune.network.forwards import eagerly, left_as_found
+from convexprune.network.memory import Holders, tensors_in
 
-LAYERS = (nn.Linear, nn.Conv2d, nn.Conv1d, nn.Conv3d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _OUTPUTS = "the network's outputs"
 _CARRIERS = (*NORMS, nn.PReLU)  # have weights for each neuron, and are no layers
 
@@ -96,17 +93,105 @@ class Network:
         tensor = self._tensor(node)
         return node.op == "get_attr" and isinstance(tensor, Tensor) and tensor.numel() == 1 and tensor.ndim <= 1
 
-    def _tensor(self, node: fx.Node) -> Any:
+    def _tensor(self, node: fx.Node) -> object:
         """What a node takes from the model."""
         holder, _, name = str(node.target).rpartition(".")
         return getattr(self.modules.get(holder), name, self._constants.get(str(node.target)))
 
-    def told(self, node: fx.Node) -> str:
-        """The node in words."""
+    def described(self, node: fx.Node) -> str:
+        """The node in words, for messages."""
         if node.op == "placeholder":
             return f"the network's input {node.target!r}"
         named = node.op in ("call_module", "get_attr")
         return repr(node.target) if named else f"what {operation_of(node, None)} gives"
+
+
+_ACTIVATIONS = (
+    "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu selu "
+    "sigmoid silu softplus softshrink softsign tanh tanhshrink"
+)
+ACTIVATION = {name.replace("_", ""): name for name in _ACTIVATIONS.split()}
+"""Names of elementwise nonlinearities, by those of their operations."""
+
+
+def has_own_settings(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an activation has parameters, or is called with others than its default ones, which the tracer fills in.
+
+    Whether it works in place does not count.
+    """
+    if module is not None:
+        return any(True for _ in module.parameters()) or _settings(module) != _settings(type(module)())
+    given: dict[object, object] = dict(enumerate(node.args[1:]))
+    defaults: dict[object, object] = {}
+    given.update(node.kwargs.items())
+    if isinstance(node.target, FunctionType):  # what is built in has no signature
+        signature = inspect.signature(node.target)
+        given = dict(signature.bind(*node.args, **node.kwargs).arguments.items())
+        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    return any(name not in ("input", "inplace") and value != defaults.get(name) for name, value in given.items())
+
+
+def _settings(module: nn.Module) -> dict[str, object]:
+    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: value for name, value in public.items() if name not in ("inplace", "training")}
+
+
+def changes_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an activation, or arithmetic, writes to its first tensor."""
+    if node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+        return True
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    flags = (getattr(module, "inplace", False), node.kwargs.get("inplace"), *node.args[1:])
+    return str(name).endswith("_") or any(flag is True for flag in flags)
+
+
+def reads_other_lengths(node: fx.Node, axes: int) -> bool:
+    """Whether it reads lengths, none of them the channels' of a tensor [samples, channels, one of ``axes``, ...].
+
+    Without axes behind the channels these may lie anywhere but first.
+    """
+    lengths = [_length(reader) for reader in node.users if reader.users] if _is_shape(node) else [_length(node)]
+    return all(axis in (0, *range(2, axes + 2), *range(-axes, 0)) for axis in lengths)
+
+
+def flattens(node: fx.Node, operation: str, module: nn.Module | None, axes: int) -> bool:
+    """Whether all axes but the samples' become one, whatever their lengths."""
+    if operation == "flatten":
+        given = dict(zip(("input", "start_dim", "end_dim"), node.args, strict=False)) | node.kwargs
+        given = vars(module) if module else {"start_dim": 0, "end_dim": -1} | given
+        return bool(given["start_dim"] == 1 and given["end_dim"] in (-1, (axes or 2) + 1))
+    lengths = node.args[1:]
+    if len(lengths) == 1 and isinstance(lengths[0], tuple | list):
+        lengths = tuple(lengths[0])
+    flat = len(lengths) == 2 and _length(lengths[0]) == 0 and bool(lengths[1] == -1)
+    return operation in ("reshape", "view") and flat
+
+
+def reduced_axes(node: fx.Node, operation: str, axes: int) -> int | None:
+    """How many of the ``axes`` behind the channels a mean, sum, amax or amin takes away; None if it does otherwise."""
+    given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
+    dims, keeps = given.get("dim"), given.pop("keepdim", False)
+    dims = (dims,) if isinstance(dims, int) else dims
+    known = operation in ("amax", "amin", "mean", "sum") and given.keys() <= {"input", "dim", "dtype"}
+    if not known or not isinstance(dims, tuple | list) or not all(isinstance(axis, int) for axis in dims):
+        return None
+    behind = {axis if axis >= 0 else axis + axes + 2 for axis in dims if isinstance(axis, int)}
+    if not behind or not behind <= set(range(2, axes + 2)):
+        return None
+    return 0 if keeps else len(behind)
+
+
+def _is_shape(node: fx.Node) -> bool:
+    reads = node.op == "call_method" and node.target == "size" and len(node.args) == 1
+    return reads or (node.target is getattr and node.args[1] == "shape")
+
+
+def _length(node: object) -> object:
+    """The axis whose length the node is (x.size(0), x.size()[0], x.shape[0]); None if it is something else."""
+    if not isinstance(node, fx.Node) or len(node.args) != 2 or not isinstance(node.args[0], fx.Node):
+        return None
+    reads = node.op == "call_method" and node.target == "size"
+    return node.args[1] if reads or (node.target is operator.getitem and _is_shape(node.args[0])) else None
 
 
 def inputs_of(module: nn.Module) -> int:
@@ -121,7 +206,7 @@ def outputs_of(module: nn.Module) -> int:
     return len(module.get_parameter("weight")) if isinstance(module, LAYERS) else inputs_of(module)
 
 
-def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str, Any]]:
+def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str, object]]:
     """The graph of the forward in eval or train mode, with the defaults of its options; the model is left as found.
 
     The graph takes what the forward creates itself, such as torch.arange(6), from the model, by names that the model

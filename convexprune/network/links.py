@@ -5,14 +5,27 @@ from the others until the next layers, which then lose its columns. Where output
 residual network, one neuron of each goes. The network's inputs have their samples first.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
-from torch import nn
+from torch import fx, nn
 
+from convexprune.layers.kinds import LAYERS, NORMS
+from convexprune.layers.support import altered
 from convexprune.network.choosing import check_module
-from convexprune.network.graph import LAYERS, Network
-from convexprune.network.streams import Flow, Group
+from convexprune.network.graph import (
+    ACTIVATION,
+    Network,
+    changes_in_place,
+    flattens,
+    has_own_settings,
+    inputs_of,
+    operation_of,
+    outputs_of,
+    reads_other_lengths,
+    reduced_axes,
+)
 from convexprune.report.report import SkippedModule
 
 
@@ -50,6 +63,252 @@ class Link:
         return (self.producer, *self.partners)
 
 
+# Operations by name: small letters without underscores, the same for a module, a function and a method.
+_ALIASES = {"alphadropout", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity"}
+_VIEWS = {*_ALIASES, "flatten", "reshape", "view"}
+_POOLS = {"adaptiveavgpool", "adaptivemaxpool", "avgpool", "maxpool"}
+_ARITHMETIC = {*("add", "iadd", "isub", "rsub", "sub"), *("div", "imul", "itruediv", "mul", "truediv")}
+_FATES = {
+    "are the network's outputs": "output",
+    "are added to others (residual connection)": "add iadd isub rsub sub",
+    "are multiplied with others or scaled": "div imul itruediv mul truediv",
+    "are concatenated with others": "cat concat concatenate hstack stack vstack",
+    "are mixed with each other by a softmax": "logsoftmax softmax softmax2d softmin",
+    "are normalised with each other": "groupnorm layernorm localresponsenorm normalize rmsnorm",
+    "are taken apart, or reshaped otherwise than by flatten(x, 1)": "chunk flatten getitem reshape split unbind view",
+    "are counted (by size or shape)": "shape size",
+}
+_FATE = {name: fate for fate, names in _FATES.items() for name in names.split()}
+
+# Layouts of neurons: "last" is [samples, ..., neurons], "flat" [samples, neurons·positions], and "2d"
+# [samples, neurons, rows, columns]; with the number of axes behind those of the neurons.
+_AXES = {"last": 0, "flat": 0, "1d": 1, "2d": 2, "3d": 3}
+
+
+class _Blocked(Exception):
+    """What becomes of neurons, so that they cannot be removed."""
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a node of the graph holds of neurons.
+
+    Attributes:
+        producers: The layers of which it is made; neuron c is computed of theirs of the same number.
+        neurons: How many; 0 if the layer cannot lose any.
+        layout: One of those above.
+        copies: Channels that belong to one neuron, one after another.
+        way: Activations and norms so far.
+        alone: Whether no other node uses the tensor's memory.
+    """
+
+    producers: tuple[str, ...]
+    neurons: int
+    layout: str
+    copies: int = 1
+    way: tuple[str, ...] = ()
+    alone: bool = True
+
+
+@dataclass
+class _Group:
+    """Layers that can lose neurons only together, and all that depends on these; modules by qualified name.
+
+    Attributes:
+        producers: The layers.
+        norms: BatchNorms on the way.
+        along: Depthwise convolutions, and PReLUs with a slope for each channel, on the way.
+        repeat: By consumer, how many of its inputs belong to one neuron.
+        ways: The activations and norms before each consumer; a norm with running statistics as "norm:name".
+        faults: Why neurons cannot be removed: of which producers, and what becomes of them.
+    """
+
+    producers: set[str]
+    norms: set[str] = field(default_factory=set)
+    along: set[str] = field(default_factory=set)
+    repeat: dict[str, int] = field(default_factory=dict)
+    ways: dict[tuple[str, ...], None] = field(default_factory=dict)
+    faults: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+
+    def reason(self, producer: str) -> str | None:
+        """What becomes of the producer's outputs, so that it cannot lose neurons."""
+        own = (what for producers, what in self.faults if producer in producers)
+        others = (f"are combined with those of {names[0]!r}, which {what}" for names, what in self.faults)
+        return next(chain(own, others), None)
+
+    def absorb(self, other: "_Group") -> None:
+        """Take over all that the other has."""
+        for name in ("producers", "norms", "along", "repeat", "ways"):
+            getattr(self, name).update(getattr(other, name))
+        self.faults += other.faults
+
+
+class _Flow:
+    """Follows all neurons through the network, in one pass over its graph, into groups by producer.
+
+    ``residual`` is that of ``find_links``.
+    """
+
+    def __init__(self, network: Network, residual: bool) -> None:
+        self.network, self.residual = network, residual
+        self.groups: dict[str, _Group] = {}
+        self._streams: dict[fx.Node, _Stream] = {}
+        for node in network.graph.nodes:
+            stream = self._behind(node)
+            if stream is not None:
+                self._streams[node] = replace(stream, alone=stream.alone and self._used_once(node, stream.layout))
+
+    def _behind(self, node: fx.Node) -> _Stream | None:
+        """The neurons that the node holds, once those that reach it are accounted for."""
+        taken = [self._streams[source] for source in node.all_input_nodes if source in self._streams]
+        module, stream = self.network.called(node), None
+        layer = isinstance(module, self.network.layers) and not (taken and self._is_carrier(module))
+        try:
+            if module and layer and taken:
+                self._feed(str(node.target), module, taken[0])
+            elif taken and not reads_other_lengths(node, _AXES[taken[0].layout]):
+                stream = self._through(node, module, taken)
+        except _Blocked as what:
+            for blocked in taken:
+                self.groups[blocked.producers[0]].faults.append((blocked.producers, str(what)))
+        return self._started(str(node.target), module) if module and layer else stream
+
+    def _used_once(self, node: fx.Node, layout: str) -> bool:
+        return sum(not reads_other_lengths(user, _AXES[layout]) for user in node.users) == 1
+
+    def _started(self, name: str, layer: nn.Module) -> _Stream:
+        self.groups.setdefault(name, _Group({name}))
+        neurons = 0 if self.network.fault(name) else len(layer.get_parameter("weight"))
+        return _Stream((name,), neurons, _layouts(layer)[0])
+
+    def _is_carrier(self, module: nn.Module | None) -> bool:
+        """Whether the module has weights for each neuron, and keeps neurons apart."""
+        depthwise = isinstance(module, LAYERS) and getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1
+        slopes = isinstance(module, nn.PReLU) and module.num_parameters > 1
+        return isinstance(module, NORMS) or (self.residual and (depthwise or slopes))
+
+    def _through(self, node: fx.Node, module: nn.Module | None, taken: list[_Stream]) -> _Stream:
+        """Behind an operation that keeps neurons apart."""
+        operation, stream = operation_of(node, module), taken[0]
+        in_place = operation in {*ACTIVATION, *_ARITHMETIC} and changes_in_place(node, module)
+        if module and self._is_carrier(module):
+            behind = self._carried(str(node.target), module, stream)
+        elif self.residual and operation in _ARITHMETIC:
+            behind = self._combined(node, operation, taken)
+        else:
+            behind = replace(stream, layout=self._layout(node, operation, module, stream.layout))
+        if in_place and not stream.alone:
+            raise _Blocked(f"are changed in place by {ACTIVATION.get(operation, operation)} while others use them")
+        new = self.residual and operation not in _VIEWS and not in_place
+        return replace(behind, way=(*behind.way, *_step(node, operation, module)), alone=new or stream.alone)
+
+    def _layout(self, node: fx.Node, operation: str, module: nn.Module | None, layout: str) -> str:
+        """The layout behind an operation without weights."""
+        axes = _AXES[layout]
+        if module and (fault := altered(module)):
+            raise _Blocked(f"reach {node.target!r}, which {fault}")
+        # Another tensor may decide what becomes of a neuron; so may a PReLU, if it has a slope for each.
+        plain = len(node.all_input_nodes) == 1 and getattr(module, "num_parameters", 1) == 1
+        pools = axes and operation.endswith(layout) and operation.removesuffix(layout) in _POOLS
+        if pools or (plain and operation in {*ACTIVATION, *_ALIASES, "clone"}):
+            return layout
+        if flattens(node, operation, module, axes):
+            return "flat" if axes else layout
+        gone = reduced_axes(node, operation, axes) if self.residual else None
+        if gone is not None:
+            return f"{axes - gone}d" if axes > gone else "last"
+        what = f"{node.target!r} ({type(module).__name__})" if module else operation
+        raise _Blocked(_FATE.get(operation, f"reach {what}, which may mix them"))
+
+    def _carried(self, name: str, module: nn.Module, stream: _Stream) -> _Stream:
+        self._check(name, module, stream, along=True)
+        group = self.groups[stream.producers[0]]
+        (group.norms if isinstance(module, NORMS) else group.along).add(name)
+        copies = outputs_of(module) // inputs_of(module)
+        return replace(stream, copies=stream.copies * copies)
+
+    def _combined(self, node: fx.Node, operation: str, taken: list[_Stream]) -> _Stream:
+        """Behind arithmetic, entry by entry: of neuron c with neuron c of other layers, or with numbers."""
+        others = [source for source in node.all_input_nodes if source not in self._streams]
+        if why := [*self._strangers(others), *self._unlike(taken)]:
+            raise _Blocked(f"{_FATE[operation]}, and {why[0]}")
+        stream, name = taken[0], operation.removeprefix("i")
+        if len(taken) == 1:
+            return replace(stream, way=(*stream.way, f"own {name}"))
+        for other in taken[1:]:
+            self._unite(stream.producers[0], other.producers[0])
+        producers = dict.fromkeys(producer for each in taken for producer in each.producers)
+        return replace(stream, producers=tuple(producers), way=(name,))
+
+    def _strangers(self, nodes: list[fx.Node]) -> Iterator[str]:
+        for node in nodes:
+            if not self.network.is_number(node):
+                yield f"{self.network.described(self._origin(node))} is no layer's neurons"
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """Where on its way a tensor stopped to be a layer's neurons, or began as something else."""
+        keeping, others = {*ACTIVATION, *_ALIASES, *_ARITHMETIC}, [node]
+        while others:
+            node, module = others[0], self.network.called(others[0])
+            keeps = self._is_carrier(module) or operation_of(node, module) in keeping
+            others = [source for source in node.all_input_nodes if source not in self._streams] if keeps else []
+        return node
+
+    def _unlike(self, streams: list[_Stream]) -> Iterator[str]:
+        first = streams[0]
+        for other in streams[1:]:
+            for name in (stream.producers[0] for stream in (first, other) if not stream.neurons):
+                yield f"{name!r} cannot lose any ({self.network.fault(name)})"
+            if (first.neurons, first.copies, first.layout) != (other.neurons, other.copies, other.layout):
+                yield f"those of {first.producers[0]!r} and {other.producers[0]!r} differ in number or layout"
+
+    def _unite(self, one: str, other: str) -> None:
+        group, more = self.groups[one], self.groups[other]
+        if group is not more:
+            group.absorb(more)
+            self.groups |= dict.fromkeys(more.producers, group)
+
+    def _feed(self, name: str, module: nn.Module, stream: _Stream) -> None:
+        """The stream reaches a layer, which takes it."""
+        if stream.neurons:
+            self._check(name, module, stream)
+            group = self.groups[stream.producers[0]]
+            group.repeat[name] = inputs_of(module) // stream.neurons
+            group.ways[stream.way] = None
+
+    def _check(self, name: str, module: nn.Module, stream: _Stream, along: bool = False) -> None:
+        """Whether the module can lose the inputs that belong to a neuron."""
+        fault, channels = self.network.fault(name, along), stream.neurons * stream.copies
+        if stream.neurons and not fault:
+            inputs, map_ = inputs_of(module), stream.layout == "flat" and isinstance(module, nn.Linear)
+            if (inputs % channels if map_ else inputs != channels) or stream.layout not in _layouts(module):
+                fault = f"it takes {inputs} inputs along another axis: flatten(x, 1) may be missing"
+        if fault:
+            raise _Blocked(f"reach {name!r}, which cannot lose inputs ({fault})")
+
+
+def _layouts(module: nn.Module) -> tuple[str, ...]:
+    """The layouts that a layer, a norm or a PReLU takes; outputs of a layer are laid out in the first way."""
+    if isinstance(module, nn.PReLU):
+        return tuple(_AXES)
+    behind = [
+        f"{axes}d" for axes, kinds in enumerate(zip(LAYERS[1:], NORMS, strict=True), 1) if isinstance(module, kinds)
+    ]
+    return (*(("last", "flat") if isinstance(module, nn.Linear | nn.BatchNorm1d) else ()), *behind)
+
+
+def _step(node: fx.Node, operation: str, module: nn.Module | None) -> tuple[str, ...]:
+    """The operation's part in the function that a neuron computes: a norm, an activation, or none."""
+    if isinstance(module, NORMS):
+        # What a norm without running statistics makes of a neuron depends on the other samples.
+        return ("norm by the batch" if module.running_var is None else f"norm:{node.target}",)
+    if isinstance(module, LAYERS):
+        return ("depthwise",)
+    if operation not in ACTIVATION:
+        return ()
+    return (f"own {ACTIVATION[operation]}" if has_own_settings(node, module) else ACTIVATION[operation],)
+
+
 def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, Link], list[SkippedModule]]:
     """The layers whose neurons can be removed, by name, and every other module that holds weights, with the reason.
 
@@ -70,7 +329,7 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
         UnsupportedModule: The model's forward cannot be traced, in eval or in train mode.
     """
     network = Network(check_module(model), LAYERS if residual else (nn.Linear, nn.Conv2d))
-    groups, links = Flow(network, residual).groups, dict[str, Link]()
+    groups, links = _Flow(network, residual).groups, dict[str, Link]()
     skipped, linked = [], set[str]()
     for name in network.calls:
         module = network.modules[name]
@@ -85,14 +344,14 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
     return links, skipped
 
 
-def _reason(group: Group, name: str, layer: nn.Module, residual: bool) -> str | None:
+def _reason(group: _Group, name: str, layer: nn.Module, residual: bool) -> str | None:
     what, neurons = group.reason(name), "neurons" if isinstance(layer, nn.Linear) else "filters"
     if what:
         return f"its outputs {what}, so its {neurons} cannot be removed{'' if residual else ' alone'}"
     return None if group.repeat else "nothing uses its outputs"
 
 
-def _link(group: Group, order: list[str]) -> Link:
+def _link(group: _Group, order: list[str]) -> Link:
     def called(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(names, key=order.index))
 
@@ -110,5 +369,5 @@ def _activation(ways: list[tuple[str, ...]]) -> str | None:
     rest = [way[len(norms[0]) :] if first else way for way in ways]
     if first and len(set(rest)) == 1 and len(rest[0]) <= 1:
         return rest[0][0] if rest[0] else None
-    told = [" then ".join(step.split(":")[0] for step in way) or "identity" for way in rest]
-    return f"several: {', '.join(dict.fromkeys(told))}"
+    described = [" then ".join(step.split(":")[0] for step in way) or "identity" for way in rest]
+    return f"several: {', '.join(dict.fromkeys(described))}"

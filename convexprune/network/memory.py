@@ -1,17 +1,73 @@
-"""Which tensors share memory: by the bytes in which their entries lie, not by the objects that hold them."""
+"""Tensors in batches and other nested structures, and which tensors have entries in the same bytes of memory."""
 
+import copy
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 T = TypeVar("T", bound=Hashable)
+Batch: TypeAlias = Any
+"""A batch, or what a model returns: a tensor, or tensors in nested mappings, sequences and dataclasses."""
+
 _Span = tuple[str, int, int]
 """The device, and the bytes from a tensor's first entry to behind its last."""
+
+
+def tensors_in(tree: object, _within: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """The tensors in nested mappings, sequences and dataclasses; what holds itself is looked into once."""
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    branches: Iterable[object] = ()
+    if isinstance(tree, Mapping):
+        branches = tree.values()
+    elif isinstance(tree, list | tuple):
+        branches = tree
+    elif is_dataclass(tree) and not isinstance(tree, type):
+        branches = [getattr(tree, field.name) for field in fields(tree)]
+    if id(tree) not in _within:
+        for branch in branches:
+            yield from tensors_in(branch, _within | {id(tree)})
+
+
+def mapped(tree: Batch, change: Callable[[Tensor], Tensor], whole: Callable[[Batch], Batch] | None = None) -> Batch:
+    """The batch with changed tensors; what is no tensor, mapping, sequence or dataclass stays as it is.
+
+    ``whole`` is applied to what moves as a whole: it has a method ``to``, such as a PackedSequence.
+    """
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if whole is not None and hasattr(tree, "to"):
+        return whole(tree)
+    if isinstance(tree, Mapping):
+        return {key: mapped(value, change, whole) for key, value in tree.items()}
+    if isinstance(tree, tuple | list) and not hasattr(tree, "to"):
+        parts = [mapped(value, change, whole) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    if is_dataclass(tree) and not isinstance(tree, type):
+        other = copy.copy(tree)
+        for field in fields(tree):
+            object.__setattr__(other, field.name, mapped(getattr(tree, field.name), change, whole))  # frozen ones, too
+        return other
+    return tree
+
+
+def samples_of(batch: Batch) -> int:
+    """The length of the batch's first tensor; a batch without one is a sample."""
+    first = next(tensors_in(batch), None)
+    return 1 if first is None or first.dim() == 0 else len(first)
+
+
+def samples_at(batch: Batch, chosen: slice | list[int]) -> Batch:
+    """The batch with some of its samples alone: of each tensor as long as ``samples_of`` says, these entries."""
+    samples = samples_of(batch)
+    return mapped(batch, lambda tensor: tensor[chosen] if tensor.dim() and len(tensor) == samples else tensor)
 
 
 class Holders(Generic[T]):

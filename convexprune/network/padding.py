@@ -7,18 +7,21 @@ Where they lie is decided in ``convexprune.network.sightings``.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain, repeat
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from convexprune.layers import input_positions
+from convexprune.network.memory import Batch, tensors_in
 from convexprune.network.taps import Received
-from convexprune.network.watch import tensors_in
 from convexprune.solvers.errors import InvalidInput
 
-Mask = str | bool | Callable[[Any], Tensor | None] | None
+T = TypeVar("T")
+
+Mask = str | bool | Callable[[Batch], Tensor | None] | None
 """Which positions of a batch count: the key of batches that are mappings, a function of the batch, None for the keys
 that are usual where a batch has them, or False for none."""
 
@@ -31,7 +34,7 @@ DECODERS_KEYS = ("decoder_attention_mask", "tgt_key_padding_mask")
 _INVERSE = "key_padding_mask"  # torch's own: what is hidden is True, or −∞
 
 
-def check_mask(mask: Any) -> Mask:
+def check_mask(mask: Batch) -> Mask:
     """The mask itself.
 
     Raises:
@@ -49,7 +52,7 @@ def mask_name(mask: Mask) -> str:
     return mask if isinstance(mask, str) else "the mask function" if callable(mask) else KEY
 
 
-def read_masks(batch: Any, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
+def read_masks(batch: Batch, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
     """A batch's masks, their names, and why one of them cannot be read, "" where all can.
 
     Raises:
@@ -70,7 +73,7 @@ def read_masks(batch: Any, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
     return tuple(found[:sequences]), tuple(names), "; ".join(faults)
 
 
-def _given(batch: Any, mask: Mask) -> list[tuple[str, Any]]:
+def _given(batch: Batch, mask: Mask) -> list[tuple[str, object]]:
     """What a batch has of masks, by name."""
     if mask is False:
         return []
@@ -86,7 +89,7 @@ def _given(batch: Any, mask: Mask) -> list[tuple[str, Any]]:
     return [(key, entries[key]) for key in firsts if key is not None]
 
 
-def _read(given: Any, key: str) -> tuple[Tensor | None, str]:
+def _read(given: object, key: str) -> tuple[Tensor | None, str]:
     """Where positions count, Boolean; or why this is no mask of samples and positions.
 
     Of masks with axes between these two, such as those of heads and of queries, positions count that any of them sees.
@@ -133,8 +136,8 @@ class Layout:
         """Whether axes of these lengths may hold the samples and positions of a mask of this shape."""
         return replace(self, mask=0) in layouts(axes, shape)
 
-    def of(self, masks: Masks) -> Tensor | None:
-        """The mask of this layout, if the batch has it."""
+    def of(self, masks: Sequence[T | None]) -> T | None:
+        """That of this layout's mask, among one for each of ``Masks``, if the batch has it."""
         return masks[self.mask] if self.mask < len(masks) else None
 
     def spread(self, mask: Tensor, axes: Sequence[int]) -> Tensor:
@@ -189,14 +192,13 @@ class Counted:
         axes = input_positions(layer, raw)
         return [_along(layout, masks, lengths) for layout, lengths in zip(found, axes, strict=True)]
 
-    def visible(self, returned: Any, masks: Masks) -> Any:
+    def visible(self, returned: Batch, masks: Masks) -> Batch:
         """What the model returned, with zeros where it does not count."""
         if not masks or not any(self.outputs):
             return returned
-        tensors = [tensor for tensor in tensors_in(returned) if tensor.is_floating_point()]
+        tensors = (tensor for tensor in tensors_in(returned) if tensor.is_floating_point())
         found = []
-        for number, tensor in enumerate(tensors):
-            layout = self.outputs[number] if number < len(self.outputs) else None
+        for tensor, layout in zip(tensors, chain(self.outputs, repeat(None)), strict=False):
             counts = _along(layout, masks, tensor.shape)
             found.append(tensor if counts is None else torch.where(counts.reshape(tensor.shape), tensor, 0))
         return found
@@ -224,7 +226,7 @@ class Counted:
             )
         return tuple(lines)
 
-    def to_dict(self) -> dict[str, Any] | None:
+    def to_dict(self) -> dict[str, object] | None:
         """Plain data, for a report; None where no batch had a mask."""
         if not self.positions and not self.unused:
             return None

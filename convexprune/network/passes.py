@@ -1,26 +1,28 @@
-"""Passes over the calibration data: what follows each layer, then each layer's inputs, one layer at a time.
+"""Passes over the calibration data: what follows each layer, each layer's inputs, and the network's outputs.
 
-``capture`` keeps what all layers saw at once. Here a pass keeps nothing (``observe``), or hands out what one layer
-receives, batch by batch, and leaves the forward as soon as that layer is done (``received``): memory is what the
-caller keeps, time is a forward up to the layer.
+A pass keeps nothing (``observe``), or hands out what one layer receives, batch by batch, and leaves the forward as soon
+as that layer is done (``received``): memory is what the caller keeps, time is a forward up to the layer.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convexprune.network.calibration import samples_at, samples_of
+from convexprune.network.calibration import Calibration
 from convexprune.network.following import Followed, followed
 from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
+from convexprune.network.memory import Batch, mapped, samples_at, samples_of, tensors_in
+from convexprune.network.padding import Counted, Mask
 from convexprune.network.taps import Received, Tap, check_received, tapped
-from convexprune.network.watch import tensors_in
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
+
+_Marks = list[tuple[str, list[tuple[float, float, float]]]]
+"""Of each layer that is called, in order, then of the outputs as "", what tells them from others."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class Observation:
     layers: Mapping[str, Observed]
     samples: int
     size: float
-    examples: tuple[tuple[Any, tuple[str, ...]], ...]
+    examples: tuple[tuple[Batch, tuple[str, ...]], ...]
 
 
 def observe(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     taps: Mapping[str, Sequence[Tap]],
     *,
     forward: Forward | None = None,
@@ -69,7 +71,7 @@ def observe(
         model: The network; left as found.
         batches: Checked batches.
         taps: For each layer where its inputs are received: several where modules share its weight.
-        forward: As for ``capture``.
+        forward: Computes the outputs in another way, called as ``forward(model, batch)``.
         see: Called with a layer's name and each raw input that it receives.
         progress: Called with the number of batches done.
 
@@ -79,10 +81,10 @@ def observe(
     """
     counts = _Counts()
     follows: dict[str, Followed] = {}
-    examples: list[tuple[Any, tuple[str, ...]]] = []
+    examples: list[tuple[Batch, tuple[str, ...]]] = []
     sizes: list[float] = []
     samples = 0
-    marks: list[tuple[str, list[tuple[float, float, float]]]] = []
+    marks: _Marks = []
 
     def count(name: str, inputs: Received) -> None:
         check_received(name, inputs)
@@ -98,10 +100,8 @@ def observe(
             with tapped(taps, count):
                 outputs = outputs_of(run_model(model, batch, forward))
             if not bool(outputs.isfinite().all()):
-                raise NonFinite(
-                    "NaN or infinity in the model's outputs on the calibration data: errors of these have no size; "
-                    "give forward=, a function that returns finite ones"
-                )
+                what = "NaN or infinity in the model's outputs on the calibration data: errors of these have no size"
+                raise NonFinite(f"{what}; give forward=, a function that returns finite ones")
             if counts.batches == 1:
                 _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
             if new := counts.new():
@@ -150,7 +150,7 @@ _EXAMPLE = 64
 """Samples that are enough to see what a model computes."""
 
 
-def _example(model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Any:
+def _example(model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Batch:
     """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
     if samples_of(batch) > _EXAMPLE:
         part, counts = copy_for(model, samples_at(batch, slice(_EXAMPLE))), _Counts()
@@ -164,7 +164,7 @@ def _example(model: nn.Module, batch: Any, taps: Mapping[str, Sequence[Tap]], fo
 
 def received(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     taps: Sequence[Tap],
     calls: int | None,
     forward: Forward | None = None,
@@ -176,14 +176,14 @@ def received(
         batch: A checked batch.
         taps: Of one layer.
         calls: How many calls there are; the forward is left at the last one. None: not known.
-        forward: As for ``capture``.
+        forward: Computes the outputs in another way, called as ``forward(model, batch)``.
     """
     inputs: list[Received] = []
 
     def keep(_: str, tensors: Received) -> None:
         last = len(inputs) + 1 == calls
         # A copy unless nothing can change it any more: later operations may work in place.
-        inputs.append(tensors if last else _copied(tensors))
+        inputs.append(tensors if last else mapped(tensors, lambda tensor: tensor.detach().clone()))
         if last:
             raise _Enough
 
@@ -195,15 +195,52 @@ def received(
     return inputs
 
 
+def visible_outputs(
+    model: nn.Module, calibration: Calibration, counted: Counted, forward: Forward | None
+) -> Iterator[Tensor]:
+    """The network's outputs [samples, values] of each batch, with zeros where they do not count."""
+    with evaluating(model):
+        for batch in calibration:
+            yield outputs_of(counted.visible(run_model(model, batch, forward), calibration.masks_of(batch)))
+
+
+def network_outputs(
+    model: nn.Module,
+    batches: Batch,
+    forward: Forward | None = None,
+    mask: Mask = False,
+    counted: Counted | None = None,
+) -> Tensor:
+    """The network's outputs [samples, values], in eval mode; one column if batches differ in width.
+
+    Half precision is returned as float32, for differences of outputs to be exact. With ``counted``, found with this
+    ``mask``, outputs that are hidden are zeros.
+
+    Raises:
+        InvalidInput: the model cannot be called on a batch, or returns no floating-point tensor.
+        EmptyCalibration: there is no sample.
+        NonFinite: a batch holds NaN or infinity.
+    """
+    parts = list(visible_outputs(model, Calibration(batches, mask=mask), counted or Counted(), forward))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The outputs of batches as one matrix, in a precision to compute in; one column if they differ in width."""
+    same_width = len({part.shape[1] for part in parts}) == 1
+    outputs = torch.cat([part if same_width else part.reshape(-1, 1) for part in parts])
+    return outputs.to(working_dtype(outputs.dtype))
+
+
 def _check_repeated(
     model: nn.Module,
-    batch: Any,
+    batch: Batch,
     taps: Mapping[str, Sequence[Tap]],
     forward: Forward | None,
-    before: list[tuple[str, list[tuple[float, float, float]]]],
+    before: _Marks,
 ) -> None:
     """Layers are captured one by one, so each forward must compute what the one before did, up to rounding."""
-    again: list[tuple[str, list[tuple[float, float, float]]]] = []
+    again: _Marks = []
     with tapped(taps, lambda name, inputs: again.append((name, _marks(inputs)))):
         again.append(("", _marks(outputs_of(run_model(model, batch, forward)))))
     for (name, one), (other_name, other) in zip(before, again, strict=False):
@@ -233,10 +270,3 @@ def _alike(one: tuple[float, float, float], other: tuple[float, float, float]) -
 
 class _Enough(BaseException):
     """All calls were seen; no handler for errors in the model's forward is meant to catch this."""
-
-
-def _copied(received: Received) -> Received:
-    """What later operations in place cannot change."""
-    if isinstance(received, Tensor):
-        return received.detach().clone()
-    return tuple(tensor.detach().clone() for tensor in received)

@@ -1,16 +1,24 @@
-"""Where in a running model a layer's inputs are seen."""
+"""Where in a running model layers' inputs are seen and their outputs replaced, and what the model makes of it.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+A claim such as "of this layer's outputs only the ReLU is read" says that the model's outputs stay as they are under an
+intervention, here one that replaces negative outputs by others. What reads something else, by whatever means (compiled
+functions, hooks, other libraries, attributes), is seen by its effect.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
-from convexprune.network.watch import tensors_in
+from convexprune.network.forwards import Forward, run_model
+from convexprune.network.memory import Batch, samples_at, samples_of, tensors_in
+from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
 Received = Tensor | tuple[Tensor, ...]
@@ -23,23 +31,28 @@ class Tap:
 
     Attributes:
         module: The module to put a forward hook on.
-        received: The layer's raw inputs, from the positional and keyword arguments and the output of one call of
-            ``module``. It may run the module once more, as it is now, without its hooks: call it in the hook.
+        received: The layer's raw inputs, from the arguments and the output of one call of ``module``. It may run the
+            module once more, as it is now, without its hooks: call it in the hook.
         plain: Whether the module's output is the layer's output X U.
         first: Whether it is the first of what the module returns.
     """
 
     module: nn.Module
-    received: Callable[[Sequence[Any], Mapping[str, Any], Any], Received]
+    received: Callable[[Sequence[Batch], Mapping[str, Batch], object], Received]
     plain: bool = True
     first: bool = False
 
-    def outputs(self, returned: Any) -> Tensor | None:
+    @property
+    def returns_outputs(self) -> bool:
+        """Whether the layer's outputs are among what the module returns."""
+        return self.plain or self.first
+
+    def outputs(self, returned: Batch) -> Tensor | None:
         """The layer's outputs among what the module returned; None where it does not return them."""
         found: Tensor | None = returned if self.plain else returned[0] if self.first else None
         return found
 
-    def with_outputs(self, returned: Any, outputs: Tensor) -> Any:
+    def with_outputs(self, returned: Batch, outputs: Tensor) -> Batch:
         """What the module returned with others in their place."""
         return (outputs, *returned[1:]) if self.first else outputs
 
@@ -69,7 +82,7 @@ def norm_tap(norm: nn.Module) -> Tap:
 def tapped(taps: Mapping[str, Sequence[Tap]], see: Callable[[str, Received], None]) -> Iterator[None]:
     """Calls ``see(name, inputs)`` after each call of a tapped module; always unhooked."""
 
-    def hook(name: str, tap: Tap, _module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def hook(name: str, tap: Tap, _module: nn.Module, args: Batch, kwargs: Batch, output: object) -> None:
         see(name, tap.received(args, kwargs, output))
 
     with ExitStack() as stack:
@@ -119,12 +132,12 @@ def _is_attention(module: nn.Module) -> bool:
     return isinstance(module, nn.MultiheadAttention) and not own
 
 
-def _first(args: Sequence[Any], kwargs: Mapping[str, Any], _output: Any) -> Tensor:
+def _first(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> Tensor:
     received: Tensor = args[0] if args else next(iter(kwargs.values()))
     return received
 
 
-def _projected(args: Sequence[Any], kwargs: Mapping[str, Any], _output: Any) -> tuple[Tensor, ...]:
+def _projected(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> tuple[Tensor, ...]:
     names = ("query", "key", "value")
     given = dict(zip(names, args, strict=False)) | dict(kwargs)
     return tuple(given[name] for name in names)
@@ -137,13 +150,13 @@ class _Unhooked(nn.Module):
         super().__init__()
         self.module = module
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Batch, **kwargs: Batch) -> Batch:
         return self.module.forward(*args, **kwargs)
 
 
 def without_hooks(
-    module: nn.Module, parameters: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+    module: nn.Module, parameters: Mapping[str, Tensor], args: Sequence[Batch], kwargs: Mapping[str, Batch]
+) -> Batch:
     """What the module returns with these values of its parameters, and without the hooks on it."""
     values = {f"module.{name}": value for name, value in parameters.items()}
     # Without ties: a parameter elsewhere may be one of these too, and stays what it is.
@@ -151,7 +164,7 @@ def without_hooks(
 
 
 def attention_of(
-    owner: nn.MultiheadAttention, projections: Sequence[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+    owner: nn.MultiheadAttention, projections: Sequence[Tensor], args: Sequence[Batch], kwargs: Mapping[str, Batch]
 ) -> Tensor:
     """What a MultiheadAttention returns first where its queries, keys and values are these, each [..., embed_dim]."""
     same = torch.eye(owner.embed_dim, dtype=projections[0].dtype, device=projections[0].device)
@@ -165,7 +178,7 @@ def attention_of(
     return returned[0]
 
 
-def _attended(owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], _output: Any) -> Tensor:
+def _attended(owner: nn.Module, args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> Tensor:
     """What ``out_proj`` receives: the output of a MultiheadAttention whose out_proj changes nothing."""
     layer = owner.get_submodule("out_proj")
     weight, bias = layer.get_parameter("weight"), layer.bias
@@ -175,3 +188,200 @@ def _attended(owner: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], 
     with torch.no_grad():
         received: Tensor = without_hooks(owner, same, args, kwargs)[0]
     return received
+
+
+Intervention = Callable[[Sequence[str]], AbstractContextManager[None]]
+"""From names to a context in which what is claimed of them is put to the test."""
+
+
+class Trial:
+    """What a model returns for one batch, and whether interventions change it; the model must be in eval mode.
+
+    Args:
+        model: The network.
+        batch: A checked batch.
+        forward: As for ``capture``.
+        watching: A context for the first forward, which changes nothing.
+
+    Attributes:
+        outputs: The floating-point tensors that the model returns.
+        forwards: How many were run.
+
+    Raises:
+        InvalidInput: The model cannot be called on the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        forward: Forward | None,
+        watching: AbstractContextManager[None] | None = None,
+    ) -> None:
+        self._model, self._batch, self._forward = model, batch, forward
+        self.forwards = 0
+        self.outputs = self._run(batch, watching or nullcontext())
+        # Of the coarsest dtype that takes part.
+        self._eps = max(torch.finfo(t.dtype).eps for t in (*self.outputs, *_floating(model.parameters())))
+        self._allowed = rounding(self._eps) / self._eps
+
+    def settle(self, names: Sequence[str], identity: Intervention) -> list[str]:
+        """Those of which the outputs show an intervention that changes nothing, beyond rounding.
+
+        From then on four times what it moves the outputs by, of the others, is allowed.
+        """
+        moved, shown = self._moved(identity(names)), list[str]()
+        if moved > self._allowed:
+            shown = self.revealing(names, identity)
+            moved = self._moved(identity([name for name in names if name not in shown]))
+        if moved > self._allowed:  # together, though none alone
+            return list(names)
+        self._allowed = 1.0 + 4 * moved
+        return shown
+
+    def revealing(self, names: Sequence[str], intervene: Intervention) -> list[str]:
+        """Those of which the outputs show the intervention: all together if none is seen, else by halving.
+
+        A model that fails under an intervention shows it.
+        """
+        return halved(names, lambda some: self._moved(intervene(some)) > self._allowed)
+
+    def mixes_samples(self) -> str | None:
+        """How the outputs of a sample depend on those that are in a batch with it; None if they do not.
+
+        Found by its last and first samples, which are run alone, in this order; of three or fewer by the last.
+        """
+        samples = samples_of(self._batch)
+        chosen = [samples - 1, 0] if samples > 3 else [samples - 1]
+        part = samples_at(self._batch, chosen)
+        if samples < 2 or samples_of(part) != len(chosen):
+            return None
+        try:
+            alone = self._run(part, nullcontext())
+        except Exception as error:  # noqa: BLE001 - whatever the model raises
+            return f"the model fails on a part of a batch ({error.__cause__ or error})"
+        among = [tensor[chosen] for tensor in self.outputs if tensor.dim() and len(tensor) == samples]
+        pairs = [(one, other) for one, other in zip(alone, among, strict=False) if one.shape == other.shape]
+        moved = max((_distance(one, other) for one, other in pairs), default=0.0)
+        if moved <= rounding(self._eps):
+            return None
+        those = " and ".join("the last" if number else "the first" for number in chosen)
+        return (
+            "a sample's outputs depend on the others in its batch (along the first axis; those of "
+            f"{those} alone differ by {moved:.2g} of their size)"
+        )
+
+    def _moved(self, intervention: AbstractContextManager[None]) -> float:
+        """The most that an output moves, in roundings of its size."""
+        found = self.outputs_under(intervention)
+        if found is None:
+            return math.inf
+        moved = [_distance(one, other) / self._eps for one, other in zip(found, self.outputs, strict=True)]
+        return math.inf if any(map(math.isnan, moved)) else max(moved, default=0.0)
+
+    def outputs_under(self, intervention: AbstractContextManager[None]) -> list[Tensor] | None:
+        """What the model returns under an intervention; None where it fails, or returns other shapes."""
+        try:
+            found = self._run(self._batch, intervention)
+        except (torch.cuda.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - whatever the model raises
+            return None
+        same = [tensor.shape for tensor in found] == [tensor.shape for tensor in self.outputs]
+        return found if same else None
+
+    def _run(self, batch: Batch, within: AbstractContextManager[None]) -> list[Tensor]:
+        self.forwards += 1
+        with within:
+            returned = run_model(self._model, batch, self._forward)
+        return [tensor.detach().clone() for tensor in _floating(tensors_in(returned))]
+
+
+def halved(names: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Those that are to be blamed for what all together show, found by halving; none where nothing is shown."""
+    if not names or not shows(names):
+        return []
+    if len(names) == 1:
+        return list(names)
+    half = len(names) // 2
+    # What only both halves together show may be of any of them.
+    return [*halved(names[:half], shows), *halved(names[half:], shows)] or list(names)
+
+
+@contextmanager
+def replaced(places: Mapping[str, Sequence[Tap]], value: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, layers' outputs are ``value(name, outputs)`` for all that comes after, hooks of the caller's as well."""
+
+    def hook(name: str, tap: Tap, _module: nn.Module, _args: Batch, returned: Batch) -> Batch:
+        outputs = tap.outputs(returned)
+        return returned if outputs is None else tap.with_outputs(returned, value(name, outputs))
+
+    with ExitStack() as stack:
+        for name, several in places.items():
+            for tap in several:
+                stack.enter_context(tap.module.register_forward_hook(partial(hook, name, tap), prepend=True))
+        yield
+
+
+def read_beyond_relu(trial: Trial, places: Mapping[str, Sequence[Tap]]) -> list[str]:
+    """The layers of which more than the ReLU of what is seen at these places is read.
+
+    Values ≤ 0 are replaced by others: zeros, random ones of the same size, and random ones of all sizes from a
+    thousandth of that to a thousand times as much.
+    """
+    found: list[str] = []
+    for draw in (_zeros, _of_the_size, _of_all_sizes):
+        left = [name for name in places if name not in found]
+        found += trial.revealing(left, partial(_with_negatives, places, draw))
+    return [name for name in places if name in found]
+
+
+def _with_negatives(
+    places: Mapping[str, Sequence[Tap]], draw: Callable[[Tensor, torch.Generator], Tensor], names: Sequence[str]
+) -> AbstractContextManager[None]:
+    generators = {name: generator(name) for name in names}
+
+    def value(name: str, outputs: Tensor) -> Tensor:
+        # In the same layout, for what follows to be added up in the same order.
+        negatives = torch.empty_like(outputs).copy_(draw(outputs.detach(), generators[name]))
+        return torch.where(outputs > 0, outputs, negatives)
+
+    return replaced({name: places[name] for name in names}, value)
+
+
+def _zeros(outputs: Tensor, _generator: torch.Generator) -> Tensor:
+    return torch.zeros(outputs.shape)
+
+
+def _of_the_size(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    return -torch.randn(outputs.shape, generator=generator).abs() * _size(outputs)
+
+
+def _of_all_sizes(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    powers = 6 * torch.rand(outputs.shape, generator=generator, dtype=torch.float64) - 3
+    return -(10**powers * _size(outputs)).clamp(max=torch.finfo(outputs.dtype).max / 4)
+
+
+def _size(outputs: Tensor) -> float:
+    """The root of the mean square."""
+    return float(outputs.double().square().mean().sqrt()) or 1.0 if outputs.numel() else 1.0
+
+
+def generator(name: str) -> torch.Generator:
+    """Random numbers of a layer's own, the same each time."""
+    return torch.Generator().manual_seed(crc32(name.encode()))
+
+
+def rounding(eps: float) -> float:
+    """What two ways to compute the same may differ by, relative, in a dtype of this eps."""
+    return max(8 * eps, min(math.sqrt(eps), 1e-3))
+
+
+def _floating(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor.is_floating_point()]
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """‖one − other‖/‖other‖, not relative where other is 0."""
+    before = other.double()
+    return float(norm(one.double() - before)) / (float(norm(before)) or 1.0)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convexprune.network.choosing import find_ties
 from convexprune.network.memory import place_of
-from convexprune.network.ties import find_ties
 from convexprune.solvers.errors import InvalidInput
 
 

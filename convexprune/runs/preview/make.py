@@ -15,10 +15,9 @@ from convexprune.nettrim.request import planned
 from convexprune.nettrim.sites import Site
 from convexprune.nettrim.stopping import Stop
 from convexprune.nettrim.tasks import executor, mode_for
-from convexprune.network.calibration import Calibration
+from convexprune.network.calibration import Calibration, fitted
 from convexprune.network.choosing import check_module
-from convexprune.network.compiled import uncompiled
-from convexprune.network.fitting import fitted
+from convexprune.network.forwards import uncompiled
 from convexprune.progress import silent
 from convexprune.report.report import told_once
 from convexprune.runs.preview.forecast import Kinds, forecast

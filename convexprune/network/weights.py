@@ -1,0 +1,379 @@
+"""A model's weights: loaded from a file, saved, and taken out with the neurons that they belong to."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.errors import UnsupportedModule
+from convexprune.files.archives import MAX_RATIO
+from convexprune.files.weights import KEYS, StrPath, listed, load_weights, safetensors_bytes, write_atomically
+from convexprune.layers.kinds import LAYERS, NORMS
+from convexprune.layers.support import unsupported
+from convexprune.network.choosing import check_module
+from convexprune.network.graph import inputs_of, outputs_of
+from convexprune.network.links import Link, find_links
+from convexprune.network.memory import Batch
+from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
+
+_ROWS = ("weight", "bias", "running_mean", "running_var")  # all tensors that have an entry, or more, for each output
+_SIZES = ("num_features", "num_parameters", "in_channels", "out_channels", "groups")  # of what is on the way
+
+
+def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False, max_ratio: float = MAX_RATIO) -> None:
+    """Load a file of weights into ``model`` in place, strictly; on any error the model stays as it was.
+
+    Only ``num_batches_tracked`` may be missing, as in plain torch: files from before torch 0.4.1 lack it.
+
+    Args:
+        model: The architecture that the weights were saved from.
+        path: As for ``load_weights``.
+        resize: Whether the file may hold the same network with neurons removed: layers then become as small as it says,
+            along what ``find_links`` finds. The network's own inputs and outputs stay.
+        max_ratio: As for ``load_weights``.
+
+    Raises:
+        ShapeMismatch: a tensor has another shape than the model's, or than the other tensors leave to it.
+        InvalidInput: keys are missing or unexpected (the message lists them), or the model is no module.
+        UnsupportedModule: layers have to shrink, and the model cannot be traced.
+        NonFinite: a tensor holds NaN or infinity in the model's dtype.
+        FileNotFoundError, DamagedFile: as in ``load_weights``.
+    """
+    weights = load_weights(path, max_ratio=max_ratio)
+    with restoring(model):
+        if resize:
+            resize_(model, weights)
+        _load_(model, weights, path)
+
+
+def save_weights(model: nn.Module, path: StrPath) -> Path:
+    """Write the model's state dict as safetensors that ``load_state_dict(load_file(path))`` takes, atomically.
+
+    Tied tensors are written once under each of their names, so that the strict load of plain torch finds all keys.
+
+    Raises:
+        InvalidInput: ``path`` does not end in ``.safetensors``, or an entry is not a dense tensor with data.
+        OSError: the file could not be written; what was at ``path`` before is still there.
+    """
+    path, state = Path(path), model.state_dict()
+    if path.suffix.lower() != ".safetensors":
+        raise InvalidInput(f"{path}: weights are written as safetensors; give a path ending in .safetensors.")
+    content = safetensors_bytes(_unshared(state), {"format": "pt", KEYS: json.dumps(list(state))})
+    return write_atomically(content, path)
+
+
+def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
+    """Remove all other neurons of the link's producers, with their entries on the way and columns in its consumers.
+
+    The tensors that shrink are new ones, without gradients: an optimiser must be made anew.
+
+    Args:
+        model: The network in which ``find_links`` found the link; it may have been shrunk since.
+        link: The layers and their surroundings.
+        kept: The neurons that stay [k], int64, ascending.
+        scales: Factors [k] of their columns in the consumers; None: 1.
+
+    Raises:
+        InvalidInput: ``kept`` or ``scales`` cannot be used, or the model has no such modules.
+        ShapeMismatch: The modules, or the scales, are of other sizes than the link, or ``kept``, says.
+        UnsupportedModule: A module is not a plain layer, or not of the kind that the link says.
+        NonFinite: The scales, or the weights times them, hold NaN or infinity. In any case nothing was changed.
+    """
+    at = _checked(model, link, kept, scales)
+    smaller = {module: _rows(module, at.neurons, kept) for module in (*at.producers, *at.carriers)}
+    for layer in at.consumers:  # which may be a producer too
+        weight = smaller.setdefault(layer, {}).get("weight", layer.get_parameter("weight").detach())
+        columns = _columns(type(layer), weight, at.neurons, kept, scales)
+        smaller[layer]["weight"] = columns.reshape(len(weight), -1, *weight.shape[2:])
+    for module, tensors in smaller.items():
+        _replace_(module, tensors)
+    for layer in (*at.producers, *at.consumers):
+        names = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
+        vars(layer).update(zip(names, layer.get_parameter("weight").shape, strict=False))
+    for module in at.carriers:  # a norm that holds no tensors has a size too
+        sizes = {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
+        vars(module).update({name: size // at.neurons * len(kept) for name, size in sizes.items()})
+
+
+def mask_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
+    """As ``remove_neurons_``, with zeros in place of what would be removed; the Parameter objects stay.
+
+    In eval mode the outputs are those after ``remove_neurons_``, up to rounding. What is on the way stays as it is:
+    behind a norm a removed neuron is no zero, but nothing takes it.
+
+    Raises:
+        InvalidInput, ShapeMismatch, UnsupportedModule, NonFinite: As in ``remove_neurons_``.
+    """
+    at = _checked(model, link, kept, scales)
+    weights = [layer.get_parameter("weight") for layer in at.consumers]
+    columns = [
+        _columns(type(layer), weight.detach(), at.neurons, kept, scales)
+        for layer, weight in zip(at.consumers, weights, strict=True)
+    ]
+    removed = torch.ones(at.neurons, dtype=torch.bool, device=kept.device).index_fill(0, kept, False)
+    with torch.no_grad():
+        for weight, staying in zip(weights, columns, strict=True):
+            masked = torch.zeros_like(weight).reshape(len(weight), len(removed), -1)
+            masked[:, kept.to(weight.device)] = staying
+            weight.copy_(masked.reshape(weight.shape))
+        for tensor in (tensor for layer in at.producers for tensor in _tensors(layer).values()):
+            tensor[removed.to(tensor.device)] = 0
+
+
+def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make a model as small as a state dict's tensors, for load_state_dict.
+
+    Only neurons that ``find_links`` finds are removed, with all that belongs to them; the first of each layer stay.
+    Keys that only one of the two has are left to ``load_state_dict``. Where shapes agree, nothing is traced.
+
+    Raises:
+        ShapeMismatch: Shapes differ in another way, or do not fit each other.
+        UnsupportedModule: Shapes differ, and the model's forward cannot be traced.
+        InvalidInput: The model is no module. In any case nothing was changed.
+    """
+    misfits = _misfits(check_module(model), state)
+    if not misfits:
+        return
+    try:
+        links, _ = find_links(model, residual=True)
+    except UnsupportedModule as error:
+        raise UnsupportedModule(f"{misfits}; and {error}") from error
+    with restoring(model):
+        for link in links.values():
+            key, neurons = f"{link.producer}.weight", outputs_of(model.get_submodule(link.producer))
+            shape = state[key].shape if key in state else ()
+            if shape and 0 < shape[0] < neurons:
+                remove_neurons_(model, link, torch.arange(shape[0]))
+        if misfits := _misfits(model, state):
+            raise ShapeMismatch(f"{misfits}: only neurons that find_links finds may be missing, with all their weights")
+
+
+@contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """If the body raises, modules, parameters, buffers and whole-number attributes (sizes, flags) are as they were.
+
+    The objects are the same, with the same values, whether they were replaced or written to.
+
+    Raises:
+        InvalidInput: The model is no module.
+    """
+    found = list(check_module(model).modules())
+    modules = [(module, [dict(table) for table in _tables(module)], _numbers(module)) for module in found]
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _has_shape(tensor)]
+    values = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        for module, tables, numbers in modules:
+            for table, before in zip(_tables(module), tables, strict=True):
+                table.clear()
+                table.update(before)
+            vars(module).update(numbers)
+        for tensor, value in zip(tensors, values, strict=True):
+            _put_back_(tensor, value)
+        raise
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """The modules of a link, which fit together."""
+
+    neurons: int
+    producers: list[nn.Module]
+    carriers: list[nn.Module]  # norms, and what else is on the way
+    consumers: list[nn.Module]
+
+
+def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) -> _Place:
+    producers, consumers = ([_layer(model, name) for name in names] for names in (link.producers, link.consumers))
+    carriers, neurons = [_carrier(model, name) for name in (*link.norms, *link.along)], outputs_of(producers[0])
+    names, most = (*link.norms, *link.along, *link.consumers), math.prod(map(_copies, carriers))
+    expected = [_expected(inputs_of(module), neurons, most) for module in carriers]
+    expected += [neurons * repeat for repeat in link.repeat]
+    found = [inputs_of(module) for module in (*carriers, *consumers)]
+    if found != expected:
+        sizes = f"{', '.join(names)} take {found} inputs, and {neurons} neurons of {link.producer} give {expected}"
+        raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
+    given = [outputs_of(layer) for layer in producers]
+    if len(set(given)) > 1:
+        sizes = f"{', '.join(link.producers)} have {given} neurons, expected as many each"
+        raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
+    _check_kept(kept, neurons)
+    if scales is not None:
+        _check_scales(scales, len(kept))
+    return _Place(neurons, producers, carriers, consumers)
+
+
+def _expected(inputs: int, neurons: int, most: int) -> int:
+    """The inputs of a module on the way, if they are some channels of each neuron; depthwise filters make ``most``."""
+    each, rest = divmod(inputs, neurons)
+    return neurons if rest or not each or most % each else inputs
+
+
+def _copies(module: nn.Module) -> int:
+    """Channels that a module on the way makes of one."""
+    return outputs_of(module) // inputs_of(module)
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidInput(f"the model has no module {name!r}: take the link from find_links(model)") from error
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    module = _module(model, name)
+    reason = unsupported(module)
+    if not reason and not isinstance(module, LAYERS):
+        reason = f"expected a Linear or a convolution, found a {type(module).__name__}"
+    if not reason and getattr(module, "groups", 1) != 1:
+        reason = "filters of a grouped convolution cannot be removed"
+    if reason:
+        raise UnsupportedModule(f"{name}: {reason}")
+    return module
+
+
+def _carrier(model: nn.Module, name: str) -> nn.Module:
+    module = _module(model, name)
+    known = isinstance(module, (*NORMS, nn.PReLU))
+    reason = None if known else unsupported(module)
+    if reason or not (known or module.get_parameter("weight").shape[1] == 1):
+        raise UnsupportedModule(
+            f"{name}: {reason or 'expected a depthwise convolution, whose filters see one channel'}"
+        )
+    return module
+
+
+def _check_kept(kept: Tensor, neurons: int) -> None:
+    if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
+        found = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise InvalidInput(f"kept: expected neuron numbers [k], int64 (mask.nonzero().flatten()), found {found}")
+    if not len(kept):
+        raise InvalidInput("kept: expected at least one neuron, found none")
+    if kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
+        numbers = kept.tolist()
+        raise InvalidInput(f"kept: expected numbers from 0 to {neurons - 1}, ascending, each once, found {numbers}")
+
+
+def _check_scales(scales: Tensor, count: int) -> None:
+    if not isinstance(scales, Tensor) or scales.is_complex():
+        raise InvalidInput(f"scales: expected a tensor of real numbers, found {getattr(scales, 'dtype', type(scales))}")
+    if scales.shape != (count,):
+        raise ShapeMismatch(f"scales: expected one for each of the {count} kept neurons, found {list(scales.shape)}")
+    if not scales.isfinite().all():
+        raise NonFinite("scales: found NaN or infinity, expected factors of the kept neurons' outgoing weights")
+
+
+def _columns(kind: type, weight: Tensor, neurons: int, kept: Tensor, scales: Tensor | None) -> Tensor:
+    """A consumer's weights of the neurons that stay, scaled: [outputs, k, weights of one neuron]."""
+    columns = weight.reshape(len(weight), neurons, -1).index_select(1, kept.to(weight.device))
+    if scales is None:
+        return columns
+    columns = (columns * scales.detach().to(weight.device)[:, None]).to(weight.dtype)
+    if not columns.isfinite().all():
+        raise NonFinite(f"{kind.__name__} weights times scales: found NaN or infinity as {weight.dtype}")
+    return columns
+
+
+def _rows(module: nn.Module, neurons: int, kept: Tensor) -> dict[str, Tensor]:
+    """What belongs to the neurons that stay: one row each, or more behind depthwise filters."""
+    rows = {name: tensor.detach() for name, tensor in _tensors(module).items()}
+    return {
+        name: tensor.reshape(neurons, -1, *tensor.shape[1:]).index_select(0, kept.to(tensor.device)).flatten(0, 1)
+        for name, tensor in rows.items()
+    }
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Those of the module's parameters and buffers that have rows for neurons."""
+    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    return {name: own[name] for name in _ROWS if _has_shape(own.get(name))}
+
+
+def _has_shape(value: object) -> bool:
+    return isinstance(value, Tensor) and not nn.parameter.is_lazy(value)
+
+
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    return "; ".join(
+        f"{key} is {list(state[key].shape)} in the state, expected {list(tensor.shape)}"
+        for key, tensor in model.state_dict().items()
+        if key in state and _has_shape(tensor) and tensor.shape != state[key].shape
+    )
+
+
+def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """New parameters and buffers in place of the module's."""
+    for name, tensor in tensors.items():
+        old = getattr(module, name)
+        new = _laid_out_as(old, tensor)
+        parameter = isinstance(old, nn.Parameter)
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
+
+
+def _laid_out_as(old: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with its axes in memory in the old one's order, such as channels last."""
+    order = sorted(range(old.dim()), key=old.stride, reverse=True)
+    return tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
+
+
+def _tables(module: nn.Module) -> tuple[dict[str, Batch], ...]:
+    return module._parameters, module._buffers, module._modules
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, int)}
+
+
+def _put_back_(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        if (tensor.shape, tensor.dtype, tensor.device) == (value.shape, value.dtype, value.device):
+            tensor.copy_(value)
+        else:
+            tensor.data = value
+
+
+def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
+    own = model.state_dict()
+    for key in own.keys() - weights.keys():
+        if key.endswith("num_batches_tracked"):
+            weights[key] = own[key]
+    _check_keys(path, weights, own)
+    for key, tensor in weights.items():
+        if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
+            raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
+    model.load_state_dict(weights)
+
+
+def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    shapes = [
+        f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    text = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
+    if text:
+        kind = InvalidInput if missing or unexpected else ShapeMismatch
+        raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
+
+
+def _unshared(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """The state dict's tensors on the CPU, contiguous, no two on the same storage: safetensors refuses shared ones."""
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            raise InvalidInput(f"{key!r} is not a dense tensor with data; safetensors cannot hold it, remove it first.")
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return tensors
