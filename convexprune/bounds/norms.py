@@ -1,12 +1,12 @@
 """Operator norms of weights: of matrices, and of convolutions in the Fourier basis (docs/networks.md)."""
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _DENSE = 4096  # the smaller dimension of the largest matrix to decompose
 _OVERSAMPLING = 16  # frequencies for each degree of a convolution's symbol
 _EFFORT = 3e10  # frequencies times size³: half a minute
@@ -21,7 +21,7 @@ def spectral_norm(A: Tensor) -> float:
     return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp(min=0).sqrt())
 
 
-def convolution_norm(conv: Any, x: Tensor) -> float:
+def convolution_norm(conv: Convolution, x: Tensor) -> float:
     """A bound on the operator norm: that of the periodic convolution of which it is a part.
 
     A stride makes channels of the phases. Of an axis with period n and taps 0 to d, N < n frequencies miss at most
@@ -33,7 +33,8 @@ def convolution_norm(conv: Any, x: Tensor) -> float:
     missed = 1.0
     for axis, (stride, dilation) in enumerate(zip(conv.stride, conv.dilation, strict=True)):
         W = W if stride == 1 else _phases(W, 3 + axis, stride, dilation)
-        period, degree = -(-_padded(conv, axis, x) // stride), W.shape[3 + axis] - 1
+        padded = x.shape[axis - len(conv.kernel_size)] + sum(_padding(conv, axis))
+        period, degree = -(-padded // stride), W.shape[3 + axis] - 1
         grid.append(min(period, max(1, _OVERSAMPLING * degree)))
         if degree and grid[-1] < period:
             missed /= math.cos(math.pi * degree / grid[-1])
@@ -66,20 +67,14 @@ def _phases(W: Tensor, axis: int, stride: int, dilation: int) -> Tensor:
     return spread.reshape(*shape[:axis], length, stride, *shape[axis + 1 :]).movedim(axis + 1, 3).flatten(2, 3)
 
 
-def _padding(conv: Any, axis: int) -> tuple[int, int]:
-    if conv.padding == "valid":
-        return 0, 0
-    if conv.padding == "same":
-        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+def _padding(conv: Convolution, axis: int) -> tuple[int, int]:
+    if isinstance(conv.padding, str):
+        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1) if conv.padding == "same" else 0
         return total // 2, total - total // 2
     return conv.padding[axis], conv.padding[axis]
 
 
-def _padded(conv: Any, axis: int, x: Tensor) -> int:
-    return int(x.shape[axis - len(conv.kernel_size)]) + sum(_padding(conv, axis))
-
-
-def _copies(conv: Any, x: Tensor) -> int:
+def _copies(conv: Convolution, x: Tensor) -> int:
     """How often padding that is not zero repeats an entry, at most."""
     if conv.padding_mode == "zeros":
         return 1

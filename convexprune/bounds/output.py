@@ -1,19 +1,36 @@
-"""A bound on the error of a network's outputs that is linear in the radii of its pruned layers."""
+"""A bound on the error of a network's outputs that is linear in the radii of its pruned layers.
 
+Errors travel through the traced forward node by node; the model's own call on the batch says whether the trace is true.
+"""
+
+import inspect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, fx, nn
 
-from convexprune.bounds.observed import observed
-from convexprune.bounds.propagation import Propagation
-from convexprune.bounds.pruned import Pruned, PrunedLayer
+from convexprune.bounds.pruned import PrunedLayer, PrunedWeights, TensorError, combined, is_product, summed, unbounded
+from convexprune.bounds.rules import (
+    CLAMPS,
+    CONCATENATIONS,
+    DROPOUTS,
+    LENGTHS,
+    MAX_POOLS,
+    MOVES,
+    SAME,
+    SUMS,
+    Call,
+    constant,
+)
 from convexprune.errors import UnsupportedModule
+from convexprune.layers.support import altered
 from convexprune.network.choosing import check_module
-from convexprune.network.forwards import Forward, evaluating, left_as_found
-from convexprune.solvers.arrays import checked_radius
+from convexprune.network.forwards import Forward, evaluating, left_as_found, run_model
+from convexprune.network.graph import traced
+from convexprune.network.memory import tensors_in
+from convexprune.solvers.arrays import checked_radius, norm
 from convexprune.solvers.errors import InvalidInput
 
 
@@ -47,7 +64,7 @@ class OutputBound:
 def output_bound(
     model: nn.Module,
     layers: Iterable[PrunedLayer],
-    batch: Any,
+    batch: object,
     *,
     mode: str = "parallel",
     forward: Forward | None = None,
@@ -62,14 +79,12 @@ def output_bound(
 
     In parallel mode a coefficient depends on the weights behind the layer only. The radii are those of all calls and
     samples together. The bound is for exact arithmetic, for samples that do not see each other, and for inputs as
-    large as those of the batch. Operator norms are exact for dense matrices up to 4096 in their smaller dimension, and
-    Frobenius norms beyond; for convolutions see docs/networks.md.
+    large as those of the batch. Operator norms are those of ``convexprune.bounds.norms`` (docs/networks.md).
 
     Args:
         model: Any network that torch.fx can trace, in evaluation; it is left as found.
         layers: The layers with radii; others are taken as unchanged.
-        batch: As ``model`` takes it: a mapping of keyword arguments, a tuple or list of positional ones, else one. One
-            sample is enough.
+        batch: A mapping of keyword arguments, a tuple or list of positional ones, else one; one sample is enough.
         mode: What the radii mean.
         forward: Called as ``forward(model, batch)``; it must return what the model returns.
         norms: Operator norms of modules unchanged since, from an earlier bound: they are not computed again.
@@ -83,14 +98,194 @@ def output_bound(
         raise InvalidInput(f"mode: expected 'parallel' or 'cascade', found {mode!r}")
     if len(set(names)) < len(names):
         raise InvalidInput(f"layers: expected each name once, found {names}")
-    pruned = Pruned(check_module(model), listed, mode == "cascade")
+    pruned = PrunedWeights(check_module(model), listed)
     with evaluating(model), left_as_found(model):
-        call = observed(model, batch, forward)
+        call = _model_call(model, batch, forward)
         try:
-            propagation = Propagation(model, pruned, norms or {})
+            propagation = _Propagation(model, pruned, mode == "cascade", norms or {})
         except UnsupportedModule as error:
             return OutputBound(dict.fromkeys(names, math.inf), {}, str(error))
         found = propagation.error_of_outputs(call)
     coefficients = {name: found.coefficients.get(name, 0.0) for name in names}
     reason = found.reason if math.inf in coefficients.values() else None
     return OutputBound(coefficients, propagation.norms, reason)
+
+
+_Arguments = tuple[tuple[object, ...], dict[str, object]]
+
+
+def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> tuple[_Arguments, object] | None:
+    """The arguments and the outputs of the model's one call; None if the network is more than this call."""
+    calls: list[_Arguments] = []
+    returned: list[object] = []
+
+    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        # Copies: the forward may work in place.
+        copied: Any = fx.node.map_aggregate((args, dict(kwargs)), lambda v: v.clone() if isinstance(v, Tensor) else v)
+        calls.append(copied)
+
+    with (
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(lambda _module, _args, output: returned.append(output)),
+    ):
+        outputs = run_model(model, batch, forward)
+    return (calls[0], outputs) if len(calls) == len(returned) == 1 and returned[0] is outputs else None
+
+
+def _agree(one: object, other: object) -> bool:
+    """Whether the floating-point tensors are the same, up to rounding."""
+    found, expected = ([t for t in tensors_in(tree) if t.is_floating_point()] for tree in (one, other))
+    same = [t.shape for t in found] == [t.shape for t in expected]
+    return same and all(float(norm(a - b)) <= 1e-3 * float(norm(b)) for a, b in zip(found, expected, strict=True))
+
+
+class _Propagation(fx.Interpreter):
+    """Runs the graph on a batch, for shapes, and finds the error of each node."""
+
+    def __init__(self, model: nn.Module, pruned: PrunedWeights, cascade: bool, norms: Mapping[str, float]) -> None:
+        root = nn.Sequential(model) if is_product(model) else model  # a layer has no graph of its own
+        graph, self.constants = traced(root)
+        super().__init__(root, graph=graph)
+        self.extra_traceback = False
+        self.pruned, self.cascade, self.norms, self.seen = pruned, cascade, dict(norms), set[str]()
+        self.names = {id(module): name for name, module in model.named_modules()}
+        self.errors: dict[fx.Node, TensorError] = {}
+        self.fixed: set[fx.Node] = set()  # not computed from the data
+        self.versions: dict[fx.Node, list[int]] = {}
+        self.began = {node: _versions(self._held(node)) for node in graph.nodes}
+
+    def error_of_outputs(self, call: tuple[_Arguments, object] | None) -> TensorError:
+        """The error of everything that the network returns."""
+        names = self.pruned.names
+        if call is None:
+            return unbounded(names, "forward= does not return what one call of the model returns")
+        (args, kwargs), expected = call
+        signature = inspect.signature(self.module.forward)
+        several = {name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL}
+        try:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            inputs = [v for name, value in bound.arguments.items() for v in (value if name in several else [value])]
+            outputs = self.run(*inputs)
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+            return unbounded(names, f"the traced forward cannot be run on the batch ({error})")
+        if not _agree(outputs, expected):
+            return unbounded(names, "the traced forward computes something else on the batch")
+        errors = [next(self.errors[node] for node in self.graph.nodes if node.op == "output")]
+        if unseen := [name for name in names if name not in self.seen]:
+            errors.append(unbounded(unseen, f"no call of {', '.join(unseen)} is seen"))
+        if aliased := self.pruned.aliased:
+            why = f"weights of {', '.join(aliased)} are also in a tensor that is no parameter"
+            errors.append(unbounded(aliased, why))
+        return summed(errors)
+
+    def fetch_attr(self, target: str) -> Any:
+        """The module or tensor of this name; tensors that the forward creates are kept beside the model."""
+        return self.constants[target] if target in self.constants else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value, once its error is known."""
+        stale = self.began[n] != _versions(self._held(n))
+        stale |= any(self.versions[node] != _versions(self.env[node]) for node in n.all_input_nodes)
+        value = super().run_node(n)
+        module: nn.Module | None = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        call = Call(self, n, module, self.names.get(id(module), ""), value)
+        self.versions[n] = _versions(value)
+        changed = f"{call} uses a tensor that was changed in place"  # whatever was written into it may be here
+        self.errors[n] = unbounded(self.pruned.names, changed) if stale else self._error(call)
+        data = n.op == "placeholder" and any(True for _ in tensors_in(value))
+        if call.operation in LENGTHS or (not data and self.fixed.issuperset(n.all_input_nodes)):
+            self.fixed.add(n)
+        return value
+
+    def _held(self, node: fx.Node) -> list[object]:
+        """The model's own tensors that a node uses."""
+        held = self.fetch_attr(str(node.target)) if node.op in ("call_module", "get_attr") else None
+        return [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else [held]
+
+    def _error(self, call: Call) -> TensorError:
+        operands = [] if call.operation in LENGTHS else [n for n in _nodes(call.node) if self.errors[n]]
+        if call.node.op == "output":
+            operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
+            return combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
+        own = self.pruned.error(call.module)
+        if own is not None:
+            return self._behind_layer(call, own, operands)
+        if len(operands) == 1 and _is_before(self.errors[operands[0]].pending, call):
+            return self._before_radius(call, operands[0])
+        behind = self._behind(call, operands)
+        held = self.pruned.held_by(call.value if call.node.op == "get_attr" else call.module)
+        self.seen.update(held)
+        why = f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
+        if isinstance(call.module, nn.MultiheadAttention):
+            why = f"{call} has pruned weights, and attention is not Lipschitz"
+        return summed([unbounded(held, why), behind]) if held else behind
+
+    def _behind_layer(self, call: Call, own: TensorError, operands: list[fx.Node]) -> TensorError:
+        """The layer's own radius is still to come, or comes here; errors before it come in, or were made good."""
+        self.seen.add(own.layer)
+        if call.module is not None and (fault := altered(call.module)):
+            return summed([unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
+        before = TensorError() if self.cascade else self._behind(call, operands)
+        return replace(own, coefficients=before.coefficients, reason=before.reason).complete()
+
+    def _before_radius(self, call: Call, operand: fx.Node) -> TensorError:
+        """Between a layer and the place where its radius holds."""
+        error = self.errors[operand]
+        factor, reason = self._lipschitz(call, operand)
+        if reason:
+            return error.interrupted(str(call)).times(factor, reason)
+        return error.behind_step(factor) if _is_step(error.pending[0], call) else error.times(factor)
+
+    def _behind(self, call: Call, operands: list[fx.Node]) -> TensorError:
+        """Behind an operation that adds no error of its own."""
+        errors = [self.errors[n].interrupted(str(call)) for n in operands]
+        if call.operation in SUMS and isinstance(call.value, Tensor):
+            alpha = max(1.0, abs(call.argument("alpha", 3, 1)))
+            return summed(e.times(alpha * call.repeats(n)) for e, n in zip(errors, operands, strict=True))
+        total = combined(errors, math.hypot)
+        if not total or call.operation in CONCATENATIONS:
+            return total
+        if len(operands) > 1:
+            return total.times(math.inf, f"{call} combines computed tensors")
+        return total.times(*self._lipschitz(call, operands[0]))
+
+    def _lipschitz(self, call: Call, operand: fx.Node) -> tuple[float, str | None]:
+        """The operation's constant for this input; infinity and the reason where none is known."""
+        if call.module is not None and (fault := altered(call.module)):
+            return math.inf, f"{call} {fault}"
+        if not self.fixed.issuperset(n for n in call.node.all_input_nodes if n is not operand):
+            return math.inf, f"{call} combines computed tensors"
+        layer = is_product(call.module)
+        known = self.norms.get(call.name) if layer else None
+        factor = constant(call, operand) if known is None else known
+        if factor is None:
+            return math.inf, f"{call} is not Lipschitz, or not known to be"
+        if layer:
+            self.norms[call.name] = factor
+        return factor, None
+
+
+def _versions(value: object) -> list[int]:
+    """How often each tensor, or what it is a view of, was written to."""
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors_in(value)]
+
+
+def _nodes(node: fx.Node) -> list[fx.Node]:
+    """The node's inputs, each as often as it is one."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _is_step(step: nn.Module | str, call: Call) -> bool:
+    """Whether the call is the norm, or the ReLU."""
+    if step != "relu" or call.operation not in CLAMPS:
+        return step is call.module or call.operation == step
+    return bool(call.argument("min", 1) == 0) and call.argument("max", 2) is None
+
+
+def _is_before(pending: tuple[nn.Module | str, ...], call: Call) -> bool:
+    """Whether the call is the first pending step, or may be exchanged with it."""
+    exchanged = SAME | DROPOUTS | MOVES | (MAX_POOLS if pending[:1] == ("relu",) else set())
+    return bool(pending) and (call.operation in exchanged or _is_step(pending[0], call))

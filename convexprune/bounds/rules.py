@@ -1,17 +1,83 @@
-"""Lipschitz constants of operations in the Euclidean norm, for the input that they have."""
+"""Lipschitz constants of operations in the Euclidean norm, for the inputs that they have in a traced forward.
+
+Operations go by the names that ``convexprune.network.graph.operation_of`` gives them.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
-from convexprune.bounds.calls import Call, repeats
-from convexprune.bounds.names import CLAMPS, DROPOUTS, MAX_POOLS, MEANS, MOVES, SAME
-from convexprune.bounds.norms import convolution_norm, spectral_norm
-from convexprune.bounds.pools import max_pool, nonnegative
+from convexprune.bounds.norms import Convolution, convolution_norm, overlap, spectral_norm
 from convexprune.bounds.pruned import is_product
 from convexprune.layers.kinds import NORMS
+from convexprune.network.graph import operation_of
+from convexprune.network.memory import tensors_in
+
+
+def _names(text: str, each_rank: str = "") -> frozenset[str]:
+    """The names, and others for one to three axes."""
+    return frozenset(text.split()) | {f"{kind}{axes}d" for kind in each_rank.split() for axes in (1, 2, 3)}
+
+
+SAME = _names("clone contiguous detach double float identity")
+DROPOUTS = _names("alphadropout dropout featurealphadropout", "dropout")
+MOVES = _names(
+    "channelshuffle chunk expand flatten flip getitem moveaxis movedim narrow pad permute pixelshuffle pixelunshuffle "
+    "ravel repeat reshape roll select split squeeze swapaxes swapdims t tile transpose unbind unflatten unsqueeze view",
+    "circularpad constantpad reflectionpad replicationpad zeropad",
+)
+MEANS = _names("mean sum", "avgpool adaptiveavgpool")
+MAX_POOLS = _names("", "maxpool adaptivemaxpool")
+CLAMPS = _names("clamp clampmin clip")
+SUMS = _names("add iadd isub sub subtract")
+CONCATENATIONS = _names("cat concat concatenate dstack hstack stack vstack")
+LENGTHS = _names("device dim dtype ndim numel shape size")
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """An operation in a traced forward, and its value on the batch; ``name`` is its module's."""
+
+    run: fx.Interpreter
+    node: fx.Node
+    module: nn.Module | None
+    name: str
+    value: Any
+
+    @cached_property
+    def operation(self) -> str:
+        """The operation's name."""
+        return operation_of(self.node, self.module)
+
+    def __str__(self) -> str:
+        return self.operation if self.module is None else f"{self.name!r} ({type(self.module).__name__})"
+
+    def argument(self, name: str, position: int, default: object = None) -> Any:
+        """An argument, from the module or the call."""
+        if self.module is not None:
+            return getattr(self.module, name, default)
+        args, kwargs = self.arguments()
+        return args[position] if len(args) > position else kwargs.get(name, default)
+
+    def arguments(self, operand: fx.Node | None = None, value: Any = None) -> tuple[Any, Any]:
+        """Positional and keyword arguments, with this value in the operand's place."""
+        given: Any = (self.node.args, self.node.kwargs)
+        args, kwargs = fx.node.map_arg(given, lambda n: value if n is operand else self.run.env[n])
+        return args, kwargs
+
+    def recomputed(self, operand: fx.Node, value: Tensor) -> list[Tensor]:
+        """The tensors that the operation gives for another operand."""
+        return list(tensors_in(getattr(self.run, self.node.op)(self.node.target, *self.arguments(operand, value))))
+
+    def repeats(self, operand: fx.Node) -> float:
+        """How much broadcasting lengthens the operand."""
+        return math.sqrt(self.value.numel() / self.run.env[operand].numel())
+
 
 _Rule = Callable[[Call, fx.Node], float | None]
 
@@ -23,43 +89,29 @@ def constant(call: Call, operand: fx.Node) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _elementwise(constant: float) -> _Rule:
-    return lambda call, operand: constant * repeats(call, operand)
+def _slope(slope: float) -> _Rule:
+    return lambda call, operand: slope * call.repeats(operand)
 
 
-def _sloped(name: str, default: float) -> _Rule:
+def _one_sided(name: str, default: float) -> _Rule:
     """Slope 1 on one side, at most this parameter on the other."""
-    return lambda call, _: max(1.0, abs(call.given(name, 1, default)))
+    return lambda call, _: max(1.0, abs(call.argument(name, 1, default)))
 
 
-def _prelu(call: Call, _: fx.Node) -> float:
-    return max(1.0, float(call.given("weight", 1).abs().max()))
-
-
-def _celu(call: Call, _: fx.Node) -> float | None:
-    return 1.0 if call.given("alpha", 1, 1.0) > 0 else None
-
-
-def _softplus(call: Call, _: fx.Node) -> float | None:
-    """1; where it goes over to the identity it steps by log(1 + e^−threshold)/β, 2e-9 for 20."""
-    return 1.0 if call.given("threshold", 2, 20.0) >= 20 else None
-
-
-def _dropout(call: Call, _: fx.Node) -> float | None:
-    """1 in evaluation; as a function it may drop there too."""
-    return 1.0 if call.module is not None or call.given("training", 2, True) is False else None
+def _one_if(holds: Callable[[Call], bool]) -> _Rule:
+    return lambda call, _: 1.0 if holds(call) else None
 
 
 def _log_softmax(call: Call, _: fx.Node) -> float | None:
     """√n: the derivative I − 1pᵀ is a projection, as long as 1pᵀ, and ‖p‖ ≤ 1."""
-    axis = call.given("dim", 1)
+    axis = call.argument("dim", 1)
     return math.sqrt(call.value.shape[axis]) if isinstance(axis, int) else None
 
 
 def _batch_norm(call: Call, _: fx.Node) -> float | None:
     """max |γ/σ|, with running statistics."""
     norm = call.module
-    if norm is None or norm.running_var is None:
+    if not isinstance(norm, NORMS) or norm.running_var is None:
         return None
     scale = 1.0 if norm.weight is None else norm.weight.detach().double()
     return float((scale / (norm.running_var.double() + norm.eps).sqrt()).abs().max())
@@ -71,48 +123,84 @@ def _product(call: Call, operand: fx.Node) -> float | None:
     if len(factors) != 1 or call.node.kwargs or (divided and call.node.args[0] is not operand):
         return None
     c = torch.as_tensor(call.run.env[factors[0]] if isinstance(factors[0], fx.Node) else factors[0]).detach().abs()
-    return float((1 / c.double() if divided else c.double()).max()) * repeats(call, operand)
+    return float((1 / c.double() if divided else c.double()).max()) * call.repeats(operand)
 
 
 def _matrix(call: Call, operand: fx.Node) -> float | None:
     """‖W‖₂ of x W or x Wᵀ."""
-    args, _ = call.again()
+    args, _ = call.arguments()
     return spectral_norm(args[1]) if call.node.args[0] is operand and len(args) > 1 and args[1].dim() == 2 else None
 
 
 def _weight_norm(call: Call, operand: fx.Node) -> float:
     """The operator norm of a layer."""
-    convolution = hasattr(call.module, "kernel_size")
-    return convolution_norm(call.module, call.run.env[operand]) if convolution else spectral_norm(call.module.weight)
+    if isinstance(call.module, Convolution):
+        return convolution_norm(call.module, call.run.env[operand])
+    return spectral_norm(call.argument("weight", 1))
 
 
-_SLOPES = {
-    **dict.fromkeys(SAME | CLAMPS, 1.0),
-    **dict.fromkeys(("abs", "clampmax", "hardtanh", "logsigmoid", "neg", "relu", "relu6"), 1.0),
-    **dict.fromkeys(("softshrink", "softsign", "tanh", "tanhshrink"), 1.0),
-    **dict.fromkeys(("softmax", "softmax2d", "softmin"), 1 / 2),  # rows of diag p − ppᵀ: 2p(1 − p) (Gershgorin)
-    "gelu": 1.12900,  # numerically, like silu and mish; for both approximations
-    "hardsigmoid": 0.16666668,  # torch's 1/6 is single
-    "hardswish": 3 / 2,
-    "mish": 1.08850,
-    "selu": 1.0507009873554805 * 1.6732632423543772,
-    "sigmoid": 1 / 4,
-    "silu": 1.09984,
-}  # the largest slopes
+def _nonnegative(call: Call, operand: fx.Node) -> float | None:
+    """√(largest row sum · largest column sum) of an affine map with entries ≥ 0 (Schur's test): moves and means."""
+    x = call.run.env[operand]
+    if not isinstance(x, Tensor):
+        return 1.0  # a part of several tensors
+    with torch.enable_grad():
+        ones = torch.ones(x.shape, dtype=torch.float64, device=x.device, requires_grad=True)
+        images, shifts = call.recomputed(operand, ones * 1), call.recomputed(operand, torch.zeros_like(ones))
+        if any(image.dtype != torch.float64 for image in images):
+            return None
+        (columns,) = torch.autograd.grad(torch.stack([image.sum() for image in images]).sum(), ones)
+    rows = max(float((image - shift).max()) for image, shift in zip(images, shifts, strict=True))
+    return math.sqrt(rows * float(columns.max()))
 
-_RULES: dict[str, _Rule] = {
-    **{name: _elementwise(slope) for name, slope in _SLOPES.items()},
-    **dict.fromkeys(DROPOUTS, _dropout),
-    **dict.fromkeys(MOVES | MEANS, nonnegative),
-    **dict.fromkeys(MAX_POOLS, max_pool),
+
+def _max_pool(call: Call, operand: fx.Node) -> float | None:
+    """√ of how many windows an entry lies in: a maximum moves no more than the entry that moves most."""
+    axes = int(call.operation[-2])
+    if not isinstance(call.value, Tensor):
+        return None  # with indices, which jump
+    if call.operation.startswith("adaptive"):
+        shapes = (tensor.shape[-axes:] for tensor in (call.run.env[operand], call.value))
+        return math.sqrt(math.prod(map(_adaptive_overlap, *shapes)))
+
+    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
+        listed = (value,) if isinstance(value, int) else tuple(value)
+        return listed * (axes // len(listed))
+
+    size = each(call.argument("kernel_size", 1))
+    stride = each(call.argument("stride", 2) or size)
+    return math.sqrt(math.prod(map(overlap, size, stride, each(call.argument("dilation", 4, 1)))))
+
+
+def _adaptive_overlap(inputs: int, outputs: int) -> int:
+    """The most windows from ⌊i·n/o⌋ to ⌈(i + 1)·n/o⌉ that an entry can lie in."""
+    windows = [range(i * inputs // outputs, -(-(i + 1) * inputs // outputs)) for i in range(outputs)]
+    return max(sum(entry in window for window in windows) for entry in range(inputs))
+
+
+_UNIT_SLOPES = "abs clampmax hardtanh logsigmoid neg relu relu6 softshrink softsign tanh tanhshrink"
+_RULES: Mapping[str, _Rule] = {
+    **dict.fromkeys(SAME | CLAMPS | _names(_UNIT_SLOPES), _slope(1.0)),
+    **dict.fromkeys(("softmax", "softmax2d", "softmin"), _slope(1 / 2)),  # diag p − ppᵀ: 2p(1 − p) (Gershgorin)
+    "gelu": _slope(1.12900),  # numerically, like silu and mish; for both approximations
+    "hardsigmoid": _slope(0.16666668),  # torch's 1/6 is single
+    "hardswish": _slope(3 / 2),
+    "mish": _slope(1.08850),
+    "selu": _slope(1.0507009873554805 * 1.6732632423543772),
+    "sigmoid": _slope(1 / 4),
+    "silu": _slope(1.09984),
+    # In evaluation; as a function it may drop there too.
+    **dict.fromkeys(DROPOUTS, _one_if(lambda c: c.module is not None or c.argument("training", 2, True) is False)),
+    **dict.fromkeys(MOVES | MEANS, _nonnegative),
+    **dict.fromkeys(MAX_POOLS, _max_pool),
     **dict.fromkeys((kind.__name__.lower() for kind in NORMS), _batch_norm),
     **dict.fromkeys(("div", "divide", "imul", "itruediv", "mul", "multiply", "truediv"), _product),
-    "celu": _celu,
-    "elu": _sloped("alpha", 1.0),
-    "leakyrelu": _sloped("negative_slope", 0.01),
-    "linear": _matrix,
+    **dict.fromkeys(("linear", "matmul"), _matrix),
+    "celu": _one_if(lambda call: bool(call.argument("alpha", 1, 1.0) > 0)),
+    "elu": _one_sided("alpha", 1.0),
+    "leakyrelu": _one_sided("negative_slope", 0.01),
     "logsoftmax": _log_softmax,
-    "matmul": _matrix,
-    "prelu": _prelu,
-    "softplus": _softplus,
+    "prelu": lambda call, _: max(1.0, float(call.argument("weight", 1).abs().max())),
+    # Where it goes over to the identity it steps by log(1 + e^−threshold)/β, 2e-9 for 20.
+    "softplus": _one_if(lambda call: bool(call.argument("threshold", 2, 20.0) >= 20)),
 }
