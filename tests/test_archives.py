@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convexprune.errors import DamagedFile
-from convexprune.files import archives
+from convexprune.files import weights
 from convexprune.files.arrays import load_array
 from convexprune.files.weights import load_weights
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
@@ -20,7 +20,7 @@ ZEROS = 2**20  # bytes, which deflate makes a thousandth of
 
 @pytest.fixture
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_HARMLESS", 2**16)
+    monkeypatch.setattr(weights, "_HARMLESS", 2**16)
 
 
 def npz_of_zeros(path: Path) -> Path:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.cli.reference import REFERENCE_MODELS, find_model
-from convexprune.files.archives import MAX_RATIO
 from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, load_array, load_arrays
+from convexprune.files.weights import MAX_RATIO
 from convexprune.network.memory import samples_at, samples_of
 from convexprune.network.padding import KEY
 from convexprune.network.weights import load_weights_into_

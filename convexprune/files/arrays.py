@@ -1,20 +1,30 @@
 """Arrays of samples read from files, without unpickling anything."""
 
+import math
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.files.archives import MAX_RATIO, check_array, check_member, checked_ratio
-from convexprune.files.weights import StrPath, existing, listed, load_weights, read
+from convexprune.files.weights import (
+    MAX_RATIO,
+    StrPath,
+    check_size,
+    checked_ratio,
+    existing,
+    listed,
+    load_weights,
+    read,
+)
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite
 
 Array = np.ndarray[Any, Any]
-_Parts = Mapping[str, Callable[[], Any]]  # what is in a file by name, to be read when it is called
+_Parts = Mapping[str, Callable[[], object]]  # what is in a file by name, to be read when it is called
 
 INPUT_NAMES = ("x_train", "x", "images", "inputs")
 LABEL_NAMES = ("y_test", "y_train", "y", "labels")
@@ -83,7 +93,7 @@ def _as_array(tensor: Tensor) -> Array:
 
 def _members(path: Path, max_ratio: float) -> _Parts:
     with path.open("rb") as file:
-        check_array(file, path.stat().st_size)
+        _check_header(file, path.stat().st_size)
         file.seek(0)
         loaded = np.load(file, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
@@ -92,13 +102,30 @@ def _members(path: Path, max_ratio: float) -> _Parts:
             return {name: partial(_member, path, name, max_ratio) for name in loaded.files}
 
 
-def _member(path: Path, name: str, max_ratio: float) -> Any:
-    check_member(path, name, max_ratio)
+def _member(path: Path, name: str, max_ratio: float) -> object:
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+        check_size(path, member.file_size, max_ratio)
+        with archive.open(member) as file:
+            _check_header(file, member.file_size)
     with np.load(path, allow_pickle=False) as loaded:
         return loaded[name]
 
 
-def _numbers(path: Path, part: Callable[[], Any]) -> Array:
+def _check_header(file: IO[bytes], size: int) -> None:
+    """Raise ValueError if the header of an ``.npy`` names an array larger than the ``size`` of what holds it."""
+    magic = file.read(6)
+    file.seek(0)
+    if magic != b"\x93NUMPY":
+        return
+    version = np.lib.format.read_magic(file)
+    read_header: Any = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
+    shape, _, dtype = read_header(file)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"its header tells of {math.prod(shape) * dtype.itemsize:,} bytes, and it has {size:,}")
+
+
+def _numbers(path: Path, part: Callable[[], object]) -> Array:
     array = read(path, lambda _: part(), "an array of numbers", _REMEDY)
     if not isinstance(array, np.ndarray):  # numpy hands back the bytes of an archive's member that is no array
         raise DamagedFile(f"{path} holds something that is not an array; {_REMEDY}.")

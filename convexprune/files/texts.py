@@ -16,7 +16,7 @@ def visible(text: str, *, line: bool = False) -> str:
     """The text with escapes such as U+202E's in place of control characters, direction overrides and lone surrogates.
 
     Args:
-        text: Any text.
+        text: The text.
         line: Whether it is to be one line: line breaks and tabs are then written as escapes, too.
     """
     shown = _INVISIBLE.sub(lambda found: _escape(found[0]), text)

@@ -1,6 +1,7 @@
 """Weights read from disk as state dicts, and how every file is written.
 
-Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``. Every write goes to
+Nothing is ever unpickled: weights come from safetensors or from ``torch.load(weights_only=True)``. A few kilobytes can
+hold gigabytes of zeros, so a file that unpacks to more than a number of times its size is refused. Every write goes to
 a temporary file first, so the old file survives a crash.
 """
 
@@ -9,11 +10,12 @@ import json
 import math
 import os
 import secrets
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +24,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.files.archives import MAX_RATIO, check_tensors, check_zip, checked_ratio
 from convexprune.files.texts import utf8
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.arrays import as_number
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 
 StrPath = str | os.PathLike[str]
+T = TypeVar("T")
 
+MAX_RATIO = 100.0
+"""How many times its size a file may unpack to; deflate reaches 1032."""
+
+_HARMLESS = 2**28  # bytes that any file may unpack to
 KEYS = "convexprune.keys"  # the metadata entry with the state dict's order, which the format does not keep
 _SAVE_WEIGHTS = "save the state dict with safetensors.torch.save_file(model.state_dict(), path)"
 
@@ -46,18 +53,16 @@ def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Te
         DamagedFile: the file is cut short, is not what its suffix says, needs unpickling, or is not a state dict.
     """
     checked_ratio(max_ratio)
-    pickled = partial(_read_torch, max_ratio=max_ratio)
-    readers: dict[str, Callable[[Path], Any]] = {".safetensors": _read_safetensors}
-    readers |= dict.fromkeys((".pt", ".pth", ".bin"), pickled)
-    path, suffix = existing(path, tuple(readers))
-    found = read(path, readers[suffix], "a state dict of tensors", _SAVE_WEIGHTS)
+    path, suffix = existing(path, (".safetensors", ".pt", ".pth", ".bin"))
+    reader = _read_safetensors if suffix == ".safetensors" else partial(_read_torch, max_ratio=max_ratio)
+    found = read(path, reader, "a state dict of tensors", _SAVE_WEIGHTS)
     if not isinstance(found, Mapping):
         raise DamagedFile(f"{path} holds a {type(found).__name__}, expected a dict of tensors; {_SAVE_WEIGHTS}.")
     others = [f"{key!r}: {type(value).__name__}" for key, value in found.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(key, str) for key in found):
         held = listed(others or [repr(key) for key in found])
         raise DamagedFile(f"{path} is not a flat dict of named tensors: it holds {held}; {_SAVE_WEIGHTS}.")
-    check_tensors(path, found.values(), max_ratio)
+    check_size(path, sum(tensor.numel() * tensor.element_size() for tensor in found.values()), max_ratio)
     return dict(found)
 
 
@@ -83,7 +88,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
-def save_json(data: Any, path: StrPath) -> Path:
+def save_json(data: object, path: StrPath) -> Path:
     """Write ``data`` as JSON, atomically; NaN and infinity, which JSON cannot express, become ``null``.
 
     Arrays, tensors and numpy scalars are written as lists and numbers.
@@ -200,7 +205,7 @@ def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
     return path, suffix
 
 
-def read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) -> Any:
+def read(path: Path, reader: Callable[[Path], T], expected: str, remedy: str) -> T:
     """What ``reader`` gives; damaged bytes make parsers raise nearly anything, so all of it means a damaged file.
 
     Raises:
@@ -217,14 +222,33 @@ def read(path: Path, reader: Callable[[Path], Any], expected: str, remedy: str) 
         raise DamagedFile(f"{message} ({type(error).__name__}: {reason})") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def checked_ratio(max_ratio: float) -> float:
+    """The limit itself; raises InvalidTolerance if it is below 1, or NaN."""
+    if not as_number("max_ratio", max_ratio) >= 1:
+        raise InvalidTolerance(f"max_ratio: expected a number ≥ 1, found {max_ratio}")
+    return max_ratio
+
+
+def check_size(path: Path, unpacked: int, max_ratio: float) -> None:
+    """Raise InvalidInput if the file unpacks to more bytes than it may."""
+    size = path.stat().st_size
+    if unpacked > max(_HARMLESS, max_ratio * size):
+        raise InvalidInput(
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}, more than {max_ratio:g} times its size: it may be "
+            f"made to fill the memory. If you trust it, give max_ratio={math.ceil(unpacked / size)} (--max-ratio)"
+        )
+
+
+def _read_safetensors(path: Path) -> object:
     with safe_open(path, framework="pt", device="cpu") as file:
         keys, order = list(file.keys()), json.loads((file.metadata() or {}).get(KEYS, "[]"))
         return {key: file.get_tensor(key) for key in (order if sorted(order) == sorted(keys) else keys)}
 
 
-def _read_torch(path: Path, max_ratio: float) -> Any:
-    check_zip(path, max_ratio)
+def _read_torch(path: Path, max_ratio: float) -> object:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_size(path, sum(member.file_size for member in archive.infolist()), max_ratio)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

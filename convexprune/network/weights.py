@@ -11,8 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
-from convexprune.files.archives import MAX_RATIO
-from convexprune.files.weights import KEYS, StrPath, listed, load_weights, safetensors_bytes, write_atomically
+from convexprune.files.weights import (
+    KEYS,
+    MAX_RATIO,
+    StrPath,
+    listed,
+    load_weights,
+    safetensors_bytes,
+    write_atomically,
+)
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import unsupported
 from convexprune.network.choosing import check_module
