@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from convexprune.cli.digits import Digits, load_digits, train_digits_network
+from convexprune.cli.demo import Digits, load_digits, train_digits_network
 
 __all__ = ["SMALL", "train"]
 

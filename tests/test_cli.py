@@ -22,8 +22,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from convexprune.cli.app import app
-from convexprune.cli.demo import run_demo
-from convexprune.cli.digits import load_digits, train_digits_network
+from convexprune.cli.demo import load_digits, run_demo, train_digits_network
 from convexprune.coresets import METHODS
 from convexprune.files.weights import save_json
 from convexprune.runs.consistency import seal

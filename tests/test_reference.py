@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from convexprune.cli.digits import load_digits, train_digits_network
+from convexprune.cli.demo import load_digits, train_digits_network
 from convexprune.cli.reference import REFERENCE_MODELS, find_model
 from convexprune.costs import accuracy
 from convexprune.files.arrays import load_array

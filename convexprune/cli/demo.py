@@ -1,16 +1,15 @@
-"""The demo: digits that come with scikit-learn, a network trained in seconds, pruned at a few eps."""
+"""The demo: scikit-learn's 8 x 8 digits, an MLP that learns them in seconds, pruned at a few eps."""
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from convexprune.baselines import magnitude_prune_
-from convexprune.cli.digits import Digits, load_digits, train_digits_network
 from convexprune.costs import accuracy
 from convexprune.files.weights import make_folder, save_json
 from convexprune.nettrim import prune_
@@ -19,8 +18,67 @@ from convexprune.progress import silent
 from convexprune.report.plots import plot_accuracy
 from convexprune.report.report import Report
 from convexprune.solvers.certificate.solution import TracePoint
+from convexprune.solvers.errors import MissingExtra
 
 DEMO_EPS = (0.02, 0.05, 0.1, 0.2, 0.3)
+_TRAIN = 1300  # of 1,797 images
+_EPOCHS, _BATCH = 30, 50
+
+
+@dataclass(frozen=True, eq=False)
+class Digits:
+    """The split data: images as float32 pixels in [0, 1], [n, 64], and int64 labels, [n]."""
+
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+
+def load_digits() -> Digits:
+    """Scikit-learn's embedded digits in a fixed split, 1,300 to train and 497 to test; nothing is downloaded.
+
+    Raises:
+        MissingExtra: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as load
+    except ImportError as error:
+        raise MissingExtra('The digits come with scikit-learn: pip install "convexprune[demo]".') from error
+    images, labels = load(return_X_y=True)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(images).float()[order] / 16
+    y = torch.from_numpy(labels).long()[order]
+    return Digits(x[:_TRAIN], y[:_TRAIN], x[_TRAIN:], y[_TRAIN:])
+
+
+@torch.enable_grad()
+def train_digits_network(
+    data: Digits, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> nn.Sequential:
+    """The MLP 64-128-64-10 trained with Adam, in eval mode; the global random state is left alone.
+
+    Args:
+        data: What ``load_digits`` returns.
+        seed: Of the first weights and the order of the samples.
+        progress: Called after each epoch with the epochs done and their total.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _EPOCHS)
+    shuffle = torch.Generator().manual_seed(seed)
+    for epoch in range(_EPOCHS):
+        for batch in torch.split(torch.randperm(len(data.x_train), generator=shuffle), _BATCH):
+            loss = nn.functional.cross_entropy(model(data.x_train[batch]), data.y_train[batch])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        schedule.step()
+        if progress is not None:
+            progress(epoch + 1, _EPOCHS)
+    return model.eval()
 
 
 @dataclass(frozen=True)
@@ -68,14 +126,14 @@ def run_demo(
         progress: Called as ``progress(stage, done, total)``.
         callback: As in ``prune_``.
     """
-    tell = progress or silent
+    notify = progress or silent
     data = load_digits()
-    dense = train_digits_network(data, seed, partial(tell, "training"))
+    dense = train_digits_network(data, seed, partial(notify, "training"))
     before = accuracy(dense, data.x_test, data.y_test)
     rows, models = [], []
     for radius in eps:
         model = copy.deepcopy(dense)
-        report = prune_(model, data.x_train, radius, progress=partial(_with_eps, tell, radius), callback=callback)
+        report = prune_(model, data.x_train, radius, progress=partial(_with_eps, notify, radius), callback=callback)
         rows.append(DemoRow(radius, report, accuracy(model, data.x_test, data.y_test), _magnitude(dense, data, report)))
         models.append(model)
     good = [i for i, row in enumerate(rows) if row.accuracy >= before - 0.01]
@@ -84,8 +142,8 @@ def run_demo(
     return DemoResult(before, tuple(rows), *_write(out, before, rows, models[chosen]))
 
 
-def _with_eps(tell: Callable[[str, int, int], None], eps: float, stage: str, done: int, total: int) -> None:
-    tell(f"eps {eps:g}: {stage}", done, total)
+def _with_eps(notify: Callable[[str, int, int], None], eps: float, stage: str, done: int, total: int) -> None:
+    notify(f"eps {eps:g}: {stage}", done, total)
 
 
 def _magnitude(dense: nn.Module, data: Digits, report: Report) -> float:
@@ -101,6 +159,5 @@ def _write(out: Path, before: float, rows: Sequence[DemoRow], model: nn.Module) 
     }
     dense = (rows[0].report.nonzeros_before, before)
     picture = plot_accuracy(curves, dense, out / "accuracy.png", "scikit-learn's digits, 64-128-64-10, no fine-tuning")
-    plain: list[dict[str, Any]] = [asdict(row) | {"report": row.report.to_dict()} for row in rows]
-    data = {"dense_accuracy": before, "rows": plain}
+    data = {"dense_accuracy": before, "rows": [asdict(row) | {"report": row.report.to_dict()} for row in rows]}
     return picture, save_weights(model, out / "model.safetensors"), save_json(data, out / "demo.json")

@@ -1,4 +1,4 @@
-"""While a command runs: what it tells people and machines, and Ctrl-C."""
+"""While a command runs: what it shows people and machines, and Ctrl-C."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -16,8 +16,10 @@ from rich.markup import escape
 
 from convexprune.files.texts import visible
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # they load slowly
     from rich.progress import Progress
+
+    from convexprune.solvers.certificate.solution import TracePoint
 
 UNCERTIFIED, TIME_LIMIT, NOTHING_PRUNED, INTERRUPTED = 3, 4, 5, 130
 """Exit statuses beside 0, 1 for errors and 2 for misspelt commands."""
@@ -46,16 +48,11 @@ def say(where: Console, text: str) -> None:
     where.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_json(data: Mapping[str, Any]) -> None:
+def print_json(data: Mapping[str, object]) -> None:
     """One object on standard output; NaN and infinity become null."""
     from convexprune.files.weights import plain  # it imports torch, which --help need not wait for
 
     typer.echo(json.dumps(plain(data), indent=2, default=str))
-
-
-def _name(name: str) -> str:
-    """In the markup that progress bars are written in."""
-    return escape(visible(name, line=True))
 
 
 class Bars:
@@ -72,16 +69,17 @@ class Bars:
         if stage == "capture":
             self._shown.update(self._layers, description="reading the data", count=f"{done} batches", total=None)
             return
-        if total < self._total:  # one layer of a cascade: its number among all was told before
+        if total < self._total:  # one layer of a cascade: its number among all is shown already
             return
         self._total = total
-        self._shown.update(self._layers, description=_name(stage), completed=done, total=total, count=f"{done}/{total}")
+        name, count = escape(visible(stage, line=True)), f"{done}/{total}"
+        self._shown.update(self._layers, description=name, completed=done, total=total, count=count)
         self._shown.update(self._solve, visible=False)
 
-    def callback(self, layer: str, point: Any) -> None:
+    def callback(self, layer: str, point: "TracePoint") -> None:
         """The second row."""
         note = f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}"
-        self._shown.update(self._solve, description=f"  {_name(layer)}", note=note, visible=True)
+        self._shown.update(self._solve, description=f"  {escape(visible(layer, line=True))}", note=note, visible=True)
 
 
 @contextmanager
@@ -96,7 +94,7 @@ def bars(console: Console) -> Iterator[Bars]:
 
 
 class Interrupt:
-    """Whether a signal asked to stop; to be called."""
+    """Whether a signal asked to stop."""
 
     asked = False
 
@@ -106,15 +104,15 @@ class Interrupt:
 
 
 @contextmanager
-def interruptible(tell: Callable[[], None]) -> Iterator[Interrupt]:
-    """The first SIGINT or SIGTERM is only noted, and told; the second raises KeyboardInterrupt. Main thread only."""
+def interruptible(notify: Callable[[], None]) -> Iterator[Interrupt]:
+    """The first SIGINT or SIGTERM calls ``notify``, the second raises KeyboardInterrupt. For the main thread only."""
     interrupt = Interrupt()
 
     def note(_number: int, _frame: FrameType | None) -> None:
         if interrupt.asked:
             raise KeyboardInterrupt
         interrupt.asked = True
-        tell()
+        notify()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, note) for number in numbers}

@@ -7,15 +7,16 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convexprune.files.arrays import Array
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
-Array = np.ndarray[Any, Any]
+Arrays = Array | Mapping[str, Array]
+"""One array [samples, ...], or several by name, as long as each other."""
 
 
 @dataclass(frozen=True)
@@ -23,27 +24,26 @@ class ReferenceModel:
     """An architecture by name.
 
     Attributes:
-        name: What ``find_model`` was asked for.
+        name: What ``find_model`` finds it by.
         build: Makes the module, with fresh weights.
         prepare: Turns raw arrays, as they lie in a file, into the network's input.
     """
 
     name: str
     build: Callable[[], nn.Module]
-    prepare: Callable[[Any], Any]
+    prepare: Callable[..., object]
 
 
 def find_model(spec: str, folder: Callable[[], Path] | None = None) -> ReferenceModel:
     """Find a built-in model by name, or the user's own as ``package.module:factory``.
 
-    ``factory()`` returns the module, and ``factory.prepare``, where there is one, turns arrays into its input (several
-    arrays come as a mapping by their names); without it floats are taken as they are. The factory runs when ``build``
-    is called, and only then.
+    ``factory()``, which only ``build`` calls, returns the module; ``factory.prepare``, where there is one, turns arrays
+    into its input (several come as a mapping by name); without it floats are taken as they are.
 
     Args:
         spec: The name.
-        folder: Gives a folder that the user's own modules may lie in; it is asked for these alone, and comes last on
-            the path, so that nothing in it takes the place of an installed package.
+        folder: Gives a folder that the user's own modules may lie in. It comes last on the path, so that nothing in it
+            takes the place of an installed package.
 
     Raises:
         InvalidInput: no such built-in name, module or attribute, a factory or ``prepare`` that cannot be called; from
@@ -53,8 +53,7 @@ def find_model(spec: str, folder: Callable[[], Path] | None = None) -> Reference
         return REFERENCE_MODELS[spec]
     module_name, colon, attribute = spec.partition(":")
     if not colon:
-        hint = _suggest(spec, REFERENCE_MODELS)
-        known = ", ".join(REFERENCE_MODELS)
+        hint, known = _suggest(spec, REFERENCE_MODELS), ", ".join(REFERENCE_MODELS)
         raise InvalidInput(f"No model is called {spec!r}{hint}; built in: {known}; your own: package.module:factory.")
     if not module_name or not attribute:
         raise InvalidInput(f"{spec!r} names no model; write package.module:factory, for example my_models:build.")
@@ -80,8 +79,7 @@ def _attribute(module_name: str, attribute: str) -> object:
     except Exception as error:
         raise InvalidInput(f"Importing {module_name!r} failed: {type(error).__name__}: {error}.") from error
     if not hasattr(module, attribute):
-        hint = _suggest(attribute, vars(module))
-        raise InvalidInput(f"The module {module_name!r} has no {attribute!r}{hint}.")
+        raise InvalidInput(f"The module {module_name!r} has no {attribute!r}{_suggest(attribute, vars(module))}.")
     return getattr(module, attribute)
 
 
@@ -89,8 +87,8 @@ def _build(spec: str, factory: Callable[[], object]) -> nn.Module:
     try:
         model = factory()
     except Exception as error:
-        message = f"{spec!r} failed when called without arguments: {type(error).__name__}: {error}."
-        raise InvalidInput(message) from error
+        failed = f"{spec!r} failed when called without arguments"
+        raise InvalidInput(f"{failed}: {type(error).__name__}: {error}.") from error
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"{spec!r} returned a {type(model).__name__}; expected a torch.nn.Module.")
     return model
@@ -110,7 +108,7 @@ def _lenet_5() -> nn.Module:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(800, 500), nn.ReLU(), nn.Linear(500, 10))
 
 
-def _as_inputs(arrays: Any) -> Any:
+def _as_inputs(arrays: Arrays) -> object:
     """Floats as float32; of several arrays by name the others, such as tokens and masks, as they are."""
     if isinstance(arrays, Mapping):
         return {name: _as_floats(a) if a.dtype.kind == "f" else torch.from_numpy(a) for name, a in arrays.items()}

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.cli.reference import REFERENCE_MODELS, find_model
-from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, load_array, load_arrays
+from convexprune.cli.reference import REFERENCE_MODELS, Arrays, find_model
+from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, Array, load_array, load_arrays
 from convexprune.files.weights import MAX_RATIO
 from convexprune.network.memory import samples_at, samples_of
 from convexprune.network.padding import KEY
@@ -22,31 +22,32 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 _IMAGE_NAMES = ("x_test", *INPUT_NAMES)
 _BATCH = 256
 
-Arrays = Any
-"""One array [samples, ...], or several by name, as long as each other."""
+Inputs = Any
+"""A tensor, or batches of several tensors by name, or whatever else a user's ``prepare`` gives."""
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """What the files hold.
+class ModelData:
+    """A model and its data, as the files hold them.
 
     Attributes:
         model: With its weights.
         prepare: What makes inputs of arrays.
-        inputs, holdout: A tensor, or batches of several tensors by name; those to fit to, and those that are held out.
-        labels: Of the inputs, if they were asked for.
+        inputs: Those to fit to.
+        holdout: Those that are held out.
+        labels: Of the inputs, if a key of them was given.
         notices: What was chosen of the files.
     """
 
     model: nn.Module
-    prepare: Callable[[Arrays], Any]
-    inputs: Any = None
-    holdout: Any = None
+    prepare: Callable[..., object]
+    inputs: Inputs = None
+    holdout: Inputs = None
     labels: Tensor | None = None
     notices: tuple[str, ...] = ()
 
     @property
-    def batch(self) -> Any:
+    def batch(self) -> Inputs:
         """Some inputs, such as the model takes; None without any."""
         if self.inputs is None or isinstance(self.inputs, Tensor):
             return self.inputs if self.inputs is None else self.inputs[:_BATCH]
@@ -73,7 +74,7 @@ class Source:
     max_ratio: float = MAX_RATIO
     holdout: int | None = None
 
-    def read(self, labels_key: str | None = None) -> Read:
+    def read(self, labels_key: str | None = None) -> ModelData:
         """Everything.
 
         Raises:
@@ -84,7 +85,7 @@ class Source:
         model = reference.build()
         load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
         if self.calibration is None:
-            return Read(model, reference.prepare)
+            return ModelData(model, reference.prepare)
         names = () if self.model in REFERENCE_MODELS else _arguments(model)  # these take one array of images
         arrays = _inputs(self.calibration, self.key, names, self.mask, INPUT_NAMES, self.max_ratio)
         labels = None if labels_key is None else load_array(self.calibration, labels_key, max_ratio=self.max_ratio)
@@ -95,10 +96,10 @@ class Source:
                 raise InvalidInput(f"--holdout: expected fewer than the {len(rows)} samples, found {self.holdout}")
             held[stratified(len(rows), self.holdout).numpy()] = True
 
-        def part(chosen: np.ndarray[Any, Any]) -> Any:
+        def part(chosen: Array) -> Inputs:
             return _batches(reference.prepare(_at(arrays, rows[chosen])))
 
-        return Read(
+        return ModelData(
             model,
             reference.prepare,
             inputs=part(~held),
@@ -107,7 +108,7 @@ class Source:
             notices=notices,
         )
 
-    def _rows(self, total: int, labels: Any) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    def _rows(self, total: int, labels: Array | None) -> tuple[Array, tuple[str, ...]]:
         """The samples that are taken, ascending, of all classes their share where there are labels; and a sentence."""
         if self.samples is None or self.samples >= total:
             return np.arange(total), ()
@@ -127,7 +128,7 @@ class Labelled:
     label_key: str | None
     max_ratio: float = MAX_RATIO
 
-    def read(self, read: Read) -> tuple[Any, Tensor]:
+    def read(self, read: ModelData) -> tuple[Inputs, Tensor]:
         """Inputs and labels."""
         labels = load_array(self.data, self.label_key, LABEL_NAMES, max_ratio=self.max_ratio)
         names = () if isinstance(read.inputs, Tensor) else _arguments(read.model)
@@ -167,7 +168,7 @@ def _inputs(
     return {arguments[0]: one, **found} if hides in found else one
 
 
-def _length(path: Path, arrays: Arrays, *others: Any) -> int:
+def _length(path: Path, arrays: Arrays, *others: Array | None) -> int:
     """How many samples there are.
 
     Raises:
@@ -180,12 +181,12 @@ def _length(path: Path, arrays: Arrays, *others: Any) -> int:
     return lengths[0]
 
 
-def _at(arrays: Arrays, rows: np.ndarray[Any, Any]) -> Arrays:
+def _at(arrays: Arrays, rows: Array) -> Arrays:
     """These samples of each array."""
     return {name: array[rows] for name, array in arrays.items()} if isinstance(arrays, Mapping) else arrays[rows]
 
 
-def _batches(inputs: Any) -> Any:
+def _batches(inputs: object) -> Inputs:
     """A tensor as it is, several by name as batches."""
     if not isinstance(inputs, Mapping):
         return inputs
