@@ -82,7 +82,7 @@ def output_bound(
     large as those of the batch. Operator norms are those of ``convexprune.bounds.norms`` (docs/networks.md).
 
     Args:
-        model: Any network that torch.fx can trace, in evaluation; it is left as found.
+        model: A network that torch.fx can trace, in evaluation; it is left as found.
         layers: The layers with radii; others are taken as unchanged.
         batch: A mapping of keyword arguments, a tuple or list of positional ones, else one; one sample is enough.
         mode: What the radii mean.
@@ -111,25 +111,24 @@ def output_bound(
     return OutputBound(coefficients, propagation.norms, reason)
 
 
-_Arguments = tuple[tuple[object, ...], dict[str, object]]
+_ModelCall = tuple[Any, Any, object]  # positional and keyword arguments, outputs
 
 
-def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> tuple[_Arguments, object] | None:
-    """The arguments and the outputs of the model's one call; None if the network is more than this call."""
-    calls: list[_Arguments] = []
+def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> _ModelCall | None:
+    """The model's one call; None if the network is more than this call."""
+    calls: list[Any] = []
     returned: list[object] = []
 
-    def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def before(_: nn.Module, *arguments: Any) -> None:
         # Copies: the forward may work in place.
-        copied: Any = fx.node.map_aggregate((args, dict(kwargs)), lambda v: v.clone() if isinstance(v, Tensor) else v)
-        calls.append(copied)
+        calls.append(fx.node.map_aggregate(arguments, lambda v: v.clone() if isinstance(v, Tensor) else v))
 
     with (
         model.register_forward_pre_hook(before, with_kwargs=True),
         model.register_forward_hook(lambda _module, _args, output: returned.append(output)),
     ):
         outputs = run_model(model, batch, forward)
-    return (calls[0], outputs) if len(calls) == len(returned) == 1 and returned[0] is outputs else None
+    return (*calls[0], outputs) if len(calls) == len(returned) == 1 and returned[0] is outputs else None
 
 
 def _agree(one: object, other: object) -> bool:
@@ -154,12 +153,12 @@ class _Propagation(fx.Interpreter):
         self.versions: dict[fx.Node, list[int]] = {}
         self.began = {node: _versions(self._held(node)) for node in graph.nodes}
 
-    def error_of_outputs(self, call: tuple[_Arguments, object] | None) -> TensorError:
+    def error_of_outputs(self, call: _ModelCall | None) -> TensorError:
         """The error of everything that the network returns."""
         names = self.pruned.names
         if call is None:
             return unbounded(names, "forward= does not return what one call of the model returns")
-        (args, kwargs), expected = call
+        args, kwargs, expected = call
         signature = inspect.signature(self.module.forward)
         several = {name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL}
         try:
@@ -183,7 +182,7 @@ class _Propagation(fx.Interpreter):
         """The module or tensor of this name; tensors that the forward creates are kept beside the model."""
         return self.constants[target] if target in self.constants else super().fetch_attr(target)
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         """The node's value, once its error is known."""
         stale = self.began[n] != _versions(self._held(n))
         stale |= any(self.versions[node] != _versions(self.env[node]) for node in n.all_input_nodes)
@@ -204,15 +203,25 @@ class _Propagation(fx.Interpreter):
         return [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else [held]
 
     def _error(self, call: Call) -> TensorError:
-        operands = [] if call.operation in LENGTHS else [n for n in _nodes(call.node) if self.errors[n]]
+        inputs: list[fx.Node] = []  # each as often as it is one
+        fx.node.map_arg((call.node.args, call.node.kwargs), inputs.append)
+        operands = [] if call.operation in LENGTHS else [n for n in inputs if self.errors[n]]
         if call.node.op == "output":
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
             return combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
         own = self.pruned.error(call.module)
-        if own is not None:
-            return self._behind_layer(call, own, operands)
-        if len(operands) == 1 and _is_before(self.errors[operands[0]].pending, call):
-            return self._before_radius(call, operands[0])
+        if own is not None and call.module is not None:  # its radius holds here, or behind the pending steps
+            self.seen.add(own.layer)
+            if fault := altered(call.module):
+                return summed([unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
+            before = TensorError() if self.cascade else self._behind(call, operands)
+            return replace(own, coefficients=before.coefficients, reason=before.reason).complete()
+        error = self.errors[operands[0]] if len(operands) == 1 else TensorError()
+        if _is_before(error.pending, call):
+            factor, reason = self._lipschitz(call, operands[0])
+            if reason:
+                return error.interrupted(str(call)).times(factor, reason)
+            return error.behind_step(factor) if _is_step(error.pending[0], call) else error.times(factor)
         behind = self._behind(call, operands)
         held = self.pruned.held_by(call.value if call.node.op == "get_attr" else call.module)
         self.seen.update(held)
@@ -220,22 +229,6 @@ class _Propagation(fx.Interpreter):
         if isinstance(call.module, nn.MultiheadAttention):
             why = f"{call} has pruned weights, and attention is not Lipschitz"
         return summed([unbounded(held, why), behind]) if held else behind
-
-    def _behind_layer(self, call: Call, own: TensorError, operands: list[fx.Node]) -> TensorError:
-        """The layer's own radius is still to come, or comes here; errors before it come in, or were made good."""
-        self.seen.add(own.layer)
-        if call.module is not None and (fault := altered(call.module)):
-            return summed([unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
-        before = TensorError() if self.cascade else self._behind(call, operands)
-        return replace(own, coefficients=before.coefficients, reason=before.reason).complete()
-
-    def _before_radius(self, call: Call, operand: fx.Node) -> TensorError:
-        """Between a layer and the place where its radius holds."""
-        error = self.errors[operand]
-        factor, reason = self._lipschitz(call, operand)
-        if reason:
-            return error.interrupted(str(call)).times(factor, reason)
-        return error.behind_step(factor) if _is_step(error.pending[0], call) else error.times(factor)
 
     def _behind(self, call: Call, operands: list[fx.Node]) -> TensorError:
         """Behind an operation that adds no error of its own."""
@@ -269,13 +262,6 @@ class _Propagation(fx.Interpreter):
 def _versions(value: object) -> list[int]:
     """How often each tensor, or what it is a view of, was written to."""
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors_in(value)]
-
-
-def _nodes(node: fx.Node) -> list[fx.Node]:
-    """The node's inputs, each as often as it is one."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
-    return found
 
 
 def _is_step(step: nn.Module | str, call: Call) -> bool:

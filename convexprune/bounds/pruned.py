@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -104,11 +103,11 @@ class PrunedWeights:
         changed: list[tuple[Tensor, str]] = []
         for layer in layers:
             module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
-            named = () if layer.norm is None else (layer.norm,)
+            named = [] if layer.norm is None else [layer.norm]
             norms = [_module(model, name, "a BatchNorm", lambda m: isinstance(m, NORMS)) for name in named]
             if is_product(module):
-                pending: list[nn.Module | str] = [*norms, *(["relu"] if layer.relu else [])]
-                self.errors.append((module, TensorError(layer=layer.name, pending=tuple(pending))))
+                pending: tuple[nn.Module | str, ...] = (*norms, "relu") if layer.relu else tuple(norms)
+                self.errors.append((module, TensorError(layer=layer.name, pending=pending)))
             changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
         self.holders = Holders(changed)
         tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
@@ -129,9 +128,7 @@ class PrunedWeights:
 
 
 def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Module], bool]) -> nn.Module:
-    module: nn.Module | None = None
-    with suppress(AttributeError):
-        module = model.get_submodule(name)
+    module: nn.Module | None = dict(model.named_modules(remove_duplicate=False)).get(name)
     if module is None or not fits(module):
         found = "no such module" if module is None else type(module).__name__
         raise InvalidInput(f"{name}: expected the name of {expected} in the model, found {found}")
@@ -142,6 +139,5 @@ def _same(one: nn.Module | None, other: nn.Module) -> bool:
     """Whether two layers of a kind share all their parameters."""
     if one is None or type(one) is not type(other):
         return False
-    own = [dict(module.named_parameters(recurse=False)) for module in (one, other)]
-    places = [{name: place_of(tensor) for name, tensor in tensors.items()} for tensors in own]
-    return places[0] == places[1] and "weight" in own[0] and own[0]["weight"].numel() > 0
+    own, others = ({n: place_of(p) for n, p in m.named_parameters(recurse=False)} for m in (one, other))
+    return own == others and "weight" in own and one.get_parameter("weight").numel() > 0

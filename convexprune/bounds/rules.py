@@ -66,9 +66,8 @@ class Call:
 
     def arguments(self, operand: fx.Node | None = None, value: Any = None) -> tuple[Any, Any]:
         """Positional and keyword arguments, with this value in the operand's place."""
-        given: Any = (self.node.args, self.node.kwargs)
-        args, kwargs = fx.node.map_arg(given, lambda n: value if n is operand else self.run.env[n])
-        return args, kwargs
+        given = (self.node.args, self.node.kwargs)
+        return fx.node.map_arg(given, lambda n: value if n is operand else self.run.env[n])
 
     def recomputed(self, operand: fx.Node, value: Tensor) -> list[Tensor]:
         """The tensors that the operation gives for another operand."""
@@ -133,7 +132,6 @@ def _matrix(call: Call, operand: fx.Node) -> float | None:
 
 
 def _weight_norm(call: Call, operand: fx.Node) -> float:
-    """The operator norm of a layer."""
     if isinstance(call.module, Convolution):
         return convolution_norm(call.module, call.run.env[operand])
     return spectral_norm(call.argument("weight", 1))
@@ -163,13 +161,10 @@ def _max_pool(call: Call, operand: fx.Node) -> float | None:
         shapes = (tensor.shape[-axes:] for tensor in (call.run.env[operand], call.value))
         return math.sqrt(math.prod(map(_adaptive_overlap, *shapes)))
 
-    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
-        listed = (value,) if isinstance(value, int) else tuple(value)
-        return listed * (axes // len(listed))
-
-    size = each(call.argument("kernel_size", 1))
-    stride = each(call.argument("stride", 2) or size)
-    return math.sqrt(math.prod(map(overlap, size, stride, each(call.argument("dilation", 4, 1)))))
+    size = call.argument("kernel_size", 1)
+    values = (size, call.argument("stride", 2) or size, call.argument("dilation", 4, 1))
+    listed = [(value,) if isinstance(value, int) else tuple(value) for value in values]
+    return math.sqrt(math.prod(map(overlap, *(value * (axes // len(value)) for value in listed))))
 
 
 def _adaptive_overlap(inputs: int, outputs: int) -> int:

@@ -26,7 +26,7 @@ def keep_masks_(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
     state dict has other keys (``load_masked_state_dict_``); ``make_permanent_`` ends both.
 
     Args:
-        model: Any module, pruned in whatever way.
+        model: A module, pruned in whatever way.
         layers: Shell patterns of qualified module names; None: all.
 
     Returns:
