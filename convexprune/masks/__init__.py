@@ -5,7 +5,8 @@ same Parameter as before; what the mask leaves out gets no gradient, and what mo
 not seen. A mask costs one byte a weight, and a forward one copy of the weight.
 """
 
-from convexprune.masks.keeping import (
+from convexprune.masks.masking import (
+    Mask,
     from_torch_prune_,
     keep_masks_,
     kept_masks,
@@ -13,7 +14,6 @@ from convexprune.masks.keeping import (
     make_permanent_,
     to_torch_prune_,
 )
-from convexprune.masks.weights import Mask
 
 __all__ = [
     "Mask",
