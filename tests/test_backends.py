@@ -30,12 +30,9 @@ from convexprune.solvers import (
 from convexprune.solvers.errors import InvalidInput, SolverRefused, UnknownOption
 from convexprune.solvers.methods import Start
 from convexprune.solvers.methods.backends import conic, direct
-from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms
-from convexprune.solvers.methods.backends.direct import Direct
-from convexprune.solvers.methods.backends.osqp_ import OSQP
-from convexprune.solvers.methods.backends.parts import separable
-from convexprune.solvers.methods.backends.root import Root
-from convexprune.solvers.methods.backends.scs_ import SCS
+from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms, separable
+from convexprune.solvers.methods.backends.direct import Direct, Root
+from convexprune.solvers.methods.backends.packages import OSQP, SCS
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.programs import GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import zoo

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from convexprune.solvers import Ball, LayerProgram, NetTrimSet, ReluBall, Status, solve
 from convexprune.solvers.methods import IterativeSolver, Start
-from convexprune.solvers.methods.balance import PenaltyParameter
-from convexprune.solvers.methods.cones import Array, Cones, NesterovTodd
-from convexprune.solvers.methods.homogeneous import Embedding
+from convexprune.solvers.methods.homogeneous import Array, Cones, Embedding, NesterovTodd
+from convexprune.solvers.methods.iterate import PenaltyParameter
 from convexprune.solvers.programs import SquaredLoss
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.layers import layer

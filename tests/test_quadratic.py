@@ -13,9 +13,8 @@ from torch import Tensor
 from convexprune.solvers import L1, Ball, Gram, LayerProgram, Solution, Status, TopK, certify, solve
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
 from convexprune.solvers.methods import Start
-from convexprune.solvers.methods.eigenbasis import Eigenbasis
 from convexprune.solvers.methods.interface import Limits
-from convexprune.solvers.methods.quadratic import QuadraticADMM
+from convexprune.solvers.methods.quadratic import Eigenbasis, QuadraticADMM
 from convexprune.solvers.methods.solve import attempt
 from convexprune.solvers.programs import GroupL2, SquaredLoss
 from convexprune.solvers.programs.fits.measures import LayerBall, NeuronBalls

@@ -10,7 +10,7 @@ from zoo import FITS, MEMBERS, NAMES, badly_scaled, build, free_bias, gaussian, 
 
 from convexprune.solvers import LayerProgram, Status, certify, crosscheck, solve
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.methods.crosscheck import Crosscheck
+from convexprune.solvers.methods.solve import Crosscheck
 from convexprune.solvers.testing import zoo
 
 CONIC = ("clarabel", "scs")

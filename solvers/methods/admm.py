@@ -14,15 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, checked_dtype, checked_positive, multiplies_bfloat16, norm, stratified
+from convexprune.solvers.arrays import (
+    as_number,
+    checked_count,
+    checked_dtype,
+    checked_positive,
+    multiplies_bfloat16,
+    norm,
+    stratified,
+)
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
-from convexprune.solvers.methods.balance import PenaltyParameter
 from convexprune.solvers.methods.interface import Excess, Start
 from convexprune.solvers.methods.interior import Interior
-from convexprune.solvers.methods.interpolate import interpolated
-from convexprune.solvers.methods.iterate import Iterate, Sampled, Snapshot
+from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, SampledStart, Snapshot, interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
-from convexprune.solvers.methods.normal import NormalMatrix
+from convexprune.solvers.methods.normal import NormalMatrix, positive_or_one
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs.penalties import Penalty
 from convexprune.solvers.programs.program import LayerProgram, Samples
@@ -80,8 +86,7 @@ class ADMM(IterativeSolver[Iterate]):
             if value is not None:
                 checked_positive(name, value)
         for name in ("restorations", "sampled", "seed"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 0):
-                raise InvalidTolerance(f"{name}: expected a whole number ≥ 0, found {getattr(self, name)!r}")
+            checked_count(name, getattr(self, name), 0)
         checked_dtype(self.dtype)
         if not (self.products in (None, "auto") or getattr(self.products, "is_floating_point", False)):
             raise InvalidInput(f'products: expected a floating torch.dtype, "auto" or None, found {self.products!r}')
@@ -117,7 +122,7 @@ class ADMM(IterativeSolver[Iterate]):
                 qb = q[block.rows]
                 qb.add_(block.fit.residual(qb), alpha=sample.slope / state.rho.weight)
         elif start is not None and start.multipliers is not None:
-            state.adopt(start.multipliers)
+            state.set_duals(start.multipliers)
         state.sums = samples.sums(q)
         state.refactor()
         state.scale = math.log(program.fit.scale)
@@ -151,7 +156,7 @@ class ADMM(IterativeSolver[Iterate]):
         lacking.add_(state.T + state.dual - state.V, alpha=sigma / state.rho.weight)
         change = state.inverse @ lacking
         state.V = V = state.V + change
-        state.doubt(change)
+        state.add_error(change)
         state.sums = self._move(state, change / state.d, measured)
         relaxed = a * V + (1 - a) * state.T - state.dual
         T = state.penalty.prox(relaxed, 1 / sigma)
@@ -167,7 +172,7 @@ class ADMM(IterativeSolver[Iterate]):
         known = None if exact else state.adjoint
         total = torch.zeros_like(state.T) if known is None else known
         for block in state.samples:
-            q, work, r = state.q[block.rows], state.work[block.rows], state.pull(block)
+            q, work, r = state.q[block.rows], state.work[block.rows], state.negated_dual(block)
             if exact:
                 torch.sub(q, r, out=work)
             R = torch.sub(q, r, alpha=2, out=r).sub_(state.XU[block.rows])
@@ -246,15 +251,10 @@ class ADMM(IterativeSolver[Iterate]):
 
     def effective(self, state: Iterate) -> Mapping[str, Any]:
         """The penalties at the end, the precisions, and a shift in the linear system that is not their ratio."""
-        shift = {"shift raised to": state.shift} if state.shift > state.sigma.weight / state.rho.weight else {}
-        return (
-            {"rho": state.rho.weight, "sigma": state.sigma.weight}
-            | shift
-            | {
-                "iterate dtype": str(state.q.dtype),
-                "products dtype": str(state.products),
-            }
-        )
+        rho, sigma = state.rho.weight, state.sigma.weight
+        shift = {"shift raised to": state.shift} if state.shift > sigma / rho else {}
+        dtypes = {"iterate dtype": str(state.q.dtype), "products dtype": str(state.products)}
+        return {"rho": rho, "sigma": sigma} | shift | dtypes
 
     def gone_on(self, state: Iterate) -> str:
         """Products in the precision of the iterations, where coarser ones would no longer do."""
@@ -266,8 +266,7 @@ class ADMM(IterativeSolver[Iterate]):
 
         The price of input j is what an output of unit length costs through it, in units of the median input's.
         """
-        length = squares.clamp(min=0).sqrt()[:, None]
-        length = torch.where(length > 0, length, 1.0)
+        length = positive_or_one(squares.clamp(min=0).sqrt()[:, None])
         price = program.penalty.to(length).cost(program.shape).to(length).mean(1, keepdim=True) / length
         paid = price > 0
         relative = torch.where(paid, price / price[paid].median(), 1.0) if bool(paid.any()) else torch.ones_like(price)
@@ -289,7 +288,7 @@ class ADMM(IterativeSolver[Iterate]):
         rho, sigma = (cost / max(float(norm(A)) ** 2, _TINY) or 1.0 for A in (Z, V))
         return rho, sigma
 
-    def _on_sample(self, program: LayerProgram) -> Sampled | None:
+    def _on_sample(self, program: LayerProgram) -> SampledStart | None:
         """Some iterations on random samples, at least twice as many as inputs; None if those are over a quarter."""
         P, N = program.samples, program.shape[0]
         count = max(2 * N, P // 8, 256)
@@ -303,7 +302,7 @@ class ADMM(IterativeSolver[Iterate]):
         state = method.init(part, None)
         for _ in range(self.sampled):
             method.step(state)
-        return Sampled.of(state, share)
+        return SampledStart.of(state, share)
 
     def _lead(self, program: LayerProgram) -> float:
         return math.sqrt(math.sqrt(max(1.0, program.fit.size / program.fit.scale)))

@@ -15,17 +15,16 @@ for ADMM on the layer's squared loss; Mairal, "Incremental majorization-minimiza
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_radius
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.methods.curvature import OneSided, Point, Quadratic, model_of
-from convexprune.solvers.methods.interface import Ending, Limits, Proposal, Start, Watch
+from convexprune.solvers.methods.curvature import Model, OneSided, Point, Quadratic, model_of
+from convexprune.solvers.methods.interface import Deadline, Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.normal import Operator
-from convexprune.solvers.methods.refit import SETTLED, SHORT, conjugate, descend, unfit, unsettled
+from convexprune.solvers.methods.refit import SETTLED, UNSETTLED, conjugate, descend, unfit, unsettled
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.methods.swaps import improve
 from convexprune.solvers.programs.claims import BUDGETS, LOSSES, is_plain
@@ -39,7 +38,7 @@ class Continuation:
     """Exact budgets: ``TopK`` and ``NM`` with ``SquaredLoss`` or ``ReluLoss``, no bound claimed.
 
     ADMM with a rising penalty finds a support, Newton steps the best weights on it, exchanges a better support. What
-    comes back is a local optimum; deterministic on one machine. The watch is not asked: there is no gap to close.
+    comes back is a local optimum; deterministic on one machine. The watch is not called: there is no gap to close.
 
     Args:
         steps: Iterations of the continuation, unless max_iter is lower.
@@ -96,20 +95,19 @@ class Continuation:
         dense = quadratic.solution() if start is None else (start.weights.to(d) * d).to(quadratic.moment)
         descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
         setup = time.perf_counter() - began
-        late = Ending(limits, began)
+        late = Deadline(limits, began)
         steps = min(self.steps, limits.max_iter or self.steps)
         done = descent.run(steps, self.penalty, budget, late)
-        model = loss.damped(self.ridge * unit, dense)
-        at = self._improved(model, descent.weights, budget, late)
-        ended = late.why or ("iteration limit" if steps < self.steps else "own rule")
+        at = self._improved(loss.damped(self.ridge * unit, dense), descent.weights, budget, late)
+        ended = late.reason or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         if bool((d != 1).any()):
             found["columns"] = "scaled to one length"
         if left := unsettled(at):
-            found[SHORT] = left
+            found[UNSETTLED] = left
         return Proposal((at.weights / d.to(at.weights)).to(program.dtype), None, ended, done, setup, effective=found)
 
-    def _improved(self, model: "Quadratic | OneSided", U: Tensor, budget: TopK | NM, late: Ending) -> Point:
+    def _improved(self, model: Model, U: Tensor, budget: TopK | NM, late: Deadline) -> Point:
         support, rows = budget.support(U), budget.budgeted(len(U))
         support[rows:] = budget.allowed(U)[rows:]  # a free weight that is 0 stays free
         single = U.dtype == torch.float32
@@ -129,31 +127,28 @@ class _Descent:
 
     inverse: Callable[[float], Operator]  # of the scaled XᵀX + δI + σI, for each σ
     d: Tensor  # [N, 1]
-    targets: "_Moment"
+    moment: Callable[[Tensor, int], Tensor]  # XᵀY [N, M] in scaled variables, or its majoriser at V in a step
     dense: Tensor  # V₀
     weights: Tensor  # U
 
     @classmethod
-    def of(
-        cls, damped: Quadratic, loss: "Quadratic | OneSided", dense: Tensor, batches: int, dtype: torch.dtype
-    ) -> "_Descent":
-        d = damped.gram.diagonal().clamp(min=0).sqrt()[:, None]
-        d = torch.where(d > 0, d, 1.0)
+    def of(cls, damped: Quadratic, loss: Model, dense: Tensor, batches: int, dtype: torch.dtype) -> "_Descent":
+        d = damped.gram.lengths()
         inverse = damped.gram.scaled(d).inverses(dtype)
-        V = (dense * d).to(dtype)
-        scale, targets = d.to(dtype), cast(_Moment, _Fixed((damped.moment / d).to(dtype)))
+        V, scale, fixed = (dense * d).to(dtype), d.to(dtype), (damped.moment / d).to(dtype)
         if isinstance(loss, OneSided):
-            targets = _Majorised.at(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
-        return cls(inverse, scale, targets, V, dense.to(dtype))
+            moment = _Majoriser(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
+            return cls(inverse, scale, moment, V, dense.to(dtype))
+        return cls(inverse, scale, lambda V, step: fixed, V, dense.to(dtype))  # noqa: ARG005
 
-    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Ending) -> int:
+    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Deadline) -> int:
         """Iterate; returns how often."""
         first, last = penalty
         growth = (last / first) ** (1 / max(1, steps - 1))
         V = T = self.dense
         S, sigma, done = torch.zeros_like(V), first, 0
         while done < steps and not late():
-            right = torch.add(self.targets.renewed(V, done), T + S, alpha=sigma)
+            right = torch.add(self.moment(V, done), T + S, alpha=sigma)
             V = self.inverse(sigma) @ right
             R = V - S
             T = torch.where(_kept(budget, R), R, 0.0)
@@ -177,42 +172,17 @@ def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
     return allowed & (kept if rows == len(V) else torch.cat([kept, kept.new_ones(len(V) - rows, V.shape[1])]))
 
 
-class _Moment(Protocol):
-    """XᵀY in the scaled variables, [N, M], or what takes its place."""
+class _Majoriser:
+    """Xᵀ(Z − h(Z)) [N, M] in scaled variables, plus a constant, renewed block by block."""
 
-    def renewed(self, V: Tensor, step: int) -> Tensor:
-        """The moment to use at this step, at V."""
+    def __init__(self, loss: OneSided, d: Tensor, V: Tensor, constant: Tensor, batches: int) -> None:
+        rows, self.d = -(-len(loss.inputs) // batches), d
+        self.blocks = [loss.block(slice(first, first + rows)) for first in range(0, len(loss.inputs), rows)]
+        self.parts = [self._part(b, V) for b in range(len(self.blocks))]
+        self.total = constant + torch.stack(self.parts).sum(0)
 
-
-@dataclass
-class _Fixed:
-    moment: Tensor
-
-    def renewed(self, V: Tensor, step: int) -> Tensor:  # noqa: ARG002 - it depends on neither
-        """XᵀY."""
-        return self.moment
-
-
-@dataclass
-class _Majorised:
-    """Xᵀ(Z − h(Z)), block by block."""
-
-    blocks: list[OneSided]
-    d: Tensor
-    parts: list[Tensor]
-    total: Tensor
-
-    @classmethod
-    def at(cls, loss: OneSided, d: Tensor, V: Tensor, pull: Tensor, batches: int) -> "_Majorised":
-        rows = -(-len(loss.inputs) // batches)
-        cuts = [slice(first, first + rows) for first in range(0, len(loss.inputs), rows)]
-        new = cls([loss.block(cut) for cut in cuts], d, [], torch.zeros_like(V))
-        new.parts = [new._part(b, V) for b in range(len(cuts))]
-        new.total = pull + torch.stack(new.parts).sum(0)
-        return new
-
-    def renewed(self, V: Tensor, step: int) -> Tensor:
-        """One block's targets moved to V."""
+    def __call__(self, V: Tensor, step: int) -> Tensor:
+        """With one block's targets moved to V."""
         b = step % len(self.blocks)
         part = self._part(b, V)
         self.total += part - self.parts[b]

@@ -7,7 +7,7 @@ the squared loss, which therefore needs XᵀX, XᵀY and ‖y_m‖² alone.
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.methods.normal import NormalMatrix
 from convexprune.solvers.programs.fits import SquaredLoss
-from convexprune.solvers.programs.fits.base import LossFit, TargetFit
+from convexprune.solvers.programs.fits.base import TargetFit
 from convexprune.solvers.programs.program import LayerProgram
 
 _TRIALS = 20  # of a step's length at most
@@ -47,33 +47,8 @@ class Point:
         return self.weights, self.value, self.gradient, self.outputs, self.active
 
 
-class Model(Protocol):
-    """A loss on weights, neuron by neuron, with its local quadratic model."""
-
-    factors: torch.dtype  # what curvatures are computed and factorised in; gradients decide what is right
-
-    def only(self, neurons: Tensor) -> Self:
-        """The loss of some neurons."""
-
-    def at(self, U: Tensor) -> Point:
-        """Value and gradient at U."""
-
-    def curvature(self, at: Point, neurons: Tensor, rows: Tensor, idle: Tensor | None = None) -> Tensor:
-        """[c, s, s], H of each of c neurons restricted to its inputs ``rows`` [c, s].
-
-        Samples that do not respond count by ``idle`` [c] in [0, 1]. Where that is 1, the quadratic model bounds the
-        loss from above, so that its minimiser never raises it.
-        """
-
-    def diagonal(self, at: Point) -> Tensor:
-        """[N, M], the diagonals of H."""
-
-    def move(self, at: Point, step: Tensor) -> Point:
-        """U + t·step, t [M] such that no neuron's loss rises."""
-
-
 class Quadratic:
-    """½‖XU − Y‖² through XᵀX, XᵀY and ‖y_m‖² in float64."""
+    """½‖XU − Y‖² through XᵀX, XᵀY and ‖y_m‖² in float64; curvatures are factorised in ``factors``."""
 
     ridge = 0.0
 
@@ -106,16 +81,11 @@ class Quadratic:
 
     def solution(self) -> Tensor:
         """Least squares of small norm: the minimiser without directions that rounding decides."""
-        d = self.gram.diagonal().clamp(min=0).sqrt()[:, None]
-        d = torch.where(d > 0, d, 1.0)
+        d = self.gram.lengths()
         values, vectors = self.gram.scaled(d).eigen()
         inverse = torch.where(values > _RANK * values.max(), 1 / values.clamp(min=1e-300), 0.0)
         solution: Tensor = (vectors * inverse) @ (vectors.T @ (self.moment / d)) / d
         return solution
-
-    def zeros(self) -> Tensor:
-        """U = 0."""
-        return torch.zeros_like(self.moment)
 
     def at(self, U: Tensor) -> Point:
         """½(uᵀGu − 2uᵀc + ‖y‖²) and Gu − c."""
@@ -187,7 +157,7 @@ class OneSided:
         return ((rows, self.block(rows)) for rows in blocks_of(self.inputs, self.fit.shape[1]))
 
     def _point(self, U: Tensor, Z: Tensor) -> Point:
-        value, gradient = self._pulled(U), self.ridge * (U - self.centre)
+        value, gradient = self._ridge_value(U), self.ridge * (U - self.centre)
         active = torch.empty_like(self.free)
         for rows, part in self._parts():
             h = part._residual(Z[rows])
@@ -199,12 +169,15 @@ class OneSided:
     def _residual(self, Z: Tensor) -> Tensor:
         return Z.clamp(min=0).sub_(self.fit.anchor) if self.exact else self.fit.residual(Z)
 
-    def _pulled(self, U: Tensor) -> Tensor:
-        """What the ridge adds to the value."""
+    def _ridge_value(self, U: Tensor) -> Tensor:
         return self.ridge / 2 * (U - self.centre).square().sum(0, dtype=torch.float64)
 
     def curvature(self, at: Point, neurons: Tensor, rows: Tensor, idle: Tensor | None = None) -> Tensor:
-        """XᵀX of the samples that respond, and a part of that of the others."""
+        """[c, s, s], H of each of c neurons restricted to its inputs ``rows`` [c, s].
+
+        Samples that do not respond count by ``idle`` [c] in [0, 1]. Where that is 1, the quadratic model bounds the
+        loss from above, so that its minimiser never raises it.
+        """
         assert at.active is not None  # noqa: S101 - every Point made here has it
         s, P = rows.shape[1], len(self.inputs)
         H = self.columns.new_empty(len(rows), s, s)
@@ -224,7 +197,7 @@ class OneSided:
         return H
 
     def diagonal(self, at: Point) -> Tensor:
-        """Columnwise sums of squares over the samples that respond."""
+        """[N, M], the diagonals of H: columnwise sums of squares over the samples that respond."""
         assert at.active is not None  # noqa: S101
         return self.columns.square() @ at.active.to(self.inputs.dtype) + self.ridge
 
@@ -254,7 +227,7 @@ class OneSided:
         """The loss at U + t·step, and its derivative by t, [M] each."""
         assert at.outputs is not None  # noqa: S101
         U = at.weights + step * t.to(step)
-        value, slope = self._pulled(U), self.ridge * ((U - self.centre) * step).sum(0, dtype=torch.float64)
+        value, slope = self._ridge_value(U), self.ridge * ((U - self.centre) * step).sum(0, dtype=torch.float64)
         for rows, part in self._parts():
             Z = torch.addcmul(at.outputs[rows], change[rows], t.to(change))
             h = part._residual(Z)
@@ -264,14 +237,17 @@ class OneSided:
         return value, slope
 
 
-def model_of(program: LayerProgram, exact: bool = False, quadratic: Quadratic | None = None) -> "Quadratic | OneSided":
+Model: TypeAlias = Quadratic | OneSided
+"""A loss on weights, neuron by neuron, with its local quadratic model."""
+
+
+def model_of(program: LayerProgram, exact: bool = False, quadratic: Quadratic | None = None) -> Model:
     """The loss of the program's geometry; exact: the ReLU's own error in place of its convex bound.
 
     A quadratic model of the program that is there already is not made again.
     """
     fit = program.fit
     assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
-    loss: LossFit = fit.as_loss()
-    if isinstance(loss, SquaredLoss):
+    if isinstance(fit.as_loss(), SquaredLoss):
         return quadratic or Quadratic(program, program.dtype)
     return OneSided(program, exact)

@@ -56,7 +56,7 @@ class EpsInterval:
 
     @property
     def infeasible(self) -> bool:
-        """Whether no weights with penalty ≤ ``budget`` satisfy the program as posed."""
+        """Whether no weights with penalty ≤ ``budget`` satisfy the program with its own eps."""
         return self.eps < self.low
 
     def lowest(self, budget: float) -> float:
@@ -110,7 +110,7 @@ def feasible_eps(
 
 
 def proves_infeasible(program: LayerProgram, multipliers: ArrayLike, budget: float) -> bool:
-    """Whether multipliers Λ [P, M] prove that no weights with penalty ≤ ``budget`` satisfy the program as posed.
+    """Whether multipliers Λ [P, M] prove that no weights with penalty ≤ ``budget`` satisfy the program.
 
     Whatever satisfies it costs at least the bound, so it does where bound > budget. Those of an ``EpsInterval`` with
     low > eps do for its budget.
@@ -177,15 +177,12 @@ def _typical_penalty(program: LayerProgram) -> float:
 def _one_ball(program: LayerProgram) -> SetFit:
     fit = program.fit
     check_convex(program)
+    found = type(fit).__name__
     if is_plain(fit, LOSSES):
-        raise InvalidInput(
-            f"fit: expected a set with a radius eps, found {type(fit).__name__}, which any weights satisfy"
-        )
+        raise InvalidInput(f"fit: expected a set with a radius eps, found {found}, which any weights satisfy")
     if not isinstance(fit, SetFit) or not is_plain(fit, SETS):
-        raise InvalidInput(
-            f"fit: expected Ball, ReluBall or NetTrimSet, whose distances a loss of ours measures, found "
-            f"{type(fit).__name__}: what it asks of the outputs is its own"
-        )
+        expected = "Ball, ReluBall or NetTrimSet, whose distances a loss of ours measures"
+        raise InvalidInput(f"fit: expected {expected}, found {found}: what it asks of the outputs is its own")
     if isinstance(fit.eps, Tensor):
         raise InvalidInput(
             f"fit: expected one eps, found {len(fit.eps)}, one for each neuron: their smallest values trade against "

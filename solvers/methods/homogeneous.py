@@ -4,26 +4,186 @@
 
 Mehrotra's predictor and corrector with the scaling of Nesterov and Todd, on the embedding of Goulart and Chen,
 "Clarabel: an interior-point solver for conic programs with quadratic objectives" (2024), whose equations (in their
-notation) are solved here: a solution has κ = 0, a proof that there is none has τ = 0.
+notation) are solved here: a solution has κ = 0, a proof that there is none has τ = 0. Products of cones on stacked
+vectors: Vandenberghe, "The CVXOPT linear and quadratic cone program solvers" (2010), sections 3 to 5; the sparse form
+of H is that of Domahidi, Chu, Boyd, "ECOS" (2013).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from convexprune.solvers.methods.cones import Array, Cones, NesterovTodd
+Array = npt.NDArray[Any]
+Move = tuple[Array, Array, Array, float, float]
+"""Changes of x, z, s, τ and κ."""
+Point = tuple[Array, Array, Array]
+"""x, z and s."""
+Pair = tuple[Array, Array]
+Solve = Callable[[Array, Array], Pair]
 
 _SHIFT = 1e-13  # of the diagonal of the linear system, which refinement takes back
 _REFINEMENTS = 4
 _SHORT = 0.99  # of the way to the boundary
 _LEAST = 1e-6  # length of a step that is worth its while
 
-Move = tuple[Array, Array, Array, float, float]
-"""Changes of x, z, s, τ and κ."""
-Point = tuple[Array, Array, Array]
-"""x, z and s."""
+
+@dataclass(frozen=True, eq=False)
+class Cones:
+    """{0}^zero × R₊^flat × second-order cones.
+
+    Args:
+        zero, flat: Sizes of the first two.
+        sizes: [K] of the cones; in each the head comes first.
+    """
+
+    zero: int
+    flat: int
+    sizes: Array
+
+    @property
+    def rows(self) -> int:
+        """Of a vector."""
+        return self.zero + self.flat + int(self.sizes.sum())
+
+    @property
+    def degree(self) -> int:
+        """One for each nonnegative number and each cone."""
+        return self.flat + len(self.sizes)
+
+    @cached_property
+    def line(self) -> slice:
+        """Where the nonnegative numbers are."""
+        return slice(self.zero, self.zero + self.flat)
+
+    @cached_property
+    def heads(self) -> Array:
+        """[K] indices."""
+        return self.zero + self.flat + np.cumsum(self.sizes) - self.sizes
+
+    @cached_property
+    def bodies(self) -> Array:
+        """Indices of all that are no heads."""
+        inside = np.ones(self.rows, dtype=bool)
+        inside[: self.zero + self.flat] = False
+        inside[self.heads] = False
+        return np.flatnonzero(inside)
+
+    @cached_property
+    def owner(self) -> Array:
+        """Which cone each of the bodies' entries is in."""
+        return np.repeat(np.arange(len(self.sizes)), self.sizes - 1)
+
+    def inner(self, a: Array, b: Array) -> Array:
+        """[K] ⟨a, b⟩ over the bodies alone."""
+        return np.bincount(self.owner, a[self.bodies] * b[self.bodies], len(self.sizes))
+
+    def identity(self) -> Array:
+        """e: 1 for nonnegative numbers and heads, 0 elsewhere."""
+        e = np.zeros(self.rows)
+        e[self.line] = e[self.heads] = 1.0
+        return e
+
+    def margin(self, a: Array) -> tuple[Array, Array]:
+        """[K] head − ‖body‖ and head + ‖body‖."""
+        length = np.sqrt(self.inner(a, a))
+        return a[self.heads] - length, a[self.heads] + length
+
+    def product(self, a: Array, b: Array) -> Array:
+        """a∘b: entry by entry, and (⟨a, b⟩; a₀b₁ + b₀a₁) in a cone."""
+        c = a * b
+        c[self.heads] += self.inner(a, b)
+        c[self.bodies] = a[self.heads][self.owner] * b[self.bodies] + b[self.heads][self.owner] * a[self.bodies]
+        return c
+
+    def quotient(self, a: Array, b: Array) -> Array:
+        """c with a∘c = b; 0 in the zero cone."""
+        c = np.zeros_like(b)
+        c[self.line] = b[self.line] / a[self.line]
+        low, high = self.margin(a)
+        head = (a[self.heads] * b[self.heads] - self.inner(a, b)) / (low * high)
+        c[self.heads] = head
+        c[self.bodies] = (b[self.bodies] - head[self.owner] * a[self.bodies]) / a[self.heads][self.owner]
+        return c
+
+    def reach(self, a: Array, d: Array) -> float:
+        """The largest t, infinite if there is none, for which a + td is in the cones; a is inside."""
+        falling = d[self.line] < 0
+        steps = [-a[self.line][falling] / d[self.line][falling]]
+        (low, high), heads = self.margin(a), self.heads
+        square = d[heads] ** 2 - self.inner(d, d)
+        mixed, rest = a[heads] * d[heads] - self.inner(a, d), low * high
+        # mixed² ≥ square·rest, for a is inside; with equality, which rounding hides, where d is a multiple of it.
+        below = np.sqrt(np.maximum(mixed**2 - square * rest, 0)) - mixed
+        steps += [rest[below > 0] / below[below > 0]]
+        return float(min((step.min() for step in steps if len(step)), default=np.inf))
+
+
+@dataclass(frozen=True, eq=False)
+class NesterovTodd:
+    """The scaling W with Wz = W⁻¹s = λ for s and z inside the cones.
+
+    On R₊ it is w = √(s/z); in a cone W = η·[w₀, w₁ᵀ; w₁, I + w₁w₁ᵀ/(1 + w₀)] with w₀² = 1 + ‖w₁‖².
+    """
+
+    cones: Cones
+    w: Array  # on R₊ and, with length 1, in the cones
+    eta: Array  # [K]
+    point: Array  # λ
+
+    @classmethod
+    def of(cls, cones: Cones, s: Array, z: Array) -> "NesterovTodd":
+        """That of s and z."""
+        w, line, heads, bodies, owner = np.zeros_like(s), cones.line, cones.heads, cones.bodies, cones.owner
+        w[line] = np.sqrt(s[line] / z[line])
+        size_s, size_z = (np.sqrt(np.multiply(*cones.margin(a))) for a in (s, z))
+        a, b = s / 1.0, z / 1.0
+        for vector, size in ((a, size_s), (b, size_z)):
+            vector[heads] /= size
+            vector[bodies] /= size[owner]
+        gamma = np.sqrt((1 + a[heads] * b[heads] + cones.inner(a, b)) / 2)
+        w[bodies] = (a[bodies] - b[bodies]) / (2 * gamma[owner])
+        w[heads] = np.sqrt(1 + cones.inner(w, w))
+        new = cls(cones, w, np.sqrt(size_s / size_z), w)
+        return cls(cones, w, new.eta, new.apply(z))
+
+    def undo(self, a: Array) -> Array:
+        """W⁻¹a."""
+        return self.apply(a, -1.0)
+
+    def apply(self, a: Array, sign: float = 1.0) -> Array:
+        """Wa, or W⁻¹a for a sign of -1."""
+        c, w, out = self.cones, self.w, np.zeros_like(a)
+        out[c.line] = a[c.line] * w[c.line] ** sign
+        inner, head, eta = c.inner(w, a), a[c.heads], self.eta**sign
+        out[c.heads] = eta * (w[c.heads] * head + sign * inner)
+        along = sign * head + inner / (1 + w[c.heads])
+        out[c.bodies] = eta[c.owner] * (a[c.bodies] + w[c.bodies] * along[c.owner])
+        return out
+
+    def square(self, a: Array) -> Array:
+        """Ha, H = W²."""
+        return self.apply(self.apply(a))
+
+    def sparse(self) -> tuple[Array, Array, Array]:
+        """(D, u, v), vectors over all rows: H is diag(D) + uuᵀ − vvᵀ in each cone, diag(D) elsewhere."""
+        c, w = self.cones, self.w
+        D, u, v = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)
+        D[c.line] = w[c.line] ** 2
+        w0, length2 = w[c.heads], c.inner(w, w)
+        alpha = 1 + w0 + length2 / (1 + w0)
+        beta = 1 + 2 / (1 + w0) + length2 / (1 + w0) ** 2
+        d = 0.5 * (w0**2 + length2 * (1 - alpha**2 / (1 + length2 * beta)))
+        u0 = np.sqrt(w0**2 + length2 - d)
+        u1 = alpha / u0
+        v1 = np.sqrt(np.maximum(u1**2 - beta, 0))
+        D[c.heads], D[c.bodies] = self.eta**2 * d, (self.eta**2)[c.owner]
+        u[c.heads], u[c.bodies] = self.eta * u0, (self.eta * u1)[c.owner] * w[c.bodies]
+        v[c.bodies] = (self.eta * v1)[c.owner] * w[c.bodies]
+        return D, u, v
 
 
 @dataclass(eq=False)
@@ -104,26 +264,22 @@ class Embedding:
         constant = solve(-self.q, self.b)
         residuals = self.residuals()
         square = self.cones.product(W.point, W.point)
-        affine = self._direction(W, solve, constant, residuals, square, self.tau * self.kappa)
+        affine = self._direction(W, solve, constant, residuals, (square, self.tau * self.kappa))
         sigma = (1 - min(1.0, self._reach(affine))) ** 3
         _, dz, ds, dtau, dkappa = affine
         mu, left = self.mu, 1 - sigma
         bent = square + self.cones.product(W.undo(ds), W.apply(dz)) - sigma * mu * self.cones.identity()
         r = (left * residuals[0], left * residuals[1], left * residuals[2])
-        move = self._direction(W, solve, constant, r, bent, self.tau * self.kappa + dtau * dkappa - sigma * mu)
+        c = (bent, self.tau * self.kappa + dtau * dkappa - sigma * mu)
+        move = self._direction(W, solve, constant, r, c)
         finite = all(np.isfinite(part).all() for part in move)
         return move, min(1.0, _SHORT * self._reach(move)) if finite else np.nan
 
     def _direction(
-        self,
-        W: NesterovTodd,
-        solve: "Solve",
-        constant: tuple[Array, Array],
-        r: tuple[Array, Array, float],
-        ds: Array,
-        dk: float,
+        self, W: NesterovTodd, solve: Solve, constant: Pair, r: tuple[Array, Array, float], c: tuple[Array, float]
     ) -> Move:
-        """Newton's step (x, z, s, τ, κ) against residuals r and complementarities ds and dk."""
+        """Newton's step (x, z, s, τ, κ) against residuals r and complementarities c of the cones and of τ and κ."""
+        ds, dk = c
         shift = W.apply(self.cones.quotient(W.point, ds))
         x1, z1 = solve(-r[0], shift - r[1])
         x2, z2 = constant
@@ -177,7 +333,7 @@ class _System:
         fixed = np.concatenate([one.data, other.data, other.data, np.full(n, _SHIFT)])
         return cls(P, A, cones, matrix, place, fixed)
 
-    def factorised(self, W: NesterovTodd) -> "Solve":
+    def factorised(self, W: NesterovTodd) -> Solve:
         """A function that solves the system for right sides of x and z.
 
         Raises:
@@ -206,6 +362,3 @@ class _System:
             return best
 
         return solve
-
-
-Solve = Callable[[Array, Array], tuple[Array, Array]]

@@ -14,10 +14,7 @@ from convexprune.solvers.programs.program import LayerProgram
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call asks of a solver: tolerances on the certificate, and where to give up (None: nowhere).
-
-    ``stop`` is asked between iterations; a true answer ends the solve as the time limit does.
-    """
+    """Tolerances on the certificate, and where to give up (None: nowhere); a true answer of ``stop`` ends the solve."""
 
     tol: float
     feas_tol: float
@@ -27,27 +24,27 @@ class Limits:
 
 
 @dataclass(eq=False)
-class Ending:
-    """Asked between iterations: whether the limits say to end now.
+class Deadline:
+    """Called between iterations: whether the limits say to end now.
 
     Attributes:
         limits: Those of the call.
         began: When it began, by ``time.perf_counter``.
-        why: "stopped" or "time limit", once there was a reason; it stays.
+        reason: "stopped" or "time limit", once there was one; it stays.
     """
 
     limits: Limits
     began: float
-    why: str | None = None
+    reason: str | None = None
 
     def __call__(self) -> bool:
         """Whether there is, or was, a reason."""
         stop, seconds = self.limits.stop, self.limits.time_limit
-        if self.why is None and stop is not None and stop():
-            self.why = "stopped"
-        elif self.why is None and seconds is not None and time.perf_counter() - self.began >= seconds:
-            self.why = "time limit"
-        return self.why is not None
+        if self.reason is None and stop is not None and stop():
+            self.reason = "stopped"
+        elif self.reason is None and seconds is not None and time.perf_counter() - self.began >= seconds:
+            self.reason = "time limit"
+        return self.reason is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +89,7 @@ class Proposal:
 
 
 class Excess(NamedTuple):
-    """How many times larger than asked for a certificate's gap and violation are; ``max(excess) <= 1`` is enough.
-
-    NaN where there is nothing finite to judge.
-    """
+    """By what factors a certificate's gap and violation are too large: NaN where there is nothing finite to judge."""
 
     gap: float
     violation: float
@@ -123,8 +117,5 @@ def options_of(solver: object) -> dict[str, Any]:
     """A solver's parameters by name."""
     if not dataclasses.is_dataclass(solver) or isinstance(solver, type):
         return {}
-    return {f.name: _plain(getattr(solver, f.name)) for f in dataclasses.fields(solver)}
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, torch.dtype) else value
+    values = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver)}
+    return {name: str(value) if isinstance(value, torch.dtype) else value for name, value in values.items()}

@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.solvers.methods.backends.conic import ConicForm
+from convexprune.solvers.methods.backends.conic import ConicForm, refusal
 from convexprune.solvers.methods.backends.direct import Answer, Task
-from convexprune.solvers.methods.backends.parts import refusal
-from convexprune.solvers.methods.cones import Cones
-from convexprune.solvers.methods.homogeneous import Embedding
+from convexprune.solvers.methods.homogeneous import Cones, Embedding
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.iterative import IterativeSolver
+from convexprune.solvers.methods.normal import positive_or_one
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs.fits.base import TargetFit
 from convexprune.solvers.programs.program import LayerProgram
@@ -34,8 +33,7 @@ class _State:
     start: Start | None
 
     @property
-    def mu(self) -> float:
-        """The largest complementarity of the parts."""
+    def mu(self) -> float:  # the largest complementarity of the parts
         return max(part.mu for part in self.parts)
 
 
@@ -109,7 +107,7 @@ class Interior(IterativeSolver[_State]):
         if any(impossible):
             start = None if state.start is None else state.start.weights.to(found.weights)
             return found.weights if start is None else start, found.multipliers
-        zero = [form.zeros(*point) for (_, form), point in zip(state.task.forms, points, strict=True)]
+        zero = [form.zeros(*point[1:]) for (_, form), point in zip(state.task.forms, points, strict=True)]
         sparse = torch.where(torch.as_tensor(np.hstack(zero), device=found.weights.device), 0.0, found.weights)
         (U, distance), end = _corrected(state.program, sparse), self.done(state) or state.mu <= _FINE
         if end and distance > 0:
@@ -125,8 +123,7 @@ def _embedding(form: ConicForm) -> Embedding:
 def _corrected(program: LayerProgram, U: Tensor) -> tuple[Tensor, float]:
     """U moved by least squares, along its support, to where the outputs are in the set; how far they still are."""
     X, fit, support = program.inputs, program.fit, U != 0
-    length = torch.linalg.vector_norm(X, dim=0)
-    length = torch.where(length > 0, length, 1.0)
+    length = positive_or_one(torch.linalg.vector_norm(X, dim=0))
     scaled = X / length
     best, least = U, float("inf")
     for _ in range(_CORRECTIONS + 1):

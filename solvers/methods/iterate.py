@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import norm
-from convexprune.solvers.methods.balance import PenaltyParameter
 from convexprune.solvers.methods.normal import NormalMatrix, Operator
+from convexprune.solvers.programs.claims import is_plain
+from convexprune.solvers.programs.fits import SquaredLoss
 from convexprune.solvers.programs.penalties import Penalty
 from convexprune.solvers.programs.program import Block, LayerProgram, Samples
 
@@ -18,8 +19,46 @@ _COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong b
 
 
 @dataclass
+class PenaltyParameter:
+    """The penalty parameter of one constraint, and its relative residuals since it was last reviewed."""
+
+    weight: float
+    precision: float = 2.0**-52  # what arithmetic rounds to, relative
+    primal: float = math.inf  # ‖constraint‖ relative to the larger of its two sides
+    change: float = math.inf  # weight·‖change of the splitting variable‖ relative to the multiplier
+    imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change)
+    share: float = 1.0  # the scaled dual relative to the larger side
+    bounded: bool = False  # whether the last review asked for more than the precision allows
+
+    def measure(self, side: float, apart: float, moved: float, dual: float) -> None:
+        """Norms of the constraint's larger side, of the constraint, of the change, and of the scaled dual."""
+        self.share = dual / max(side, _TINY)
+        self.primal, self.change = apart / max(side, _TINY), moved / max(dual, _TINY)
+        primal, change = (math.log(min(max(value, _TINY), 1 / _TINY)) for value in (self.primal, self.change))
+        self.imbalance.append(0.5 * (primal - change))
+
+    def rebalance(self, threshold: float, lead: float = 1.0) -> float:
+        """Change the parameter if it is out of balance by more than the threshold; the factor, 1 if it stays.
+
+        The scaled dual, which shrinks by that factor, and the side of the constraint that it is added to are kept
+        within a factor of 1/√precision of each other: the sum holds half of the digits of either.
+        """
+        mean = sum(self.imbalance) / len(self.imbalance) + math.log(lead)
+        self.imbalance.clear()
+        self.bounded = False
+        if abs(mean) <= threshold:
+            return 1.0
+        half = math.sqrt(self.precision)
+        wanted = math.exp(min(max(mean, math.log(0.2)), math.log(5.0)))
+        factor = min(max(wanted, min(1.0, self.share * half)), max(1.0, self.share / half))
+        self.bounded = factor != wanted
+        self.weight *= factor
+        return factor
+
+
+@dataclass
 class Iterate:
-    """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so pull(q) = q − Z = −dual."""
+    """Z and its scaled dual are known by their difference: q = Z − dual, Z = prox(q), so q − Z = −dual."""
 
     program: LayerProgram
     samples: Samples
@@ -43,27 +82,27 @@ class Iterate:
     iteration: int = 0
     due: int = 10  # the iteration at which the parameters are reviewed next
     scale: float = 0.0  # logarithm of the fit's
-    wrong: Tensor = field(default_factory=lambda: torch.zeros(()))  # ‖·‖² of XU, by coarse products since it was exact
+    error: Tensor = field(default_factory=lambda: torch.zeros(()))  # ‖·‖² of XU, by coarse products since it was exact
     shift: float = 0.0  # of the inverse: sigma/rho, or more where rounding of the Gram asks for it
     last: "Snapshot | None" = None  # where it came to with the fit before
 
-    def pull(self, block: Block) -> Tensor:
+    def negated_dual(self, block: Block) -> Tensor:
         """−dual of Z = XU for a block."""
         return block.fit.pull(self.q[block.rows], self.sums, self.rho.weight)
 
-    def doubt(self, change: Tensor) -> None:
+    def add_error(self, change: Tensor) -> None:
         """Add what a coarse product with this change of V [N, M] may be wrong by, where products are coarse."""
         if self.products != self.q.dtype:
             rounding, lengths = torch.finfo(self.products).eps / 4, self.gram.diagonal().clamp(min=0).sqrt()[:, None]
-            self.wrong = self.wrong + (rounding * norm(lengths.to(change) * change)).square()
+            self.error = self.error + (rounding * norm(lengths.to(change) * change)).square()
 
     def refactor(self) -> None:
         """(gram + sigma/rho·I)⁻¹ in float64, rounded once."""
         inverse, self.shift = self.gram.inverse(self.sigma.weight / self.rho.weight)
         self.inverse = inverse.to(self.q)
 
-    def adopt(self, multipliers: Tensor) -> None:
-        """Start from multipliers Λ: both duals follow from them."""
+    def set_duals(self, multipliers: Tensor) -> None:
+        """Both duals from multipliers Λ."""
         like = self.T
         self.dual = self.samples.adjoint(lambda block: multipliers[block.rows].to(like), like)
         self.dual.div_(self.d).div_(self.sigma.weight)
@@ -74,7 +113,7 @@ class Iterate:
         """Λ [P, M] of Z = XU, in the working memory."""
         self.adjoint = None
         for block in self.samples:
-            torch.mul(self.pull(block), self.rho.weight, out=self.work[block.rows])
+            torch.mul(self.negated_dual(block), self.rho.weight, out=self.work[block.rows])
         return self.work
 
     def restored(self, steps: int) -> Tensor:
@@ -119,14 +158,14 @@ class Iterate:
         """
         squares, V = torch.zeros(5, dtype=torch.float64, device=T.device), self.V
         for block in self.samples:
-            r, before, XU = self.pull(block), self.work[block.rows], self.XU[block.rows]
+            r, before, XU = self.negated_dual(block), self.work[block.rows], self.XU[block.rows]
             Z = self.q[block.rows] - r
             squares += torch.stack([norm(A) for A in (XU, Z, XU - Z, Z - before, r)]).square()
         XU_, Z_, apart, moved, r_ = squares.sqrt().tolist()
         self.rho.measure(max(XU_, Z_), apart, moved, r_)
-        if float(self.wrong.sqrt()) > _COARSE * apart:
+        if float(self.error.sqrt()) > _COARSE * apart:
             self.products = self.q.dtype
-        self.wrong = torch.zeros_like(self.wrong)
+        self.error = torch.zeros_like(self.error)
         V_, T_, apart, moved, dual_ = (float(norm(A)) for A in (V, T, V - T, T - self.T, dual))
         self.sigma.measure(max(V_, T_), apart, moved, dual_)
 
@@ -159,7 +198,7 @@ class Snapshot:
         """Where this one is."""
         r = torch.empty_like(state.q)
         for block in state.samples:
-            r[block.rows] = state.pull(block)
+            r[block.rows] = state.negated_dual(block)
         primal = (state.V, state.T, state.XU.clone(), state.q - r)
         return cls(state.scale, primal, (state.dual * state.sigma.weight, r.mul_(state.rho.weight)))
 
@@ -167,15 +206,16 @@ class Snapshot:
         """Set the iterate to this + step·(this − last) at the new scale."""
         step = (scale - self.scale) / (self.scale - last.scale) if self.scale != last.scale else 0.0
         step = min(max(step, 0.0), 1.5)
-        moved = [torch.lerp(b, a, 1 + step) for a, b in zip(self.primal, last.primal, strict=True)]
+        state.V, state.T, state.XU, Z = (
+            torch.lerp(b, a, 1 + step) for a, b in zip(self.primal, last.primal, strict=True)
+        )
         M, L = (torch.lerp(b, a, 1 + step) for a, b in zip(self.dual, last.dual, strict=True))
-        state.V, state.T, state.XU, Z = moved
         state.dual = M / state.sigma.weight
         state.q = Z.add_(L, alpha=1 / state.rho.weight)
 
 
 @dataclass(frozen=True, eq=False)
-class Sampled:
+class SampledStart:
     """What a run on some of the samples says about all of them, in the caller's units."""
 
     weights: Tensor  # U [N, M]
@@ -190,8 +230,63 @@ class Sampled:
         # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
         # samples become more, so that XᵀΛ stays.
         Z = state.samples.outputs(state.T / state.d, state.work)
-        lengths = [(norm(state.pull(b)), norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
-        pulls, residuals = (math.hypot(*map(float, column)) for column in zip(*lengths, strict=True))
+        lengths = [(norm(state.negated_dual(b)), norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
+        duals, residuals = (math.hypot(*map(float, column)) for column in zip(*lengths, strict=True))
         rho, sigma = state.rho.weight * share, state.sigma.weight
         multipliers = state.dual * state.d * sigma
-        return cls(state.T / state.d, multipliers, rho, sigma * share, pulls * rho / max(residuals, _TINY))
+        return cls(state.T / state.d, multipliers, rho, sigma * share, duals * rho / max(residuals, _TINY))
+
+
+_SPARE = 1.1  # times as many inputs as samples: with no more, those chosen may depend on each other
+_EXCESS = 2.0  # times the loss of what meets the targets: with no more, nothing is wrong with the sparse weights
+_LEAST = 1e-3  # of a neuron's largest weight: what those that are 0 count as
+_ROUNDING = 1e-14  # of the largest diagonal entry, added to all
+_REFINEMENTS = 3
+_ENTRIES = 2**24  # that are held at once
+
+
+def interpolated(program: LayerProgram, U: Tensor, V: Tensor, tension: Tensor) -> Tensor:
+    """U or, if they cost less, weights near U that meet the targets of a squared loss with next to no penalty.
+
+    Where inputs are more than samples, the sparse iterate of an ADMM is near the optimum long before its outputs are,
+    and what they lack is squared and multiplied by a large weight. So each neuron moves by weighted least squares along
+    its support and as many inputs more as it has samples: for r = y − Xu and D = diag(|u|), by D²Xᵀ(XD²Xᵀ)⁻¹r.
+
+    Args:
+        program: Only ``SquaredLoss`` with fewer samples than inputs is looked at.
+        U: [N, M], sparse, in float64.
+        V: [N, M], near U and the targets.
+        tension: [N, M], how near each entry that is 0 is to being none.
+    """
+    fit, size = program.fit, min(len(U), int(_SPARE * program.samples) + 1)
+    if not is_plain(fit, (SquaredLoss,)) or program.samples >= len(U) or int((U != 0).sum(0).max()) > size:
+        return U
+    X, Y = program.inputs.to(U), program.fit.anchor.to(U)
+    before, near = (float((X @ A - Y).square().sum()) for A in (U, V))
+    if before <= _EXCESS * near:
+        return U
+    chosen = torch.where(U != 0, torch.inf, tension).topk(size, dim=0).indices
+    moved = U.clone()
+    for columns in torch.split(torch.arange(U.shape[1]), max(1, _ENTRIES // (size * len(X)))):
+        rows = chosen[:, columns]
+        moved[rows, columns] += _moves(X, Y[:, columns], U[:, columns], rows)
+    assert isinstance(fit, SquaredLoss)  # noqa: S101 - is_plain saw to it
+    penalty, after = program.penalty.to(U), float((X @ moved - Y).square().sum())
+    cheaper = float(penalty.value(moved)) + fit.weight / 2 * after < float(penalty.value(U)) + fit.weight / 2 * before
+    return moved if cheaper else U
+
+
+def _moves(X: Tensor, Y: Tensor, U: Tensor, rows: Tensor) -> Tensor:
+    """[S, M], the moves of the weights in these rows [S, M]."""
+    size = U.abs()
+    D = torch.maximum(size.gather(0, rows), _LEAST * size.amax(0)).T[:, None]
+    inputs = X.T[rows.T].mT * D  # [M, P, S]
+    normal = inputs @ inputs.mT
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    diagonal += _ROUNDING * diagonal.amax(1, keepdim=True)
+    factor, _ = torch.linalg.cholesky_ex(normal)
+    left, moves = (Y - X @ U).T[:, :, None], torch.zeros_like(D).mT
+    for _ in range(_REFINEMENTS):
+        move = inputs.mT @ torch.cholesky_solve(left, factor)
+        moves, left = moves + move, left - inputs @ move
+    return (moves * D.mT)[:, :, 0].T.nan_to_num(0.0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from convexprune.solvers.methods.interface import Ending, Excess, Limits, Proposal, Start, Watch
+from convexprune.solvers.methods.interface import Deadline, Excess, Limits, Proposal, Start, Watch
 from convexprune.solvers.programs.program import LayerProgram
 
 Problem = TypeVar("Problem")
@@ -19,7 +19,8 @@ Given = TypeVar("Given", contravariant=True)
 
 _USUAL = 0.16  # by how much the logarithm of an excess falls an iteration near the end, until it is known
 _PATIENCE = 200  # iterations in which the excess is to halve, or half of those done before where that is more
-_BREAKDOWNS = (torch.linalg.LinAlgError, ArithmeticError)  # type: ignore[attr-defined]  # what arithmetic out of its range ends in
+_BREAKDOWNS = (torch.linalg.LinAlgError, ArithmeticError)  # type: ignore[attr-defined]  # of arithmetic out of its range
+_NOT_FINITE = "iterates were no longer finite"
 
 
 class Successor(Protocol[Given]):
@@ -71,10 +72,10 @@ class Iterative(Generic[Problem, State]):
         return None
 
     def steer(self, state: State, excess: Excess) -> None:
-        """Told what the certificate still lacks, each time it is not enough."""
+        """Adapt to what the certificate still lacks; called each time it is not enough."""
 
-    def done(self, state: State) -> bool:  # noqa: ARG002 - most methods leave stopping to the certificate
-        """The method's own stopping rule."""
+    def done(self, state: State) -> bool:  # noqa: ARG002
+        """The method's own stopping rule; most methods leave stopping to the certificate."""
         return False
 
     def ready(self, state: State, limits: Limits) -> bool:  # noqa: ARG002
@@ -89,8 +90,8 @@ class Iterative(Generic[Problem, State]):
         """What the method has passed on to by itself, in words for the trace; "" where it has not."""
         return ""
 
-    def finite(self, state: State) -> bool:  # noqa: ARG002 - what is judged is looked at anyway
-        """Whether the last step left finite numbers, as far as next to no work can tell."""
+    def finite(self, state: State) -> bool:  # noqa: ARG002
+        """Whether the last step left finite numbers, as far as next to no work can tell; weights are checked anyway."""
         return True
 
     def exhausted(self, state: State) -> str:  # noqa: ARG002
@@ -131,31 +132,22 @@ class Iterative(Generic[Problem, State]):
     ) -> tuple[Proposal, str]:
         """The last iterate, and why another method should go on, "" where nothing is wrong."""
         began = time.perf_counter()
-        late = Ending(limits, began)
+        late = Deadline(limits, began)
         try:
             state = self._state(program, start)
         except _BREAKDOWNS as error:
             return Proposal(None, None, "diverged", 0, time.perf_counter() - began), f"the set-up broke down ({error})"
         setup = time.perf_counter() - began
         last = limits.max_iter if limits.max_iter is not None else self.default_max_iter
-        ended, why, k, rhythm = (
-            "iteration limit",
-            "",
-            0,
-            _Rhythm(self.first_judged if start is None else start.expected),
-        )
-        progress = _Progress()
+        ended, why, k = "iteration limit", "", 0
+        rhythm, progress = _Rhythm(self.first_judged if start is None else start.expected), _Progress()
         latest: list[Proposal] = []  # the last one, so that what was judged is what is returned
 
         def propose() -> Proposal:
             if not latest or latest[0].iterations != k:
-                made = self.finish(state)
-                told: dict[str, Any] = {
-                    "effective": self.effective(state),
-                    "state": state,
-                    "stage": self.gone_on(state),
-                }
-                latest[:] = [Proposal(*made, ended, k, setup, **told)]
+                made, effective = self.finish(state), self.effective(state)
+                stage = self.gone_on(state)
+                latest[:] = [Proposal(*made, ended, k, setup, effective=effective, state=state, stage=stage)]
             return latest[0]
 
         while k < last:
@@ -166,17 +158,17 @@ class Iterative(Generic[Problem, State]):
                 continue
             residuals = {} if why else self.residuals(state)
             if why or any(map(math.isnan, residuals.values())):
-                ended, why = "diverged", why or "iterates were no longer finite"
+                ended, why = "diverged", why or _NOT_FINITE
                 break
             excess = watch(k, propose, residuals)
             if any(map(math.isnan, excess)):
-                ended, why = "diverged", "iterates were no longer finite"
+                ended, why = "diverged", _NOT_FINITE
                 break
             if max(excess) <= 1:
                 ended = "watch"
                 break
             if own or late():
-                ended = "own rule" if own else late.why or ""
+                ended = "own rule" if own else late.reason or ""
                 break
             why = self.exhausted(state) or progress.stalled(k, max(excess)) if replaceable else ""
             if why:
@@ -197,7 +189,7 @@ class Iterative(Generic[Problem, State]):
             self.step(state)
         except _BREAKDOWNS as error:
             return f"a step broke down ({error})"
-        return "" if self.finite(state) else "iterates were no longer finite"
+        return "" if self.finite(state) else _NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -216,7 +208,7 @@ class _Rhythm:
     last: tuple[int, float] | None = None
 
     def next(self, k: int, excess: float) -> None:
-        """Iteration k had this excess."""
+        """Set when to judge next, where iteration k had this excess."""
         ahead = max(min(10, self.due), k // 10)
         if self.last is None and 1 < excess < math.inf:
             ahead = min(ahead, math.ceil(math.log(excess) / _USUAL))

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +19,13 @@ Callback = Callable[[TracePoint], bool | None]
 
 Certify = Callable[[Tensor, Tensor | None], Certificate]
 """What is proven about weights, with their multipliers where there are any."""
+
+_ENDED = {
+    "iteration limit": Status.ITERATION_LIMIT,
+    "time limit": Status.TIME_LIMIT,
+    "stopped": Status.STOPPED,
+    "diverged": Status.DIVERGED,
+}
 
 
 class Judge:
@@ -47,7 +53,7 @@ class Judge:
         self.began = time.perf_counter()
         self.judging = 0.0
         self.stopped = False
-        self.last: tuple[_Identity, Certificate] | None = None
+        self.last: tuple[Tensor | None, Tensor | None, tuple[int, ...], Certificate] | None = None
         self.best: tuple[Tensor, Certificate] | None = None  # the cheapest feasible weights shown so far
 
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
@@ -55,41 +61,36 @@ class Judge:
         c, limits = self.judge(iteration, proposal(), residuals), self.limits
         if c is None:
             return Excess(math.nan, math.nan)
-        if self.stopped or self._impossible(c) or c.meets(limits.tol, limits.feas_tol):
+        if self.stopped or self._infeasible(c) or c.meets(limits.tol, limits.feas_tol):
             return Excess(0.0, 0.0)
         gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
         return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)
 
     def judge(self, iteration: int, proposal: Proposal, residuals: Mapping[str, float]) -> Certificate | None:
         """The certificate of a proposal, traced; None where there is nothing finite to certify."""
-        if not _finite(proposal):
+        weights, multipliers = proposal.weights, proposal.multipliers
+        if weights is None or any(a is not None and count_nonfinite(a) for a in (weights, multipliers)):
             return None
-        assert proposal.weights is not None  # noqa: S101 - _finite saw them
-        solving = time.perf_counter() - self.began - self.judging
         before = time.perf_counter()
-        certificate = self.certify(proposal.weights, proposal.multipliers)
-        self.last = (_Identity.of(proposal), certificate)
-        c = certificate
+        solving = before - self.began - self.judging
+        c = self.certify(weights, multipliers)
+        self.last = (weights, multipliers, _versions(proposal), c)
         if c.violation <= self.limits.feas_tol and (self.best is None or c.value < self.best[1].value):
-            self.best = (proposal.weights.clone(), c)
+            self.best = (weights.clone(), c)
         point = TracePoint(iteration, solving, c.value, c.bound, c.gap, c.violation, dict(residuals), proposal.stage)
         self.trace.append(point)
         self.stopped = bool(self.callback and self.callback(point))
         self.judging += time.perf_counter() - before
-        return certificate
+        return c
 
     def verdict(self, proposal: Proposal, nothing: Tensor, provenance: dict[str, Any]) -> Solution:
         """The solution, with its status; ``nothing`` stands for weights that a solver did not return."""
         solving = time.perf_counter() - self.began - self.judging
-        # What came back may not be what was shown last: only the very same tensors, unchanged, are not judged again.
-        if self.last is not None and self.last[0].same(proposal):
-            certificate: Certificate | None = self.last[1]
-        else:
-            certificate = self.judge(proposal.iterations, proposal, {})
+        certificate = self._known(proposal) or self.judge(proposal.iterations, proposal, {})
         status = self._status(proposal, certificate)
         weights = nothing if proposal.weights is None else proposal.weights
-        cut = status in (Status.STOPPED, Status.TIME_LIMIT) and certificate is not None
-        if cut and certificate.violation > self.limits.feas_tol and self.best is not None:  # type: ignore[union-attr]
+        interrupted = status in (Status.STOPPED, Status.TIME_LIMIT) and certificate is not None
+        if interrupted and certificate.violation > self.limits.feas_tol and self.best is not None:  # type: ignore[union-attr]
             weights = self.best[0]
             certificate = self.certify(weights, proposal.multipliers)
         return Solution(
@@ -103,7 +104,15 @@ class Judge:
             provenance=provenance,
         )
 
-    def _impossible(self, certificate: Certificate) -> bool:
+    def _known(self, proposal: Proposal) -> Certificate | None:
+        """The last certificate, if it is of the very same tensors and these have not been changed since."""
+        if self.last is None:
+            return None
+        weights, multipliers, versions, certificate = self.last
+        same = weights is proposal.weights and multipliers is proposal.multipliers
+        return certificate if same and -1 not in versions and versions == _versions(proposal) else None
+
+    def _infeasible(self, certificate: Certificate) -> bool:
         """Whether it proves that there is no solution of a sensible size, and none is known."""
         if not certificate.infeasible or self.best is not None or self.start is None:
             return certificate.infeasible and self.best is None
@@ -114,7 +123,7 @@ class Judge:
             return Status.FAILED if proposal.weights is None else Status.DIVERGED
         if certificate.meets(self.limits.tol, self.limits.feas_tol):
             return Status.SOLVED
-        if self._impossible(certificate):
+        if self._infeasible(certificate):
             return Status.INFEASIBLE
         if self.stopped:
             return Status.STOPPED
@@ -129,40 +138,10 @@ def _ratio(value: float, tolerance: float) -> float:
     return value / tolerance if tolerance > 0 else math.inf if value > 0 else 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class _Identity:
-    """Which tensors were judged, in which state."""
-
-    arrays: tuple[Tensor | None, Tensor | None]
-    versions: tuple[int, ...]
-
-    @classmethod
-    def of(cls, proposal: Proposal) -> "_Identity":
-        arrays = (proposal.weights, proposal.multipliers)
-        return cls(arrays, tuple(_version(array) for array in arrays if array is not None))
-
-    def same(self, proposal: Proposal) -> bool:
-        other = _Identity.of(proposal)
-        known = -1 not in self.versions and self.versions == other.versions
-        return known and all(a is b for a, b in zip(self.arrays, other.arrays, strict=True))
-
-
-def _version(array: Tensor) -> int:
-    """How often the tensor was changed in place; -1 for inference tensors, which do not count."""
-    return -1 if array.is_inference() else array._version
-
-
-_ENDED = {
-    "iteration limit": Status.ITERATION_LIMIT,
-    "time limit": Status.TIME_LIMIT,
-    "stopped": Status.STOPPED,
-    "diverged": Status.DIVERGED,
-}
-
-
-def _finite(proposal: Proposal) -> bool:
+def _versions(proposal: Proposal) -> tuple[int, ...]:
+    """How often each tensor was changed in place; -1 for inference tensors, which do not count."""
     arrays = (proposal.weights, proposal.multipliers)
-    return proposal.weights is not None and all(a is None or count_nonfinite(a) == 0 for a in arrays)
+    return tuple(-1 if array.is_inference() else array._version for array in arrays if array is not None)
 
 
 def checked_limits(limits: Limits) -> Limits:
@@ -170,7 +149,7 @@ def checked_limits(limits: Limits) -> Limits:
 
     Raises:
         InvalidTolerance: A tolerance or a limit outside its range.
-        InvalidInput: Something to ask that is no function.
+        InvalidInput: ``stop`` is no function.
     """
     tol, feas_tol = checked_radius("tol", limits.tol), checked_radius("feas_tol", limits.feas_tol)
     max_iter, seconds = limits.max_iter, limits.time_limit

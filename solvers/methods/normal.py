@@ -5,11 +5,10 @@ take the place of the eigenvectors, so that (XᵀX + sI)⁻¹ costs P²N once an
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +16,11 @@ from torch import Tensor
 from convexprune.solvers.programs.program import gram_matrix
 
 _LEAST_SHIFT = 1e-12  # of the largest diagonal entry, in an inverse: less drowns in the rounding of XᵀX
+
+
+def positive_or_one(A: Tensor) -> Tensor:
+    """A with 1 in the place of entries that are not positive: lengths to divide by."""
+    return torch.where(A > 0, A, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,113 +44,85 @@ Operator: TypeAlias = Tensor | LowRank
 """What an [N, M] array can be multiplied with by ``@``."""
 
 
-class NormalMatrix(ABC):
-    """G = XᵀX + ridge·diag(1/scale²) [N, N]: that of the normal equations, in float64 unless converted."""
+class NormalMatrix:
+    """G = XᵀX + ridge·I [N, N], or in scaled variables, by the matrix itself; in float64 unless converted."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
 
     @staticmethod
     def of(X: Tensor) -> "NormalMatrix":
         """XᵀX for X [P, N] of any dtype; where P < N/2, which is where it saves work, by X itself."""
-        return _Root.of(X) if 2 * X.shape[0] < X.shape[1] else _Full(gram_matrix(X))
+        if 2 * X.shape[0] >= X.shape[1]:
+            return NormalMatrix(gram_matrix(X))
+        return _ByInputs(X.to(torch.float64), X.new_zeros(X.shape[1], 1, dtype=torch.float64))
 
-    @abstractmethod
     def diagonal(self) -> Tensor:
         """[N]."""
+        return self.matrix.diagonal()
 
-    @abstractmethod
+    def lengths(self) -> Tensor:
+        """[N, 1], the square roots of the diagonal, 1 in the place of 0: columns of X divided by them have length 1."""
+        return positive_or_one(self.diagonal().clamp(min=0).sqrt()[:, None])
+
     def __matmul__(self, V: Tensor) -> Tensor:
         """GV for V [N, M]."""
+        return self.matrix @ V
 
-    @abstractmethod
-    def to(self, dtype: torch.dtype) -> Self:
-        """The same in another precision; itself where it has that."""
+    def to(self, dtype: torch.dtype) -> "NormalMatrix":
+        """The same in another precision."""
+        return NormalMatrix(self.matrix.to(dtype))
 
-    @abstractmethod
-    def scaled(self, d: Tensor) -> Self:
+    def scaled(self, d: Tensor) -> "NormalMatrix":
         """diag(1/d) G diag(1/d) for d [N, 1] > 0."""
+        return NormalMatrix((self.matrix / d).div_(d.T))
 
-    @abstractmethod
-    def plus(self, ridge: float) -> Self:
+    def plus(self, ridge: float) -> "NormalMatrix":
         """G + ridge·I."""
+        matrix = self.matrix.clone()
+        matrix.diagonal().add_(ridge)
+        return NormalMatrix(matrix)
 
-    @abstractmethod
     def block(self, rows: Tensor) -> Tensor:
         """[c, s, s]: G restricted to the inputs in each of the rows [c, s]."""
+        return self.matrix[rows[:, :, None], rows[:, None, :]]
 
-    @abstractmethod
     def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues ≥ 0 [r] of XᵀX, r = N or P, and their vectors [N, r]; all others are 0."""
+        """Eigenvalues ≥ 0 [r], r = N or P, and their vectors [N, r]; all others are 0. Without the ridge if r = P."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values.clamp(min=0), vectors
 
-    @abstractmethod
     def inverse(self, shift: float) -> tuple[Operator, float]:
         """(G + shift·I)⁻¹ and its shift: the one given, or as much more as rounding of G asks for.
 
         Raises:
             ArithmeticError: Numbers that are not finite.
         """
-
-    @abstractmethod
-    def inverses(self, dtype: torch.dtype) -> Callable[[float], Operator]:
-        """``inverse`` in this precision for many shifts, what they have in common computed once."""
-
-    def _least(self, shift: float) -> float:
-        return max(shift, _LEAST_SHIFT * float(self.diagonal().max()))
-
-
-@dataclass(frozen=True, eq=False)
-class _Full(NormalMatrix):
-    """By the matrix [N, N]."""
-
-    matrix: Tensor
-
-    def diagonal(self) -> Tensor:
-        return self.matrix.diagonal()
-
-    def __matmul__(self, V: Tensor) -> Tensor:
-        return self.matrix @ V
-
-    def to(self, dtype: torch.dtype) -> Self:
-        return type(self)(self.matrix.to(dtype))
-
-    def scaled(self, d: Tensor) -> Self:
-        return type(self)((self.matrix / d).div_(d.T))
-
-    def plus(self, ridge: float) -> Self:
-        matrix = self.matrix.clone()
-        matrix.diagonal().add_(ridge)
-        return type(self)(matrix)
-
-    def block(self, rows: Tensor) -> Tensor:
-        return self.matrix[rows[:, :, None], rows[:, None, :]]
-
-    def eigen(self) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(self.matrix)
-        return values.clamp(min=0), vectors
-
-    def inverse(self, shift: float) -> tuple[Tensor, float]:
         shift = self._least(shift)
         while math.isfinite(shift):
-            factor, failed = torch.linalg.cholesky_ex(self.plus(shift).matrix)
+            matrix = self.matrix.clone()
+            matrix.diagonal().add_(shift)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
             if not bool(failed):
                 return torch.cholesky_inverse(factor), shift
             shift *= 10
         raise ArithmeticError("XᵀX or what is added to its diagonal is not finite")
 
     def inverses(self, dtype: torch.dtype) -> Callable[[float], LowRank]:
+        """``inverse`` in this precision for many shifts, what they have in common computed once."""
         values, vectors = self.eigen()
         values, vectors = values[:, None].to(dtype), vectors.to(dtype)
         return lambda shift: LowRank(0.0, vectors, 1 / (values + shift))
 
+    def _least(self, shift: float) -> float:
+        return max(shift, _LEAST_SHIFT * float(self.diagonal().max()))
 
-@dataclass(frozen=True, eq=False)
-class _Root(NormalMatrix):
+
+class _ByInputs(NormalMatrix):
     """By X [P, N] and the ridge [N, 1]."""
 
-    X: Tensor
-    ridge: Tensor
-
-    @classmethod
-    def of(cls, X: Tensor) -> Self:
-        return cls(X.to(torch.float64), X.new_zeros(X.shape[1], 1, dtype=torch.float64))
+    def __init__(self, X: Tensor, ridge: Tensor) -> None:
+        self.X, self.ridge = X, ridge
 
     def diagonal(self) -> Tensor:
         return self.X.square().sum(0) + self.ridge[:, 0]
@@ -154,14 +130,14 @@ class _Root(NormalMatrix):
     def __matmul__(self, V: Tensor) -> Tensor:
         return (self.X.T @ (self.X @ V)).add_(self.ridge * V)
 
-    def to(self, dtype: torch.dtype) -> Self:
-        return type(self)(self.X.to(dtype), self.ridge.to(dtype))
+    def to(self, dtype: torch.dtype) -> NormalMatrix:
+        return _ByInputs(self.X.to(dtype), self.ridge.to(dtype))
 
-    def scaled(self, d: Tensor) -> Self:
-        return type(self)(self.X / d.T, self.ridge / d.square())
+    def scaled(self, d: Tensor) -> NormalMatrix:
+        return _ByInputs(self.X / d.T, self.ridge / d.square())
 
-    def plus(self, ridge: float) -> Self:
-        return type(self)(self.X, self.ridge + ridge)
+    def plus(self, ridge: float) -> NormalMatrix:
+        return _ByInputs(self.X, self.ridge + ridge)
 
     def block(self, rows: Tensor) -> Tensor:
         products = self.X.new_empty(*rows.shape, rows.shape[1])

@@ -17,6 +17,8 @@ from convexprune.solvers.programs.claims import SETS, is_plain
 from convexprune.solvers.programs.fits.base import SetFit
 from convexprune.solvers.programs.program import LayerProgram
 
+_UNCONVERGED = 0.01  # a violation, relative to eps, of what did not converge
+
 
 @dataclass(frozen=True, eq=False)
 class PathPoint:
@@ -44,12 +46,7 @@ class PathPoint:
 
 @dataclass(frozen=True, eq=False)
 class EpsPath:
-    """Points of the Pareto curve, in the order of the eps asked for.
-
-    Attributes:
-        points: One for each eps.
-        size: ‖Y‖_F, what relative errors are relative to.
-    """
+    """Points of the Pareto curve, one for each eps, in their order; ``size`` is ‖Y‖_F, the unit of relative errors."""
 
     points: tuple[PathPoint, ...]
     size: float
@@ -79,21 +76,19 @@ class EpsPath:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise MissingExtra(
-                'plots need matplotlib, which is not installed: pip install "convexprune[demo]"'
-            ) from error
+            message = 'plots need matplotlib, which is not installed: pip install "convexprune[demo]"'
+            raise MissingExtra(message) from error
         axes = plt.subplots()[1] if axes is None else axes
         points = sorted(self.points, key=lambda point: point.error)
         errors = [point.error / (self.size or 1.0) for point in points]
-        bounds, values = zip(
-            *((p.solution.certificate.bound, p.solution.certificate.value) for p in points), strict=True
-        )
+        certificates = [point.solution.certificate for point in points]
+        values = [certificate.value for certificate in certificates]
         axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
         axes.set(xlabel="output error relative to ‖Y‖")
         axes.set_ylabel("nonzeros", color="tab:blue")
         right = axes.twinx()
         right.plot(errors, values, color="tab:orange")
-        right.fill_between(errors, bounds, values, alpha=0.3, color="tab:orange")
+        right.fill_between(errors, [c.bound for c in certificates], values, alpha=0.3, color="tab:orange")
         right.set_ylabel("value and bound", color="tab:orange")
         return axes
 
@@ -194,47 +189,32 @@ def smallest_eps(
     checked_positive("rtol", rtol)
     walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None, stop))
     size = program.fit.size or 1.0
-    start = float(program.fit.eps) or 0.1 * size  # type: ignore[attr-defined]
+    eps = min(float(program.fit.eps) or 0.1 * size, size)  # type: ignore[attr-defined]
     largest = size * (1 + rtol)  # at ‖Y‖ itself rounding decides whether U = 0 is inside
-    search = _Search(nonzeros)
-    point = walk.to(min(start, size))
-    while not search.ended_by(point, callback):
-        if search.best is None:
+    low = 0.0  # where there are too many nonzeros
+    best: PathPoint | None = None  # where there are few enough
+    while True:
+        point = walk.to(eps)
+        if _stopped(point):
+            return best or point
+        if not point.solution.certificate.infeasible and point.nonzeros <= nonzeros:
+            best = point
+        else:
+            low = point.eps
+        if callback is not None and callback(point):
+            return best or point
+        if best is None:
             if point.eps >= largest:
                 raise Infeasible(f"nonzeros: expected a number that eps = ‖Y‖ = {size:g} allows, found {nonzeros}")
             eps = min(2 * point.eps, largest)
-        elif search.low == 0.0:
-            eps = search.best.eps / 2
-            if search.best.eps < 1e-6 * size:
-                break
-        elif search.best.eps > search.low * (1 + rtol):
-            eps = math.sqrt(search.low * search.best.eps)
+        elif low == 0.0:
+            if best.eps < 1e-6 * size:
+                return best
+            eps = best.eps / 2
+        elif best.eps > low * (1 + rtol):
+            eps = math.sqrt(low * best.eps)
         else:
-            break
-        point = walk.to(eps)
-    return search.best or point
-
-
-_ASTRAY = 0.01  # a violation, relative to eps, of what did not converge
-
-
-@dataclass
-class _Search:
-    """An interval of eps: too many nonzeros at ``low``, few enough at ``best``."""
-
-    nonzeros: int
-    low: float = 0.0
-    best: PathPoint | None = None
-
-    def ended_by(self, point: PathPoint, callback: Callable[[PathPoint], bool | None] | None) -> bool:
-        """Narrow the interval by a point; whether the search is to end."""
-        if _stopped(point):
-            return True
-        if not point.solution.certificate.infeasible and point.nonzeros <= self.nonzeros:
-            self.best = point
-        else:
-            self.low = point.eps
-        return callback is not None and bool(callback(point))
+            return best
 
 
 def _stopped(point: PathPoint) -> bool:
@@ -261,7 +241,7 @@ class _Walk:
         program = replace(self.program, fit=self.fit.with_eps(eps))
         solution, state = attempt(program, self.name, self.method, self.limits, self.start, None)
         certificate = solution.certificate
-        if certificate.infeasible or certificate.violation > _ASTRAY:
+        if certificate.infeasible or certificate.violation > _UNCONVERGED:
             self.start = None  # multipliers that grew without end are no place to start from
         elif bool(torch.isfinite(solution.weights).all()):
             expected = 10

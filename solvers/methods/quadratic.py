@@ -10,19 +10,19 @@ II", 1971; Moré & Sorensen, "Computing a trust region step", 1983). See docs/qu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import as_number, blocks_of, checked_positive
 from convexprune.solvers.errors import InvalidTolerance
-from convexprune.solvers.methods.eigenbasis import Eigenbasis
+from convexprune.solvers.methods.curvature import Quadratic
 from convexprune.solvers.methods.interface import Start
 from convexprune.solvers.methods.interior import Interior
-from convexprune.solvers.methods.interpolate import interpolated
+from convexprune.solvers.methods.iterate import interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
-from convexprune.solvers.methods.normal import Operator
+from convexprune.solvers.methods.normal import LowRank, NormalMatrix, Operator
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs.claims import is_plain
 from convexprune.solvers.programs.fits import Ball, SquaredLoss
@@ -33,6 +33,104 @@ from convexprune.solvers.programs.program import LayerProgram
 _TINY = 1e-300
 _LOSS = 0.3  # initial sigma over the weight of a loss, the Gram's diagonal having mean 1
 _TOLERATED = 1.5  # by what factor sigma may be out of balance
+_RANK = 1e-14  # of the largest eigenvalue, for each input; smaller ones are taken for rounding
+_SHARP = 1e-9  # of ‖Y‖: shorter distances drown in the rounding of ‖XU − Y‖² as a difference of squares
+_NEWTON = 60  # steps at most; 2 or 3 are usual once ν is known, 7 from zero
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenbasis:
+    """‖XU − Y‖² as a function of the scaled variables V = diag(d)U, all in float64.
+
+    Attributes:
+        d: [N, 1], such that the Gram of X/d has a diagonal of mean 1.
+        gram: That Gram [N, N].
+        moment: (X/d)ᵀY [N, M].
+        values: λ [r, 1], the eigenvalues of ``gram`` that are more than rounding.
+        vectors: Q [N, r], their eigenvectors.
+        rotated: Qᵀ·moment [r, M].
+        rest: o² [M], the squared distances of the targets from the span of the inputs.
+        square: ‖y_m‖² [M].
+    """
+
+    d: Tensor
+    gram: NormalMatrix
+    moment: Tensor
+    values: Tensor
+    vectors: Tensor
+    rotated: Tensor
+    rest: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, program: LayerProgram, scaling: float) -> Self:
+        """One pass over the samples and one eigendecomposition; d_j is in proportion to ‖x_j‖^scaling."""
+        model = Quadratic(program)
+        length2 = model.gram.diagonal()[:, None].clamp(min=0)
+        d = torch.where(length2 > 0, length2.clamp(min=_TINY) ** (scaling / 2), 1.0)
+        d *= float((length2 / d.square()).mean()) ** 0.5 or 1.0
+        gram, moment = model.gram.scaled(d), model.moment / d
+        values, vectors = gram.eigen()
+        kept = values > _RANK * len(d) * values.max()
+        values, vectors = values[kept, None], vectors[:, kept]
+        rotated = vectors.T @ moment
+        rest = model.square - (rotated.square() / values).sum(0)
+        return cls(d, gram, moment, values, vectors, rotated, rest.clamp(min=0), model.square)
+
+    def gradient(self, V: Tensor) -> Tensor:
+        """[N, M], that of ½‖XU − Y‖²."""
+        return self.gram @ V - self.moment
+
+    def distances(self, V: Tensor, gradient: Tensor) -> Tensor:
+        """‖XU − Y‖² neuron by neuron, [M]."""
+        return ((V * (gradient - self.moment)).sum(0) + self.square).clamp(min=0)
+
+    def resolvent(self, nu: float) -> Operator:
+        """(I + ν·gram)⁻¹."""
+        share = nu * self.values / (1 + nu * self.values)
+        if 2 * len(share) < len(self.d):
+            return LowRank(1.0, self.vectors, -share)
+        matrix = (self.vectors * -share.T) @ self.vectors.T
+        matrix.diagonal().add_(1)
+        return matrix
+
+    def ridge(self, nu: float) -> Tensor:
+        """(I + ν·gram)⁻¹·ν·moment [N, M]: the minimiser of ½ν‖XU − Y‖² + ½‖V‖²."""
+        return self.vectors @ (nu / (1 + nu * self.values) * self.rotated)
+
+    def project(self, q: Tensor, measure: LayerBall | NeuronBalls, nu: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest V to q [N, M] with XU in a ball over the layer, or in one for each neuron.
+
+        Returns:
+            V = q − ν·gradient(V) [N, M], and ν ≥ 0, [1] or [M], whose search begins at the one given.
+        """
+        rotated = self.vectors.T @ q
+        slope = self.values * rotated - self.rotated
+        squares = slope.square() / self.values
+        if isinstance(measure, NeuronBalls):
+            radius2, rest, square = measure.eps.square(), self.rest, self.square
+        else:
+            squares = squares.sum(1, keepdim=True)
+            radius2, rest, square = q.new_tensor([measure.eps**2]), self.rest.sum(), self.square.sum()
+        nu = self._root(squares, torch.maximum(radius2 - rest, _SHARP**2 * square), nu)
+        return q - self.vectors @ (slope * (nu / (1 + nu * self.values))), nu
+
+    def _root(self, squares: Tensor, goal2: Tensor, nu: Tensor) -> Tensor:
+        """The least ν ≥ 0 with Σ_j squares_j/(1 + νλ_j)² ≤ goal2, for each column of squares.
+
+        The sum to the power −½ is a power mean, of exponent −2, of numbers that are linear in ν, so it is concave:
+        wherever Newton's method begins, its first step ends left of the root, and from there it climbs.
+        """
+        goal = goal2.clamp(min=_TINY).sqrt()
+        for _ in range(_NEWTON):
+            grown = 1 + nu * self.values
+            parts = squares / grown.square()
+            size2, fall = parts.sum(0), (parts * self.values / grown).sum(0)
+            move = size2 * (size2.sqrt() / goal - 1) / fall.clamp(min=_TINY)
+            before, nu = nu, torch.where(fall > 0, (nu + move).clamp(min=0), 0.0)
+            if bool(((nu - before).abs() <= 1e-13 * before).all()):
+                break
+        return nu
 
 
 @dataclass
@@ -128,8 +226,8 @@ class QuadraticADMM(IterativeSolver[_State]):
             assert state.resolvent is not None  # noqa: S101 - _begin made it
             state.V = state.resolvent @ q + state.ridge
         else:
-            state.V, reach = state.basis.project(q, state.measure, state.price / state.sigma)
-            state.price = reach * state.sigma
+            state.V, nu = state.basis.project(q, state.measure, state.price / state.sigma)
+            state.price = nu * state.sigma
         relaxed = a * state.V + (1 - a) * T + state.dual
         state.T = state.penalty.prox(relaxed, 1 / state.sigma)
         state.dual = relaxed - state.T
@@ -168,16 +266,15 @@ class QuadraticADMM(IterativeSolver[_State]):
         """For a loss in proportion to its weight; for balls multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩."""
         if isinstance(state.measure, HalfSquare):
             return _LOSS * state.measure.weight
-        V = state.basis.ridge(1.0)
-        V = state.penalty.prox(V, 0.0)
+        V = state.penalty.prox(state.basis.ridge(1.0), 0.0)
         return float(state.penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
 
     def _begin(self, state: _State) -> None:
         """The price for the state's measure, and with sigma the resolvent of a loss."""
         if isinstance(state.measure, HalfSquare):
             state.price = state.T.new_tensor([state.measure.weight])
-            reach = state.measure.weight / state.sigma
-            state.resolvent, state.ridge = state.basis.resolvent(reach), state.basis.ridge(reach)
+            nu = state.measure.weight / state.sigma
+            state.resolvent, state.ridge = state.basis.resolvent(nu), state.basis.ridge(nu)
         elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.measure, NeuronBalls) else 1):
             state.price = state.price.mean().expand(neurons)
 
@@ -212,9 +309,7 @@ class QuadraticADMM(IterativeSolver[_State]):
 
 
 def _measure(program: LayerProgram) -> HalfSquare | LayerBall | NeuronBalls:
-    fit = program.fit
-    assert isinstance(fit, Ball | SquaredLoss)  # noqa: S101 - refuses saw to it
-    measure = fit.measure
+    measure = program.fit.measure  # type: ignore[attr-defined] # of a Ball or a SquaredLoss, as refuses saw to
     assert isinstance(measure, HalfSquare | LayerBall | NeuronBalls)  # noqa: S101 - there are no others
     return measure
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, NonFinite, SolverRefused
 from convexprune.solvers.methods.curvature import Model, OneSided, Point, Quadratic, model_of
+from convexprune.solvers.methods.normal import positive_or_one
 from convexprune.solvers.programs.claims import FITS, is_plain
 from convexprune.solvers.programs.fits import NetTrimLoss, NetTrimSet
 from convexprune.solvers.programs.program import LayerProgram, leveled, moderated
@@ -26,7 +27,7 @@ _SHORT = 0.1  # of what a step promises, half of which it brings where the model
 _LEAST_IDLE = 1e-10  # the least part of samples without response that counts, once they do
 _SLOW = 0.2  # the part of the last promise that the next may still make
 SETTLED = 1e-20  # of the loss, what a further step promises: rounding ends it first
-SHORT = "neurons short of their minimum"
+UNSETTLED = "neurons short of their minimum"
 """What a provenance calls how many there are."""
 
 
@@ -41,7 +42,7 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     Args:
         program: Its loss counts; of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
         support: Boolean [N, M], the weights that may be nonzero.
-        stop: Asked between steps; a true answer ends the search with the best weights so far.
+        stop: Called between steps; a true answer ends the search with the best weights so far.
 
     Returns:
         U [N, M] in the program's dtype.
@@ -51,10 +52,10 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
             not ours; or weights that a convex penalty with a domain of its own does not allow.
         InvalidInput, ShapeMismatch: The support is not boolean, or not [N, M].
     """
-    return refit_told(program, support, stop)[0]
+    return refit_with_record(program, support, stop)[0]
 
 
-def refit_told(
+def refit_with_record(
     program: LayerProgram, support: Tensor, stop: Callable[[], bool] | None = None
 ) -> tuple[Tensor, dict[str, int]]:
     """As ``refit``; and for the provenance how many neurons have not come to their minimum, empty where all have."""
@@ -66,26 +67,24 @@ def refit_told(
         raise SolverRefused(f"refit cannot take this program: {reason}")
     support, (program, d) = support.to(program.inputs.device), leveled(moderated(program)[0])
     linear = Quadratic(program)
-    U, told = descend(linear, linear.at(linear.zeros()), support, stop=stop).weights, {}
+    U, record = descend(linear, linear.at(torch.zeros_like(linear.moment)), support, stop=stop).weights, {}
     model = model_of(program, quadratic=linear)
     if isinstance(model, OneSided):
         at = descend(model, model.at(U.to(program.dtype)), support, stop=stop)
         U, left = at.weights, unsettled(at)
         if left and not (stop is not None and stop()):
-            told = {SHORT: left}
-            _log.warning(
-                "refit: %d of %d neurons have not reached the minimum of their loss after %d curvatures; "
-                "their weights are the best found",
-                left,
-                len(at.value),
-                _CURVATURES,
-            )
+            record = {UNSETTLED: left}
+            message = "refit: %d of %d neurons have not reached the minimum of their loss after %d curvatures; "
+            _log.warning(message + "their weights are the best found", left, len(at.value), _CURVATURES)
     if program.penalty.convex and not torch.equal(program.penalty.to(U).prox(U, 0.0), U):
         raise SolverRefused(
             f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
             "which refit does not look at; solve the program on these inputs"
         )
-    return (U / d.to(U)).to(program.dtype), told
+    return (U / d.to(U)).to(program.dtype), record
+
+
+SHORT, refit_told = UNSETTLED, refit_with_record
 
 
 def unsettled(at: Point) -> int:
@@ -123,7 +122,7 @@ def descend(
         support: Boolean [N, M].
         settled: A neuron is done once a step promises less than this part of its loss.
         neurons: Boolean [M], those to look at; None: all.
-        stop: Asked after each curvature; a true answer ends it there.
+        stop: Called after each curvature; a true answer ends it there.
     """
     if bool((at.weights * ~support).count_nonzero()):
         at = model.at(at.weights * support)
@@ -140,10 +139,8 @@ def descend(
         pending = promised > settled * after.value + floor
         # What does not fall as its bound from above does is down to rounding, and so is too small a promise.
         pending &= (fall > 0) | ((part < 1) & (hoped > rounding * after.value))
-        short = fall < _SHORT * hoped
-        idle[todo] = torch.where(
-            short, (100 * part).clamp(_LEAST_IDLE, 1), torch.where(part > _LEAST_IDLE, part / 10, 0)
-        )
+        more, less = (100 * part).clamp(_LEAST_IDLE, 1), torch.where(part > _LEAST_IDLE, part / 10, 0)
+        idle[todo] = torch.where(fall < _SHORT * hoped, more, less)
         todo = todo[pending]
         if stop is not None and stop():
             break
@@ -155,11 +152,18 @@ def _chords(
 ) -> tuple[Point, Tensor, Tensor]:
     """Steps with one curvature for as long as each promises far less than the one before.
 
-    Returns the point, and what the first and the last step promised [M].
+    Returns the point, and what the first and the last step promised [M]. The curvature is factorised once.
     """
-    newton, first, last = _Newton.of(model, at, support, idle), None, float("inf")
+    parts = [
+        (part, *factored(part.fill(model.curvature(at, part.neurons, part.rows, idle[part.neurons]))))
+        for part in packed(support)
+    ]
+    first, last = None, float("inf")
     while True:
-        step = newton.step(at)
+        step = torch.zeros_like(at.gradient)  # −H_SS⁻¹ g_S
+        for part, factor, d in parts:
+            g = part.take(at.gradient).to(d) / d
+            part.put(step, (-torch.cholesky_solve(g[:, :, None], factor)[:, :, 0] / d).to(step))
         promised = -(at.gradient * step).sum(0, dtype=torch.float64)
         first = promised if first is None else first
         at = model.move(at, step)
@@ -172,8 +176,7 @@ def _chords(
 def conjugate(model: Quadratic, at: Point, support: Tensor, steps: int = 20) -> Point:
     """Conjugate gradients on the support in place of factorisations: cheaper where supports are large, less exact."""
     H = model.gram.to(model.factors)
-    d = H.diagonal().clamp(min=0).sqrt()[:, None]
-    d = torch.where(d > 0, d, 1.0)
+    d = H.lengths()
     at, tiny = model.at(at.weights * support), torch.finfo(d.dtype).tiny
     r = (-at.gradient.to(d) / d) * support
     V, p, size = torch.zeros_like(r), r, r.square().sum(0)
@@ -187,36 +190,13 @@ def conjugate(model: Quadratic, at: Point, support: Tensor, steps: int = 20) -> 
     return model.at(torch.where(new.value < at.value, new.weights, at.weights))
 
 
-@dataclass(frozen=True, eq=False)
-class _Newton:
-    """The curvature of neurons on their supports, factorised, for as many steps as it serves."""
-
-    parts: list[tuple["Packed", Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, model: Model, at: Point, support: Tensor, idle: Tensor) -> "_Newton":
-        def curvature(part: Packed) -> Tensor:
-            return part.fill(model.curvature(at, part.neurons, part.rows, idle[part.neurons]))
-
-        return cls([(part, *factored(curvature(part))) for part in packed(support)])
-
-    def step(self, at: Point) -> Tensor:
-        """−H_SS⁻¹ g_S."""
-        step = torch.zeros_like(at.gradient)
-        for part, factor, d in self.parts:
-            g = part.take(at.gradient).to(d) / d
-            part.put(step, (-torch.cholesky_solve(g[:, :, None], factor)[:, :, 0] / d).to(step))
-        return step
-
-
 def factored(A: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factors of A [c, s, s] scaled to a unit diagonal and slightly damped, and the scales [c, s].
 
     Raises:
         NonFinite: A holds NaN or infinity.
     """
-    d = A.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
-    d = torch.where(d > 0, d, 1.0)
+    d = positive_or_one(A.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt())
     A = A / d[:, :, None] / d[:, None, :]
     damping = 1e-6 if A.dtype == torch.float32 else 1e-12
     while True:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
@@ -43,14 +43,10 @@ class Registry(Generic[T]):
         self.factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str, *, replace: bool = False) -> Callable[[S], S]:
-        """Class decorator: make a solver known under ``name``.
-
-        Args:
-            name: What to pass to ``solve``.
-            replace: Whether another solver of that name may be replaced.
+        """Class decorator: make a solver known under ``name``, what to pass to ``solve``.
 
         Raises:
-            InvalidInput: The name is taken by another solver.
+            InvalidInput: The name is taken by another solver, and ``replace`` is false.
         """
 
         def add(solver: S) -> S:
@@ -92,12 +88,11 @@ class Registry(Generic[T]):
         return name, dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
 
     def _named(self, name: str, options: dict[str, Any]) -> T:
-        names = {*self.factories, *self._installed()}
+        installed = self._installed()
+        names = {*self.factories, *installed}
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise UnknownSolver(f"no solver named {name!r}{hint} Known: {', '.join(sorted(names))}")
-        factory = self.factories.get(name) or _loaded(name, self._installed()[name])
+            raise UnknownSolver(f"no solver named {name!r}{_hint(name, names)} Known: {', '.join(sorted(names))}")
+        factory = self.factories.get(name) or _loaded(name, installed[name])
         _check_options(name, _options(factory), options)
         return factory(**options)
 
@@ -112,12 +107,16 @@ PROGRAMS: Registry[Solver] = Registry("convexprune.solvers")
 register, available, make_solver = PROGRAMS.register, PROGRAMS.available, PROGRAMS.make
 
 
+def _hint(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
 def _check_options(name: str, known: dict[str, Any], options: dict[str, Any]) -> None:
     for option in options:
         if option not in known:
-            close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise UnknownOption(f"solver {name!r} has no option {option!r}{hint} It has: {', '.join(known) or 'none'}")
+            has = f"It has: {', '.join(known) or 'none'}"
+            raise UnknownOption(f"solver {name!r} has no option {option!r}{_hint(option, known)} {has}")
 
 
 def _address(factory: object) -> tuple[object, object]:
@@ -133,14 +132,10 @@ def _loaded(name: str, point: EntryPoint) -> Callable[..., Any]:
 
 
 def _options(factory: Callable[..., Any]) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(factory):
-        return {}
-    return {
-        f.name: None if f.default is dataclasses.MISSING else f.default for f in dataclasses.fields(factory) if f.init
-    }
+    fields = dataclasses.fields(factory) if dataclasses.is_dataclass(factory) else ()
+    return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields if f.init}
 
 
 def _info(name: str, factory: Callable[..., Any]) -> SolverInfo:
     summary = " ".join((factory.__doc__ or "").strip().split("\n\n")[0].split())
-    missing = getattr(factory, "missing", lambda: None)()
-    return SolverInfo(name, summary, _options(factory), missing)
+    return SolverInfo(name, summary, _options(factory), getattr(factory, "missing", lambda: None)())

@@ -1,11 +1,12 @@
-"""Solve a program with any solver and judge what comes back."""
+"""Solve a program with any solver, or with several, and judge what comes back."""
 
 import math
 import platform
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
 from convexprune.solvers.certificate.certificate import certify
 from convexprune.solvers.certificate.solution import Solution
-from convexprune.solvers.errors import SolverRefused
+from convexprune.solvers.errors import MissingExtra, SolverRefused
 from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, options_of
 from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
 from convexprune.solvers.methods.registry import make_solver
@@ -46,8 +47,8 @@ def solve(
         time_limit: Seconds at most, judging included. Checked between iterations: one, or a set-up, is not interrupted.
         start: Weights [N, M], a ``Start`` with multipliers too, or an earlier ``Solution``.
         callback: Called with a ``TracePoint`` each time the solve is judged; a true answer stops it.
-        stop: Asked between iterations, as the clock is; a true answer ends the solve. Solvers of other packages, which
-            keep time themselves, do not ask.
+        stop: Called between iterations, as the clock is read; a true answer ends the solve. Solvers of other packages,
+            which keep time themselves, do not call it.
         **options: The solver's own, by name.
 
     Returns:
@@ -59,9 +60,7 @@ def solve(
         InvalidTolerance: A tolerance or a limit outside its range.
         ShapeMismatch, NonFinite: The start does not fit the program.
     """
-    if solver is None:
-        solver = default_solver(program)
-    name, method = make_solver(solver, options)
+    name, method = make_solver(default_solver(program) if solver is None else solver, options)
     limits = Limits(tol, feas_tol, max_iter, time_limit, stop)
     return attempt(program, name, method, limits, _as_start(program, start), callback)[0]
 
@@ -89,8 +88,8 @@ def attempt(
     solution = judge.verdict(proposal, nothing, provenance(name, method, program.inputs, limits, proposal))
     if unit != 1:
         multipliers = None if solution.multipliers is None else solution.multipliers * unit
-        told = dict(solution.provenance) | {"outputs multiplied by": unit}
-        solution = replace(solution, multipliers=multipliers, provenance=told)
+        record = dict(solution.provenance) | {"outputs multiplied by": unit}
+        solution = replace(solution, multipliers=multipliers, provenance=record)
     return solution, proposal.state
 
 
@@ -115,8 +114,7 @@ def provenance(name: str, method: object, inputs: Tensor, limits: Limits, propos
         "effective": dict(proposal.effective),
         "message": proposal.message,
         "ended": proposal.ended,
-        "limits": {"tol": limits.tol, "feas_tol": limits.feas_tol}
-        | {"max_iter": limits.max_iter, "time_limit": limits.time_limit},
+        "limits": {key: getattr(limits, key) for key in ("tol", "feas_tol", "max_iter", "time_limit")},
     } | environment(inputs, *getattr(method, "packages", ()))
 
 
@@ -142,3 +140,91 @@ def _installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+_REFUSED, _MISSING = "refused: ", "missing: "
+
+
+@dataclass(frozen=True)
+class CrosscheckRow:
+    """One solver's certified answer.
+
+    Attributes:
+        status: How the solve ended. "refused: …" or "missing: …" with the reason where there was none; the figures are
+            then infinite, or 0.
+    """
+
+    solver: str
+    status: str
+    value: float = math.inf
+    bound: float = 0.0
+    gap: float = math.inf
+    violation: float = math.inf
+    scale: float = math.inf
+    nonzeros: int = 0
+    iterations: int = 0
+    seconds: float = math.inf
+
+    @property
+    def ran(self) -> bool:
+        """Whether the solver ran at all."""
+        return not self.status.startswith((_REFUSED, _MISSING))
+
+
+@dataclass(frozen=True)
+class Crosscheck:
+    """A row a solver, in the order asked for; ``str()`` gives a table of those that ran, and why others did not."""
+
+    rows: tuple[CrosscheckRow, ...]
+
+    @property
+    def disagreement(self) -> float:
+        """max |v_a − v_b| / max(scale_a, scale_b) over pairs of solved rows; inf where fewer than two are solved."""
+        solved = [row for row in self.rows if row.status == "solved"]
+        pairs = [abs(a.value - b.value) / (max(a.scale, b.scale) or 1.0) for a, b in combinations(solved, 2)]
+        return max(pairs, default=math.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"rows": [asdict(row) for row in self.rows], "disagreement": self.disagreement}
+
+    def __str__(self) -> str:
+        head = f"{'solver':<12}{'value':>14}{'bound':>14}{'gap':>10}{'violation':>11}{'seconds':>9}  status"
+        lines = [
+            f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  "
+            f"{r.status}"
+            for r in self.rows
+            if r.ran
+        ]
+        lines = [head, *lines] if lines else []
+        if math.isinf(self.disagreement):
+            lines.append("no disagreement to tell: fewer than two solvers ended solved")
+        else:
+            lines.append(f"largest disagreement {self.disagreement:.1e}")
+        return "\n".join([*lines, *(f"{row.solver}: {row.status}" for row in self.rows if not row.ran)])
+
+
+def crosscheck(
+    program: LayerProgram, solvers: Sequence[str | Solver] = ("admm", "clarabel", "scs"), **limits: Any
+) -> Crosscheck:
+    """Solve with several solvers and compare what is certified.
+
+    Args:
+        program: What to solve.
+        solvers: Names or instances. One that refuses the program, or lacks its package, has a row that says so.
+        **limits: ``tol``, ``feas_tol``, ``max_iter``, ``time_limit``, as in ``solve``.
+    """
+    return Crosscheck(tuple(_row(program, solver, limits) for solver in solvers))
+
+
+def _row(program: LayerProgram, solver: str | Solver, limits: dict[str, Any]) -> CrosscheckRow:
+    name, _ = make_solver(solver, {})
+    try:
+        solution = solve(program, solver, **limits)
+    except SolverRefused as error:
+        return CrosscheckRow(name, f"{_REFUSED}{error}")
+    except MissingExtra as error:
+        return CrosscheckRow(name, f"{_MISSING}{error}")
+    c = solution.certificate
+    work = (solution.nonzeros, solution.iterations, solution.seconds.total)
+    return CrosscheckRow(name, str(solution.status), c.value, c.bound, c.gap, c.violation, c.scale, *work)

@@ -43,13 +43,12 @@ def improve(
         budget: Within what weights may be exchanged.
         rounds: Tableaus built at most.
         pool: Inputs of each neuron that take part, half of them from its support.
-        stop: Asked before each round; a true answer ends them.
+        stop: Called before each round; a true answer ends them.
 
     Returns:
         Where it ends, and its support.
     """
-    coupled = isinstance(budget, TopK) and budget.per == "layer"
-    limit = _AT_ONCE
+    coupled, limit = isinstance(budget, TopK) and budget.per == "layer", _AT_ONCE
     for _ in range(rounds):
         if stop is not None and stop():
             break

@@ -18,15 +18,205 @@ A loss ½·weight·‖v‖² has no balls: its two-sided outputs are in "equal",
 differences of nearly equal numbers come in however large the weight is. Its v is in units of 1/√weight.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
-from convexprune.solvers.methods.backends.parts import Array, Outputs, Prices, separable
+from convexprune.solvers.programs.claims import FITS, NORMS, is_plain
+from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall
+from convexprune.solvers.programs.penalties import L1, GroupL2
 from convexprune.solvers.programs.program import LayerProgram
 
+Array = npt.NDArray[Any]
 _ENTRIES = 50_000  # of X, counted once a neuron, that separable programs are solved together up to
+_CVXPY = "the solver 'cvxpy' takes any that has a cvxpy formulation"
+
+
+def refusal(program: LayerProgram) -> str | None:
+    """Why the program has no conic form here, or None."""
+    fit, penalty = program.fit, program.penalty
+    if not penalty.convex:
+        return f"{type(penalty).__name__} is not convex"
+    if not is_plain(fit, FITS):
+        return f"a conic form is known for the fits of this library, not for {type(fit).__name__}; {_CVXPY}"
+    if not is_plain(penalty, NORMS):
+        return f"a conic form is known for L1 and GroupL2, not for {type(penalty).__name__}; {_CVXPY}"
+    return None
+
+
+def separable(program: LayerProgram) -> bool:
+    """Whether it is a program for each neuron: neither a ball nor a group spans several."""
+    labels = _groups(program)[0]
+    column = np.broadcast_to(np.arange(program.shape[1]), labels.shape)
+    owner = np.zeros(labels.max() + 1, dtype=int)
+    owner[labels] = column
+    whole = isinstance(getattr(program.fit, "measure", None), LayerBall)
+    return not whole and bool((owner[labels] == column).all())
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a fit says of the outputs of some neurons.
+
+    Attributes:
+        X: [P, N], and as a sparse matrix ``inputs``.
+        anchor: a [P, M].
+        free: [P, M], whether an output counts on both sides of its anchor.
+        room: [P, M], whether the measure sees an output and leaves it room: if not, it is bound to the anchor.
+        radii: Of the balls that hold outputs with room.
+        ball: [M], which ball a neuron's outputs are in.
+        weight: Of a loss; 0 for sets.
+    """
+
+    X: Array
+    inputs: Any
+    anchor: Array
+    free: Array
+    room: Array
+    radii: Array
+    ball: Array
+    weight: float
+
+    @classmethod
+    def of(cls, program: LayerProgram) -> "Outputs":
+        """All outputs of a program that is not refused."""
+        from scipy import sparse
+
+        fit: Any = program.fit
+        X, M, measure = _array(program.inputs), program.shape[1], fit.measure
+        anchor, free = (_array(a.expand(fit.shape)) for a in (fit.anchor, fit.unrestricted()))
+        seen = np.ones(fit.shape) if fit.seen() is None else _array(fit.seen().expand(fit.shape))
+        radii, ball, weight = np.full(M, np.inf), np.arange(M), 0.0
+        if isinstance(measure, HalfSquare):
+            weight = measure.weight
+        elif isinstance(measure, LayerBall):
+            radii, ball = np.array([measure.eps]), np.zeros(M, dtype=int)
+        else:
+            radii = _array(measure.eps)
+        return cls(X, sparse.csr_array(X), anchor, free, (seen > 0) & (radii[ball] > 0), radii, ball, weight)
+
+    def of_neurons(self, columns: slice) -> "Outputs":
+        """Those of some neurons, with the balls that they need."""
+        anchor, free, room = (array[:, columns] for array in (self.anchor, self.free, self.room))
+        ball = self.ball[columns]
+        used = np.unique(ball[room.any(0)]) if not self.weight else np.zeros(0, dtype=int)
+        radii, ball = self.radii[used], np.searchsorted(used, ball)
+        return replace(self, anchor=anchor, free=free, room=room, radii=radii, ball=ball)
+
+    @property
+    def unit(self) -> float:
+        """Of the slacks: that in which a loss is half their square."""
+        return self.weight**-0.5 if self.weight else 1.0
+
+    @property
+    def equal(self) -> Array:
+        """[P, M]: outputs that must be at their anchor, but for a slack."""
+        return self.free & ~self.two_sided
+
+    @property
+    def below(self) -> Array:
+        """[P, M]: one-sided outputs."""
+        return ~self.free
+
+    @property
+    def slack(self) -> Array:
+        """[P, M]: outputs with a slack of their own: all that a loss sees, and one-sided ones with room in a ball."""
+        return self.room & ~self.two_sided
+
+    @property
+    def two_sided(self) -> Array:
+        """[P, M]: outputs on both sides of their anchor in a ball."""
+        return self.free & self.room & (self.weight == 0)
+
+    def in_balls(self) -> tuple[Array, Array]:
+        """Masks [P, M] of the two-sided outputs and of the slacks that balls hold: none of a loss."""
+        return self.two_sided, self.slack & (self.weight == 0)
+
+    def owner(self) -> Array:
+        """Which ball holds each of those."""
+        return np.concatenate([np.repeat(self.ball, mask.sum(0)) for mask in self.in_balls()])
+
+    def rows(self, mask: Array) -> Any:
+        """x_p over u, the weights neuron after neuron, for each output of the mask, neuron after neuron."""
+        from scipy import sparse
+
+        neuron, sample = np.nonzero(mask.T)
+        rows = self.inputs[sample]
+        N, M = self.X.shape[1], mask.shape[1]
+        columns = rows.indices + np.repeat(neuron * N, np.diff(rows.indptr))
+        return sparse.csr_array((rows.data, columns, rows.indptr), shape=(len(sample), N * M))
+
+    def slacks(self, mask: Array) -> Any:
+        """For each output of the mask, neuron after neuron, a row with its slack's unit, if it has a slack."""
+        from scipy import sparse
+
+        slack, on = self.slack.T.reshape(-1), mask.T.reshape(-1)
+        held = slack[on]
+        column = (np.cumsum(slack) - 1)[on][held]
+        parts = (np.full(len(column), self.unit), column, np.append(0, np.cumsum(held)))
+        return sparse.csr_array(parts, shape=(len(held), int(slack.sum())))
+
+
+@dataclass(frozen=True, eq=False)
+class Prices:
+    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron.
+
+    Attributes:
+        at: Which entries of u are priced.
+        group: The group of each of those, from 0.
+        lengths: ℓ of each of those.
+        weights: w of each group.
+        single: Whether a group is one entry, whose length is |ℓu|.
+    """
+
+    at: Array
+    group: Array
+    lengths: Array
+    weights: Array
+    single: Array
+
+    @classmethod
+    def of(cls, program: LayerProgram, columns: slice) -> "Prices":
+        """Those of a program that is not refused; a price is shared evenly between w and ℓ, whoever named it."""
+        labels, lengths, weights = _groups(program)
+        flat, prices = (array[:, columns].T.reshape(-1) for array in (labels, lengths * weights[labels]))
+        at = np.flatnonzero(prices > 0)
+        _, group, count = np.unique(flat[at], return_inverse=True, return_counts=True)
+        # Prices that differ by 1e12 leave half of the digits to either, where solvers measure their residuals.
+        shares = np.exp(np.bincount(group, np.log(prices[at]), len(count)) / (2 * count))
+        return cls(at, group, prices[at] / shares[group], shares, count == 1)
+
+    def bounds(self, u: Array) -> Array:
+        """‖ℓ∘u_g‖ of each group."""
+        return np.sqrt(np.bincount(self.group, (self.lengths * u[self.at]) ** 2, len(self.weights)))
+
+    def many(self) -> tuple[Array, Array]:
+        """Of priced entries in groups of several: which they are, and their group among those."""
+        entries = np.flatnonzero(~self.single[self.group])
+        return entries, (np.cumsum(~self.single) - 1)[self.group[entries]]
+
+
+def _groups(program: LayerProgram) -> tuple[Array, Array, Array]:
+    """(labels [N, M], lengths [N, M], a weight for each label); in the ℓ1 norm each entry is a group."""
+    (N, M), penalty = program.shape, program.penalty
+    if isinstance(penalty, L1):
+        return np.arange(N * M).reshape(N, M), np.ones((N, M)), _array(penalty.cost((N, M))).reshape(-1)
+    assert isinstance(penalty, GroupL2)  # noqa: S101 - ``refusal`` saw to it
+    if isinstance(penalty.groups, Tensor):
+        labels = _array(penalty.groups)
+    else:
+        labels = np.indices((N, M))[0 if penalty.groups == "rows" else 1]
+    lengths = np.ones((N, M)) if penalty.lengths is None else np.broadcast_to(_array(penalty.lengths), (N, M))
+    weights = _array(penalty.weights) if isinstance(penalty.weights, Tensor) else np.ones(labels.max() + 1)
+    return labels, lengths, weights
+
+
+def _array(tensor: Tensor) -> Array:
+    array = tensor.detach().cpu().numpy()
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,17 +256,16 @@ class ConicForm:
         L.T[o.equal.T], L.T[o.below.T], L.T[o.two_sided.T] = equal, below, -two_sided
         return L
 
-    def zeros(self, x: Array, y: Array, s: Array) -> Array:  # noqa: ARG002 - a point of the form
+    def zeros(self, y: Array, s: Array) -> Array:
         """[N, M]: the weights that are 0 by strict complementarity: what holds them there outweighs what is left."""
         p, zero = self.prices, np.zeros(self.outputs.X.shape[1] * self.outputs.anchor.shape[1], dtype=bool)
         rows = np.empty((2, len(y)))
         rows[:, self.order] = s, y
         _, up, down, _, heads, bodies, *_ = np.split(rows, self.ends, axis=1)
-        one, many = p.single[p.group], np.flatnonzero(~p.single[p.group])
+        one, (many, group) = p.single[p.group], p.many()
         zero[p.at[one]] = (up[0] < up[1]) & (down[0] < down[1])
-        group = (np.cumsum(~p.single) - 1)[p.group[many]]
-        pull = np.sqrt(np.bincount(group, bodies[1] ** 2, int((~p.single).sum())))
-        zero[p.at[many]] = (heads[0] < heads[1] - pull)[group]
+        length = np.sqrt(np.bincount(group, bodies[1] ** 2, int((~p.single).sum())))
+        zero[p.at[many]] = (heads[0] < heads[1] - length)[group]
         return zero.reshape(self.outputs.anchor.shape[1], -1).T
 
     def start(self, U: Array, L: Array | None) -> tuple[Array, Array, Array]:
@@ -91,10 +280,10 @@ class ConicForm:
     def _duals(self, L: Array) -> Array:
         o, p = self.outputs, self.prices
         one, w = p.single[p.group], p.weights[p.group]
-        pull = (o.X.T @ L).T.reshape(-1)[p.at] / p.lengths
-        balls = [L.T[mask.T] for mask in _in_balls(o)]
-        size = np.sqrt(np.bincount(_owner(o), np.concatenate(balls) ** 2, len(o.radii)))
-        flat = [(w - pull)[one] / 2, (w + pull)[one] / 2, L.T[o.below.T], p.weights[~p.single], pull[~one]]
+        g = (o.X.T @ L).T.reshape(-1)[p.at] / p.lengths
+        balls = [L.T[mask.T] for mask in o.in_balls()]
+        size = np.sqrt(np.bincount(o.owner(), np.concatenate(balls) ** 2, len(o.radii)))
+        flat = [(w - g)[one] / 2, (w + g)[one] / 2, L.T[o.below.T], p.weights[~p.single], g[~one]]
         return np.concatenate([L.T[o.equal.T], *flat, size, *(-ball for ball in balls)])[self.order]
 
 
@@ -114,11 +303,10 @@ def _form(o: Outputs, p: Prices) -> ConicForm:
     from scipy import sparse
 
     widths = (o.X.shape[1] * o.anchor.shape[1], len(p.weights), int(o.slack.sum()))
-    parts = [*_flat_parts(o, p, widths), *_cone_parts(o, p, widths)]
+    parts = _parts(o, p, widths)
     sizes = [len(b) for _, b in parts]
     groups = int((~p.single).sum())
-    group = (np.cumsum(~p.single) - 1)[p.group[~p.single[p.group]]]
-    cone = np.concatenate([np.arange(groups), group, groups + np.arange(len(o.radii)), groups + _owner(o)])
+    cone = np.concatenate([np.arange(groups), p.many()[1], groups + np.arange(len(o.radii)), groups + o.owner()])
     flat = sum(sizes[:4])
     order = np.concatenate([np.arange(flat), flat + np.argsort(cone, kind="stable")])
     A = sparse.vstack([_row(blocks, len(b), widths) for blocks, b in parts], format="csr")
@@ -142,40 +330,23 @@ _Part = tuple[tuple[Any, Any, Any], Array]
 """Rows of A over u, t and v (None: zeros), and of b."""
 
 
-def _flat_parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
-    """equal, up, down, below."""
-    one = np.flatnonzero(p.single[p.group])
+def _parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
+    """equal, up, down, below; groups and balls, the heads of each kind before its bodies."""
+    one, many, heads = np.flatnonzero(p.single[p.group]), p.many()[0], np.flatnonzero(~p.single)
     u, t = _pick(p.at[one], p.lengths[one], widths[0]), _pick(p.group[one], np.ones(len(one)), widths[1])
+    two_sided, slack = o.in_balls()
+    held = np.arange(slack.sum())
     return [
         ((o.rows(o.equal), None, -o.slacks(o.equal)), o.anchor.T[o.equal.T]),
         ((u, -t, None), np.zeros(len(one))),
         ((-u, -t, None), np.zeros(len(one))),
         ((o.rows(o.below), None, -o.slacks(o.below)), o.anchor.T[o.below.T]),
-    ]
-
-
-def _cone_parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
-    """groups and balls, the heads of each kind before its bodies."""
-    many, heads = np.flatnonzero(~p.single[p.group]), np.flatnonzero(~p.single)
-    two_sided, slack = _in_balls(o)
-    rows, held = o.rows(two_sided), np.arange(slack.sum())
-    return [
         ((None, -_pick(heads, np.ones(len(heads)), widths[1]), None), np.zeros(len(heads))),
         ((-_pick(p.at[many], p.lengths[many], widths[0]), None, None), np.zeros(len(many))),
         ((None, None, None), o.radii),
-        ((-rows, None, None), -o.anchor.T[two_sided.T]),
+        ((-o.rows(two_sided), None, None), -o.anchor.T[two_sided.T]),
         ((None, None, -_pick(held, np.ones(len(held)), widths[2])), np.zeros(len(held))),
     ]
-
-
-def _in_balls(o: Outputs) -> tuple[Array, Array]:
-    """Masks [P, M] of the two-sided outputs and of the slacks that balls hold: none of a loss."""
-    return o.two_sided, o.slack & (o.weight == 0)
-
-
-def _owner(o: Outputs) -> Array:
-    """Which ball holds each of those."""
-    return np.concatenate([np.repeat(o.ball, mask.sum(0)) for mask in _in_balls(o)])
 
 
 def _pick(at: Array, values: Array, width: int) -> Any:

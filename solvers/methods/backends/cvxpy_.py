@@ -22,7 +22,6 @@ class CVXPY:
     """The reference formulation (``program.to_cvxpy()``) solved by any conic solver that cvxpy has installed.
 
     "clarabel", "scs" and "osqp" solve conic forms of our own instead, without the time that cvxpy takes to build its.
-
     The columns of X and the targets are scaled to unit root mean square first and the answer is scaled back; that is
     the only change to the reference. The solver's tolerances follow from the call's, and can be set by its own names.
 
@@ -78,22 +77,20 @@ class CVXPY:
         except (AttributeError, TypeError, ValueError) as error:
             if not self.settings:
                 raise
-            raise UnknownOption(
-                f"settings {dict(self.settings)}: {self.backend} does not take them: {error}"
-            ) from error
+            message = f"settings {dict(self.settings)}: {self.backend} does not take them: {error}"
+            raise UnknownOption(message) from error
         stats = problem.solver_stats
         iterations = int(stats.num_iters or 0) if stats else 0
         ended = _ended(problem.status, iterations, limits)
         multipliers = problem.constraints[0].dual_value
         if U.value is None:
             return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
+        device = program.inputs.device
         weights = scaling.undo_weights(torch.as_tensor(U.value, dtype=torch.float64))
         weights = program.penalty.to(weights).prox(weights, 0.0)  # within its domain, which conic solvers keep roughly
         if multipliers is not None:
             # cvxpy's Lagrangian has ⟨dual, Z − XU⟩ for the constraint Z == XU.
-            multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64))
-        device = program.inputs.device
-        multipliers = None if multipliers is None else multipliers.to(device)
+            multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64)).to(device)
         return Proposal(weights.to(device), multipliers, ended, iterations, setup, problem.status, effective)
 
 

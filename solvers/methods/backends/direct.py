@@ -4,22 +4,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convexprune.solvers.errors import MissingExtra, UnknownOption
-from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms
-from convexprune.solvers.methods.backends.parts import Array, refusal
-from convexprune.solvers.methods.backends.root import Root
+from convexprune.solvers.methods.backends.conic import Array, ConicForm, conic_forms, refusal
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
-from convexprune.solvers.programs.fits import ReluLoss, SquaredLoss
+from convexprune.solvers.programs.fits import Ball, ReluLoss, SquaredLoss
 from convexprune.solvers.programs.penalties import L1
 from convexprune.solvers.programs.program import LayerProgram, Scaling
 
 PIP = 'pip install "convexprune[reference]"'
+_ROUNDING = 1e-13
+_WORST = ("failed", "time limit", "iteration limit")
 
 Point = tuple[Array, Array, Array]
 """x, y and s of a conic form."""
@@ -31,10 +31,7 @@ class Answer:
 
     Attributes:
         point: Where it ended, or None where it has nothing to show.
-        ended: As in ``Proposal``.
-        iterations: How many it took.
-        setup: Seconds before the first of them.
-        message: Its own word.
+        ended: As in ``Proposal``, like the next three.
         hints: Settings that it should start the next round with.
     """
 
@@ -82,7 +79,7 @@ class Direct:
         raise NotImplementedError
 
     def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
-        """Settings that keep the limits."""
+        """Settings that keep the limits, None where there is none."""
         raise NotImplementedError
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
@@ -103,7 +100,7 @@ class Direct:
             for i in range(len(task.forms)):
                 task.answers[i] = self._next(task, i, accuracy, limits)
             effective = {"settings": accuracy | dict(self.settings), "rounds": number, "programs": len(task.forms)}
-            latest = task.proposal(effective | {"start": self._said(start)})
+            latest = task.proposal(effective | {"start": self._use_of(start)})
             if latest.ended != "own rule" or number == len(rounds):
                 break
             if max(watch(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
@@ -119,16 +116,58 @@ class Direct:
             ended = "iteration limit" if steps is not None and steps <= 0 else "time limit"
             origin = (np.zeros(len(form.q)), np.zeros(len(form.b)), form.b)
             return replace(last, point=last.point or origin, ended=ended)
-        settings = accuracy | self.limited(steps, seconds) | dict(last.hints) | dict(self.settings)
-        new = self.answer(form, settings, last.point)
+        limited = {name: value for name, value in self.limited(steps, seconds).items() if value is not None}
+        new = self.answer(form, accuracy | limited | dict(last.hints) | dict(self.settings), last.point)
         return replace(new, iterations=last.iterations + new.iterations, setup=last.setup + new.setup)
 
-    def _said(self, start: Start | None) -> str:
+    def _use_of(self, start: Start | None) -> str:
         if start is None:
             return "none given"
         if self.no_start:
             return f"not used: {self.no_start}"
         return "weights" if start.multipliers is None else "weights and multipliers"
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """X = QR and Y = QQᵀY + rest give ‖XU − Y‖² = ‖RU − QᵀY‖² + ‖rest‖² for each neuron.
+
+    So the N + 1 samples (R; 0), (QᵀY; ‖rest_m‖) make the same program, and Λ = QΛ̃ + rest/‖rest‖·λ̃ is as long as Λ̃, with
+    the same XᵀΛ and the same ⟨Λ, Y⟩.
+
+    Attributes:
+        Q: [P, N], orthonormal columns.
+        rest: [P, M], columns of length 1 or, where Y is in the span of X up to rounding, 0.
+        program: The program with N + 1 samples.
+    """
+
+    Q: Tensor
+    rest: Tensor
+    program: LayerProgram
+
+    @classmethod
+    def of(cls, program: LayerProgram) -> Self | None:
+        """That of a ``Ball`` or ``SquaredLoss`` with more samples than it would have; None for other programs."""
+        N, fit = program.shape[0], program.fit
+        if type(fit) not in (Ball, SquaredLoss) or program.samples <= N + 1:
+            return None
+        Q, R = torch.linalg.qr(program.inputs)
+        rest = fit.Y - Q @ (Q.T @ fit.Y)
+        rest = rest - Q @ (Q.T @ rest)
+        length = torch.linalg.vector_norm(rest, dim=0)
+        length = torch.where(length > _ROUNDING * torch.linalg.vector_norm(fit.Y, dim=0), length, 0.0)
+        rest = torch.where(length > 0, rest / length, 0.0)
+        targets = torch.cat([Q.T @ fit.Y, length[None]])
+        small = LayerProgram(torch.cat([R, R.new_zeros(1, N)]), fit.map(lambda _: targets), program.penalty)
+        return cls(Q, rest, small)
+
+    def apply_multipliers(self, L: Tensor) -> Tensor:
+        """Λ̃ [N + 1, M] of Λ [P, M]: its part that matters."""
+        return torch.cat([self.Q.T @ L, (self.rest * L).sum(0, keepdim=True)])
+
+    def undo_multipliers(self, L: Tensor) -> Tensor:
+        """Λ [P, M] of Λ̃ [N + 1, M]."""
+        return self.Q @ L[:-1] + self.rest * L[-1]
 
 
 @dataclass
@@ -222,4 +261,7 @@ def wanted_accuracy(program: LayerProgram, limits: Limits) -> float:
     return min(limits.tol, limits.feas_tol * radius)
 
 
-_WORST = ("failed", "time limit", "iteration limit")
+def by_tens(first: float, **others: Any) -> list[dict[str, Any]]:
+    """Rounds whose ``eps_abs`` and ``eps_rel`` fall from the first by tens, six at most, none below 1e-10."""
+    steps = [step for step in (first * 10.0**-k for k in range(6)) if step > 1e-10] or [1e-10]
+    return [others | {"eps_abs": step, "eps_rel": step} for step in steps]

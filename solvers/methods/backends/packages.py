@@ -1,0 +1,200 @@
+"""Clarabel, SCS and OSQP, on conic forms of our own."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.methods.backends.conic import ConicForm
+from convexprune.solvers.methods.backends.direct import Answer, Direct, Point, by_tens
+from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs.fits.measures import HalfSquare
+from convexprune.solvers.programs.penalties import L1
+from convexprune.solvers.programs.program import LayerProgram
+
+
+def _answer(
+    point: tuple[Any, Any, Any], infeasible: bool, ended: str, steps: int, setup: float, status: str, **hints: Any
+) -> Answer:
+    """An answer without its point where a package says infeasible or has no finite numbers."""
+    if infeasible or not all(values is not None and bool(np.isfinite(values).all()) for values in point):
+        return Answer(None, "failed", steps, setup, status)
+    return Answer(point, ended, steps, setup, status, hints)
+
+
+@register("clarabel")
+@dataclass(frozen=True)
+class Clarabel(Direct):
+    """Clarabel, an interior point method for small programs and many digits: convex penalties, all fits of ours.
+
+    Args:
+        settings: Clarabel's own options by its own names; they win over what the call's limits imply.
+    """
+
+    package: ClassVar[str] = "clarabel"
+    packages: ClassVar[tuple[str, ...]] = ("clarabel", "scipy")
+    no_start: ClassVar[str | None] = "Clarabel has no warm start"
+
+    def known(self) -> tuple[str, ...]:
+        """Those of ``clarabel.DefaultSettings``."""
+        import clarabel
+
+        return tuple(name for name in dir(clarabel.DefaultSettings()) if not name.startswith("_") and name != "default")
+
+    def rounds(self, wanted: float) -> list[dict[str, Any]]:
+        """One: an interior point method gains digits cheaply at the end, and cannot go on from where it stopped."""
+        return [dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))]
+
+    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
+        """``max_iter`` and ``time_limit``."""
+        return {"max_iter": max_iter, "time_limit": seconds}
+
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:  # noqa: ARG002
+        """Solve it; the accuracy of what comes back is for the certificate to judge."""
+        import clarabel
+        from scipy import sparse
+
+        began, options = time.perf_counter(), clarabel.DefaultSettings()
+        kinds = ((clarabel.ZeroConeT, form.zero), (clarabel.NonnegativeConeT, form.nonneg))
+        cones = [kind(size) for kind, size in kinds if size] + [clarabel.SecondOrderConeT(size) for size in form.cones]
+        try:
+            for name, value in ({"verbose": False} | dict(settings)).items():
+                setattr(options, name, value)
+            P = sparse.csc_matrix(sparse.triu(form.P))
+            solver = clarabel.DefaultSolver(P, form.q, form.A, form.b, cones, options)
+        except Exception as error:  # Clarabel raises nothing more specific for a bad value
+            raise InvalidInput(f"settings {dict(settings)}: clarabel does not take them: {error}") from error
+        setup = time.perf_counter() - began
+        found = solver.solve()
+        status = str(found.status)
+        ended = {"MaxIterations": "iteration limit", "MaxTime": "time limit"}.get(status, "own rule")
+        point = (np.array(found.x), np.array(found.z), np.array(found.s))
+        return _answer(point, "Infeasible" in status, ended, found.iterations, setup, status)
+
+
+_SCS_SETTINGS = (
+    *("acceleration_interval", "acceleration_lookback", "acceleration_regularization", "acceleration_relaxation"),
+    *("acceleration_type_1", "adaptive_diag_scale", "adaptive_scale", "alpha", "eps_abs", "eps_infeas", "eps_rel"),
+    *("linear_solver", "log_csv_filename", "max_iters", "normalize", "rho_x", "scale", "time_limit_secs", "verbose"),
+    "write_data_filename",
+)
+
+
+@register("scs")
+@dataclass(frozen=True)
+class SCS(Direct):
+    """SCS, a first-order conic splitting method with warm starts: convex penalties, all fits of ours.
+
+    It runs in rounds, each ten times as accurate and from where the last one ended, until the certificate closes.
+
+    Args:
+        settings: SCS's own options by its own names; they win over what the call's limits imply.
+    """
+
+    package: ClassVar[str] = "scs"
+    packages: ClassVar[tuple[str, ...]] = ("scs", "scipy")
+
+    def known(self) -> tuple[str, ...]:
+        """Those of SCS 3.3: the package does not list them."""
+        return _SCS_SETTINGS
+
+    def rounds(self, wanted: float) -> list[dict[str, Any]]:
+        """From half of what is wanted, by the linear solver of SCS itself: on these sparse forms MKL is slower."""
+        return by_tens(0.5 * wanted, linear_solver="qdldl")
+
+    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
+        """``max_iters`` and ``time_limit_secs``."""
+        return {"max_iters": 200_000 if max_iter is None else max_iter, "time_limit_secs": seconds}
+
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+        """Solve it, from (x, y, s) where there is one."""
+        import scs
+
+        data = {"P": form.P, "A": form.A, "b": form.b, "c": form.q}
+        cones = {"z": form.zero, "l": form.nonneg, "q": list(form.cones)}
+        began = time.perf_counter()
+        try:
+            solver = scs.SCS(data, cones, **({"verbose": False} | dict(settings)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"settings {dict(settings)}: scs does not take them: {error}") from error
+        setup = time.perf_counter() - began
+        x, y, s = (None, None, None) if start is None else start
+        found = solver.solve(warm_start=start is not None, x=x, y=y, s=s)
+        info, status = found["info"], str(found["info"]["status"])
+        limit = "iteration limit" if "max_iters" in status else "time limit" if "time_limit" in status else "own rule"
+        ended, point = "own rule" if info["status_val"] == 1 else limit, (found["x"], found["y"], found["s"])
+        return _answer(point, info["status_val"] < 0, ended, int(info["iter"]), setup, status, scale=info["scale"])
+
+
+@register("osqp")
+@dataclass(frozen=True)
+class OSQP(Direct):
+    """OSQP, a first-order method for quadratic programs, polished: the losses with an L1 penalty.
+
+    Neurons are solved one by one, small ones a few at a time. It runs in rounds, each ten times as accurate and from
+    where the last one ended, until the certificate closes.
+
+    Args:
+        settings: OSQP's own options by its own names; they win over what the call's limits imply.
+    """
+
+    package: ClassVar[str] = "osqp"
+    packages: ClassVar[tuple[str, ...]] = ("osqp", "scipy")
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None.
+
+        Raises:
+            MissingExtra: The package is not installed. UnknownOption: It has no setting of a name given.
+        """
+        reason = super().refuses(program)
+        if reason:
+            return reason
+        if not isinstance(program.fit.measure, HalfSquare):  # type: ignore[attr-defined]
+            return (
+                f"OSQP solves quadratic programs, and the ball of {type(program.fit).__name__} is a second-order cone; "
+                "it takes SquaredLoss, ReluLoss and NetTrimLoss"
+            )
+        if not isinstance(program.penalty, L1):
+            return f"OSQP solves quadratic programs, and {type(program.penalty).__name__} needs cones; it takes L1"
+        return None
+
+    def known(self) -> tuple[str, ...]:
+        """Those of its settings structure."""
+        import osqp
+
+        names = vars(osqp.OSQP().ext.OSQPSettings)
+        return tuple(sorted(name for name in names if not name.startswith("_")))
+
+    def rounds(self, wanted: float) -> list[dict[str, Any]]:
+        """From what is wanted, with polishing."""
+        return by_tens(wanted, polishing=True)
+
+    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
+        """``max_iter`` and ``time_limit``."""
+        return {"max_iter": 200_000 if max_iter is None else max_iter, "time_limit": seconds}
+
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+        """Solve it, from x and y where there are any."""
+        import osqp
+        from scipy import sparse
+
+        began, solver = time.perf_counter(), osqp.OSQP()
+        low = np.concatenate([form.b[: form.zero], np.full(form.nonneg, -np.inf)])
+        P = sparse.csc_matrix(sparse.triu(form.P))
+        try:
+            solver.setup(P, form.q, form.A, low, form.b, **({"verbose": False} | dict(settings)))
+        except (TypeError, ValueError, osqp.OSQPException) as error:
+            raise InvalidInput(f"settings {dict(settings)}: osqp does not take them: {error}") from error
+        if start is not None:
+            solver.warm_start(*start[:2])
+        setup = time.perf_counter() - began
+        found = solver.solve(raise_error=False)
+        status, steps = str(found.info.status), int(found.info.iter)
+        limits = {"maximum iterations reached": "iteration limit", "run time limit reached": "time limit"}
+        slack = None if found.x is None else form.b - form.A @ found.x
+        point = (found.x, found.y, slack)
+        return _answer(point, "infeasible" in status, limits.get(status, "own rule"), steps, setup, status)
