@@ -92,7 +92,7 @@ def test_a_layer_reads_its_own_weight_as_often_as_it_likes() -> None:
 
     model = nn.Sequential(Damped(6, 8), nn.ReLU())
     with evaluating(model):
-        found, _ = followed(model, DATA, {"0": (tap(model, "0"),)})
+        found = followed(model, DATA, {"0": (tap(model, "0"),)})
     assert found["0"].elsewhere == ()
 
 

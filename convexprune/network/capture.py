@@ -1,6 +1,6 @@
 """What a network computes on calibration data: its outputs, the inputs of its layers, and what follows each layer."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from convexprune.network.memory import Batch, samples_of, tensors_in
 from convexprune.network.padding import Counted, Mask, Masks, rows_that_count
 from convexprune.network.passes import joined, network_outputs  # noqa: F401 - known by this name, too
 from convexprune.network.sightings import counted_rows
-from convexprune.network.taps import Received, Tap, Trial, check_received, read_beyond_relu, tap, tapped
+from convexprune.network.taps import Received, Taps, Trial, check_received, read_beyond_relu, tap, tapped
 from convexprune.solvers.arrays import norm
 
 
@@ -117,11 +117,9 @@ def capture(
     return Capture(seen, joined(outputs), sum(map(samples_of, listed)), counted)
 
 
-def _activations(
-    model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
-) -> dict[str, str | None]:
+def _activations(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None) -> dict[str, str | None]:
     """What follows each layer; a ReLU only where nothing else reads what is before it."""
-    follows, _ = followed(model, batch, taps, forward)
+    follows = followed(model, batch, taps, forward)
     found = {name: one.activation for name, one in follows.items()}
     relus = {name: taps[name] for name, activation in found.items() if activation == "relu"}
     if not relus:

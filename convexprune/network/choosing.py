@@ -50,11 +50,8 @@ def find_ties(model: nn.Module, joint: bool = True) -> Ties:
     """Which modules of a model share parameters, as one layer or otherwise.
 
     Memory is shared where tensors have an entry in common. Modules are one layer if all tensors of their products lie
-    in the same places, in the same shapes, and they are of one kind, with the same stride, padding and dilation.
-
-    Args:
-        model: Any module.
-        joint: Whether layers may be solved together; if not, all that share a parameter are refused.
+    in the same places, in the same shapes, and they are of one kind, with the same settings (stride and so on). Without
+    ``joint`` layers may not be solved together, and all that share a parameter are refused.
 
     Raises:
         UnsupportedModule: The model is compiled by ``torch.jit``.
@@ -73,8 +70,6 @@ def find_ties(model: nn.Module, joint: bool = True) -> Ties:
 
 def layer_uses(model: nn.Module, name: str) -> tuple[str, ...]:
     """All names under which the layer is used, in the model's order; each has a ``tap`` of its own.
-
-    For many layers call ``find_ties`` once, and its ``uses_of`` for each.
 
     Raises:
         InvalidInput: The model has no such module.
@@ -105,7 +100,9 @@ def _refusal(others: Collection[str], joint: bool) -> str:
 
 def _overlaps(modules: Mapping[str, nn.Module]) -> dict[str, set[str]]:
     """Which modules each module shares memory with, if any; what only buffers share is never pruned."""
-    held = [(tensor, name) for name, module in modules.items() for tensor in _own(module)]
+    held: list[tuple[Tensor, str]] = []
+    for name, module in modules.items():
+        held += [(own, name) for own in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
     everyone = Holders((tensor, (name, isinstance(tensor, nn.Parameter))) for tensor, name in held)
     shared: dict[str, set[str]] = {}
     for tensor, name in held:
@@ -115,17 +112,12 @@ def _overlaps(modules: Mapping[str, nn.Module]) -> dict[str, set[str]]:
     return shared
 
 
-def _own(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-
-
 def _identity(module: nn.Module) -> tuple[object, ...] | None:
     """What modules agree in if they are one layer; None if this one cannot be pruned."""
     kind = kind_of(module)
     if kind is None or unsupported(module) is not None:
         return None
-    tensors = [tensor for group in kind.groups(module) for tensor in group]
-    places = [None if t is None else place_of(t) for t in tensors]
+    places = [None if own is None else place_of(own) for group in kind.groups(module) for own in group]
     return (kind.base, *places, *(getattr(module, setting) for setting in kind.settings))
 
 
@@ -136,13 +128,12 @@ def choose_layers(
 ) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 
-    Layers that share weight and bias are one layer with several uses. It goes by the
-    name of its first use, and is chosen, or left out, by a pattern of any of them.
+    Layers that share weight and bias are one layer with several uses. It goes by the name of its first use, and is
+    chosen, or left out, by a pattern of any of them.
 
     Args:
         model: Any module.
-        patterns: Shell patterns of qualified names ("features.*"), and of those to leave out ("!stem"); None: every
-            layer.
+        patterns: Of names to prune ("features.*") and to leave out ("!stem"); None: every layer.
         kinds: Only such modules, and none that share a parameter; None: every kind that can be pruned.
 
     Raises:
@@ -150,7 +141,7 @@ def choose_layers(
         InvalidInput: The model is no module, or a pattern no text.
     """
     wanted = None if patterns is None else name_patterns(patterns)
-    holders = {name: module for name, module in named_uses(check_module(model)).items() if _holds_weights(module)}
+    holders = {name: module for name, module in named_uses(check_module(model)).items() if holds_weights(module)}
     ties = find_ties(model, joint=kinds is None)
     reasons = {name: _left_out(name, module, wanted, ties, kinds) for name, module in holders.items()}
     chosen = {name: module for name, module in holders.items() if reasons[name] is None}
@@ -163,68 +154,10 @@ def choose_layers(
     return chosen, skipped
 
 
-def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The eps of each layer: one for all, one a layer in order, or by name pattern.
-
-    Raises:
-        InvalidTolerance: A negative, NaN or infinite eps.
-        InvalidInput: Their number is not that of the layers, or a layer has none.
-    """
-    if isinstance(eps, Mapping):
-        values = {name: looked_up(eps, name) for name in names}
-        missing = [name for name, value in values.items() if value is None]
-        if missing:
-            remedy = "add one, or '*', or leave them as trained with layers='!…'"
-            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; {remedy}")
-        return {name: checked_radius(f"eps of {name}", value) for name, value in values.items() if value is not None}
-    if isinstance(eps, Sequence) and not isinstance(eps, str):
-        if len(eps) != len(names):
-            raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(eps)}")
-        return {name: checked_radius(f"eps of {name}", value) for name, value in zip(names, eps, strict=True)}
-    return dict.fromkeys(names, checked_radius("eps", eps))
-
-
-def layer_fits(
-    fit: str | Mapping[str, str] | None, activations: Mapping[str, str | None], known: Iterable[str]
-) -> dict[str, str]:
-    """The fit of each layer; where none is given, "relu-ball" before a ReLU and "ball" elsewhere.
-
-    Args:
-        fit: A name for all layers, or names by pattern, or None.
-        activations: What follows each layer, by its name.
-        known: Fit names that exist.
-
-    Raises:
-        InvalidInput: An unknown fit.
-    """
-    fits = {}
-    for name, activation in activations.items():
-        given = looked_up(fit, name) if isinstance(fit, Mapping) else fit
-        fits[name] = given or ("relu-ball" if activation == "relu" else "ball")
-        if not isinstance(fits[name], str) or fits[name] not in known:
-            raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
-    return fits
-
-
-def check_module(model: nn.Module) -> nn.Module:
-    """The model itself.
-
-    Raises:
-        InvalidInput: It is no module.
-    """
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model: expected a torch.nn.Module, found {model!r}")
-    return model
-
-
-def _holds_weights(module: nn.Module) -> bool:
-    own = module.parameters(recurse=False)
-    return kind_of(module) is not None or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
-
-
 def _left_out(
     name: str, module: nn.Module, wanted: list[str] | None, ties: Ties, kinds: tuple[type[nn.Module], ...] | None
 ) -> str | None:
+    """Why the module is not pruned; None if it is."""
     first, *more = uses = ties.uses_of(name)
     if wanted is not None and not is_chosen(uses, wanted):
         left_out = excluding(uses, wanted)
@@ -237,6 +170,61 @@ def _left_out(
     if name == first:
         return None
     return f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"
+
+
+def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The eps of each layer: one for all, one a layer in order, or by name pattern.
+
+    Raises:
+        InvalidTolerance: A negative, NaN or infinite eps.
+        InvalidInput: Their number is not that of the layers, or a layer has none.
+    """
+    values: Iterable[float | None]
+    if isinstance(eps, Mapping):
+        values = [looked_up(eps, name) for name in names]
+        missing = [name for name, value in zip(names, values, strict=True) if value is None]
+        if missing:
+            remedy = "add one, or '*', or leave them as trained with layers='!…'"
+            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; {remedy}")
+    elif isinstance(eps, Sequence) and not isinstance(eps, str):
+        values = eps
+        if len(eps) != len(names):
+            raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(eps)}")
+    else:
+        return dict.fromkeys(names, checked_radius("eps", eps))
+    return {name: checked_radius(f"eps of {name}", value) for name, value in zip(names, values, strict=True)}
+
+
+def layer_fits(
+    fit: str | Mapping[str, str] | None, activations: Mapping[str, str | None], known: Iterable[str]
+) -> dict[str, str]:
+    """The fit of each layer; where none is given, "relu-ball" before a ReLU and "ball" elsewhere.
+
+    Args:
+        fit: A name for all layers, or names by pattern, or None.
+        activations: What follows each layer, by its name.
+        known: Fit names that exist; InvalidInput is raised for others.
+    """
+    fits = {}
+    for name, activation in activations.items():
+        given = looked_up(fit, name) if isinstance(fit, Mapping) else fit
+        fits[name] = given or ("relu-ball" if activation == "relu" else "ball")
+        if not isinstance(fits[name], str) or fits[name] not in known:
+            raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
+    return fits
+
+
+def check_module(model: nn.Module) -> nn.Module:
+    """The model itself; InvalidInput is raised if it is no module."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model: expected a torch.nn.Module, found {model!r}")
+    return model
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether the module is of a kind that can be pruned, or holds a matrix, or a parameter without values yet."""
+    own = module.parameters(recurse=False)
+    return kind_of(module) is not None or any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in own)
 
 
 def name_patterns(patterns: str | Iterable[str]) -> list[str]:
@@ -256,9 +244,7 @@ def name_patterns(patterns: str | Iterable[str]) -> list[str]:
 def is_chosen(names: str | Iterable[str], patterns: Sequence[str]) -> bool:
     """Whether patterns choose something that goes by one name or by several: one matches, and no exclusion does."""
     known = [names] if isinstance(names, str) else list(names)
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
-    if not wanted and patterns:
-        wanted = ["*"]
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or (["*"] if patterns else [])
     return excluding(known, patterns) is None and any(_matches(known, pattern) for pattern in wanted)
 
 
@@ -285,8 +271,8 @@ def looked_up(table: Mapping[str, T], name: str) -> T | None:
 def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) -> object:
     """The table with an entry for the first name of each of these layers of several names, if any of them has one.
 
-    An exact name counts before a pattern, as in ``looked_up``; of patterns the first that matches one of the names
-    does. What is no table stays as it is.
+    An exact name counts before a pattern; of patterns the first that matches one of the names does. What is no table
+    stays as it is.
 
     Raises:
         InvalidInput: Two names of one layer have entries that differ.
@@ -298,7 +284,7 @@ def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) 
         exact = {name: table[name] for name in names if name in table}
         if len(set(exact.values())) > 1:
             raise InvalidInput(f"{argument}: these are names of one layer, which shares its weight: {exact}; give one")
-        found = exact or {p: v for p, v in table.items() if any(fnmatchcase(name, p) for name in names)}
+        found = exact or {p: v for p, v in table.items() if _matches(names, p)}
         if found:
             own[names[0]] = next(iter(found.values()))
     return {**table, **own}
@@ -310,11 +296,7 @@ def is_named(name: str, *given: object) -> bool:
 
 
 def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:
-    """Whether each pattern of a table matches a layer; what is no table passes.
-
-    Raises:
-        InvalidInput: Some match none.
-    """
+    """Each pattern of a table matches a layer, or InvalidInput is raised; what is no table passes."""
     known = list(names)
     patterns = list(table) if isinstance(table, Mapping) else []
     if idle := [pattern for pattern in patterns if not _matches(known, pattern)]:

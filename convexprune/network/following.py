@@ -1,6 +1,6 @@
 """What follows each layer, and where else its parameters go, from one forward in which tensors are followed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from convexprune.layers.kinds import NORMS
 from convexprune.network.forwards import Forward, run_model
 from convexprune.network.memory import Batch, Holders, tensors_in
-from convexprune.network.taps import Tap
+from convexprune.network.taps import Hook, Taps, hooked
 
 # Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
 _SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
@@ -59,10 +59,7 @@ class Watch(TorchFunctionMode):
             for noted in consumers:
                 noted.append(name)
             if result is tensor:  # changed in place: its storage, under any view, no longer holds the layer's output
-                self._forget(tensor)
-
-    def _forget(self, tensor: Tensor) -> None:
-        self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}
+                self._followed = {key: kept for key, kept in self._followed.items() if not _share(kept[0], tensor)}
 
     def __torch_function__(self, func: Batch, types: object, args: Batch = (), kwargs: Batch = None) -> Batch:
         result = func(*args, **(kwargs or {}))
@@ -102,8 +99,8 @@ def _share(one: Tensor, other: Tensor) -> bool:
         return False
 
 
-def summary(calls: list[list[str]]) -> str:
-    """One name for what consumed a layer's output in each of its calls: "relu", "output", "several: relu, add"."""
+def _summary(calls: list[list[str]]) -> str:
+    """One name for what consumed a layer's output in each of its calls."""
     kinds = list(dict.fromkeys(kind for call in calls for kind in call or ["output"]))
     return kinds[0] if len(kinds) == 1 else f"several: {', '.join(kinds)}"
 
@@ -127,17 +124,8 @@ class Followed:
     elsewhere: tuple[str, ...] = ()
 
 
-def followed(
-    model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None = None
-) -> tuple[dict[str, Followed], Batch]:
-    """Each layer that the forward reaches, by name, and what the model returned; it must be in eval mode.
-
-    Args:
-        model: The network.
-        batch: A checked batch.
-        taps: For each layer one for each module that uses its weight.
-        forward: As for ``capture``.
-    """
+def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None = None) -> dict[str, Followed]:
+    """What one forward on a checked batch shows of each layer that it reaches; the model must be in eval mode."""
     readers = {
         name: _Readers(model.get_submodule(name), [tap.module for tap in several]) for name, several in taps.items()
     }
@@ -162,16 +150,14 @@ def followed(
             behind[id(consumers)] = (name, after)
         watch.follow(output, after)
 
+    hooks: list[tuple[nn.Module, Hook]] = [
+        (tap.module, partial(follow, name, tap.plain)) for name, several in taps.items() for tap in several
+    ]
+    hooks += [(module, partial(pass_norm, name)) for name, module in norms.items()]
     with ExitStack() as stack:
         for one in every:
             one.hook(stack)
-        for name, several in taps.items():
-            for tap in several:
-                hook = partial(follow, name, tap.plain)
-                stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
-        for name, module in norms.items():
-            stack.enter_context(module.register_forward_hook(partial(pass_norm, name), prepend=True))
-        with watch:
+        with hooked(hooks), watch:
             outputs = run_model(model, batch, forward)
     watch.note(tensors_in(outputs), "output")
     found = {}
@@ -179,18 +165,18 @@ def followed(
         norm, after = behind.get(id(consumers[0]), ("", []))
         alone = len(consumers) == 1 and consumers[0] == ["batch_norm"] and times.get(norm) == 1
         found[name] = Followed(
-            activation=summary(consumers) if all(tap.plain for tap in taps[name]) else None,
+            activation=_summary(consumers) if all(tap.plain for tap in taps[name]) else None,
             elsewhere=tuple(dict.fromkeys(readers[name].names)),
         )
         if alone and _running(norms[norm]) and not shifts[norm].names:
-            found[name] = replace(found[name], norm=norm, behind=summary([after]))
-    return found, outputs
+            found[name] = replace(found[name], norm=norm, behind=_summary([after]))
+    return found
 
 
 def _running(module: nn.Module) -> bool:
     """Whether the norm is a fixed affine map in eval mode, with a shift of its own."""
-    own = dict(module.named_parameters(recurse=False))
-    return module.running_var is not None and set(own) == {"weight", "bias"}
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return module.running_var is not None and own == {"weight", "bias"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -132,8 +132,8 @@ def has_own_settings(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _settings(module: nn.Module) -> dict[str, object]:
-    public = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return {name: value for name, value in public.items() if name not in ("inplace", "training")}
+    found = vars(module).items()
+    return {name: value for name, value in found if not name.startswith("_") and name not in ("inplace", "training")}
 
 
 def changes_in_place(node: fx.Node, module: nn.Module | None) -> bool:
@@ -210,10 +210,7 @@ def traced(model: nn.Module, training: bool = False) -> tuple[fx.Graph, dict[str
     """The graph of the forward in eval or train mode, with the defaults of its options; the model is left as found.
 
     The graph takes what the forward creates itself, such as torch.arange(6), from the model, by names that the model
-    does not have: these constants come with it.
-
-    Raises:
-        UnsupportedModule: The forward cannot be traced.
+    does not have: these constants come with it. UnsupportedModule is raised where the forward cannot be traced.
     """
     attributes = set(vars(model))
     # The forward runs where no input is involved: ``self.steps += 1``, or a draw of random numbers.

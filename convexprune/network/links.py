@@ -91,50 +91,37 @@ class _Blocked(Exception):
 
 @dataclass(frozen=True)
 class _Stream:
-    """What a node of the graph holds of neurons.
+    """What a node of the graph holds of neurons."""
 
-    Attributes:
-        producers: The layers of which it is made; neuron c is computed of theirs of the same number.
-        neurons: How many; 0 if the layer cannot lose any.
-        layout: One of those above.
-        copies: Channels that belong to one neuron, one after another.
-        way: Activations and norms so far.
-        alone: Whether no other node uses the tensor's memory.
-    """
-
-    producers: tuple[str, ...]
-    neurons: int
-    layout: str
-    copies: int = 1
-    way: tuple[str, ...] = ()
-    alone: bool = True
+    producers: tuple[str, ...]  # the layers of which it is made; neuron c is computed of theirs of the same number
+    neurons: int  # how many; 0 if the layer cannot lose any
+    layout: str  # one of those above
+    copies: int = 1  # channels that belong to one neuron, one after another
+    way: tuple[str, ...] = ()  # activations and norms so far
+    alone: bool = True  # whether no other node uses the tensor's memory
 
 
 @dataclass
 class _Group:
-    """Layers that can lose neurons only together, and all that depends on these; modules by qualified name.
-
-    Attributes:
-        producers: The layers.
-        norms: BatchNorms on the way.
-        along: Depthwise convolutions, and PReLUs with a slope for each channel, on the way.
-        repeat: By consumer, how many of its inputs belong to one neuron.
-        ways: The activations and norms before each consumer; a norm with running statistics as "norm:name".
-        faults: Why neurons cannot be removed: of which producers, and what becomes of them.
-    """
+    """Layers that can lose neurons only together, and all that depends on these; names as in ``Link``."""
 
     producers: set[str]
     norms: set[str] = field(default_factory=set)
     along: set[str] = field(default_factory=set)
-    repeat: dict[str, int] = field(default_factory=dict)
+    repeat: dict[str, int] = field(default_factory=dict)  # by consumer
+    # The activations and norms before each consumer; a norm with running statistics as "norm:name".
     ways: dict[tuple[str, ...], None] = field(default_factory=dict)
+    # Why neurons cannot be removed: of which producers, and what becomes of them.
     faults: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
 
-    def reason(self, producer: str) -> str | None:
-        """What becomes of the producer's outputs, so that it cannot lose neurons."""
+    def reason(self, producer: str, layer: nn.Module, residual: bool) -> str | None:
+        """Why the producer cannot lose neurons; None if it can."""
         own = (what for producers, what in self.faults if producer in producers)
         others = (f"are combined with those of {names[0]!r}, which {what}" for names, what in self.faults)
-        return next(chain(own, others), None)
+        if what := next(chain(own, others), None):
+            neurons = "neurons" if isinstance(layer, nn.Linear) else "filters"
+            return f"its outputs {what}, so its {neurons} cannot be removed{'' if residual else ' alone'}"
+        return None if self.repeat else "nothing uses its outputs"
 
     def absorb(self, other: "_Group") -> None:
         """Take over all that the other has."""
@@ -144,10 +131,7 @@ class _Group:
 
 
 class _Flow:
-    """Follows all neurons through the network, in one pass over its graph, into groups by producer.
-
-    ``residual`` is that of ``find_links``.
-    """
+    """Follows all neurons through the network, in one pass over its graph, into groups by producer."""
 
     def __init__(self, network: Network, residual: bool) -> None:
         self.network, self.residual = network, residual
@@ -161,25 +145,28 @@ class _Flow:
     def _behind(self, node: fx.Node) -> _Stream | None:
         """The neurons that the node holds, once those that reach it are accounted for."""
         taken = [self._streams[source] for source in node.all_input_nodes if source in self._streams]
-        module, stream = self.network.called(node), None
+        module, stream, name = self.network.called(node), None, str(node.target)
         layer = isinstance(module, self.network.layers) and not (taken and self._is_carrier(module))
         try:
             if module and layer and taken:
-                self._feed(str(node.target), module, taken[0])
+                if taken[0].neurons:
+                    self._check(name, module, taken[0])
+                    group = self.groups[taken[0].producers[0]]
+                    group.repeat[name] = inputs_of(module) // taken[0].neurons
+                    group.ways[taken[0].way] = None
             elif taken and not reads_other_lengths(node, _AXES[taken[0].layout]):
                 stream = self._through(node, module, taken)
         except _Blocked as what:
             for blocked in taken:
                 self.groups[blocked.producers[0]].faults.append((blocked.producers, str(what)))
-        return self._started(str(node.target), module) if module and layer else stream
+        if not module or not layer:
+            return stream
+        self.groups.setdefault(name, _Group({name}))
+        neurons = 0 if self.network.fault(name) else len(module.get_parameter("weight"))
+        return _Stream((name,), neurons, _layouts(module)[0])
 
     def _used_once(self, node: fx.Node, layout: str) -> bool:
         return sum(not reads_other_lengths(user, _AXES[layout]) for user in node.users) == 1
-
-    def _started(self, name: str, layer: nn.Module) -> _Stream:
-        self.groups.setdefault(name, _Group({name}))
-        neurons = 0 if self.network.fault(name) else len(layer.get_parameter("weight"))
-        return _Stream((name,), neurons, _layouts(layer)[0])
 
     def _is_carrier(self, module: nn.Module | None) -> bool:
         """Whether the module has weights for each neuron, and keeps neurons apart."""
@@ -230,13 +217,16 @@ class _Flow:
     def _combined(self, node: fx.Node, operation: str, taken: list[_Stream]) -> _Stream:
         """Behind arithmetic, entry by entry: of neuron c with neuron c of other layers, or with numbers."""
         others = [source for source in node.all_input_nodes if source not in self._streams]
-        if why := [*self._strangers(others), *self._unlike(taken)]:
-            raise _Blocked(f"{_FATE[operation]}, and {why[0]}")
+        if why := next(chain(self._strangers(others), self._unlike(taken)), None):
+            raise _Blocked(f"{_FATE[operation]}, and {why}")
         stream, name = taken[0], operation.removeprefix("i")
         if len(taken) == 1:
             return replace(stream, way=(*stream.way, f"own {name}"))
         for other in taken[1:]:
-            self._unite(stream.producers[0], other.producers[0])
+            group, more = self.groups[stream.producers[0]], self.groups[other.producers[0]]
+            if group is not more:
+                group.absorb(more)
+                self.groups |= dict.fromkeys(more.producers, group)
         producers = dict.fromkeys(producer for each in taken for producer in each.producers)
         return replace(stream, producers=tuple(producers), way=(name,))
 
@@ -261,20 +251,6 @@ class _Flow:
                 yield f"{name!r} cannot lose any ({self.network.fault(name)})"
             if (first.neurons, first.copies, first.layout) != (other.neurons, other.copies, other.layout):
                 yield f"those of {first.producers[0]!r} and {other.producers[0]!r} differ in number or layout"
-
-    def _unite(self, one: str, other: str) -> None:
-        group, more = self.groups[one], self.groups[other]
-        if group is not more:
-            group.absorb(more)
-            self.groups |= dict.fromkeys(more.producers, group)
-
-    def _feed(self, name: str, module: nn.Module, stream: _Stream) -> None:
-        """The stream reaches a layer, which takes it."""
-        if stream.neurons:
-            self._check(name, module, stream)
-            group = self.groups[stream.producers[0]]
-            group.repeat[name] = inputs_of(module) // stream.neurons
-            group.ways[stream.way] = None
 
     def _check(self, name: str, module: nn.Module, stream: _Stream, along: bool = False) -> None:
         """Whether the module can lose the inputs that belong to a neuron."""
@@ -312,10 +288,9 @@ def _step(node: fx.Node, operation: str, module: nn.Module | None) -> tuple[str,
 def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, Link], list[SkippedModule]]:
     """The layers whose neurons can be removed, by name, and every other module that holds weights, with the reason.
 
-    Both are in the order in which forward calls them; modules that it does not call come last. The model is traced in
-    eval mode, with the defaults of forward's options; it is not run, and left as found. It is traced in train mode too:
-    a layer whose outputs go to other modules or outputs there, such as a second classifier, has no link. What train
-    mode alone does without weights (noise, dropped paths) is taken to fit any number of neurons.
+    Both are in the order in which forward calls them; modules that it does not call come last. The model is traced, not
+    run, with the defaults of forward's options, and left as found: in eval mode and in train mode, too, for a layer
+    whose outputs go to other modules or outputs there, such as a second classifier, has no link.
 
     Args:
         model: Any module that torch.fx can trace.
@@ -336,19 +311,12 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
         matrices = any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in module.parameters(recurse=False))
         if name in linked or not (matrices or isinstance(module, network.layers)):
             continue
-        if reason := network.fault(name) or _reason(groups[name], name, module, residual):
+        if reason := network.fault(name) or groups[name].reason(name, module, residual):
             skipped.append(SkippedModule(name, type(module).__name__, reason))
         else:
             links[name] = _link(groups[name], list(network.calls))
             linked.update(links[name].producers, links[name].along)
     return links, skipped
-
-
-def _reason(group: _Group, name: str, layer: nn.Module, residual: bool) -> str | None:
-    what, neurons = group.reason(name), "neurons" if isinstance(layer, nn.Linear) else "filters"
-    if what:
-        return f"its outputs {what}, so its {neurons} cannot be removed{'' if residual else ' alone'}"
-    return None if group.repeat else "nothing uses its outputs"
 
 
 def _link(group: _Group, order: list[str]) -> Link:

@@ -5,9 +5,11 @@ as that layer is done (``received``): memory is what the caller keeps, time is a
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from convexprune.network.following import Followed, followed
 from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
 from convexprune.network.memory import Batch, mapped, samples_at, samples_of, tensors_in
 from convexprune.network.padding import Counted, Mask
-from convexprune.network.taps import Received, Tap, check_received, tapped
+from convexprune.network.taps import Received, Tap, Taps, check_received, tapped
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
@@ -59,7 +61,7 @@ class Observation:
 def observe(
     model: nn.Module,
     batches: Iterable[Batch],
-    taps: Mapping[str, Sequence[Tap]],
+    taps: Taps,
     *,
     forward: Forward | None = None,
     see: Callable[[str, Received], None] | None = None,
@@ -70,7 +72,7 @@ def observe(
     Args:
         model: The network; left as found.
         batches: Checked batches.
-        taps: For each layer where its inputs are received: several where modules share its weight.
+        taps: Where the layers' inputs are received.
         forward: Computes the outputs in another way, called as ``forward(model, batch)``.
         see: Called with a layer's name and each raw input that it receives.
         progress: Called with the number of batches done.
@@ -79,7 +81,8 @@ def observe(
         InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
         NonFinite: NaN or infinity reaches a layer, or is among the outputs.
     """
-    counts = _Counts()
+    calls: list[Counter[str]] = []  # of each layer, batch by batch
+    reached: dict[str, int] = {}  # which batch is the first from which a layer receives rows
     follows: dict[str, Followed] = {}
     examples: list[tuple[Batch, tuple[str, ...]]] = []
     sizes: list[float] = []
@@ -88,78 +91,60 @@ def observe(
 
     def count(name: str, inputs: Received) -> None:
         check_received(name, inputs)
-        counts.add(name, inputs)
-        if counts.batches == 1:
+        calls[-1][name] += 1
+        if _has_rows(inputs):
+            reached.setdefault(name, len(calls))
+        if len(calls) == 1:
             marks.append((name, _marks(inputs)))
         if see is not None:
             see(name, inputs)
 
     with evaluating(model):
         for batch in batches:
-            counts.begin()
+            calls.append(Counter())
             with tapped(taps, count):
                 outputs = outputs_of(run_model(model, batch, forward))
             if not bool(outputs.isfinite().all()):
                 what = "NaN or infinity in the model's outputs on the calibration data: errors of these have no size"
                 raise NonFinite(f"{what}; give forward=, a function that returns finite ones")
-            if counts.batches == 1:
+            if len(calls) == 1:
                 _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
-            if new := counts.new():
-                seen, _ = followed(model, batch, taps, forward)
+            if new := tuple(name for name, first in reached.items() if first == len(calls)):
+                seen = followed(model, batch, taps, forward)
                 follows |= {name: seen[name] for name in new if name in seen}
                 examples.append((_example(model, batch, {name: taps[name] for name in new}, forward), new))
             sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
             samples += samples_of(batch)
             if progress is not None:
-                progress(counts.batches)
-    found = {name: Observed(follows.get(name, Followed()), counts.in_each(name)) for name in counts.calls}
+                progress(len(calls))
+    found = {}
+    for name in chain.from_iterable(calls):
+        times = {batch[name] for batch in calls}
+        found[name] = Observed(follows.get(name, Followed()), times.pop() if len(times) == 1 else None)
     return Observation(found, samples, math.hypot(*sizes), tuple(examples))
-
-
-@dataclass(eq=False)
-class _Counts:
-    """How often each batch calls each layer, and which batch is the first from which it receives rows."""
-
-    calls: dict[str, list[int]] = field(default_factory=dict)
-    reached: dict[str, int] = field(default_factory=dict)
-    batches: int = 0
-
-    def begin(self) -> None:
-        """The next batch."""
-        self.batches += 1
-        for counts in self.calls.values():
-            counts.append(0)
-
-    def add(self, name: str, inputs: Received) -> None:
-        """A call."""
-        self.calls.setdefault(name, [0] * self.batches)[-1] += 1
-        if all(tensor.numel() for tensor in tensors_in(inputs)):
-            self.reached.setdefault(name, self.batches)
-
-    def new(self) -> tuple[str, ...]:
-        """The layers that this batch is the first to reach."""
-        return tuple(name for name, first in self.reached.items() if first == self.batches)
-
-    def in_each(self, name: str) -> int | None:
-        """How often a batch calls the layer; None where batches differ."""
-        counts = set(self.calls[name])
-        return counts.pop() if len(counts) == 1 else None
 
 
 _EXAMPLE = 64
 """Samples that are enough to see what a model computes."""
 
 
-def _example(model: nn.Module, batch: Batch, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Batch:
+def _example(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None) -> Batch:
     """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
     if samples_of(batch) > _EXAMPLE:
-        part, counts = copy_for(model, samples_at(batch, slice(_EXAMPLE))), _Counts()
-        counts.begin()
-        with suppress(Exception), tapped(taps, counts.add):  # a model that takes whole batches only
+        part, reached = copy_for(model, samples_at(batch, slice(_EXAMPLE))), set[str]()
+
+        def see(name: str, inputs: Received) -> None:
+            reached.update({name} if _has_rows(inputs) else ())
+
+        with suppress(Exception), tapped(taps, see):  # a model that takes whole batches only
             run_model(model, part, forward)
-            if len(counts.reached) == len(taps):
+            if len(reached) == len(taps):
                 return part
     return copy_for(model, batch)
+
+
+def _has_rows(inputs: Received) -> bool:
+    return all(tensor.numel() for tensor in tensors_in(inputs))
 
 
 def received(
@@ -176,7 +161,7 @@ def received(
         batch: A checked batch.
         taps: Of one layer.
         calls: How many calls there are; the forward is left at the last one. None: not known.
-        forward: Computes the outputs in another way, called as ``forward(model, batch)``.
+        forward: As for ``observe``.
     """
     inputs: list[Received] = []
 
@@ -221,8 +206,7 @@ def network_outputs(
         EmptyCalibration: there is no sample.
         NonFinite: a batch holds NaN or infinity.
     """
-    parts = list(visible_outputs(model, Calibration(batches, mask=mask), counted or Counted(), forward))
-    return joined(parts)
+    return joined(list(visible_outputs(model, Calibration(batches, mask=mask), counted or Counted(), forward)))
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -235,7 +219,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 def _check_repeated(
     model: nn.Module,
     batch: Batch,
-    taps: Mapping[str, Sequence[Tap]],
+    taps: Taps,
     forward: Forward | None,
     before: _Marks,
 ) -> None:

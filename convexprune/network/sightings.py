@@ -23,7 +23,7 @@ from convexprune.network.forwards import Forward, evaluating, run_model
 from convexprune.network.memory import Batch, tensors_in
 from convexprune.network.padding import Counted, Layout, Mask, Masks, layouts, mask_name, read_masks
 from convexprune.network.passes import visible_outputs
-from convexprune.network.taps import Received, Tap, Trial, generator, halved, replaced, tapped
+from convexprune.network.taps import PROJECTED, Received, Taps, Trial, generator, halved, replaced, tapped
 from convexprune.solvers.arrays import norm, working_dtype
 
 _Options = dict[str, list[tuple[Layout | None, ...]]]
@@ -42,7 +42,7 @@ class _Hiding:
     model: nn.Module
     batch: Batch
     masks: Masks
-    taps: Mapping[str, Sequence[Tap]]
+    taps: Taps
     forward: Forward | None
     trial: Trial
 
@@ -51,8 +51,7 @@ class _Hiding:
     ) -> tuple[dict[str, tuple[Layout | None, ...]], tuple[Layout | None, ...], dict[str, str]]:
         """The layouts of layers and of outputs, and the layers of which all rows count, with the reason.
 
-        Args:
-            options: By layer the layouts of its groups that lengths allow, in the order in which they are tried.
+        ``options`` are the layouts of each layer's groups that lengths allow, in the order in which they are tried.
         """
         refused: dict[str, str] = {}
         chosen = {name: choices[0] for name, choices in options.items()}
@@ -77,10 +76,7 @@ class _Hiding:
         """For each group of a layer the number of the sequence that its rows are of: 1 for a decoder's, else 0.
 
         A decoder's rows may be as many as the encoder's. They do not change with what the encoder is given at positions
-        that are hidden.
-
-        Args:
-            groups: How many groups each layer has.
+        that are hidden. ``groups`` says how many groups each layer has.
         """
         own = {name: (0,) * count for name, count in groups.items()}
         if not isinstance(self.batch, Mapping) or not any(map(_is_decoders, *zip(*self.batch.items(), strict=True))):
@@ -101,7 +97,7 @@ class _Hiding:
             changed[name] = [one or other for one, other in zip(changed[name], every, strict=True)]
         return {name: tuple(number if moved else 1 - number for moved in each) for name, each in changed.items()}
 
-    def _received(self, batch: Batch, taps: Mapping[str, Sequence[Tap]]) -> list[tuple[str, list[Tensor]]]:
+    def _received(self, batch: Batch, taps: Taps) -> list[tuple[str, list[Tensor]]]:
         """What the layers receive, call after call."""
         found: list[tuple[str, list[Tensor]]] = []
 
@@ -124,8 +120,7 @@ class _Hiding:
         assert mask is not None  # noqa: S101 - it is laid out as the value
         mask = mask.to(value.device)
         first = value[torch.arange(len(value), device=value.device), mask.int().argmax(1)]
-        spread = mask.reshape(*mask.shape, *[1] * (value.dim() - 2))
-        return torch.where(spread, value, first[:, None].expand_as(value))
+        return torch.where(mask.reshape(*mask.shape, *[1] * (value.dim() - 2)), value, first[:, None].expand_as(value))
 
     def _outputs(self, choice: _Choice) -> tuple[Layout | None, ...] | None:
         """For each output the layout at whose hidden positions alone it changes; None if what counts changes."""
@@ -180,10 +175,10 @@ class _Hiding:
     def _inputs_replaced(
         self, found: Sequence[Layout | None], _module: nn.Module, args: Batch, kwargs: Batch
     ) -> tuple[Batch, Batch]:
-        own, made = dict(zip(_PROJECTED, args, strict=False)), dict[tuple[int, Layout | None], Tensor]()
-        given = own | {key: kwargs[key] for key in _PROJECTED if key in kwargs}
+        own, made = dict(zip(PROJECTED, args, strict=False)), dict[tuple[int, Layout | None], Tensor]()
+        given = own | {key: kwargs[key] for key in PROJECTED if key in kwargs}
         draws = torch.Generator().manual_seed(0)
-        for key, layout in zip(_PROJECTED, found, strict=True):
+        for key, layout in zip(PROJECTED, found, strict=True):
             tensor = given[key]
             if (id(tensor), layout) not in made:  # queries that are the keys, too, remain so
                 made[id(tensor), layout] = tensor.detach().clone()
@@ -193,7 +188,6 @@ class _Hiding:
         return (*first, *args[len(own) :]), {**kwargs, **{key: given[key] for key in given if key not in own}}
 
 
-_PROJECTED = ("query", "key", "value")
 _EVERYWHERE = Layout(-1, -1)
 _INVERTED = (
     "the model's outputs depend on what it computes at positions that are hidden and not on the rest, so it may be the "
@@ -218,12 +212,7 @@ def _allowed(before: Tensor) -> float:
 
 
 class Sightings:
-    """What passes by during a pass over the data: the masks of batches, and the lengths of what layers see of these.
-
-    Args:
-        model: The network.
-        mask: As for ``prune_``.
-    """
+    """What passes by during a pass over the data: the masks of batches, and the lengths of what layers see of these."""
 
     def __init__(self, model: nn.Module, mask: Mask) -> None:
         self._model, self._mask = model, mask
@@ -275,13 +264,8 @@ class Sightings:
         left_out = counted.left_out.get(name, (0,) * len(self._rows[name]))
         return tuple(rows - hidden for rows, hidden in zip(self._rows[name], left_out, strict=True))
 
-    def counted(self, taps: Mapping[str, Sequence[Tap]], forward: Forward | None) -> Counted:
-        """Which rows count, once all has passed by.
-
-        Args:
-            taps: Where the layers' inputs are received.
-            forward: As for ``capture``.
-        """
+    def counted(self, taps: Taps, forward: Forward | None) -> Counted:
+        """Which rows count, once all has passed by."""
         name = " and ".join(self._names) or mask_name(self._mask)
         unused = {"": self._fault} if self._fault else {}
         if self._example is None or self._fault:
@@ -303,20 +287,8 @@ class Sightings:
         return Counted(name, chosen, outputs, unused, self._positions, self._hidden, left_out)
 
 
-def counted_rows(
-    model: nn.Module, calibration: Calibration, taps: Mapping[str, Sequence[Tap]], forward: Forward | None
-) -> Counted:
-    """Which rows count, by a pass over the data; without one where no mask hides anything.
-
-    Args:
-        model: The network; left as found.
-        calibration: The data, with their mask.
-        taps: For each layer where its inputs are received.
-        forward: As for ``capture``.
-
-    Raises:
-        InvalidInput, EmptyCalibration: As ``Sightings.over``.
-    """
+def counted_rows(model: nn.Module, calibration: Calibration, taps: Taps, forward: Forward | None) -> Counted:
+    """Which rows count, by a pass over the data; without one where no mask hides anything. Raises as ``Sightings``."""
     passing = Sightings(model, calibration.mask)
     if all(
         mask is None or bool(mask.all()) for batch in passing.over(calibration) for mask in calibration.masks_of(batch)
@@ -334,10 +306,7 @@ def _options(
 ) -> tuple[list[tuple[Layout | None, ...]], str]:
     """The layouts that all calls of a layer allow for its groups; or why there is none, "" where it sees samples.
 
-    Args:
-        seen: Of the layer.
-        sequences: Of each group the sequence that its rows are of.
-        tested: The sequences of which an example has hidden positions.
+    ``sequences`` are those that the rows of each group are of; ``tested`` those of which an example hides positions.
     """
     found: list[list[Layout | None]] = []
     for group, number in enumerate(sequences):

@@ -21,6 +21,9 @@ from convexprune.network.memory import Batch, samples_at, samples_of, tensors_in
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
+PROJECTED = ("query", "key", "value")
+"""What a MultiheadAttention takes first, by name."""
+
 Received = Tensor | tuple[Tensor, ...]
 """What ``input_matrices`` takes: a module's raw input, or a MultiheadAttention's (query, key, value)."""
 
@@ -57,6 +60,13 @@ class Tap:
         return (outputs, *returned[1:]) if self.first else outputs
 
 
+Taps = Mapping[str, Sequence[Tap]]
+"""For each layer, by name, where its inputs are received: several places where modules share its weight."""
+
+Hook = Callable[..., Batch]
+"""A forward hook of a module."""
+
+
 def tap(model: nn.Module, name: str) -> Tap:
     """Where the inputs of the layer of this qualified name are seen.
 
@@ -66,7 +76,13 @@ def tap(model: nn.Module, name: str) -> Tap:
         InvalidInput: The model has no such module.
         UnsupportedModule: It is compiled by ``torch.jit``.
     """
-    layer = _named(model, name)
+    if isinstance(model, torch.jit.ScriptModule):
+        kind = type(model).__name__
+        raise UnsupportedModule(f"{kind} is compiled by torch.jit: prune the Python module, then script it")
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidInput(f"the model has no module {name!r}: take names from model.named_modules()") from error
     parent, _, child = name.rpartition(".")
     if child == "out_proj" and _is_attention(owner := model.get_submodule(parent)):
         return Tap(owner, partial(_attended, owner), plain=False, first=True)
@@ -79,20 +95,22 @@ def norm_tap(norm: nn.Module) -> Tap:
 
 
 @contextmanager
-def tapped(taps: Mapping[str, Sequence[Tap]], see: Callable[[str, Received], None]) -> Iterator[None]:
-    """Calls ``see(name, inputs)`` after each call of a tapped module; always unhooked."""
+def hooked(hooks: Iterable[tuple[nn.Module, Hook]], with_kwargs: bool = False) -> Iterator[None]:
+    """Inside, modules have these forward hooks, in front of others; the last one registered is the first to run."""
+    with ExitStack() as stack:
+        for module, hook in hooks:
+            stack.enter_context(module.register_forward_hook(hook, prepend=True, with_kwargs=with_kwargs))
+        yield
+
+
+def tapped(taps: Taps, see: Callable[[str, Received], None]) -> AbstractContextManager[None]:
+    """Inside, ``see(name, inputs)`` is called after each call of a tapped module."""
 
     def hook(name: str, tap: Tap, _module: nn.Module, args: Batch, kwargs: Batch, output: object) -> None:
         see(name, tap.received(args, kwargs, output))
 
-    with ExitStack() as stack:
-        # In front of others, which may change the output; the last one registered is the first to run.
-        for name, several in reversed(list(taps.items())):
-            for tap in several:
-                stack.enter_context(
-                    tap.module.register_forward_hook(partial(hook, name, tap), prepend=True, with_kwargs=True)
-                )
-        yield
+    placed = [(tap.module, partial(hook, name, tap)) for name, several in taps.items() for tap in several]
+    return hooked(placed[::-1], with_kwargs=True)
 
 
 def check_received(name: str, received: Received) -> None:
@@ -115,17 +133,6 @@ def check_received(name: str, received: Received) -> None:
         raise NonFinite(f"NaN or infinity reaches layer {name!r}: check the layers before it and the data's scale")
 
 
-def _named(model: nn.Module, name: str) -> nn.Module:
-    if isinstance(model, torch.jit.ScriptModule):
-        raise UnsupportedModule(
-            f"{type(model).__name__} is compiled by torch.jit: prune the Python module, then script it"
-        )
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise InvalidInput(f"the model has no module {name!r}: take names from model.named_modules()") from error
-
-
 def _is_attention(module: nn.Module) -> bool:
     """Whether it is a MultiheadAttention that computes as torch's own does; others may well call their modules."""
     own = type(module).forward is not nn.MultiheadAttention.forward or "forward" in vars(module)
@@ -138,9 +145,8 @@ def _first(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) 
 
 
 def _projected(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> tuple[Tensor, ...]:
-    names = ("query", "key", "value")
-    given = dict(zip(names, args, strict=False)) | dict(kwargs)
-    return tuple(given[name] for name in names)
+    given = {**dict(zip(PROJECTED, args, strict=False)), **kwargs}
+    return tuple(given[name] for name in PROJECTED)
 
 
 class _Unhooked(nn.Module):
@@ -172,7 +178,7 @@ def attention_of(
     values = dict.fromkeys(names, same) if names else {"in_proj_weight": same.repeat(3, 1)}
     if owner.in_proj_bias is not None:
         values["in_proj_bias"] = owner.in_proj_bias.new_zeros(3 * owner.embed_dim)
-    given = dict(zip(("query", "key", "value"), projections, strict=True))
+    given = dict(zip(PROJECTED, projections, strict=True))
     rest = {name: value for name, value in kwargs.items() if name not in given}
     returned: tuple[Tensor, ...] = without_hooks(owner, values, (*given.values(), *args[3:]), rest)
     return returned[0]
@@ -181,10 +187,10 @@ def attention_of(
 def _attended(owner: nn.Module, args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> Tensor:
     """What ``out_proj`` receives: the output of a MultiheadAttention whose out_proj changes nothing."""
     layer = owner.get_submodule("out_proj")
-    weight, bias = layer.get_parameter("weight"), layer.bias
-    same = {"out_proj.weight": torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)}
-    if isinstance(bias, Tensor):
-        same["out_proj.bias"] = bias.new_zeros(weight.shape[1])
+    size, weight = layer.get_parameter("weight").shape[1], layer.get_parameter("weight")
+    same = {"out_proj.weight": torch.eye(size, dtype=weight.dtype, device=weight.device)}
+    if isinstance(layer.bias, Tensor):
+        same["out_proj.bias"] = layer.bias.new_zeros(size)
     with torch.no_grad():
         received: Tensor = without_hooks(owner, same, args, kwargs)[0]
     return received
@@ -197,18 +203,12 @@ Intervention = Callable[[Sequence[str]], AbstractContextManager[None]]
 class Trial:
     """What a model returns for one batch, and whether interventions change it; the model must be in eval mode.
 
-    Args:
-        model: The network.
-        batch: A checked batch.
-        forward: As for ``capture``.
-        watching: A context for the first forward, which changes nothing.
+    ``watching`` is a context for the first forward, which changes nothing. InvalidInput is raised where the model
+    cannot be called on the batch, which must be a checked one.
 
     Attributes:
         outputs: The floating-point tensors that the model returns.
         forwards: How many were run.
-
-    Raises:
-        InvalidInput: The model cannot be called on the batch.
     """
 
     def __init__(
@@ -266,10 +266,8 @@ class Trial:
         if moved <= rounding(self._eps):
             return None
         those = " and ".join("the last" if number else "the first" for number in chosen)
-        return (
-            "a sample's outputs depend on the others in its batch (along the first axis; those of "
-            f"{those} alone differ by {moved:.2g} of their size)"
-        )
+        alone_differ = f"along the first axis; those of {those} alone differ by {moved:.2g} of their size"
+        return f"a sample's outputs depend on the others in its batch ({alone_differ})"
 
     def _moved(self, intervention: AbstractContextManager[None]) -> float:
         """The most that an output moves, in roundings of its size."""
@@ -287,8 +285,7 @@ class Trial:
             raise
         except Exception:  # noqa: BLE001 - whatever the model raises
             return None
-        same = [tensor.shape for tensor in found] == [tensor.shape for tensor in self.outputs]
-        return found if same else None
+        return found if [tensor.shape for tensor in found] == [tensor.shape for tensor in self.outputs] else None
 
     def _run(self, batch: Batch, within: AbstractContextManager[None]) -> list[Tensor]:
         self.forwards += 1
@@ -308,22 +305,17 @@ def halved(names: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list
     return [*halved(names[:half], shows), *halved(names[half:], shows)] or list(names)
 
 
-@contextmanager
-def replaced(places: Mapping[str, Sequence[Tap]], value: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+def replaced(places: Taps, value: Callable[[str, Tensor], Tensor]) -> AbstractContextManager[None]:
     """Inside, layers' outputs are ``value(name, outputs)`` for all that comes after, hooks of the caller's as well."""
 
-    def hook(name: str, tap: Tap, _module: nn.Module, _args: Batch, returned: Batch) -> Batch:
+    def hook(name: str, tap: Tap, _module: nn.Module, _args: object, returned: Batch) -> Batch:
         outputs = tap.outputs(returned)
         return returned if outputs is None else tap.with_outputs(returned, value(name, outputs))
 
-    with ExitStack() as stack:
-        for name, several in places.items():
-            for tap in several:
-                stack.enter_context(tap.module.register_forward_hook(partial(hook, name, tap), prepend=True))
-        yield
+    return hooked([(tap.module, partial(hook, name, tap)) for name, several in places.items() for tap in several])
 
 
-def read_beyond_relu(trial: Trial, places: Mapping[str, Sequence[Tap]]) -> list[str]:
+def read_beyond_relu(trial: Trial, places: Taps) -> list[str]:
     """The layers of which more than the ReLU of what is seen at these places is read.
 
     Values ≤ 0 are replaced by others: zeros, random ones of the same size, and random ones of all sizes from a
@@ -337,7 +329,7 @@ def read_beyond_relu(trial: Trial, places: Mapping[str, Sequence[Tap]]) -> list[
 
 
 def _with_negatives(
-    places: Mapping[str, Sequence[Tap]], draw: Callable[[Tensor, torch.Generator], Tensor], names: Sequence[str]
+    places: Taps, draw: Callable[[Tensor, torch.Generator], Tensor], names: Sequence[str]
 ) -> AbstractContextManager[None]:
     generators = {name: generator(name) for name in names}
 

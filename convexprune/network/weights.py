@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,13 @@ def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False,
     with restoring(model):
         if resize:
             resize_(model, weights)
-        _load_(model, weights, path)
+        own = model.state_dict()
+        weights |= {k: own[k] for k in own.keys() - weights.keys() if k.endswith("num_batches_tracked")}
+        _check_keys(path, weights, own)
+        for key, tensor in weights.items():
+            if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
+                raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
+        model.load_state_dict(weights)
 
 
 def save_weights(model: nn.Module, path: StrPath) -> Path:
@@ -80,8 +86,8 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor |
     The tensors that shrink are new ones, without gradients: an optimiser must be made anew.
 
     Args:
-        model: The network in which ``find_links`` found the link; it may have been shrunk since.
-        link: The layers and their surroundings.
+        model: The network.
+        link: What ``find_links`` found in it; it may have been shrunk since.
         kept: The neurons that stay [k], int64, ascending.
         scales: Factors [k] of their columns in the consumers; None: 1.
 
@@ -110,11 +116,8 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor |
 def mask_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
     """As ``remove_neurons_``, with zeros in place of what would be removed; the Parameter objects stay.
 
-    In eval mode the outputs are those after ``remove_neurons_``, up to rounding. What is on the way stays as it is:
-    behind a norm a removed neuron is no zero, but nothing takes it.
-
-    Raises:
-        InvalidInput, ShapeMismatch, UnsupportedModule, NonFinite: As in ``remove_neurons_``.
+    In eval mode the outputs are those after ``remove_neurons_``, up to rounding, and errors the same. What is on the
+    way stays as it is: behind a norm a removed neuron is no zero, but nothing takes it.
     """
     at = _checked(model, link, kept, scales)
     weights = [layer.get_parameter("weight") for layer in at.consumers]
@@ -170,17 +173,17 @@ def restoring(model: nn.Module) -> Iterator[None]:
         InvalidInput: The model is no module.
     """
     found = list(check_module(model).modules())
-    modules = [(module, [dict(table) for table in _tables(module)], _numbers(module)) for module in found]
+    modules = [(module, [dict(table) for table in _tables(module)], dict(vars(module))) for module in found]
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _has_shape(tensor)]
     values = [tensor.detach().clone() for tensor in tensors]
     try:
         yield
     except BaseException:
-        for module, tables, numbers in modules:
-            for table, before in zip(_tables(module), tables, strict=True):
+        for module, tables, before in modules:
+            for table, held in zip(_tables(module), tables, strict=True):
                 table.clear()
-                table.update(before)
-            vars(module).update(numbers)
+                table.update(held)
+            vars(module).update({name: value for name, value in before.items() if isinstance(value, int)})
         for tensor, value in zip(tensors, values, strict=True):
             _put_back_(tensor, value)
         raise
@@ -197,9 +200,11 @@ class _Place:
 
 
 def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) -> _Place:
-    producers, consumers = ([_layer(model, name) for name in names] for names in (link.producers, link.consumers))
-    carriers, neurons = [_carrier(model, name) for name in (*link.norms, *link.along)], outputs_of(producers[0])
-    names, most = (*link.norms, *link.along, *link.consumers), math.prod(map(_copies, carriers))
+    producers = [_module(model, name, _layer_fault) for name in link.producers]
+    consumers = [_module(model, name, _layer_fault) for name in link.consumers]
+    carriers = [_module(model, name, _carrier_fault) for name in (*link.norms, *link.along)]
+    names, neurons = (*link.norms, *link.along, *link.consumers), outputs_of(producers[0])
+    most = math.prod(outputs_of(module) // inputs_of(module) for module in carriers)
     expected = [_expected(inputs_of(module), neurons, most) for module in carriers]
     expected += [neurons * repeat for repeat in link.repeat]
     found = [inputs_of(module) for module in (*carriers, *consumers)]
@@ -222,39 +227,28 @@ def _expected(inputs: int, neurons: int, most: int) -> int:
     return neurons if rest or not each or most % each else inputs
 
 
-def _copies(module: nn.Module) -> int:
-    """Channels that a module on the way makes of one."""
-    return outputs_of(module) // inputs_of(module)
-
-
-def _module(model: nn.Module, name: str) -> nn.Module:
+def _module(model: nn.Module, name: str, fault: Callable[[nn.Module], str | None]) -> nn.Module:
     try:
-        return model.get_submodule(name)
+        module = model.get_submodule(name)
     except AttributeError as error:
         raise InvalidInput(f"the model has no module {name!r}: take the link from find_links(model)") from error
-
-
-def _layer(model: nn.Module, name: str) -> nn.Module:
-    module = _module(model, name)
-    reason = unsupported(module)
-    if not reason and not isinstance(module, LAYERS):
-        reason = f"expected a Linear or a convolution, found a {type(module).__name__}"
-    if not reason and getattr(module, "groups", 1) != 1:
-        reason = "filters of a grouped convolution cannot be removed"
-    if reason:
+    if reason := fault(module):
         raise UnsupportedModule(f"{name}: {reason}")
     return module
 
 
-def _carrier(model: nn.Module, name: str) -> nn.Module:
-    module = _module(model, name)
+def _layer_fault(module: nn.Module) -> str | None:
+    if not (reason := unsupported(module)) and not isinstance(module, LAYERS):
+        return f"expected a Linear or a convolution, found a {type(module).__name__}"
+    grouped = getattr(module, "groups", 1) != 1
+    return reason or ("filters of a grouped convolution cannot be removed" if grouped else None)
+
+
+def _carrier_fault(module: nn.Module) -> str | None:
     known = isinstance(module, (*NORMS, nn.PReLU))
-    reason = None if known else unsupported(module)
-    if reason or not (known or module.get_parameter("weight").shape[1] == 1):
-        raise UnsupportedModule(
-            f"{name}: {reason or 'expected a depthwise convolution, whose filters see one channel'}"
-        )
-    return module
+    if not known and not (reason := unsupported(module)) and module.get_parameter("weight").shape[1] != 1:
+        return "expected a depthwise convolution, whose filters see one channel"
+    return None if known else reason
 
 
 def _check_kept(kept: Tensor, neurons: int) -> None:
@@ -290,10 +284,9 @@ def _columns(kind: type, weight: Tensor, neurons: int, kept: Tensor, scales: Ten
 
 def _rows(module: nn.Module, neurons: int, kept: Tensor) -> dict[str, Tensor]:
     """What belongs to the neurons that stay: one row each, or more behind depthwise filters."""
-    rows = {name: tensor.detach() for name, tensor in _tensors(module).items()}
     return {
-        name: tensor.reshape(neurons, -1, *tensor.shape[1:]).index_select(0, kept.to(tensor.device)).flatten(0, 1)
-        for name, tensor in rows.items()
+        name: own.detach().reshape(neurons, -1, *own.shape[1:]).index_select(0, kept.to(own.device)).flatten(0, 1)
+        for name, own in _tensors(module).items()
     }
 
 
@@ -319,23 +312,14 @@ def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """New parameters and buffers in place of the module's."""
     for name, tensor in tensors.items():
         old = getattr(module, name)
-        new = _laid_out_as(old, tensor)
+        order = sorted(range(old.dim()), key=old.stride, reverse=True)  # of axes in memory, such as channels last
+        new = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
         parameter = isinstance(old, nn.Parameter)
         setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
 
 
-def _laid_out_as(old: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor with its axes in memory in the old one's order, such as channels last."""
-    order = sorted(range(old.dim()), key=old.stride, reverse=True)
-    return tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
-
-
 def _tables(module: nn.Module) -> tuple[dict[str, Batch], ...]:
     return module._parameters, module._buffers, module._modules
-
-
-def _numbers(module: nn.Module) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, int)}
 
 
 def _put_back_(tensor: Tensor, value: Tensor) -> None:
@@ -344,18 +328,6 @@ def _put_back_(tensor: Tensor, value: Tensor) -> None:
             tensor.copy_(value)
         else:
             tensor.data = value
-
-
-def _load_(model: nn.Module, weights: dict[str, Tensor], path: StrPath) -> None:
-    own = model.state_dict()
-    for key in own.keys() - weights.keys():
-        if key.endswith("num_batches_tracked"):
-            weights[key] = own[key]
-    _check_keys(path, weights, own)
-    for key, tensor in weights.items():
-        if not bool(torch.isfinite(tensor.to(own[key].dtype)).all()):
-            raise NonFinite(f"{path}: {key!r} holds NaN or infinity as {own[key].dtype}; train or export it again.")
-    model.load_state_dict(weights)
 
 
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
