@@ -6,6 +6,7 @@ Batches are checked each time, and never all in memory.
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,13 +111,13 @@ def _as_tensors(batch: Batch) -> Batch:
 
 def _without_masks(batch: Batch) -> Batch:
     """The batch without entries that are masks by their names: of these that are added −∞ hides a position."""
+
+    def adds(value: object) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and bool((value.isfinite() | (value < 0)).all())
+
     if not isinstance(batch, Mapping):
         return batch
-    return [value for key, value in batch.items() if not (str(key).endswith("mask") and _is_additive(value))]
-
-
-def _is_additive(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and bool((value.isfinite() | (value < 0)).all())
+    return [value for key, value in batch.items() if not (str(key).endswith("mask") and adds(value))]
 
 
 def _is_array(part: object) -> bool:
@@ -166,11 +167,6 @@ def fitted(
     of a mapping the entries that are arguments of its forward. Floating-point tensors are cast to the model's type
     where it cannot be called without. With a ``forward`` of the caller's nothing is done.
 
-    Args:
-        model: The network; left as found.
-        batches: Checked batches, of which the first decides.
-        forward: The caller's, or None.
-
     Raises:
         InvalidInput: The model cannot be called on the first batch, whatever is done: with its error on the batch as it
             is.
@@ -202,7 +198,8 @@ def fitted(
 
 def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
     """What may be done, the least first."""
-    dtype = _dtype(model)
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
     for parts in _parts(model, batch):
         left = _strange_keys(model, Fitting(parts).applied(batch))
         given = Fitting(parts, left).applied(batch)
@@ -211,39 +208,36 @@ def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
             yield Fitting(parts, left, dtype)
 
 
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return None
+
+
 def _parts(model: nn.Module, batch: Batch) -> list[int | None]:
     """Numbers of first entries that the signature of forward allows, the most first; None for all of them."""
-    if not _is_sequence(batch) or len(batch) < 2:
-        return [None]
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):
+    if not _is_sequence(batch) or len(batch) < 2 or (signature := _signature(model)) is None:
         return [None]
     found = [parts for parts in range(len(batch), 0, -1) if _binds(signature, batch[:parts])]
     return [None if parts == len(batch) else parts for parts in found] or [None]
 
 
 def _binds(signature: inspect.Signature, parts: Sequence[Batch]) -> bool:
-    if len(parts) == 1 and isinstance(parts[0], Mapping):
-        return True
-    try:
-        signature.bind(*parts)
-    except TypeError:
-        return False
-    return True
+    with suppress(TypeError):
+        return (len(parts) == 1 and isinstance(parts[0], Mapping)) or signature.bind(*parts) is not None
+    return False
 
 
 def _strange_keys(model: nn.Module, batch: Batch) -> tuple[str, ...]:
     """Keys of a mapping that are no arguments of forward, such as labels; none where forward takes any."""
-    if not isinstance(batch, Mapping):
+    if not isinstance(batch, Mapping) or (signature := _signature(model)) is None:
         return ()
-    try:
-        parameters = inspect.signature(model.forward).parameters
-    except (TypeError, ValueError):
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    if inspect.Parameter.VAR_KEYWORD in kinds.values():
         return ()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return ()
-    named = {name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {name for name, kind in kinds.items() if kind in by_name}
     return tuple(key for key in batch if key not in named) if named.intersection(batch) else ()
 
 
@@ -251,12 +245,6 @@ def _may_drop(batch: Sequence[Batch], error: InvalidInput) -> bool:
     """Whether the model failed on what it need not take: labels, or more arguments than something inside takes."""
     labels = isinstance(batch[-1], Tensor) and not batch[-1].is_floating_point()
     return labels or (isinstance(error.__cause__, TypeError) and "positional argument" in str(error.__cause__))
-
-
-def _dtype(model: nn.Module) -> torch.dtype | None:
-    """The floating-point type of the parameters, if there is one."""
-    found = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return found.pop() if len(found) == 1 else None
 
 
 def _is_sequence(batch: Batch) -> bool:

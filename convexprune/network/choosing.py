@@ -122,9 +122,7 @@ def _identity(module: nn.Module) -> tuple[object, ...] | None:
 
 
 def choose_layers(
-    model: nn.Module,
-    patterns: str | Iterable[str] | None = None,
-    kinds: tuple[type[nn.Module], ...] | None = None,
+    model: nn.Module, patterns: str | Iterable[str] | None = None, kinds: tuple[type[nn.Module], ...] | None = None
 ) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 

@@ -24,9 +24,8 @@ _METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
 class Watch(TorchFunctionMode):
     """Follows tensors through views and copies, and notes the name of every operation that consumes their entries.
 
-    Args:
-        held: Tensors that are followed by the memory they lie in, too, each with the list for its consumers: so what
-            was made a view of them beforehand is followed as well.
+    Tensors that are ``held``, each with the list for its consumers, are followed by the memory they lie in, too: so
+    what was made a view of them beforehand is followed as well.
     """
 
     def __init__(self, held: Sequence[tuple[Tensor, list[str]]] = ()) -> None:
@@ -168,15 +167,11 @@ def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
             activation=_summary(consumers) if all(tap.plain for tap in taps[name]) else None,
             elsewhere=tuple(dict.fromkeys(readers[name].names)),
         )
-        if alone and _running(norms[norm]) and not shifts[norm].names:
+        own = {key for key, _ in norms[norm].named_parameters(recurse=False)} if alone else set()
+        # A fixed affine map in eval mode, with a shift of its own.
+        if own == {"weight", "bias"} and norms[norm].running_var is not None and not shifts[norm].names:
             found[name] = replace(found[name], norm=norm, behind=_summary([after]))
     return found
-
-
-def _running(module: nn.Module) -> bool:
-    """Whether the norm is a fixed affine map in eval mode, with a shift of its own."""
-    own = {name for name, _ in module.named_parameters(recurse=False)}
-    return module.running_var is not None and own == {"weight", "bias"}
 
 
 @dataclass(frozen=True, eq=False)

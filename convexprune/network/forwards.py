@@ -145,31 +145,27 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
     Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
     """
-    modules = [
-        module for module in model.modules() if not (_is_lazy(module) or isinstance(module, torch.jit.ScriptModule))
-    ]
+    whole = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    own = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
+    modules = [module for module, held in zip(whole, own, strict=True) if not any(map(nn.parameter.is_lazy, held))]
     attributes = [(module, dict(vars(module))) for module in modules]
     buffers = [(module._buffers, dict(module._buffers)) for module in modules]
     tensors = [*tensors_in([found for _, found in attributes]), *model.buffers()]
-    held = {id(own): own for own in tensors if _may_change(own)}
-    values = [(own, own.detach(), own.detach().clone()) for own in held.values()]
+    changing = {id(tensor): tensor for tensor in tensors if _may_change(tensor)}.values()
+    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in changing]
     try:
         yield
     finally:
-        for module, found in attributes:
-            vars(module).clear()
-            vars(module).update(found)
-        for now, before in buffers:
+        for now, before in [*((vars(module), found) for module, found in attributes), *buffers]:
             now.clear()
             now.update(before)
         with torch.no_grad():
-            for own, place, value in values:
-                _put_back(own, place, value)
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    return any(nn.parameter.is_lazy(tensor) for tensor in own)
+            for tensor, place, value in values:
+                if (tensor.data_ptr(), tensor.shape) != (place.data_ptr(), place.shape):
+                    tensor.data = place
+                # By value: what writes through .data or numpy leaves no other trace. NaN is copied: it is not itself.
+                if not (torch.equal(tensor, value) or overlaps_itself(tensor)):
+                    tensor.copy_(value)
 
 
 def _may_change(own: Tensor) -> bool:
@@ -177,11 +173,3 @@ def _may_change(own: Tensor) -> bool:
     if isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own):
         return False
     return not (own.is_meta or own.layout != torch.strided or own.is_inference())
-
-
-def _put_back(own: Tensor, place: Tensor, value: Tensor) -> None:
-    if (own.data_ptr(), own.shape) != (place.data_ptr(), place.shape):
-        own.data = place
-    # By value: what writes through .data or numpy leaves no other trace. NaN is not equal to itself, and is copied.
-    if not (torch.equal(own, value) or overlaps_itself(own)):
-        own.copy_(value)

@@ -49,21 +49,21 @@ class Network:
         self._tied = find_ties(model, joint=False).refused
         training, _ = traced(model, training=True)
         self._diverted = _diverted(self.modules, self.graph, training)
-        self.calls: dict[str, list[fx.Node]] = {}
+        self.calls: dict[str, int] = {}  # how often each module is called, in order
         self._read = set[str]()  # modules whose tensors are used outside them
         holders = Holders((p, name) for name, module in self.modules.items() for p in module.parameters(recurse=False))
         for node in self.graph.nodes:
             if node.op == "call_module":
-                self.calls.setdefault(str(node.target), []).append(node)
+                self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
         for node in (*self.graph.nodes, *training.nodes):
             if node.op == "get_attr" and node.users:
                 read = tensors_in(self._tensor(node))
                 self._read.update([str(node.target).rpartition(".")[0], *chain(*map(holders.of, read))])
-        self.calls |= {name: [] for name in self.modules if name not in self.calls}
+        self.calls |= {name: 0 for name in self.modules if name not in self.calls}
 
     def fault(self, name: str, along: bool = False) -> str | None:
         """Why the module itself cannot lose neurons or inputs; ``along`` if it is to lose both at once."""
-        module, times = self.modules[name], len(self.calls[name])
+        module, times = self.modules[name], self.calls[name]
         kind, groups, carries = type(module).__name__, getattr(module, "groups", 1), isinstance(module, _CARRIERS)
         own = dict(module.named_parameters(recurse=False))
         held = {key for key in ("weight", "bias") if getattr(module, key, None) is not None}

@@ -140,7 +140,8 @@ class _Flow:
         for node in network.graph.nodes:
             stream = self._behind(node)
             if stream is not None:
-                self._streams[node] = replace(stream, alone=stream.alone and self._used_once(node, stream.layout))
+                users = [user for user in node.users if not reads_other_lengths(user, _AXES[stream.layout])]
+                self._streams[node] = replace(stream, alone=stream.alone and len(users) == 1)
 
     def _behind(self, node: fx.Node) -> _Stream | None:
         """The neurons that the node holds, once those that reach it are accounted for."""
@@ -165,9 +166,6 @@ class _Flow:
         neurons = 0 if self.network.fault(name) else len(module.get_parameter("weight"))
         return _Stream((name,), neurons, _layouts(module)[0])
 
-    def _used_once(self, node: fx.Node, layout: str) -> bool:
-        return sum(not reads_other_lengths(user, _AXES[layout]) for user in node.users) == 1
-
     def _is_carrier(self, module: nn.Module | None) -> bool:
         """Whether the module has weights for each neuron, and keeps neurons apart."""
         depthwise = isinstance(module, LAYERS) and getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1
@@ -179,7 +177,10 @@ class _Flow:
         operation, stream = operation_of(node, module), taken[0]
         in_place = operation in {*ACTIVATION, *_ARITHMETIC} and changes_in_place(node, module)
         if module and self._is_carrier(module):
-            behind = self._carried(str(node.target), module, stream)
+            self._check(str(node.target), module, stream, along=True)
+            group = self.groups[stream.producers[0]]
+            (group.norms if isinstance(module, NORMS) else group.along).add(str(node.target))
+            behind = replace(stream, copies=stream.copies * (outputs_of(module) // inputs_of(module)))
         elif self.residual and operation in _ARITHMETIC:
             behind = self._combined(node, operation, taken)
         else:
@@ -206,13 +207,6 @@ class _Flow:
             return f"{axes - gone}d" if axes > gone else "last"
         what = f"{node.target!r} ({type(module).__name__})" if module else operation
         raise _Blocked(_FATE.get(operation, f"reach {what}, which may mix them"))
-
-    def _carried(self, name: str, module: nn.Module, stream: _Stream) -> _Stream:
-        self._check(name, module, stream, along=True)
-        group = self.groups[stream.producers[0]]
-        (group.norms if isinstance(module, NORMS) else group.along).add(name)
-        copies = outputs_of(module) // inputs_of(module)
-        return replace(stream, copies=stream.copies * copies)
 
     def _combined(self, node: fx.Node, operation: str, taken: list[_Stream]) -> _Stream:
         """Behind arithmetic, entry by entry: of neuron c with neuron c of other layers, or with numbers."""

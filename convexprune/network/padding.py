@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convexprune.files.weights import listed
 from convexprune.layers import input_positions
 from convexprune.network.memory import Batch, tensors_in
 from convexprune.network.taps import Received
@@ -35,16 +36,11 @@ _INVERSE = "key_padding_mask"  # torch's own: what is hidden is True, or −∞
 
 
 def check_mask(mask: Batch) -> Mask:
-    """The mask itself.
-
-    Raises:
-        InvalidInput: It is none of what ``Mask`` lists.
-    """
+    """The mask itself; InvalidInput is raised if it is none of what ``Mask`` lists."""
     if mask is None or isinstance(mask, str | bool) or callable(mask):
         return mask  # type: ignore[no-any-return]
-    raise InvalidInput(
-        f"mask: expected the key of batches, a function of the batch, None or False, found {type(mask).__name__}"
-    )
+    expected = "expected the key of batches, a function of the batch, None or False"
+    raise InvalidInput(f"mask: {expected}, found {type(mask).__name__}")
 
 
 def mask_name(mask: Mask) -> str:
@@ -119,18 +115,12 @@ _LOW = -1e3  # what is added to hide a position is at most this
 
 @dataclass(frozen=True)
 class Layout:
-    """Where samples and positions lie among axes.
-
-    Attributes:
-        samples, positions: The axis of each; the same where they run along one axis.
-        turned: Of one axis: whether samples run faster than positions.
-        mask: The number of the mask, among ``Masks``.
-    """
+    """Where samples and positions lie among axes: the same axis where they run along one."""
 
     samples: int
     positions: int
-    turned: bool = False
-    mask: int = 0
+    turned: bool = False  # of one axis: whether samples run faster than positions
+    mask: int = 0  # the number of the mask, among ``Masks``
 
     def fits(self, axes: Sequence[int], shape: Sequence[int]) -> bool:
         """Whether axes of these lengths may hold the samples and positions of a mask of this shape."""
@@ -208,13 +198,9 @@ class Counted:
         lines = []
         if why := self.unused.get(""):
             lines.append(f"{why}: it cannot be used, and all rows count")
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.unused.items():
-            if name:
-                reasons.setdefault(reason, []).append(name)
-        for reason, names in reasons.items():
-            listed = ", ".join(names[:_MOST]) + (f" and {len(names) - _MOST} more" if len(names) > _MOST else "")
-            lines.append(f"{self.name} cannot be used in {listed}, where all rows count: {reason}")
+        for reason in dict.fromkeys(reason for name, reason in self.unused.items() if name):
+            names = listed([name for name, other in self.unused.items() if name and other == reason], 4)
+            lines.append(f"{self.name} cannot be used in {names}, where all rows count: {reason}")
         used = sum(any(found) for found in self.layers.values())
         if self.hidden and used:
             layers = "1 layer" if used == 1 else f"{used} layers"
@@ -245,9 +231,6 @@ def rows_that_count(matrices: Sequence[Tensor], counts: Sequence[Tensor | None])
     if not counts:
         return tuple(matrices)
     return tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
-
-
-_MOST = 4
 
 
 def _along(layout: Layout | None, masks: Masks, axes: Sequence[int]) -> Tensor | None:

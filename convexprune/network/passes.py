@@ -148,11 +148,7 @@ def _has_rows(inputs: Received) -> bool:
 
 
 def received(
-    model: nn.Module,
-    batch: Batch,
-    taps: Sequence[Tap],
-    calls: int | None,
-    forward: Forward | None = None,
+    model: nn.Module, batch: Batch, taps: Sequence[Tap], calls: int | None, forward: Forward | None = None
 ) -> list[Received]:
     """What the layer's modules receive from one batch, call after call; the model must be in eval mode.
 
@@ -190,11 +186,7 @@ def visible_outputs(
 
 
 def network_outputs(
-    model: nn.Module,
-    batches: Batch,
-    forward: Forward | None = None,
-    mask: Mask = False,
-    counted: Counted | None = None,
+    model: nn.Module, batches: Batch, forward: Forward | None = None, mask: Mask = False, counted: Counted | None = None
 ) -> Tensor:
     """The network's outputs [samples, values], in eval mode; one column if batches differ in width.
 
@@ -216,13 +208,7 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return outputs.to(working_dtype(outputs.dtype))
 
 
-def _check_repeated(
-    model: nn.Module,
-    batch: Batch,
-    taps: Taps,
-    forward: Forward | None,
-    before: _Marks,
-) -> None:
+def _check_repeated(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None, before: _Marks) -> None:
     """Layers are captured one by one, so each forward must compute what the one before did, up to rounding."""
     again: _Marks = []
     with tapped(taps, lambda name, inputs: again.append((name, _marks(inputs)))):

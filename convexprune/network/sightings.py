@@ -131,15 +131,13 @@ class _Hiding:
         return None if _EVERYWHERE in found else tuple(found)
 
     def _changed(self, after: Tensor, before: Tensor) -> Layout | None:
-        moved = after.double() - before.double()
-        if _size(moved) <= _allowed(before):
+        moved, allowed = after.double() - before.double(), _allowed(before)
+        if _size(moved) <= allowed:
             return None
         for number, mask in enumerate(self.masks):
-            if mask is None:
-                continue
-            for layout in layouts(before.shape, mask.shape):
+            for layout in layouts(before.shape, mask.shape) if mask is not None else ():
                 counts = layout.spread(mask.to(before.device), before.shape)
-                if _size(torch.where(counts, moved, 0.0)) <= _allowed(before):
+                if _size(torch.where(counts, moved, 0.0)) <= allowed:
                     return replace(layout, mask=number)
         return _EVERYWHERE
 
@@ -218,7 +216,7 @@ class Sightings:
         self._model, self._mask = model, mask
         self._now: Masks = ()
         self._example: tuple[Batch, Masks] | None = None
-        self._tested: set[int] = set()  # masks that hide some positions of the example, and show some
+        self._tested = set[int]()  # masks that hide some positions of the example, and show some
         self._names: dict[str, None] = {}
         self._fault = ""
         self._positions = self._hidden = 0
@@ -226,12 +224,7 @@ class Sightings:
         self._rows: dict[str, list[int]] = {}
 
     def over(self, batches: Batch) -> Iterator[Batch]:
-        """The batches, one after the other.
-
-        Raises:
-            InvalidInput: As ``read_masks``.
-            EmptyCalibration: The masks leave no position: raised at the end.
-        """
+        """The batches, one after the other; raises as ``read_masks``, and EmptyCalibration if masks leave nothing."""
         for batch in batches:
             self._now, names, fault = read_masks(batch, self._mask)
             self._names |= dict.fromkeys(names)
@@ -290,9 +283,8 @@ class Sightings:
 def counted_rows(model: nn.Module, calibration: Calibration, taps: Taps, forward: Forward | None) -> Counted:
     """Which rows count, by a pass over the data; without one where no mask hides anything. Raises as ``Sightings``."""
     passing = Sightings(model, calibration.mask)
-    if all(
-        mask is None or bool(mask.all()) for batch in passing.over(calibration) for mask in calibration.masks_of(batch)
-    ):
+    masks = (mask for batch in passing.over(calibration) for mask in calibration.masks_of(batch))
+    if all(mask is None or bool(mask.all()) for mask in masks):
         return passing.counted(taps, forward)
     passing = Sightings(model, calibration.mask)
     with evaluating(model), tapped(taps, passing.see):

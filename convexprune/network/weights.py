@@ -4,8 +4,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -185,17 +185,19 @@ def restoring(model: nn.Module) -> Iterator[None]:
                 table.update(held)
             vars(module).update({name: value for name, value in before.items() if isinstance(value, int)})
         for tensor, value in zip(tensors, values, strict=True):
-            _put_back_(tensor, value)
+            if (tensor.shape, tensor.dtype, tensor.device) == (value.shape, value.dtype, value.device):
+                tensor.detach().copy_(value)
+            else:
+                tensor.data = value
         raise
 
 
-@dataclass(frozen=True, eq=False)
-class _Place:
-    """The modules of a link, which fit together."""
+class _Place(NamedTuple):
+    """The modules of a link, which fit together; ``carriers`` are norms, and what else is on the way."""
 
     neurons: int
     producers: list[nn.Module]
-    carriers: list[nn.Module]  # norms, and what else is on the way
+    carriers: list[nn.Module]
     consumers: list[nn.Module]
 
 
@@ -211,8 +213,7 @@ def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) 
     if found != expected:
         sizes = f"{', '.join(names)} take {found} inputs, and {neurons} neurons of {link.producer} give {expected}"
         raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
-    given = [outputs_of(layer) for layer in producers]
-    if len(set(given)) > 1:
+    if len(set(given := [outputs_of(layer) for layer in producers])) > 1:
         sizes = f"{', '.join(link.producers)} have {given} neurons, expected as many each"
         raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
     _check_kept(kept, neurons)
@@ -320,14 +321,6 @@ def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _tables(module: nn.Module) -> tuple[dict[str, Batch], ...]:
     return module._parameters, module._buffers, module._modules
-
-
-def _put_back_(tensor: Tensor, value: Tensor) -> None:
-    with torch.no_grad():
-        if (tensor.shape, tensor.dtype, tensor.device) == (value.shape, value.dtype, value.device):
-            tensor.copy_(value)
-        else:
-            tensor.data = value
 
 
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
