@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from convexprune import coreset_prune_, prune_, save_weights
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import save_json
-from convexprune.report.page.saved import read_saved
-from convexprune.runs.consistency import check_results, seal
+from convexprune.runs.consistency import check_results, read_results, seal
 from convexprune.runs.journal import Journal, Record, read_json
 
 Written = dict[str, Path]
@@ -68,7 +67,7 @@ def reported(folder: Path, change: Callable[[dict[str, Any]], object], *, sealed
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_results_as_written_agree_and_the_page_says_what_was_not_checked(written: Written, name: str) -> None:
-    checks = read_saved(written[name]).checks
+    checks = read_results(written[name]).checks
     assert any("SHA-256" in text for text in checks.done)
     assert any("nonzeros were counted in model.safetensors" in text for text in checks.done)
     assert ("which holds the weights of the journal" in " ".join(checks.done)) == (name not in ("neurons", "coreset"))
@@ -115,7 +114,7 @@ def test_edited_reports_are_refused(written: Written, tmp_path: Path, name: str,
     folder, (change, told) = copied(written, name, tmp_path), EDITS[edit]
     reported(folder, change, sealed=sealed)
     with pytest.raises(DamagedFile, match=told if sealed else "changed after they were written"):
-        read_saved(folder)
+        read_results(folder)
 
 
 @pytest.mark.parametrize("edit", ["nonzeros", "nonzeros and total", "total", "name", "verdict"])
@@ -123,7 +122,7 @@ def test_edited_reports_of_coresets_are_refused(written: Written, tmp_path: Path
     folder, (change, told) = copied(written, "coreset", tmp_path), EDITS[edit]
     reported(folder, change, sealed=True)
     with pytest.raises(DamagedFile, match=told):
-        read_saved(folder)
+        read_results(folder)
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -131,7 +130,7 @@ def test_what_was_asked_is_compared_with_the_run(written: Written, tmp_path: Pat
     folder = copied(written, name, tmp_path)
     reported(folder, ASKED[name], sealed=True)
     with pytest.raises(DamagedFile, match=r"provenance\."):
-        read_saved(folder)
+        read_results(folder)
 
 
 def test_without_a_journal_a_status_needs_its_figures(written: Written, tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ def test_other_weights_in_the_file_or_in_an_entry_are_found(written: Written, tm
     save_file({**state, "6.weight": 2 * state["6.weight"]}, folder / "model.safetensors")
     reported(folder, lambda report: None, sealed=True)
     with pytest.raises(DamagedFile, match=r"'6': model\.safetensors holds other weights than the journal"):
-        read_saved(folder)
+        read_results(folder)
 
     folder = copied(written, name, tmp_path / "entry")
     journal, described = Journal.existing(folder)
@@ -162,7 +161,7 @@ def test_other_weights_in_the_file_or_in_an_entry_are_found(written: Written, tm
     with Journal(folder, {key: described[key] for key in ("model", "data", "recipe")}) as writing:
         writing.put("6", record.data["goal"], Record(record.data, tensors))
     with pytest.raises(DamagedFile, match=r"'6': model\.safetensors holds other weights than the journal"):
-        read_saved(folder)
+        read_results(folder)
 
 
 def test_a_layer_without_an_entry_is_told_of(written: Written, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_a_layer_without_an_entry_is_told_of(written: Written, tmp_path: Path) -
     for path in (folder / "layers").glob("6-*"):
         path.unlink()
     with pytest.raises(DamagedFile, match="layer '6' has no entry in the journal"):
-        read_saved(folder)
+        read_results(folder)
 
 
 def test_of_a_run_that_was_stopped_the_layer_that_was_cut_short_has_no_entry(tmp_path: Path) -> None:
@@ -179,4 +178,4 @@ def test_of_a_run_that_was_stopped_the_layer_that_was_cut_short_has_no_entry(tmp
     report = prune_(model, x, 0.1, run=tmp_path, callback=lambda name, _: begun.append(name), stop=lambda: "4" in begun)
     assert report.provenance["stopped"] is not None
     save_json(json.loads(report.to_json()), tmp_path / "report.json")
-    assert read_saved(tmp_path).checks.done
+    assert read_results(tmp_path).checks.done

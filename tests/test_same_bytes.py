@@ -23,7 +23,8 @@ from torch import nn
 from convexprune import prune_, save_weights
 from convexprune.files.weights import save_json
 from convexprune.masks import keep_masks_
-from convexprune.report.page import save_extras, write_page
+from convexprune.report.extras import save_extras
+from convexprune.report.page import write_page
 
 class Net(nn.Module):
     def __init__(self):

@@ -23,7 +23,8 @@ from convexprune.files.arrays import load_array
 from convexprune.files.texts import utf8, visible
 from convexprune.files.weights import load_weights, save_json
 from convexprune.nettrim.verify import verify
-from convexprune.report.page import save_extras, write_page
+from convexprune.report.extras import save_extras
+from convexprune.report.page import write_page
 from convexprune.runs.journal import Journal, data_fingerprint, read_json
 from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput

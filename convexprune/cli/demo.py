@@ -1,7 +1,7 @@
 """The demo: scikit-learn's 8 x 8 digits, an MLP that learns them in seconds, pruned at a few eps."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from convexprune.files.weights import make_folder, save_json
 from convexprune.nettrim import prune_
 from convexprune.network.weights import save_weights
 from convexprune.progress import silent
-from convexprune.report.plots import plot_accuracy
 from convexprune.report.report import Report
 from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import MissingExtra
@@ -158,6 +157,28 @@ def _write(out: Path, before: float, rows: Sequence[DemoRow], model: nn.Module) 
         "magnitude, same nonzeros in every layer": [(row.report.nonzeros, row.magnitude_accuracy) for row in rows],
     }
     dense = (rows[0].report.nonzeros_before, before)
-    picture = plot_accuracy(curves, dense, out / "accuracy.png", "scikit-learn's digits, 64-128-64-10, no fine-tuning")
+    picture = _plot(curves, dense, out / "accuracy.png")
     data = {"dense_accuracy": before, "rows": [asdict(row) | {"report": row.report.to_dict()} for row in rows]}
     return picture, save_weights(model, out / "model.safetensors"), save_json(data, out / "demo.json")
+
+
+def _plot(curves: Mapping[str, Sequence[tuple[float, float]]], dense: tuple[float, float], path: Path) -> Path:
+    """Accuracy against nonzero weights as a PNG: (nonzeros, accuracy) by method, and of the network before."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra(
+            'pictures need matplotlib, which is not installed: pip install "convexprune[demo]"'
+        ) from error
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(100 * dense[1], color="0.6", linestyle="--", label=f"dense, {dense[0]:,.0f} weights")
+    for (method, points), marker in zip(curves.items(), "os^vD*", strict=False):
+        x, y = zip(*sorted(points), strict=True)
+        axes.plot(x, [100 * value for value in y], marker=marker, label=method)
+    title = "scikit-learn's digits, 64-128-64-10, no fine-tuning"
+    axes.set(xscale="log", xlabel="nonzero weights", ylabel="test accuracy, %", title=title)
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    return path

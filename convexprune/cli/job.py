@@ -99,7 +99,7 @@ class Job:
 
     def _sound(self, out: Path) -> dict[str, Any] | None:
         """The report, if the results are those that were written; else None, and a note."""
-        from convexprune.report.page.extras import read_extras
+        from convexprune.report.extras import read_extras
 
         try:
             report = read_json(out / "report.json")
@@ -155,7 +155,7 @@ class Job:
         return files
 
     def _extras(self, out: Path, report: Report) -> dict[str, Path]:
-        from convexprune.report.page import save_extras
+        from convexprune.report.extras import save_extras
 
         try:
             return {"extras": save_extras(out, self.dense, self.model, self.read.batch, report)}

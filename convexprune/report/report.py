@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from convexprune.files.weights import plain
 from convexprune.report.tables import as_text, layer_table
@@ -147,27 +147,41 @@ _CERTIFIED = _PROVEN | {"no bound", "as trained", "sampled", "largest kept", "in
 _CERTIFIED |= {"inputs", "neurons", "inputs and neurons", "masked", "masked, refitted"}
 _ROUNDING = 1e-9
 
-_Column = tuple[str, bool, Callable[[LayerReport], str]]  # heading, whether narrow terminals show it, text or ""
-_COLUMNS: tuple[_Column, ...] = (
-    ("layer", True, lambda row: row.name),
-    ("shape", False, lambda row: "×".join(map(str, row.shape))),
-    ("was", False, lambda row: "×".join(map(str, row.before or ()))),
-    ("neurons", True, lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
-    ("items", False, lambda row: row.items),
-    ("kept items", True, lambda row: f"{row.kept_items:,} of {row.all_items:,}" if row.items else ""),
-    ("fit", False, lambda row: f"{row.fit} {row.goal}".strip()),
-    ("nonzeros", False, lambda row: f"{row.nonzeros:,}"),
-    ("kept", True, lambda row: row.kept),
-    ("ℓ1 value", False, lambda row: "" if math.isinf(row.eps) else f"{row.value:.6g}"),
-    ("gap", True, lambda row: "" if math.isinf(row.gap) else f"{row.gap:.1e}"),
-    ("violation", True, lambda row: "" if math.isinf(row.eps) else f"{row.violation:.1e}"),
-    ("error", True, lambda row: "" if math.isnan(row.output_error) else f"{row.output_error:.4f}"),
-    ("uniform", True, lambda row: "" if math.isnan(row.uniform_error) else f"{row.uniform_error:.4f}"),
-    ("draws", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
-    ("its", False, lambda row: f"{row.iterations}" if row.goal else ""),
-    ("seconds", False, lambda row: f"{row.seconds:.1f}"),
-    ("status", True, lambda row: row.status if row.certified else f"[red]{row.status}[/red]"),
+
+class Column(NamedTuple):
+    """A column of the tables of layers: what its figures mean, whether narrow terminals show it, the text of a row."""
+
+    heading: str
+    meaning: str
+    narrow: bool
+    text: Callable[[LayerReport], str]
+
+
+def _shown(value: float, form: str, known: bool = True) -> str:
+    return format(value, form) if known and math.isfinite(value) else ""
+
+
+COLUMNS = (
+    Column("layer", "name of the module", True, lambda row: row.name),
+    Column("shape", "of the weight as it is now", False, lambda row: "×".join(map(str, row.shape))),
+    Column("was", "its shape before", False, lambda row: "×".join(map(str, row.before or ()))),
+    Column("neurons", "that stay", True, lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
+    Column("items", "what was chosen from", False, lambda row: row.items),
+    Column("kept items", "of all", True, lambda row: f"{row.kept_items:,} of {row.all_items:,}" if row.items else ""),
+    Column("fit", "what was kept of its outputs, and what was asked", False, lambda r: f"{r.fit} {r.goal}".strip()),
+    Column("nonzeros", "weights that are not zero; biases are not counted", False, lambda row: f"{row.nonzeros:,}"),
+    Column("kept", "of the weights that were not zero before", True, lambda row: row.kept),
+    Column("ℓ1 value", "ℓ1 norm of the weights", False, lambda row: _shown(row.value, ".6g", row.eps < math.inf)),
+    Column("gap", "of the ℓ1 norm to the least one, relative", True, lambda row: _shown(row.gap, ".1e")),
+    Column("violation", "of the promise, relative", True, lambda row: _shown(row.violation, ".1e", row.eps < math.inf)),
+    Column("error", "of outputs on the calibration data, relative", True, lambda row: _shown(row.output_error, ".4f")),
+    Column("uniform", "the error of uniform sampling at this size", True, lambda r: _shown(r.uniform_error, ".4f")),
+    Column("draws", "asked for", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
+    Column("its", "iterations of the solver", False, lambda row: f"{row.iterations}" if row.goal else ""),
+    Column("seconds", "for the layer", False, lambda row: f"{row.seconds:.1f}"),
+    Column("status", "how it ended", True, lambda row: row.status),
 )
+"""What a table of layers may show; a column that is empty in all rows is left out."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +262,9 @@ class Report:
     @property
     def head(self) -> tuple[str, ...]:
         """What a reader should know first: the verdict, what is odd about layers, and ``notices``."""
-        verdict = f"{self._verdict()}: {_statuses(self.layers)}" if self.layers else self._verdict()
+        counts = Counter(row.status for row in self.layers).most_common()
+        ended = ", ".join(f"{status} ({count})" for status, count in counts)
+        verdict = f"{self.verdict}: {ended}" if ended else self.verdict
         odd = (raised_eps(self.layers), emptied_layers(self.layers), returned_zeros(self.layers))
         return (*self._nothing(), *filter(None, (verdict, *odd)), *self.notices)
 
@@ -262,7 +278,9 @@ class Report:
         reasons = Counter(left or [module.reason for module in self.skipped])
         return tuple(f"nothing was pruned: {count} × {reason}" for reason, count in reasons.most_common(1))
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """What is certified, in a word or two; empty where no layer was pruned."""
         if not self.certified:
             stopped = self.provenance.get("stopped")
             return "not certified" if stopped is None else f"not finished ({stopped})"
@@ -292,14 +310,14 @@ class Report:
         On a terminal of less than 120 characters columns are fewer, and names are shortened: a beginning that many
         share is said once.
         """
-        texts = {heading: [text(row) for row in self.layers] for heading, _, text in _COLUMNS}
-        wide = width >= _WIDE
-        headings = [each for each, narrow, _ in _COLUMNS[1:] if (narrow or wide) and any(texts[each])]
-        rows = [
-            [row.name, *(texts[heading][number] or "–" for heading in headings)]
-            for number, row in enumerate(self.layers)
-        ]
-        return layer_table(self.head, [_COLUMNS[0][0], *headings], rows, self._caption(), width)
+        wide, (first, *middle, last) = width >= _WIDE, COLUMNS
+        shown = [each for each in middle if (each.narrow or wide) and any(map(each.text, self.layers))]
+        rows = []
+        for row in self.layers:
+            status = row.status if row.certified else f"[red]{row.status}[/red]"
+            rows.append([row.name, *(each.text(row) or "–" for each in shown), status])
+        headings = [each.heading for each in (first, *shown, last)]
+        return layer_table(self.head, headings, rows, self._caption(), width)
 
     def _caption(self) -> list[str]:
         kept = f"{self.nonzeros:,} of {self.nonzeros_before:,} weights kept"
@@ -347,12 +365,6 @@ def returned_zeros(rows: Sequence[LayerReport]) -> str:
     more = f" and {len(found) - _MOST} layers more" if len(found) > _MOST else ""
     what = "1 weight that was zero" if total == 1 else f"{total:,} weights that were zero"
     return f"{what} came back ({where}{more}): keep_zeros (--keep-zeros) keeps them zero"
-
-
-def _statuses(rows: Sequence[LayerReport]) -> str:
-    """How layers ended, with how many of them."""
-    counts = Counter(row.status for row in rows)
-    return ", ".join(f"{status} ({count})" for status, count in counts.most_common())
 
 
 class _Noted(Protocol):

@@ -18,24 +18,78 @@ from safetensors import safe_open
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.files.weights import plain
+from convexprune.files.weights import StrPath, as_path, plain
 from convexprune.nettrim.folding import Fold
 from convexprune.nettrim.goals import Answer, KeepInputs, Measurement
 from convexprune.nettrim.outcome import NetworkPromise
 from convexprune.nettrim.records import goal_of, recalled
 from convexprune.nettrim.rows import layer_figures
 from convexprune.report.report import Assumption, LayerReport, Report, SkippedModule
-from convexprune.runs.journal import Journal, Record
+from convexprune.runs.journal import Journal, Record, read_json, recipe_fingerprint
+from convexprune.solvers.errors import InvalidInput
 
 _CUT = ("stopped", "time limit")  # statuses of layers that the end of a run cut short, which no journal keeps
 
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """What was found to agree, and what rests on the report's word: sentences."""
+    """What was found to agree, and what rests on the report's word: sentences; and the report, made of its rows."""
 
     done: tuple[str, ...]
     open: tuple[str, ...]
+    report: Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """A run's folder, read and checked.
+
+    Attributes:
+        title: The folder's name.
+        data: report.json: ``Report.to_dict`` and what was added to it.
+        checks: What was compared.
+        records: The journal's entries without their tensors.
+        fingerprints: Of model, data and recipe; empty without a journal.
+    """
+
+    title: str
+    data: Mapping[str, Any]
+    checks: Checks
+    records: Sequence[Mapping[str, Any]]
+    fingerprints: Mapping[str, str]
+
+    @property
+    def report(self) -> Report:
+        """The report, made of its rows; solutions and bounds on new data are left out."""
+        return self.checks.report
+
+
+def read_results(folder: StrPath) -> Results:
+    """Read and check a run's folder.
+
+    Raises:
+        InvalidInput: It holds no report.json.
+        OtherRun: Its journal is of another format.
+        DamagedFile: A file in it is not what convexprune writes, or report.json is not what the others say.
+    """
+    place = as_path(folder)
+    path = place / "report.json"
+    if not path.is_file():
+        found = "no such folder" if not place.is_dir() else "no report.json in it"
+        raise InvalidInput(f"{folder}: {found}; give the folder of a run that ended, or save_json(report.to_dict(), …)")
+    data, journal, run, records = read_json(path, "write it again"), None, dict[str, Any](), list[Mapping[str, Any]]()
+    if (place / "run.json").exists():
+        journal, run = Journal.existing(place)
+        # One at a time: multipliers are as large as the calibration data, and none is kept here.
+        records = [record.data for record in journal.entries()]
+    try:
+        prints = {name: str(run[name]) for name in ("model", "data")} if run else {}
+        prints |= {"recipe": recipe_fingerprint(run["recipe"])} if run else {}
+        checks = check_results(place, data, journal, run.get("recipe"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        wrong = f"report.json or an entry of the journal is not as convexprune writes it ({error!r})"
+        raise DamagedFile(f"{place}: {wrong}; restore it, or prune again") from error
+    return Results(place.resolve().name, data, checks, records, prints)
 
 
 def seal(report: Mapping[str, Any], weights: Path) -> str:
@@ -72,8 +126,8 @@ def check_results(
     with _Weights(weights) as tensors:
         rows, found = _checked_rows(report, journal, tensors)
         done += tensors.said()
-    computed = plain(_rebuilt(report, rows).to_dict())
-    found += _differences("", report, computed)
+    rebuilt = _rebuilt(report, rows)
+    found += _differences("", report, plain(rebuilt.to_dict()))
     done.append("totals and verdict follow from the layers' rows")
     if journal is not None:
         done.append("the layers' rows are those of the journal's entries, whose nonzeros were counted")
@@ -83,7 +137,7 @@ def check_results(
         done.append("what was asked is what run.json says")
     if found:
         raise _refusal(folder, found)
-    return Checks(tuple(done), (*left, *_open(report, journal)))
+    return Checks(tuple(done), (*left, *_open(report, journal)), rebuilt)
 
 
 def _open(report: Mapping[str, Any], journal: Journal | None) -> Iterator[str]:

@@ -4,15 +4,18 @@ DIR/extras.json         what sparsity buys, and what the pictures show, with the
 DIR/maps.safetensors    the pictures
 """
 
+import base64
 import copy
 import hashlib
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.nn import functional
 
 from convexprune.costs import flops, latency, storage
 from convexprune.errors import DamagedFile
@@ -20,21 +23,15 @@ from convexprune.files.weights import StrPath, safetensors_bytes, save_json, wri
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.network.choosing import check_module
 from convexprune.network.forwards import Forward
-from convexprune.report.page.maps import pooled
 from convexprune.report.report import Report
 from convexprune.runs.journal import read_json
 from convexprune.solvers.errors import InvalidInput
 
+SIDE = 160
+"""The most cells that a picture has along either side."""
+
 _FORMAT = 1
 _REMEDY = "delete it and have it written again by save_extras, or do without"
-
-
-@dataclass(frozen=True, eq=False)
-class Extras:
-    """What ``save_extras`` found: plain data, and the pictures by their names."""
-
-    data: Mapping[str, Any]
-    maps: Mapping[str, Tensor]
 
 
 def save_extras(
@@ -69,8 +66,7 @@ def save_extras(
     pairs = _pairs(state, check_module(model))
     before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
     costs = _costs(before, state, model, batch, forward)
-    rows: list[dict[str, Any]] = []
-    maps: dict[str, Tensor] = {}
+    rows, maps = list[dict[str, Any]](), dict[str, Tensor]()
     for key, (old, new) in pairs.items():
         if _reported(key, report) or old.shape != new.shape or not bool((old == new).all()):
             peak = float(old.abs().max()) if old.numel() else 0.0
@@ -84,8 +80,8 @@ def save_extras(
     return save_json(own | costs, Path(folder) / "extras.json")
 
 
-def read_extras(folder: Path) -> Extras | None:
-    """What ``save_extras`` wrote; None where it was not called.
+def read_extras(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What ``save_extras`` wrote, plain data and pictures by name; None where it was not called.
 
     Raises:
         DamagedFile: A file of the two is missing, was changed or cut short.
@@ -100,7 +96,35 @@ def read_extras(folder: Path) -> Extras | None:
     if hashlib.sha256(content).hexdigest() != data.get("sha256"):
         found = "changed or cut short" if content else "missing"
         raise DamagedFile(f"{pictures} is {found}, expected the file that {path.name} was written for; {_REMEDY}")
-    return Extras(data, load(content))
+    return data, load(content)
+
+
+def pooled(weight: Tensor, peak: float, cell: tuple[int, int] | None = None) -> tuple[Tensor, tuple[int, int]]:
+    """The largest |w| of each cell of a weight [M, ...] as a matrix with a row an output, in 255 steps of the peak.
+
+    A cell is 0 where all its weights are, and only there.
+
+    Returns the picture, uint8, and the cell, (rows, columns): if not given the least that leaves at most SIDE a side.
+    """
+    matrix = weight.detach().abs().reshape(len(weight), -1).to(torch.float32)
+    rows, columns = matrix.shape
+    cell = cell or (max(1, -(-rows // SIDE)), max(1, -(-columns // SIDE)))
+    if not matrix.numel():
+        return torch.zeros(1, 1, dtype=torch.uint8), cell
+    largest = functional.max_pool2d(matrix[None, None], cell, ceil_mode=True)[0, 0]
+    steps = (largest / (peak or 1.0) * 255).clamp_(max=255)
+    return torch.where(largest > 0, steps.clamp_(min=1), 0.0).to(torch.uint8), cell
+
+
+def picture(steps: Tensor) -> str:
+    """A grey PNG as a data URI: black where a step is 255, white only where it is 0."""
+    from PIL import Image
+
+    # |w| spreads over decades: by the square root small weights can be told from zeros.
+    shades = torch.where(steps > 0, 215 * (1 - (steps / 255).sqrt()), 255.0).round().to(torch.uint8)
+    content = io.BytesIO()
+    Image.fromarray(shades.numpy()).save(content, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def _pairs(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -113,9 +137,8 @@ def _pairs(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[Ten
         try:
             new = getattr(model.get_submodule(path), name)
         except AttributeError as error:
-            raise InvalidInput(
-                f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
-            ) from error
+            missing = f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
+            raise InvalidInput(missing) from error
         if old.numel() and old.data_ptr() == new.data_ptr():
             raise InvalidInput(
                 f"dense_state: {key!r} is the model's own tensor, so it holds what pruning left; copy before pruning: "
@@ -140,13 +163,12 @@ def _rebuilt(state: Mapping[str, Tensor], model: nn.Module) -> nn.Module | None:
 def _costs(
     before: nn.Module | None, state: Mapping[str, Tensor], model: nn.Module, batch: Any, forward: Forward | None
 ) -> dict[str, Any]:
-    kept = storage(model if before is None else before) if before is not None else storage(dict(state))
-    costs: dict[str, Any] = {"storage": {"before": kept.to_dict(), "after": storage(model).to_dict()}}
-    if batch is None:
-        return costs
-    old = None if before is None else flops(before, batch, forward=forward).to_dict()
-    costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
-    costs["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
+    stored = storage(dict(state) if before is None else before)
+    costs: dict[str, Any] = {"storage": {"before": stored.to_dict(), "after": storage(model).to_dict()}}
+    if batch is not None:
+        old = None if before is None else flops(before, batch, forward=forward).to_dict()
+        costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
+        costs["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
     return costs
 
 
