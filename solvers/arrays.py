@@ -19,15 +19,11 @@ ArrayLike: TypeAlias = Tensor | npt.NDArray[np.generic]
 
 
 def as_matrix(name: str, value: ArrayLike) -> Tensor:
-    """``value`` as a finite, nonempty, real matrix that shares the caller's memory where it can.
-
-    Integers and booleans become float32 (float64 where float32 cannot hold them exactly).
+    """``value`` as a finite, nonempty, real matrix, converted as by ``as_real``.
 
     Raises:
-        ShapeMismatch: Not two-dimensional.
-        EmptyInput: One of the dimensions is 0.
-        NonFinite: NaN or infinity inside.
-        InvalidInput: Complex numbers, or nothing that converts to a tensor.
+        ShapeMismatch: Not two-dimensional. EmptyInput: One of the dimensions is 0. NonFinite: NaN or infinity inside.
+        InvalidInput: As ``as_real``.
     """
     tensor = as_real(name, value)
     if tensor.ndim != 2:
@@ -46,7 +42,7 @@ def count_nonfinite(tensor: Tensor) -> int:
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself, once it is known to hold only finite numbers."""
+    """The tensor itself; NonFinite is raised where it holds NaN or infinity."""
     bad = count_nonfinite(tensor)
     if bad:
         raise NonFinite(f"{name}: {bad} of {tensor.numel()} entries are NaN or infinite; clean the data first")
@@ -54,7 +50,7 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 
 
 def blocks_of(A: Tensor, columns: int | None = None) -> list[slice]:
-    """Blocks of rows of A [P, ·], of about a million entries each (of ``columns`` columns): what a cache can hold.
+    """Blocks of rows of A [P, ·] of about a million entries (of ``columns`` columns), what a cache can hold.
 
     On an accelerator, where starting a computation costs more than missing a cache, they are far larger.
     """
@@ -78,18 +74,14 @@ def add_gram(total: Tensor, A: Tensor) -> Tensor:
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, int], meaning: str) -> Tensor:
-    """The tensor itself, once it has the expected shape."""
+    """The tensor itself; ShapeMismatch is raised unless it has the expected shape."""
     if tuple(tensor.shape) != expected:
         raise ShapeMismatch(f"{name}: expected shape {list(expected)} ({meaning}), found {list(tensor.shape)}")
     return tensor
 
 
 def checked_radius(name: str, value: object) -> float:
-    """``value`` as a finite float ≥ 0.
-
-    Raises:
-        InvalidTolerance: Negative, NaN, infinite or not a number.
-    """
+    """``value`` as a finite float ≥ 0; InvalidTolerance is raised for anything else."""
     number = as_number(name, value, "a number ≥ 0")
     if not (math.isfinite(number) and number >= 0):
         raise InvalidTolerance(f"{name}: expected a finite number ≥ 0, found {number}")
@@ -101,7 +93,7 @@ def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
 
     Raises:
         ShapeMismatch: Another number of radii. InvalidTolerance: One is negative, NaN or infinite.
-        InvalidInput: Complex numbers, or nothing that converts to a tensor.
+        InvalidInput: As ``as_real``.
     """
     radii = as_real(name, value)
     if tuple(radii.shape) != (targets.shape[1],):
@@ -114,12 +106,24 @@ def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
     return radii
 
 
-def as_number(name: str, value: object, expected: str = "a number") -> float:
-    """``value``, Python's, numpy's or a tensor of one real entry, as a float.
+def as_weights(name: str, value: ArrayLike, count: int) -> Tensor:
+    """``value`` as [count] finite numbers ≥ 0 in float64, one for each point.
 
     Raises:
-        InvalidTolerance: Not a number.
+        ShapeMismatch: Another number of them. NonFinite: NaN or infinity. InvalidInput: Negative numbers, or as_real's.
     """
+    weights = check_finite(name, as_real(name, value)).to(torch.float64)
+    if tuple(weights.shape) != (count,):
+        raise ShapeMismatch(
+            f"{name}: expected [{count}], one for each of {count} points, found shape {list(weights.shape)}"
+        )
+    if bool((weights < 0).any()):
+        raise InvalidInput(f"{name}: expected numbers ≥ 0, found {float(weights.min()):.3g}; leave such points out")
+    return weights
+
+
+def as_number(name: str, value: object, expected: str = "a number") -> float:
+    """``value``, Python's, numpy's or a tensor of one real entry, as a float; else InvalidTolerance is raised."""
     if isinstance(value, Tensor):
         value = value.detach()
     if isinstance(value, Real | np.ndarray | Tensor):
@@ -131,11 +135,7 @@ def as_number(name: str, value: object, expected: str = "a number") -> float:
 
 
 def checked_positive(name: str, value: object) -> float:
-    """``value`` as a finite float > 0.
-
-    Raises:
-        InvalidTolerance: Anything else.
-    """
+    """``value`` as a finite float > 0; InvalidTolerance is raised for anything else."""
     number = as_number(name, value, "a positive number")
     if not 0 < number < math.inf:
         raise InvalidTolerance(f"{name}: expected a positive number, found {number}")
@@ -143,11 +143,7 @@ def checked_positive(name: str, value: object) -> float:
 
 
 def checked_count(name: str, value: object, least: int = 1) -> int:
-    """``value`` as a whole number ≥ ``least``.
-
-    Raises:
-        InvalidTolerance: Anything else.
-    """
+    """``value`` as a whole number ≥ ``least``; InvalidTolerance is raised for anything else."""
     if not isinstance(value, Integral) or value < least:
         raise InvalidTolerance(f"{name}: expected a whole number ≥ {least}, found {value!r}")
     return int(value)
@@ -160,7 +156,7 @@ def checked_dtype(dtype: object) -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bfloat16 matrices, some two to sixteen times as fast."""
+    """Whether the device has instructions for products of bfloat16 matrices, two to sixteen times as fast."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device)[0] >= 8
     # Newer releases of torch tell; elsewhere such products may be emulated, which is slow.
@@ -169,7 +165,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def norm(A: Tensor) -> Tensor:
-    """‖A‖_F as a float64 scalar tensor, whatever the units of A: where squares would overflow, or vanish, A is scaled.
+    """‖A‖_F as a float64 scalar tensor; where squares would overflow, or vanish, A is scaled.
 
     torch adds float32 squares in float32, which loses 6e-4 of the norm at 2·10⁷ entries; short runs do not.
     """
@@ -196,15 +192,11 @@ def unit_of(*arrays: Tensor) -> float:
 
 
 def _by_runs(A: Tensor) -> Tensor:
-    if A.dtype == torch.float64:
-        return _length(A)
-    flat = A.reshape(-1)
-    whole = len(flat) - len(flat) % 4096
-    runs = torch.linalg.vector_norm(flat[:whole].view(-1, 4096), dim=1)
-    return _length(torch.cat([runs, _length(flat[whole:]).reshape(1)]).to(torch.float64))
-
-
-def _length(A: Tensor) -> Tensor:
+    if A.dtype != torch.float64:
+        flat = A.reshape(-1)
+        whole = len(flat) - len(flat) % 4096
+        runs = torch.linalg.vector_norm(flat[:whole].view(-1, 4096), dim=1)
+        A = torch.cat([runs, torch.linalg.vector_norm(flat[whole:]).reshape(1)]).to(torch.float64)
     length: Tensor = torch.linalg.vector_norm(A)
     return length
 
@@ -212,8 +204,7 @@ def _length(A: Tensor) -> Tensor:
 def stratified(total: int, count: int, seed: int = 0) -> Tensor:
     """``count`` ≤ ``total`` of the numbers 0 to total − 1, ascending: a random one of each of equally long runs.
 
-    Rows that belong together lie side by side, as the positions of an image do: so each image has its share in the
-    sample, while no stride can keep step with the positions and take the same one of all.
+    Rows that belong together lie side by side, as the positions of an image do: each image has its share of the sample.
     """
     ends = torch.arange(count + 1) * total // count
     places = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -226,7 +217,9 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def as_real(name: str, value: ArrayLike) -> Tensor:
-    """``value`` as a real tensor of any shape; integers and booleans as in ``as_matrix``.
+    """``value`` as a real tensor of any shape that shares the caller's memory where it can.
+
+    Integers and booleans become float32 (float64 where float32 cannot hold them exactly).
 
     Raises:
         InvalidInput: Complex numbers, masked entries, or nothing that converts to a dense tensor.

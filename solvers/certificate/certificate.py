@@ -12,7 +12,9 @@ Every step yields a valid lower bound, whoever produced Λ (docs/program.md has 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +48,7 @@ class Certificate:
         bound: A lower bound on the value of every feasible U; −inf where none is claimed (the penalty is not convex).
         gap: (value − bound) / scale.
         scale: max(value, floor); floor is a thousandth of the least penalty with which any one column of X could
-            produce an output as long as Y. So the gap is blind to the units of X and Y, and defined where U = 0 is
-            optimal.
+            produce an output as long as Y. So the gap does not depend on units, also where U = 0 is optimal.
         violation: The distance of XU from the fit's set relative to eps (to ‖Y‖_F where eps = 0); or that of U from
             the penalty's domain, where it has one, √Σ (‖x_j‖·|u_jm − nearest_jm|)², if it is larger.
         infeasible: Whether the bound proves that no weights of a sensible size satisfy the fit at all: that any cost
@@ -73,7 +74,7 @@ class Certificate:
 def certify(
     program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None = None, samples: ArrayLike | None = None
 ) -> Certificate:
-    """Judge weights, with multipliers if there are any, in float64 and in the caller's units.
+    """Certify weights, with multipliers if there are any, in float64 and in the caller's units.
 
     Args:
         program: The program they claim to solve.
@@ -90,16 +91,16 @@ def certify(
         ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
         InvalidInput: Samples that are not distinct indices of the program's.
     """
-    return judge(program, *_checked(program, weights, multipliers, samples)).certificate
+    return judge(program, *checked(program, weights, multipliers, samples)).certificate
 
 
-def _checked(
+def checked(
     program: LayerProgram, weights: ArrayLike, multipliers: ArrayLike | None, samples: ArrayLike | None = None
 ) -> tuple[Tensor, Tensor | None]:
+    """Weights [N, M] in float64 and multipliers [P, M], on the program's device."""
     U = check_shape("weights U", as_matrix("weights U", weights), program.shape, "[N, M] of the program")
     if multipliers is not None:
-        multipliers = as_matrix("multipliers", multipliers)
-        multipliers = multipliers.to(program.inputs.device)
+        multipliers = as_matrix("multipliers", multipliers).to(program.inputs.device)
         if samples is not None:
             multipliers = _padded(program, multipliers, samples)
         check_shape("multipliers", multipliers, program.fit.shape, "[P, M] of the program")
@@ -118,13 +119,7 @@ def _padded(program: LayerProgram, multipliers: Tensor, samples: ArrayLike) -> T
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """A certificate and the dual feasible point that proves its bound.
-
-    Attributes:
-        certificate: What is proven.
-        A: XᵀΛ [N, M] of that point.
-        rounding: [N, M], what rounding may have moved each entry of A by.
-    """
+    """A certificate with A = XᵀΛ [N, M] of the dual feasible point that proves its bound, and its rounding [N, M]."""
 
     certificate: Certificate
     A: Tensor
@@ -219,13 +214,8 @@ def sums_of(
     totals: list[Tensor] = []
     for block in blocks(program, U, multipliers, shifts):
         L = block.multipliers
-        parts = [
-            block.fit.sums(block.Z),
-            block.fit.dual_terms(L),
-            block.X.T @ L,
-            L.square().sum(0),
-            block.fit.anchor.square().sum(0).expand(L.shape[1]),
-        ]
+        anchors2 = block.fit.anchor.square().sum(0).expand(L.shape[1])
+        parts = [block.fit.sums(block.Z), block.fit.dual_terms(L), block.X.T @ L, L.square().sum(0), anchors2]
         totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
     fit, terms, A, multipliers2, anchors2 = totals
     return Sums(fit, terms, A, multipliers2.sqrt(), anchors2.sqrt(), lengths)
@@ -239,12 +229,7 @@ def dual_norm_of_sizes(penalty: Penalty, sizes: Tensor) -> Tensor:
 def best_bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[float, Tensor]:
     """The bound, and the scales t [M] of the columns that it holds for.
 
-    Args:
-        fit: The fit of all samples.
-        penalty: A convex penalty in float64.
-        cost: Its prices [N, M].
-        sums: Of the multipliers.
-        worth: The unit of the objective: what weights at hand cost, or an output as long as the targets.
+    ``worth`` is the unit of the objective: what weights at hand cost, or an output as long as the targets.
     """
     cap, doubt = _caps(fit, penalty, cost, sums, worth)
     terms = torch.cat([sums.terms[:1] - doubt, sums.terms[1:]])
@@ -252,32 +237,24 @@ def best_bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: floa
         t = _scales(fit, terms, cap)
         bound = fit.dual_value(terms, t)
     else:
-        bound, t = _searched(fit, terms, cap, _Conjugate(penalty, cost, sums))
+        bound, t = _searched(fit, terms, cap, partial(_conjugate, penalty, cost, sums))
     return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))
 
 
 def _scales(fit: Fit, terms: Tensor, cap: Tensor) -> Tensor:
-    """The fit's own, which are held to what the bound rests on: 0 ≤ t ≤ cap."""
+    # The fit's own, which are held to what the bound rests on: 0 ≤ t ≤ cap.
     return fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
 
 
-@dataclass(frozen=True, eq=False)
-class _Conjugate:
-    """t ↦ g*(−XᵀΛ diag(t)) by column, at the worst that rounding may have made of XᵀΛ."""
-
-    penalty: Penalty
-    cost: Tensor
-    sums: Sums
-
-    def __call__(self, t: Tensor) -> Tensor:
-        # g* ≥ g*(0) = 0 is convex, so it grows outwards.
-        A = self.sums.A + ROUNDING * self.sums.reach * self.sums.A.sign()
-        penalty: Any = self.penalty
-        conjugate: Tensor = penalty.conjugate(torch.where(self.cost == 0, 0.0, -A * t))
-        return conjugate.to(torch.float64) * (1 + ROUNDING)
+def _conjugate(penalty: Any, cost: Tensor, sums: Sums, t: Tensor) -> Tensor:
+    """g*(−XᵀΛ diag(t)) by column, at the worst that rounding may have made of XᵀΛ."""
+    # g* ≥ g*(0) = 0 is convex, so it grows outwards.
+    A = sums.A + ROUNDING * sums.reach * sums.A.sign()
+    conjugate: Tensor = penalty.conjugate(torch.where(cost == 0, 0.0, -A * t))
+    return conjugate.to(torch.float64) * (1 + ROUNDING)
 
 
-def _searched(fit: Fit, terms: Tensor, cap: Tensor, conjugate: _Conjugate) -> tuple[float, Tensor]:
+def _searched(fit: Fit, terms: Tensor, cap: Tensor, conjugate: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
     """The largest D(t∘Λ) over t = best_scaling(min(cap, τ)), τ > 0, where g* is no longer 0 or ∞.
 
     Multipliers of an optimum have τ = 1. D is concave along a ray: τ is doubled or halved as long as that helps, then

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, checked_radius
-from convexprune.solvers.certificate.certificate import Certificate, Judgement, _checked, judge
+from convexprune.solvers.certificate.certificate import ROUNDING, Certificate, Judgement, checked, judge
 from convexprune.solvers.certificate.solution import Solution
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.claims import NORMS, is_plain
@@ -15,9 +15,7 @@ from convexprune.solvers.programs.fits import Fit, ReluLoss, SquaredLoss
 from convexprune.solvers.programs.penalties import is_homogeneous
 from convexprune.solvers.programs.program import Block, LayerProgram, Samples
 
-_ROUNDING = 2**-50  # relative error granted to float64 sums
 _WITHIN = 2**-44  # distance from the set, relative to ‖Y‖ + eps, that rounding explains
-_ROUNDING = 2**-50  # relative error granted to float64 sums
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +41,9 @@ def make_feasible(
 ) -> Feasible:
     """Mix weights U that violate slightly with feasible W: U_θ = θU + (1 − θ)W for the largest feasible θ.
 
-    U is first moved to the nearest point of the penalty's domain, where that has one.
-    The penalty of U_θ is at most θ·g(U) + (1 − θ)·g(W). Zeros of U are filled in with (1 − θ)-fold entries of W: U_θ is
-    for bounds, or for weights that must keep the promise, not for storage. Where W itself lies on the boundary, as
-    under ceilings V = XW, θ may well be 0. X is multiplied twice, whatever θ; memory: two float64 arrays [P, M].
+    U is first moved to the nearest point of the penalty's domain. The penalty of U_θ is at most θ·g(U) + (1 − θ)·g(W).
+    Zeros of U are filled in with (1 − θ)-fold entries of W: U_θ is for bounds, or for weights that must keep the
+    promise, not for storage. Where W lies on the boundary θ may well be 0. Memory: two float64 arrays [P, M].
 
     Args:
         program: The program, with any fit.
@@ -65,20 +62,25 @@ def make_feasible(
 
 def mixture(program: LayerProgram, U: Tensor, feasible: ArrayLike) -> tuple[Tensor, float]:
     """U_θ and θ of ``make_feasible``, for checked float64 U."""
-    W = _checked(program, feasible, None)[0]
+    W = checked(program, feasible, None)[0]
     if program.penalty.convex:
         nearest = program.penalty.to(U).prox
         U = nearest(U, 0.0)
         if not torch.allclose(nearest(W, 0.0), W, rtol=_WITHIN, atol=0.0):
             raise InvalidInput(f"feasible W: expected weights in the domain of {type(program.penalty).__name__}")
     segment, within = _Segment.between(program, W, U), _within(program.fit)
-    _check_inside(program.fit, program.fit.distance(segment.sums(0.0)), within)
+    if (distance := program.fit.distance(segment.sums(0.0))) > within:
+        raise InvalidInput(
+            f"feasible W: expected weights that satisfy the fit, found a distance of {distance:.3g} from its set, "
+            f"{distance / program.fit.scale:.2g} of eps (of ‖Y‖ where there is none), of which rounding explains "
+            f"{within:.2g}. Raise eps or the ceiling, or compute the ceiling in float64"
+        )
     theta = _largest_share(segment, within)
     return U if theta == 1 else theta * U + (1 - theta) * W, theta
 
 
 def _largest_share(segment: "_Segment", within: float) -> float:
-    """The largest θ in [0, 1] at which the distance is rounding, known that it is at 0.
+    """The largest θ in [0, 1] at which the distance is rounding, given that it is at 0.
 
     The distance is convex in θ, so Newton's steps from θ = 1 never pass the largest root.
     """
@@ -90,7 +92,7 @@ def _largest_share(segment: "_Segment", within: float) -> float:
             return theta
         rate = segment.rate(theta, sums, distance)
         # At the end of double precision a step may be too short to be seen.
-        theta = min(theta - distance / rate, theta * (1 - _ROUNDING)) if rate > 0 else 0.0
+        theta = min(theta - distance / rate, theta * (1 - ROUNDING)) if rate > 0 else 0.0
     return 0.0
 
 
@@ -130,23 +132,13 @@ def proposed(
 ) -> tuple[Tensor, Tensor | None]:
     """Weights and multipliers, from a solution or apart, checked; weights in float64."""
     if isinstance(weights, Solution):
-        multipliers = weights.multipliers if multipliers is None else multipliers
-        weights = weights.weights
-    return _checked(program, weights, multipliers)
+        return checked(program, weights.weights, weights.multipliers if multipliers is None else multipliers)
+    return checked(program, weights, multipliers)
 
 
 def inside(fit: Fit, certificate: Certificate) -> bool:
     """Whether the violation is rounding."""
     return certificate.violation * fit.scale <= _within(fit)
-
-
-def _check_inside(fit: Fit, distance: float, within: float) -> None:
-    if distance > within:
-        raise InvalidInput(
-            f"feasible W: expected weights that satisfy the fit, found a distance of {distance:.3g} from its set, "
-            f"{distance / fit.scale:.2g} of eps (of ‖Y‖ where there is none), of which rounding explains {within:.2g}. "
-            "Raise eps or the ceiling, or compute the ceiling in float64"
-        )
 
 
 def _within(fit: Fit) -> float:
@@ -170,12 +162,12 @@ def support_bounds(
         program: The program, its penalty convex.
         weights: Feasible U [N, M], or a ``Solution`` with multipliers; they need not be optimal.
         multipliers: Any Λ [P, M]; without them the residual of the weights' outputs serves.
-        feasible: Weights inside the fit's set, say the trained ones. Where the weights are outside, they are mixed with
-            these (``make_feasible``) and the value of the mixture counts: that of infeasible weights bounds nothing.
+        feasible: Weights inside the fit's set, say the trained ones. Weights outside are mixed with these
+            (``make_feasible``) and the value of the mixture counts: that of infeasible weights bounds nothing.
 
     Raises:
         InvalidInput: The weights are outside the set by more than rounding and ``feasible`` is not given or is outside
-            too; or the penalty is not convex, not homogeneous, or sees signs.
+            too; or the penalty is not convex, not homogeneous, or depends on signs.
         ShapeMismatch, NonFinite: The arrays do not fit the program, or hold NaN or infinity.
     """
     check_convex(program)
@@ -191,7 +183,7 @@ def support_bounds(
             )
         judged = judge(program, mixture(program, U, feasible)[0], L)
     certificate = judged.certificate
-    excess = max(0.0, certificate.value - certificate.bound) + _ROUNDING * certificate.scale
+    excess = max(0.0, certificate.value - certificate.bound) + ROUNDING * certificate.scale
     slack = _slack(program, judged)
     bounds = torch.where(slack > 0, excess / slack, torch.inf)
     return torch.where(_slack(program, judged, _reach(program, excess)) > 0, 0.0, bounds)

@@ -32,7 +32,7 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Block:
+class DualBlock:
     """Some samples of the program in float64, with the multipliers proposed for them and the shifts found so far."""
 
     inputs: Tensor  # in the caller's precision
@@ -64,7 +64,7 @@ class Block:
     def movable(self) -> Tensor:
         """The mask of the multipliers that a next shift may move.
 
-        At first the unrestricted ones, then any that are not 0; but none that ``curb`` took back.
+        At first the unrestricted ones, then any that are not 0; but none that the projection took back.
         """
         return self._shifted(mask=True)[1]
 
@@ -84,7 +84,7 @@ class Block:
 
 def blocks(
     program: LayerProgram, U: Tensor, multipliers: Tensor | None = None, shifts: tuple[Shift, ...] = ()
-) -> Iterator[Block]:
+) -> Iterator[DualBlock]:
     """The program's samples in blocks of rows."""
     X, (N, M) = program.inputs, program.shape
     rows = max(1, BLOCK_ENTRIES // (N + 4 * M))
@@ -92,7 +92,7 @@ def blocks(
         part = slice(start, start + rows)
         fit = program.fit.map(lambda array, part=part: array[part].to(torch.float64))  # type: ignore[misc]
         proposed = None if multipliers is None else multipliers[part].to(torch.float64)
-        yield Block(X[part], fit, U, proposed, shifts)
+        yield DualBlock(X[part], fit, U, proposed, shifts)
 
 
 def cheap_entries(cost: Tensor, lengths: Tensor) -> Tensor:
@@ -106,15 +106,9 @@ def cheap_entries(cost: Tensor, lengths: Tensor) -> Tensor:
 def shifts(
     program: LayerProgram, U: Tensor, multipliers: Tensor | None, cheap: Tensor, limit: Tensor, lengths: Tensor
 ) -> tuple[Shift, ...]:
-    """The shifts after which |XᵀΛ| ≤ limit on every cheap entry, if there are any.
+    """The shifts after which |XᵀΛ| ≤ limit [N, M] on every cheap entry (0 for free ones), if there are any.
 
-    Args:
-        program: The program.
-        U: Weights [N, M], whose residual serves where there are no multipliers.
-        multipliers: Λ [P, M], or None.
-        cheap: [N, M], the entries that are looked at.
-        limit: [N, M] ≥ 0, what XᵀΛ may be there; 0 for free entries.
-        lengths: ‖x_j‖ [N, 1].
+    Without multipliers the residual of the weights U serves; lengths are ‖x_j‖ [N, 1].
     """
     if multipliers is None:
         multipliers = torch.cat([block.multipliers for block in blocks(program, U)])
@@ -188,8 +182,8 @@ class _Repair:
             total += torch.einsum("pf,pm,pg->mfg", X, D, X)
         return total * mask[:, :, None] * mask[:, None, :]
 
-    def _blocks(self, found: tuple[Shift, ...]) -> Iterator[Block]:
+    def _blocks(self, found: tuple[Shift, ...]) -> Iterator[DualBlock]:
         return blocks(self.program, self.U, self.proposed, found)
 
-    def _unit(self, block: Block) -> Tensor:
+    def _unit(self, block: DualBlock) -> Tensor:
         return block.some(self.inputs) / self.lengths[self.inputs].T

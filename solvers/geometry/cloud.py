@@ -53,7 +53,10 @@ class Frame:
             block = points[rows].to(torch.float64) - reference
             largest = torch.maximum(largest, block.abs().amax(0))
             total += block.sum(0)
-        _check_range(largest)
+        wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
+        if bool(wrong.any()):
+            far = f"coordinates as far as {float(largest[wrong][0]):.3g} apart"
+            raise InvalidInput(f"points: found {far}, expected 1e-300 to 1e300: rescale")
         origin = reference + total / len(points) if centred else reference
         scale = torch.where(largest > 0, torch.exp2(torch.frexp(largest).exponent.to(torch.float64)), 1.0)
         if not bool(largest.any()):
@@ -75,13 +78,6 @@ class Frame:
         return self.origin + (y @ self.back) * self.scale
 
 
-def _check_range(largest: Tensor) -> None:
-    wrong = (largest > _LARGEST) | ((largest > 0) & (largest < 1 / _LARGEST))
-    if bool(wrong.any()):
-        found = float(largest[wrong][0])
-        raise InvalidInput(f"points: found coordinates as far as {found:.3g} apart, expected 1e-300 to 1e300: rescale")
-
-
 def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Root mean squares [r] > 0 of z = (a − origin)/scale along orthonormal vectors V [d, r], and L with VᵀL = I.
 
@@ -92,7 +88,9 @@ def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
     for z in _scaled(points, origin, scale):
         add_gram(gram, z)
     values, vectors = torch.linalg.eigh(gram / n)
-    unit = _rounding_unit(points, origin, scale)
+    # The largest |z| + |origin|/scale: times the precision, what rounding may make of z. Means round, too.
+    mean = (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
+    unit = 1 + origin.abs() / scale + mean
     rounding = 4 * math.sqrt(d) * _precision(points) * float(unit.max())
     if float(values[0]) > max(_WELL_CONDITIONED * float(values[-1]), rounding**2):
         return values.sqrt(), vectors, vectors
@@ -102,18 +100,12 @@ def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
     return singular / math.sqrt(n), left @ right.T, basis @ right.T
 
 
-def _rounding_unit(points: Tensor, origin: Tensor, scale: Tensor) -> Tensor:
-    """[d], the largest |z| + |origin|/scale: times the precision, what rounding may make of z. Means round, too."""
-    mean = (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
-    return 1 + origin.abs() / scale + mean
-
-
 def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     """An orthonormal basis Q [d, r] of what z span, each of them up to its own rounding, and L [d, r] with QᵀL = I.
 
-    Rounding to nearest moves z by at most half the precision times |z| + unit − 1, along any direction. Columns, then
-    rows are divided by a bound on that, for that changes no span: neither a far point nor a far origin hides, or
-    feigns, a direction. Twice as much of it is taken for rounding, and what float64 products add.
+    Rounding moves z by at most half the precision times |z| + unit − 1. Columns, then rows are divided by a bound on
+    that, which changes no span: neither a far point nor a far origin hides, or feigns, a direction. Twice as much of it
+    is taken for rounding, and what float64 products add.
     """
     n, d = points.shape
 
@@ -176,7 +168,7 @@ class Cloud:
 
     @classmethod
     def of(cls, points: ArrayLike, free: bool) -> Self:
-        """The caller's points, checked as ``as_points`` does."""
+        """The caller's points, checked."""
         tensor = as_points(points)
         return cls(tensor, Frame.of(tensor, free), free)
 
@@ -232,30 +224,20 @@ class Cloud:
     def mapped(self, C: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """QC for C [D, k], block by block."""
         frame = self.frame
-        if frame is None:
-            for block in blocks_of(self.points):
-                yield block, self.points[block] @ C
-            return
-        A = (frame.into / frame.scale[:, None]) @ C[: frame.rank]  # one product a block, not two
+        A = C if frame is None else (frame.into / frame.scale[:, None]) @ C[: frame.rank]  # one product a block
         for block in blocks_of(self.points):
             a = self.points[block].to(torch.float64)
-            yield block, (a - frame.origin) @ A + C[-1] if self.free else a @ A
+            yield block, a @ A if frame is None or not self.free else (a - frame.origin) @ A + C[-1]
 
 
 def as_points(points: ArrayLike) -> Tensor:
-    """Finite points [n, d], in the caller's memory where that can be shared.
-
-    Raises:
-        ShapeMismatch: Not [n, d]. EmptyInput: No point or no coordinate. NonFinite: NaN or infinity.
-        InvalidInput: Complex numbers, or nothing that converts to a tensor.
-    """
+    """Points [n, d], checked and converted as by ``as_matrix``, with errors in a geometer's words."""
     tensor = as_real("points", points)
     if tensor.ndim != 2:
         raise ShapeMismatch(f"points: expected [n, d], a point a row; found shape {list(tensor.shape)}")
     if 0 in tensor.shape:
         raise EmptyInput(f"points: expected at least one point and one coordinate, found {list(tensor.shape)}")
-    bad = count_nonfinite(tensor)
-    if bad:
+    if bad := count_nonfinite(tensor):
         raise NonFinite(f"points: {bad} of {tensor.numel()} coordinates are NaN or infinite; clean the data first")
     return tensor
 
@@ -265,6 +247,11 @@ def factor(M: Tensor) -> Tensor | None:
     L, info = torch.linalg.cholesky_ex(M)
     if int(info) or not bool(torch.isfinite(L).all()):
         return None
-    eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    inverse: Tensor = torch.linalg.solve_triangular(L, eye, upper=False)
-    return inverse.T
+    return inverse(L, upper=False).T
+
+
+def inverse(R: Tensor, upper: bool = True) -> Tensor:
+    """R⁻¹ of a triangular R [k, k]."""
+    eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
+    found: Tensor = torch.linalg.solve_triangular(R, eye, upper=upper)
+    return found

@@ -11,9 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_number, as_real, check_finite, checked_positive, working_dtype
+from convexprune.solvers.arrays import (
+    ArrayLike,
+    as_number,
+    as_real,
+    as_weights,
+    check_finite,
+    checked_positive,
+    working_dtype,
+)
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
-from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, factor
+from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, factor, inverse
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
 from convexprune.solvers.geometry.hull import caratheodory, combinations
 
@@ -99,10 +107,9 @@ def level_ellipsoid(
 ) -> LevelEllipsoid:
     """An ellipsoid around {x : Σ w_i|a_iᵀx|^z ≤ 1}, 1 ≤ z ≤ 2, that is at most r^{1/z−1/2} ≤ √r times as wide.
 
-    The one of least volume is hard to find (for z = 1 the set is a polytope given by 2^n inequalities), and promises
-    √r only. That of the Lewis weights comes from reweighting alone and promises r^{1/z−1/2}: with Q = AᵀV^{1−2/z}A,
-    ‖x‖_Q·min(v_i/τ_i)^{1/z−1/2} ≤ ‖Ax‖_z ≤ (Σv)^{1/z−1/2}·‖x‖_Q (docs/coresets.md has the proof). Along directions
-    in which no point lies, the level set is unbounded; the ellipsoid is that of the points' span.
+    With Q = AᵀV^{1−2/z}A of Lewis weights v and their leverages τ,
+    ‖x‖_Q·min(v_i/τ_i)^{1/z−1/2} ≤ ‖Ax‖_z ≤ (Σv)^{1/z−1/2}·‖x‖_Q (docs/coresets.md has the proof). Along directions in
+    which no point lies, the level set is unbounded; the ellipsoid is that of the points' span.
 
     Args:
         points: a_i [n, d], as in ``lowner_ellipsoid``.
@@ -112,7 +119,7 @@ def level_ellipsoid(
 
     Raises:
         InvalidTolerance: z outside [1, 2]. InvalidInput: Negative weights; and of the points as ``lowner_ellipsoid``.
-        SolverRefused: As in ``lewis_weights``; weights that have not converged are no reason.
+        SolverRefused: As in ``lewis_weights``.
     """
     exponent = as_number("z", z)
     if not 1 <= exponent <= 2:
@@ -126,10 +133,10 @@ def level_ellipsoid(
     assert frame is not None  # noqa: S101 - the caller's own points have one
     A = frame.back * frame.scale  # aᵀx = yᵀt for the point's y and t = Ax
     generator = _right_inverse(frame) @ C / lower
-    inverse = lower * torch.linalg.solve_triangular(C, A, upper=True)
+    back = lower * torch.linalg.solve_triangular(C, A, upper=True)
     s = cloud.leverages(C / lower) ** (exponent / 2)
     origin, precision = torch.zeros_like(frame.origin), torch.finfo(cloud.points.dtype).eps
-    return LevelEllipsoid(origin, generator, inverse, exponent, upper / lower, s, precision=precision)
+    return LevelEllipsoid(origin, generator, back, exponent, upper / lower, s, precision=precision)
 
 
 def _right_inverse(frame: Frame) -> Tensor:
@@ -137,8 +144,7 @@ def _right_inverse(frame: Frame) -> Tensor:
     if frame.rank == len(frame.scale):  # no subspace to keep to, and no loss where scales differ
         return frame.into / frame.scale[:, None]
     Q, R = torch.linalg.qr((frame.back * frame.scale).T)
-    eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    product: Tensor = Q @ torch.linalg.solve_triangular(R.T, eye, upper=False)
+    product: Tensor = Q @ inverse(R.T, upper=False)
     return product
 
 
@@ -146,12 +152,9 @@ def _weighted(points: ArrayLike, weights: ArrayLike | None, z: float) -> Cloud:
     """Of rows w_i^{1/z}a_i, whose powers are the weighted sum's; their span is judged in the points' precision."""
     if weights is None:
         return Cloud.of(points, free=False)
-    a, w = as_points(points), check_finite("weights", as_real("weights", weights))
-    if tuple(w.shape) != (len(a),):
-        raise ShapeMismatch(f"weights: expected one for each of {len(a)} points, found shape {list(w.shape)}")
-    if bool((w < 0).any()):
-        raise InvalidInput(f"weights: expected numbers ≥ 0, found {float(w.min())}")
-    rows = check_finite("weights^(1/z)·points", a.to(torch.float64) * w.to(a.device, torch.float64)[:, None] ** (1 / z))
+    a = as_points(points)
+    w = as_weights("weights", weights, len(a)).to(a.device)
+    rows = check_finite("weights^(1/z)·points", a.to(torch.float64) * w[:, None] ** (1 / z))
     unit = math.ldexp(0.5, math.frexp(float(rows.abs().max()))[1])  # a power of two, for float32 to hold all of them
     frame = Frame.of((rows / unit).to(working_dtype(a.dtype)), centred=False)
     return Cloud(rows, replace(frame, scale=frame.scale * unit), free=False)
@@ -164,13 +167,9 @@ _INSIDE = 1e-9  # so much is granted to rounding: of the ends of the axes, drawn
 
 @dataclass(frozen=True, eq=False)
 class MaxNormCoreset:
-    """Indices S with max_P |pᵀx| ≤ factor · max_S |pᵀx| for every x.
+    """Indices S [k], ascending, with max_P |pᵀx| ≤ factor · max_S |pᵀx| for every x.
 
-    Attributes:
-        indices: [k] ascending.
-        factor: What is proved, from the certified gap of the ellipsoid.
-        kind: How it was made.
-        ellipsoid: The one that proves it.
+    The factor is proved from the certified gap of the ellipsoid; kind says how the coreset was made.
     """
 
     indices: Tensor
@@ -229,10 +228,9 @@ def _of_the_same_moment(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:
 def _spanning(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:
     """Which of the support points [k, d] the ends of the shrunk axes are combinations of.
 
-    In the coordinates w where the support has mean 0 (free centre) and Σ u ww^T = I, and about the origin max |hᵀw| ≥ 1
-    for every h of length 1: the unit ball is in the hull of ±w. With a free centre the ball of radius 1/max ‖w‖ is, as
-    in the proof of ``radius_factor``. Whatever rounding made of the ellipsoid, of points far from the origin say, this
-    holds for w as they are, so that no end is found outside.
+    In the coordinates w where the support has mean 0 (free centre) and Σ u wwᵀ = I, about the origin max |hᵀw| ≥ 1 for
+    every h of length 1: the unit ball is in the hull of ±w. With a free centre the ball of radius 1/max ‖w‖ is, as in
+    the proof of ``radius_factor``. This holds for w as rounded, so that no end is found outside.
     """
     u, v = ellipsoid.weights, ellipsoid.transform(support)
     if ellipsoid.about == "free":

@@ -10,11 +10,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_real, blocks_of, check_finite, checked_count, checked_positive
+from convexprune.solvers.arrays import (
+    ArrayLike,
+    as_real,
+    as_weights,
+    blocks_of,
+    check_finite,
+    checked_count,
+    checked_positive,
+)
 from convexprune.solvers.certificate.certificate import Certificate
 from convexprune.solvers.certificate.solution import Seconds, Solution, Status, TracePoint
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
-from convexprune.solvers.geometry.cloud import Cloud, log_content
+from convexprune.solvers.geometry.cloud import Cloud, inverse, log_content
 from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidSolver
 from convexprune.solvers.methods.interface import Limits, Proposal, Start
 from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
@@ -27,8 +35,7 @@ def certify_weights(cloud: Cloud, weights: Tensor, _: Tensor | None = None) -> C
     """Value, bound and gap of the ellipsoid that weights [n] give; infinite where their moment is singular.
 
     value: the logarithm of its volume. bound: no ellipsoid around the points (about the same origin, if that is given)
-    has a smaller one. gap: max (a − c)ᵀS⁻¹(a − c)/r − 1, so that value − bound = (r/2) log(1 + gap). violation: 0, for
-    the ellipsoid is scaled to hold all the points.
+    has a smaller one. gap: max (a − c)ᵀS⁻¹(a − c)/r − 1, so that value − bound = (r/2) log(1 + gap). violation: 0.
     """
     r = cloud.rank
     if r == 0:
@@ -36,7 +43,7 @@ def certify_weights(cloud: Cloud, weights: Tensor, _: Tensor | None = None) -> C
     if tuple(weights.shape) != (len(cloud),):
         raise ShapeMismatch(f"weights: expected [{len(cloud)}] from the solver, found shape {list(weights.shape)}")
     R = _triangle(cloud, weights)
-    largest = math.inf if R is None else float(cloud.leverages(_inverse(R)).max())
+    largest = math.inf if R is None else float(cloud.leverages(inverse(R)).max())
     if R is None or not math.isfinite(largest):
         return Certificate(math.inf, -math.inf, math.inf, 0.0, r / 2)
     gap = max(0.0, cloud.gap(largest))
@@ -47,9 +54,9 @@ def certify_weights(cloud: Cloud, weights: Tensor, _: Tensor | None = None) -> C
 
 
 def proposed_ellipsoid(cloud: Cloud, weights: Tensor, gap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c [d], G [d, r] and G⁺ [r, d] of the ellipsoid {c + Gv : ‖v‖ ≤ 1} that weights [n] give.
+    """c [d], G [d, r] and G⁺ [r, d] of the ellipsoid {c + Gv : ‖v‖ ≤ 1} that weights [n] with this gap give.
 
-    Its size follows from the gap, as the certificate found it. Where the moment is singular, everything is NaN.
+    Where the moment is singular, everything is NaN.
     """
     frame, r = cloud.frame, cloud.rank
     assert frame is not None  # noqa: S101 - the caller's own points have one
@@ -64,8 +71,8 @@ def proposed_ellipsoid(cloud: Cloud, weights: Tensor, gap: float) -> tuple[Tenso
         y, R = _centred(R)
     radius = math.sqrt(r * (1 + gap))
     generator = radius * (R @ frame.back).T * frame.scale[:, None]
-    inverse = ((frame.into / frame.scale[:, None]) @ _inverse(R)).T / radius
-    return frame.undo(y[None])[0], generator, inverse
+    back = ((frame.into / frame.scale[:, None]) @ inverse(R)).T / radius
+    return frame.undo(y[None])[0], generator, back
 
 
 def dual_weights(weights: Tensor) -> Tensor:
@@ -87,13 +94,6 @@ def _triangle(cloud: Cloud, weights: Tensor) -> Tensor | None:
     return R if usable else None
 
 
-def _inverse(R: Tensor) -> Tensor:
-    """R⁻¹: its product with its transpose is M⁻¹."""
-    eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    inverse: Tensor = torch.linalg.solve_triangular(R, eye, upper=True)
-    return inverse
-
-
 def _centred(R: Tensor) -> tuple[Tensor, Tensor]:
     """Mean c [r] and triangle of S = Σ u yyᵀ − ccᵀ, from the triangle of the lifted moment."""
     c = (R.T @ R[:, -1])[:-1]
@@ -103,6 +103,7 @@ def _centred(R: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Center = Literal["origin", "free"]
+_ENDED = ("status", "trace", "iterations", "seconds", "provenance")  # that a solution shares with an ellipsoid
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +147,7 @@ class Ellipsoid:
         return self._measured(points)[0]
 
     def contains(self, points: ArrayLike, tol: float = 1e-9) -> Tensor:
-        """Whether each of the points [k, d] is inside: booleans [k].
-
-        That is up to a relative ``tol``, and to what the rounding of the centre, in float64, makes of its norm.
-        """
+        """Whether each of the points [k, d] is inside, up to a relative ``tol`` and rounding: booleans [k]."""
         norms, rounding = self._measured(points)
         return norms <= 1 + tol + rounding
 
@@ -200,9 +198,7 @@ class LownerEllipsoid(Ellipsoid):
         weights: u [k] > 0 of these, Σu = 1.
         certificate: value: ``log_volume``; bound: a lower bound on that of every ellipsoid that holds the points;
             gap: max ‖a − c‖²_S/r − 1 with S = Σ u (a − c)(a − c)ᵀ, 0 at the optimum.
-        status: How the solve ended.
-        trace: One point for each time that it was judged.
-        iterations, seconds, provenance: As in ``Solution``.
+        status, trace, iterations, seconds, provenance: As in ``Solution``.
     """
 
     about: Center
@@ -239,12 +235,9 @@ class LownerEllipsoid(Ellipsoid):
         """Everything but the arrays, as plain data."""
         own: dict[str, Any] = {"rank": self.rank, "about": self.about, "support": len(self.support)}
         own |= {"log_volume": self.log_volume, "volume_factor": self.volume_factor, "radius_factor": self.radius_factor}
-        nothing = torch.empty(0)
-        solution = Solution(
-            nothing, None, self.status, self.certificate, self.trace, self.iterations, self.seconds, self.provenance
-        )
-        told = solution.to_dict()
-        return own | {name: value for name, value in told.items() if name not in ("nonzeros", "shape")}
+        ended: dict[str, Any] = {name: getattr(self, name) for name in ("certificate", *_ENDED)}
+        solved = Solution(torch.empty(0), None, **ended).to_dict()
+        return own | {name: value for name, value in solved.items() if name not in ("nonzeros", "shape")}
 
 
 _LARGEST = 709.0  # the largest whole number whose exponential is a float
@@ -270,18 +263,16 @@ def lowner_ellipsoid(
     is the same in one dimension more, for the points (a_i, 1).
 
     Args:
-        points: A numpy array (memory-mapped ones included) or a tensor on any device. They are read in blocks, and
-            judged and solved for in float64; only whole numbers, and arrays in foreign byte order, are copied. They
-            need not span R^d: the ellipsoid is that of their span.
+        points: A numpy array (memory-mapped ones included) or a tensor on any device, read in blocks, and judged and
+            solved for in float64. They need not span R^d: the ellipsoid is that of their span.
         tol: The gap κ/r − 1 to reach: the log-volume is within (r/2)·log(1 + tol) of the least possible.
         center: "origin", or "free".
         weights: Dual weights u [n] ≥ 0 to start from.
         max_passes: Steps of the solver at most, each of which reads all the points about once (the multiplicative
             algorithm twice); None: its own default.
-        time_limit: Seconds at most, judging included, after the two to six passes that look at the points first;
-            checked between steps.
+        time_limit: Seconds at most, judging included, after the two to six passes that look at the points first.
         callback: Called with a ``TracePoint`` each time that the solve is judged; a true answer stops it.
-        solver: "working-set" (ours), "wolfe-atwood", "khachiyan", "multiplicative", "cvxpy", or an instance.
+        solver: "working-set" (the default), "wolfe-atwood", "khachiyan", "multiplicative", "cvxpy", or an instance.
         **options: The solver's own.
 
     Raises:
@@ -307,22 +298,20 @@ def lowner_ellipsoid(
     proposal = _point(cloud) if cloud.rank == 0 else method.run(cloud, limits, start, judge)
     proposal = replace(proposal, setup=proposal.setup + framed)
     nothing = torch.full((len(cloud),), torch.nan, dtype=torch.float64, device=cloud.points.device)
-    told = provenance(name, method, cloud.points, limits, proposal)
-    return _ellipsoid(cloud, center, judge.verdict(proposal, nothing, told))
+    made = provenance(name, method, cloud.points, limits, proposal)
+    return _ellipsoid(cloud, center, judge.verdict(proposal, nothing, made))
 
 
 def _start(cloud: Cloud, weights: ArrayLike) -> Start:
-    u = check_finite("weights", as_real("weights", weights)).to(cloud.points.device, torch.float64)
-    if tuple(u.shape) != (len(cloud),):
-        raise ShapeMismatch(f"weights: expected [{len(cloud)}], one for each point, found shape {list(u.shape)}")
-    if bool((u < 0).any()) or not bool(u.any()):
-        raise InvalidInput("weights: expected numbers ≥ 0, at least one positive; leave them out to start evenly")
+    u = as_weights("weights", weights, len(cloud)).to(cloud.points.device)
+    if not bool(u.any()):
+        raise InvalidInput("weights: expected at least one positive number; leave them out to start evenly")
     u = u / u.max()  # so that no sum overflows
     return Start(u / u.sum())
 
 
 def _point(cloud: Cloud) -> Proposal:
-    """All points are the same: the ellipsoid is that point, whoever is asked."""
+    """All points are the same: the ellipsoid is that point."""
     u = torch.zeros(len(cloud), dtype=torch.float64, device=cloud.points.device)
     u[0] = 1
     return Proposal(u, None, "own rule", 0, 0.0, "all points are one")
@@ -334,19 +323,7 @@ def _ellipsoid(cloud: Cloud, center: Center, solution: Solution) -> LownerEllips
     certificate = solution.certificate
     if not math.isfinite(certificate.gap):  # volumes have logarithms of either sign: nothing is known of the least
         certificate = replace(certificate, bound=-math.inf)
-    c, generator, inverse = proposed_ellipsoid(cloud, solution.weights, certificate.gap)
-    return LownerEllipsoid(
-        center=c,
-        generator=generator,
-        inverse=inverse,
-        precision=torch.finfo(cloud.points.dtype).eps,
-        about=center,
-        support=support,
-        weights=u[support],
-        certificate=certificate,
-        status=solution.status,
-        trace=solution.trace,
-        iterations=solution.iterations,
-        seconds=solution.seconds,
-        provenance=solution.provenance,
-    )
+    c, generator, back = proposed_ellipsoid(cloud, solution.weights, certificate.gap)
+    ended: dict[str, Any] = {name: getattr(solution, name) for name in _ENDED}
+    ended["precision"] = torch.finfo(cloud.points.dtype).eps
+    return LownerEllipsoid(c, generator, back, center, support, u[support], certificate, **ended)

@@ -10,7 +10,16 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, blocks_of, check_finite, check_shape, stratified
+from convexprune.solvers.arrays import (
+    ArrayLike,
+    as_matrix,
+    as_real,
+    as_weights,
+    blocks_of,
+    check_finite,
+    check_shape,
+    stratified,
+)
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
 
 _POOL = 4  # times d + 1 points to begin with
@@ -222,10 +231,7 @@ def caratheodory(
 
 
 def combinations(points: ArrayLike, targets: ArrayLike) -> list[Combination]:
-    """``caratheodory(points, target=t)`` for every row t of the targets [k, d]: they share all passes over the points.
-
-    Raises as it does; the message says which target is outside.
-    """
+    """``caratheodory(points, target=t)`` for every row t of the targets [k, d], with shared passes over the points."""
     P, T = as_matrix("points", points), as_matrix("targets", targets)
     check_shape("targets", T, (len(T), P.shape[1]), "rows that are points like the others")
     return reached(P, T, "targets[{}]")
@@ -237,9 +243,7 @@ def _checked_weights(weights: ArrayLike | None, points: Tensor) -> Tensor:
     u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_real("weights", weights)
     if tuple(u.shape) != (n,):
         raise ShapeMismatch(f"weights: expected shape [{n}], one for each point, found {list(u.shape)}")
-    u = check_finite("weights", u).to("cpu", torch.float64)
-    if float(u.min()) < 0:
-        raise InvalidInput(f"weights: expected numbers ≥ 0, found {float(u.min()):.3g}; leave such points out")
+    u = as_weights("weights", u, n).to("cpu")
     if not 0 < float(u.sum()) < math.inf:
         raise InvalidInput(
             f"weights: expected a positive finite total, found {float(u.sum())}; weigh some point, or rescale"

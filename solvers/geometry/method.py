@@ -1,7 +1,4 @@
-"""What a method for the optimal weights of points is, and the published ones.
-
-Khachiyan's, and Wolfe and Atwood's, move the weight of one point a step: with u ← (u + λe_j)/(1 + λ) the leverages and
-M⁻¹ change by a rank-one update, O(nD + D²); the λ that makes log det largest is (g_j − D)/((D − 1)g_j).
+"""Methods for the optimal weights of points: their base, and the published ones.
 
 Source: L. G. Khachiyan, Rounding of polytopes in the real number model of computation, 1996; M. J. Todd and E. A.
 Yıldırım, On Khachiyan's algorithm for the computation of minimum-volume enclosing ellipsoids, 2007.
@@ -58,7 +55,8 @@ ELLIPSOIDS: Registry[EllipsoidSolver] = Registry("convexprune.ellipsoid_solvers"
 class EllipsoidMethod(Iterative[Cloud, State]):
     """Base of methods that seek weights u [n], with Σu = 1, of largest log det Σ u_i q_i q_iᵀ.
 
-    Write ``init``, ``step``, ``own_gap`` and ``weights``.
+    Write ``init`` and ``step``; where the state has no ``cloud``, ``u`` [n] and leverages ``g`` [n], also
+    ``own_gap`` and ``weights``.
     """
 
     def refuses(self, program: Cloud) -> str | None:  # noqa: ARG002 - most take any points
@@ -66,12 +64,16 @@ class EllipsoidMethod(Iterative[Cloud, State]):
         return None
 
     def own_gap(self, state: State) -> float:
-        """The gap as the method sees it."""
-        raise NotImplementedError
+        """The gap as the method sees it, by default of the leverages g that the state holds."""
+        held: Any = state
+        gap: float = held.cloud.gap(float(held.g.max()))
+        return gap
 
     def weights(self, state: State) -> Tensor:
-        """u [n]."""
-        raise NotImplementedError
+        """u [n], by default the state's."""
+        held: Any = state
+        u: Tensor = held.u
+        return u
 
     def residuals(self, state: State) -> Mapping[str, float]:
         """The gap as the method sees it."""
@@ -110,7 +112,8 @@ class _Ascent:
 class Khachiyan(EllipsoidMethod[_Ascent]):
     """Khachiyan's barycentric ascent: in each step the farthest point gains weight. O(nD) a step, O(D/ε) steps.
 
-    Weights only grow towards points, so those that do not belong to the support lose theirs slowly.
+    With u ← (u + λe_j)/(1 + λ) the leverages and M⁻¹ change by a rank-one update; λ = (g_j − D)/((D − 1)g_j) makes
+    log det largest. Weights of points that do not belong to the support shrink slowly.
     """
 
     default_max_iter: ClassVar[int] = 1_000_000
@@ -125,8 +128,9 @@ class Khachiyan(EllipsoidMethod[_Ascent]):
         """Move weight to, or from, one point."""
         j = self._point(state)
         D, g = state.cloud.size, float(state.g[j])
-        if D == 1:
-            self._only(state)
+        if D == 1:  # the farthest point is the answer
+            state.u = torch.zeros_like(state.u).index_fill_(0, state.g.argmax(), 1.0)
+            _refactor(state)
             return
         share = float(state.u[j])
         step = max((g - D) / ((D - 1) * g), -share) if g > 0 else -share
@@ -135,25 +139,17 @@ class Khachiyan(EllipsoidMethod[_Ascent]):
         if state.steps % _EVERY == 0 and abs(float(q @ state.inverse @ q) - g) > _DRIFT * g:
             _refactor(state)
             return
-        _shift(state, j, q @ state.inverse, step)
-
-    def own_gap(self, state: _Ascent) -> float:
-        """From the updated leverages."""
-        return state.cloud.gap(float(state.g.max()))
-
-    def weights(self, state: _Ascent) -> Tensor:
-        """u."""
-        return state.u
+        v = q @ state.inverse
+        shrink = step / (1 + step * g)
+        for block, z in state.cloud.mapped(v[:, None]):
+            state.g[block] -= shrink * z[:, 0].square_()
+        state.g *= 1 + step
+        state.inverse = (1 + step) * (state.inverse - shrink * torch.outer(v, v))
+        state.u[j] += step
+        state.u.clamp_(min=0).div_(1 + step)
 
     def _point(self, state: _Ascent) -> int:
         return int(state.g.argmax())
-
-    def _only(self, state: _Ascent) -> None:
-        """In one dimension the farthest point is the answer."""
-        farthest = int(state.g.argmax())
-        state.u = torch.zeros_like(state.u)
-        state.u[farthest] = 1
-        _refactor(state)
 
 
 @ELLIPSOIDS.register("wolfe-atwood")
@@ -161,7 +157,7 @@ class Khachiyan(EllipsoidMethod[_Ascent]):
 class WolfeAtwood(Khachiyan):
     """Khachiyan's ascent with away steps (Wolfe, Atwood, Todd and Yıldırım): linear convergence in the end.
 
-    The point of the support that is nearest loses weight where that is farther from optimal than the farthest point.
+    The nearest point of the support loses weight where that is farther from optimal than the farthest point.
     """
 
     def _point(self, state: _Ascent) -> int:
@@ -178,17 +174,6 @@ def _refactor(state: _Ascent) -> None:
     state.inverse, state.g = C @ C.T, state.cloud.leverages(C)
 
 
-def _shift(state: _Ascent, j: int, v: Tensor, step: float) -> None:
-    """u ← (u + step·e_j)/(1 + step), with v = M⁻¹q_j."""
-    shrink = step / (1 + step * float(state.g[j]))
-    for block, z in state.cloud.mapped(v[:, None]):
-        state.g[block] -= shrink * z[:, 0].square_()
-    state.g *= 1 + step
-    state.inverse = (1 + step) * (state.inverse - shrink * torch.outer(v, v))
-    state.u[j] += step
-    state.u.clamp_(min=0).div_(1 + step)
-
-
 @dataclass
 class _Scaled:
     cloud: Cloud
@@ -203,9 +188,8 @@ class _Scaled:
 class Multiplicative(EllipsoidMethod[_Scaled]):
     """The multiplicative algorithm: u_i ← u_i·g_i^p, scaled to sum 1, all points in every step.
 
-    log det M(u) rises in every step with p = 1 (Titterington 1976, Silvey et al. 1978); a larger p is faster until it
-    is not, so p grows while log det rises, and a step after which it falls is taken again with half of p. Two products
-    with the points a step; few steps where the gap may be large or most points are in the support, slow to the end.
+    log det M(u) rises in every step with p = 1 (Titterington 1976, Silvey et al. 1978); p grows while it rises, and a
+    step after which it falls is taken again with half of p. Fast for a large gap or support, slow to the end.
 
     Args:
         power: The largest p; 1 is the plain algorithm.
@@ -234,14 +218,6 @@ class Multiplicative(EllipsoidMethod[_Scaled]):
             state.power = max(1.0, state.power / 2)
         state.u, state.g, state.log_det = u, g, log_det
         state.power = min(self.power, _GROWTH * state.power)
-
-    def own_gap(self, state: _Scaled) -> float:
-        """From the leverages of the last step."""
-        return state.cloud.gap(float(state.g.max()))
-
-    def weights(self, state: _Scaled) -> Tensor:
-        """u."""
-        return state.u
 
 
 def _judged(cloud: Cloud, u: Tensor) -> tuple[Tensor, float]:
@@ -272,11 +248,7 @@ class CVXPY:
         return None if find_spec("cvxpy") else PIP
 
     def refuses(self, program: Cloud) -> str | None:  # noqa: ARG002 - it takes any points
-        """Why these points cannot be taken, or None.
-
-        Raises:
-            MissingExtra: cvxpy is not installed.
-        """
+        """Why these points cannot be taken, or None; MissingExtra is raised where cvxpy is not installed."""
         if self.missing():
             raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
         import cvxpy as cp
@@ -301,22 +273,24 @@ class CVXPY:
             return Proposal(None, None, "failed", 0, setup, str(error), effective)
         found = problem.constraints[0].dual_value
         iterations, seconds = int(problem.solver_stats.num_iters or 0), time.perf_counter() - began
-        u = None if found is None else _simplex(found[0] if isinstance(found, list) else found)
-        ended = "failed" if u is None else _ended(limits, iterations, seconds, problem.status)
-        u = None if u is None else u.to(program.points.device)
+        found = found[0] if isinstance(found, list) else found
+        u = torch.zeros(1) if found is None else torch.as_tensor(found, dtype=torch.float64).reshape(-1).clamp(min=0)
+        if not (bool(u.isfinite().all()) and float(u.sum()) > 0):
+            return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
+        ended = _ended(limits, iterations, seconds, problem.status)
+        u = (u / u.sum()).to(program.points.device)
         return Proposal(u, None, ended, iterations, setup, problem.status, effective)
 
     def _settings(self, limits: Limits) -> dict[str, Any]:
         wanted = max(1e-12, 1e-4 * limits.tol)
+        names: dict[str, Any] = {}
         if self.backend.upper() == "CLARABEL":
-            names: dict[str, Any] = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
+            names = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
             names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), wanted)
             names["max_step_fraction"] = 0.9  # with its own 0.99 it gives up on one cloud in three
         elif self.backend.upper() == "SCS":
             names = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
             names |= dict.fromkeys(("eps_abs", "eps_rel"), wanted)
-        else:
-            names = {}
         return {name: value for name, value in names.items() if value is not None}
 
 
@@ -342,8 +316,3 @@ def _ended(limits: Limits, iterations: int, seconds: float, status: str) -> str:
         return "iteration limit"
     late = limits.time_limit is not None and (seconds >= limits.time_limit or status == "user_limit")
     return "time limit" if late else "own rule"
-
-
-def _simplex(found: Any) -> Tensor | None:
-    u = torch.as_tensor(found, dtype=torch.float64).reshape(-1).clamp(min=0)
-    return u / u.sum() if bool(u.isfinite().all()) and float(u.sum()) > 0 else None

@@ -1,12 +1,12 @@
 """The default method: solve for few points, look at all of them once, take in those that stick out, repeat.
 
-The weights of the few follow by a primal-dual interior-point method. In the form that needs no sum constraint, minimise
+The weights of the few follow by a primal-dual interior-point method. In the form without sum constraint, minimise
 −log det Σ u_i q_i q_iᵀ + Σ u_i over u ≥ 0, the optimum has Σ u = D and g_i = q_iᵀM(u)⁻¹q_i ≤ 1 with equality where
 u_i > 0. The Hessian is H_ij = (q_iᵀM⁻¹q_j)², and a Newton step on s = 1 − g(u), u∘s = σμ solves
 (H + diag(s/u)) Δu = g − 1 + σμ/u. Predictor and corrector share one factorisation.
 
 Source: P. Sun and R. M. Freund, Computation of minimum-volume covering ellipsoids, 2004 (the dual reduced Newton
-method, which has the same system); S. Mehrotra, On the implementation of a primal-dual interior point method, 1992.
+method); S. Mehrotra, On the implementation of a primal-dual interior point method, 1992.
 """
 
 import math
@@ -40,12 +40,15 @@ _COPIED = 2**25  # entries of rows that are computed once and kept; more are com
 def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     """Weights u [K] ≥ 0 with a gap of at most ``tol`` over these points, and their g [K].
 
-    Args:
-        cloud: K points without a frame; memory is three K×K matrices.
-        u: Where to start, positive, its moment positive definite.
-        tol: Of the gap. The best weights seen are returned where rounding ends the progress before.
+    The cloud has no frame; memory is three K×K matrices. u > 0, with a positive definite moment, is where to start. The
+    best weights seen are returned where rounding ends the progress before.
     """
-    u, Y, g = _scaled(cloud, u)
+    C = factor(cloud.moment(u))
+    assert C is not None  # noqa: S101 - the caller's promise
+    Y = cloud.points @ C
+    largest = float(Y.square().sum(1).max())
+    Y = Y / math.sqrt(largest)  # u is scaled so that max g = 1
+    u, g = u * largest, Y.square().sum(1)
     s = (1 - g).clamp_(min=_SLACK)
     best = (math.inf, u, g)
     for _ in range(_STEPS):
@@ -54,7 +57,8 @@ def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]
             best = (gap, u, g)
         if gap <= tol:
             break
-        system, info = torch.linalg.cholesky_ex((Y @ Y.T).square_().diagonal_scatter(_diagonal(Y, s / u)))
+        diagonal = Y.square().sum(1).square_() + s / u
+        system, info = torch.linalg.cholesky_ex((Y @ Y.T).square_().diagonal_scatter(diagonal))
         if int(info):
             break
         du, ds = _direction(system, u, s, g, -u * s)
@@ -68,20 +72,6 @@ def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]
         u, Y, g = moved
         s = s + _BOUNDARY * _longest(s, ds) * ds
     return best[1], best[2]
-
-
-def _scaled(cloud: Cloud, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """u scaled so that max g = 1, with the rows Y = QC, CCᵀ = M⁻¹, and g."""
-    C = factor(cloud.moment(u))
-    assert C is not None  # noqa: S101 - the caller's promise
-    Y = cloud.points @ C
-    largest = float(Y.square().sum(1).max())
-    Y = Y / math.sqrt(largest)
-    return u * largest, Y, Y.square().sum(1)
-
-
-def _diagonal(Y: Tensor, extra: Tensor) -> Tensor:
-    return Y.square().sum(1).square_() + extra
 
 
 def _direction(system: Tensor, u: Tensor, s: Tensor, g: Tensor, complement: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,10 +159,6 @@ class WorkingSet(EllipsoidMethod[_State]):
         state.steps, state.most = state.steps + 1, max(state.most, K)
         gap = self.own_gap(state)
         state.best, state.idle = (gap, 0) if gap < state.best else (state.best, state.idle + 1)
-
-    def own_gap(self, state: _State) -> float:
-        """Of the weights that the last step found, on all points."""
-        return state.cloud.gap(float(state.g.max()))
 
     def done(self, state: _State) -> bool:
         """Rounding leaves nothing to gain."""

@@ -26,7 +26,7 @@ _FACTORS = (1e-6, 2.0, 1e6)  # at which g(cU) = c·g(U) is tried
 
 
 def is_plain(instance: object, kinds: tuple[type, ...]) -> bool:
-    """Whether it is of one of the kinds, and no subclass says anew what any member of that kind is."""
+    """Whether it is of one of the kinds, and no subclass redefines a member: only then may its formulas be assumed."""
     cls: Any = type(instance)
     return any(isinstance(instance, kind) and not _redefined(cls, kind) for kind in kinds)
 
@@ -38,7 +38,7 @@ def _redefined(cls: Hashable, kind: Hashable) -> bool:
 
 
 def check_penalty_claims(penalty: Penalty, shape: tuple[int, int]) -> None:
-    """Raise InvalidInput if a convex penalty is not homogeneous and does not say so, or its dual is wrong somewhere."""
+    """Raise InvalidInput if a convex penalty is not homogeneous and does not say so, or its dual is too small."""
     if is_plain(penalty, (*NORMS, *BUDGETS)) or not penalty.convex:
         return
     name, own = type(penalty).__name__, _noise(shape, 0)
@@ -101,7 +101,7 @@ def check_fit_claims(fit: Fit) -> None:
 
 
 def _multipliers(fit: Fit, points: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
-    """Subgradients, and what is curbed of far larger ones; and some that favour the bound, of all entries or few."""
+    """Subgradients, and projections of far larger ones; and some that favour the bound, of all entries or few."""
     anchor = fit.anchor.to(torch.float64)
     for Z, rho in points[:3]:
         S = rho * (Z - fit.prox(Z, rho))

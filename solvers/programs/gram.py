@@ -1,8 +1,7 @@
 """Inputs and targets known only through their products: memory does not depend on the number of samples.
 
 ‖XU − Y‖² for each neuron depends on XᵀX, XᵀY and ‖y_m‖² alone. So the N + 1 samples X̃ = (R; 0), Ỹ = (R⁻ᵀXᵀY; o) with
-RᵀR = XᵀX and o_m² = ‖y_m‖² − ‖R⁻ᵀXᵀy_m‖² pose the same ball and squared-loss programs as all P samples do, to every
-solver and to the certificate.
+RᵀR = XᵀX and o_m² = ‖y_m‖² − ‖R⁻ᵀXᵀy_m‖² give the same ball and squared-loss programs as all P samples do.
 """
 
 from collections.abc import Iterable
@@ -21,10 +20,9 @@ _ROUNDING = 16  # units of the products' precision that an eigenvalue, or a squa
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """XᵀX, XᵀY and ‖y_m‖² of streamed samples, in float64.
+    """XᵀX, XᵀY and ‖y_m‖² of streamed samples, in float64, in the place of both arrays.
 
-    Use it in the place of both arrays: ``LayerProgram(gram, Ball(gram, eps))``. Multipliers of such a program are
-    [N + 1, M]; the bound that they prove holds for the streamed samples.
+    ``LayerProgram(gram, Ball(gram, eps))`` has multipliers [N + 1, M]; their bound holds for the streamed samples.
 
     Attributes:
         XX: XᵀX [N, N].
@@ -56,12 +54,12 @@ class Gram:
 
     @classmethod
     def of(cls, batches: Iterable[tuple[ArrayLike, ArrayLike]], dtype: torch.dtype = torch.float32) -> Self:
-        """Accumulate batches (X [P_b, N], Y [P_b, M]); each is let go before the next is asked for.
+        """Accumulate batches (X [P_b, N], Y [P_b, M]) of any sizes; each is let go before the next is taken.
 
         Args:
-            batches: Any number of samples each, the same N and M.
+            batches: The pairs.
             dtype: torch.float32 or torch.float64, for the products of each batch. Squared distances from the targets
-                round to about 1e-6 of ‖Y‖² in float32, 1e-14 in float64, so a relative eps below 1e-2 asks for float64.
+                round to about 1e-6 of ‖Y‖² in float32, 1e-14 in float64: a relative eps below 1e-2 needs float64.
 
         Raises:
             EmptyInput: No batch at all. ShapeMismatch, NonFinite: A batch does not fit, or holds NaN or infinity.
@@ -92,24 +90,20 @@ class Gram:
         X, Y = as_matrix(f"inputs X of batch {number}", inputs), as_matrix(f"targets Y of batch {number}", targets)
         check_shape(f"targets Y of batch {number}", Y, (X.shape[0], Y.shape[1]), "the samples of X")
         unit = unit_of(X, Y)
-        if unit != 1:
-            X, Y = X / unit, Y / unit
+        X, Y = (A if unit == 1 else A / unit for A in (X, Y))
         X, Y = X.to(dtype), Y.to(X.device, dtype)
         XX = add_gram(X.new_zeros(X.shape[1], X.shape[1]), X)
         XY, YY = X.T @ Y, Y.square().sum(0, dtype=torch.float64)
-        if unit != 1:
-            XX, XY, YY = (product.to(torch.float64) * (unit * unit) for product in (XX, XY, YY))
+        XX, XY, YY = (product.to(torch.float64) * (unit * unit) for product in (XX, XY, YY))
         return cls(XX, XY, YY, len(X), dtype)
 
     def __add__(self, other: "Gram") -> Self:
-        """Those of both sets of samples together, whatever machines they came from: exact up to rounding."""
+        """That of both sets of samples together, exact up to rounding; ShapeMismatch for another [N, M]."""
         if not isinstance(other, Gram):
             return NotImplemented
         if self.XY.shape != other.XY.shape:
-            raise ShapeMismatch(
-                f"Grams of {list(self.XY.shape)} and of {list(other.XY.shape)} inputs and outputs cannot be added; "
-                "expected the same [N, M]"
-            )
+            shapes = f"{list(self.XY.shape)} and of {list(other.XY.shape)}"
+            raise ShapeMismatch(f"Grams of {shapes} inputs and outputs cannot be added; expected the same [N, M]")
         pairs = ((self.XX, other.XX), (self.XY, other.XY), (self.YY, other.YY))
         XX, XY, YY = (mine + theirs.to(mine.device) for mine, theirs in pairs)
         coarser = torch.float32 if torch.float32 in (self.dtype, other.dtype) else torch.float64
@@ -147,8 +141,7 @@ class Gram:
     def _factored(self, G: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """R with RᵀR = G, and T with RᵀT = B: Cholesky's, or where G is as good as singular the symmetric root.
 
-        Along an eigenvector whose eigenvalue is all rounding, B divided by its root would be rounding magnified: such
-        directions are left out, and only such, for the outputs lose what is left out.
+        Directions whose eigenvalue is all rounding are left out: B divided by its root would be rounding magnified.
         """
         own, double = torch.finfo(self.dtype).eps, torch.finfo(torch.float64).eps
         factor, failed = torch.linalg.cholesky_ex(G)

@@ -31,13 +31,12 @@ class LayerProgram:
         penalty: g, by default the ℓ1 norm: ``L1``, ``GroupL2``, or the budgets ``TopK`` and ``NM``.
 
     Attributes:
-        dtype: The precision solvers work in unless told otherwise: float64 for float64 inputs, else float32; for a
-            ``Gram`` that of its products.
+        dtype: The precision solvers work in by default: float64 for float64 inputs, else float32; a ``Gram``'s own.
 
     Raises:
         ShapeMismatch: X and the targets differ in samples, or the penalty's weights do not fit [N, M].
         NonFinite, EmptyInput: X holds NaN or infinity, or nothing.
-        InvalidInput: X and the targets are on different devices; fit or penalty is of another kind, or one of your own
+        InvalidInput: X and the targets are on different devices; fit or penalty is of another kind, or a user's own
             that is not what it claims to be (``claims``).
     """
 
@@ -51,10 +50,9 @@ class LayerProgram:
             if isinstance(value, type) or not hasattr(value, kind):
                 raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
         X = as_matrix("inputs X", self.X.inputs if isinstance(self.X, Gram) else self.X)
-        samples, outputs = self.fit.shape
-        if X.shape[0] != samples:
+        if X.shape[0] != self.fit.shape[0]:
             raise ShapeMismatch(
-                f"inputs X {list(X.shape)} and targets {[samples, outputs]} differ in the number of samples; "
+                f"inputs X {list(X.shape)} and targets {list(self.fit.shape)} differ in the number of samples; "
                 "both have samples first: X [P, N], Y [P, M]"
             )
         if X.device != self.fit.Y.device:
@@ -76,6 +74,12 @@ class LayerProgram:
         """X as a tensor [P, N]."""
         assert isinstance(self.X, Tensor)  # noqa: S101 - __post_init__ made it one
         return self.X
+
+    @property
+    def lengths(self) -> Tensor:
+        """‖x_j‖ [N, 1] of the columns of X, in float64."""
+        lengths: Tensor = torch.linalg.vector_norm(self.inputs, dim=0, dtype=torch.float64)[:, None]
+        return lengths
 
     @property
     def samples(self) -> int:
@@ -117,13 +121,7 @@ _EXAMPLES = {"fit": "ReluBall(Y, eps)", "penalty": "L1()"}
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some rows of a program.
-
-    Attributes:
-        rows: Which.
-        X: Their inputs in the caller's own precision, shared.
-        fit: Their fit in the precision that is worked in.
-    """
+    """Rows of a program: their inputs X in the caller's precision, shared, and their fit in the solver's."""
 
     rows: slice
     X: Tensor
@@ -144,7 +142,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """All blocks of a program. Whole passes over [P, M] arrays cost as much as the memory traffic; these are fewer."""
+    """All blocks of a program: a pass over them costs less memory traffic than one over whole [P, M] arrays."""
 
     blocks: tuple[Block, ...]
 
@@ -185,12 +183,10 @@ def gram_matrix(X: Tensor) -> Tensor:
 
 
 def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
-    """The program of cX and f(·/c), whose solutions and values are the same, and c: 1 unless targets are extreme.
+    """The program of cX and f(·/c), with the same solutions and values, and c: 1 unless targets are extreme.
 
-    c is a power of two, so that nothing is rounded; Λ/c are the multipliers of the new program.
-
-    Raises:
-        NonFinite: The weight of a loss leaves the range of float64 in these units, as the loss does in the caller's.
+    With c squares of outputs neither overflow nor vanish; it is a power of two, so that nothing is rounded. Λ/c are the
+    multipliers of the new program. NonFinite is raised where the weight of a loss leaves the range of float64.
     """
     X, Y = program.inputs, program.fit.Y
     unit = unit_of(Y) if bool(Y.any()) else unit_of(X)
@@ -212,11 +208,10 @@ def moderated(program: LayerProgram) -> tuple[LayerProgram, float]:
 def leveled(program: LayerProgram) -> tuple[LayerProgram, Tensor]:
     """The program of X/d for the weights dU, and d [N, 1]: 1 unless columns are of extremely different lengths.
 
-    As where all inputs are tiny, but for the 1 that a bias belongs to. The d are powers of two, which make columns that
-    are not 0 about as long as the targets.
+    The d are powers of two that make columns, where they are not 0, about as long as the targets.
     """
     X = program.inputs
-    lengths = torch.linalg.vector_norm(X, dim=0, dtype=torch.float64)[:, None]
+    lengths = program.lengths
     used = lengths > 0
     if not bool(used.any()) or float(lengths.max()) <= _UNEVEN * float(lengths[used].min()):
         return program, X.new_ones(len(lengths), 1)
@@ -228,12 +223,9 @@ def leveled(program: LayerProgram) -> tuple[LayerProgram, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """Columns of X divided by d, outputs multiplied by c, the objective by b: V = c·diag(d) U solves the new program.
+    """Columns of X divided by d [N, 1] > 0, outputs multiplied by c > 0, the objective by b > 0.
 
-    Attributes:
-        d: [N, 1] > 0.
-        c: A number > 0.
-        b: A number > 0.
+    V = c·diag(d) U solves the new program.
     """
 
     d: Tensor
@@ -243,8 +235,7 @@ class Scaling:
     @classmethod
     def of(cls, program: LayerProgram) -> Self:
         """Unit root mean square for the columns of X and for the targets, median 1 for the penalty's prices."""
-        root = program.samples**0.5
-        d = torch.linalg.vector_norm(program.inputs, dim=0, dtype=torch.float64)[:, None] / root
+        d = program.lengths / program.samples**0.5
         d = torch.where(d > 0, d, 1.0)
         entries = program.fit.shape[0] * program.fit.shape[1]
         price = program.penalty.to(d).cost(program.shape) / d

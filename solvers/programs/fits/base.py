@@ -28,7 +28,7 @@ from convexprune.solvers.programs.gram import Gram
 
 @runtime_checkable
 class Fit(Protocol):
-    """A closed convex f on outputs Z [P, M], as solvers and the certificate see it.
+    """A closed convex f on outputs Z [P, M], as solvers and the certificate see it; docs/fits.md has examples.
 
     ``sums`` and ``dual_terms`` are sums over samples, and given them everything else is one row at a time: so solvers
     and the certificate can walk through the samples in blocks.
@@ -52,7 +52,7 @@ class Fit(Protocol):
 
     @property
     def anchor(self) -> Tensor:
-        """Outputs [P, M] that the fit is about: a point to start from."""
+        """Outputs [P, M] to start from."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with each of its [P, M] arrays replaced by ``change`` of it: a row slice, a dtype, a device."""
@@ -64,10 +64,7 @@ class Fit(Protocol):
         """k·f, k > 0."""
 
     def sample(self, rows: slice | Tensor) -> Self:
-        """The fit of some samples that stand for all: what f asks of each of them on average stays.
-
-        ``rows`` are a slice or int64 indices, whatever indexes the first axis of the [P, M] arrays.
-        """
+        """The fit of some samples (a slice or int64 indices) that stand for all: its mean over samples stays."""
 
     def sums(self, Z: Tensor) -> Tensor:
         """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``pull`` follow."""
@@ -79,9 +76,9 @@ class Fit(Protocol):
         """The Frobenius distance of Z from the domain of f, in the units of Y."""
 
     def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        """Z − prox: what the prox takes away from rows Z of outputs whose sums, over all samples, are these.
+        """Z − prox for rows Z of outputs whose sums, over all samples, are these.
 
-        Where the distance is > 0 rho may be infinite: what the projection on the domain of f takes away.
+        Where the distance is > 0 rho may be infinite: Z minus its projection on the domain of f.
         """
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
@@ -94,20 +91,19 @@ class Fit(Protocol):
         """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
 
     def unrestricted(self) -> Tensor:
-        """[P, M]: the multipliers that the certificate moves first, both ways, to make free weights dual feasible.
+        """[P, M]: the multipliers with room on both sides, which the certificate moves first where weights are free.
 
-        Those with room on both sides, say where either sign is allowed. It curbs again after it has moved them, so a
-        bound holds whatever the mask; a poor one only makes it a loose bound.
+        It projects again after it has moved them, so that a poor mask only makes a loose bound.
         """
 
     def dual_terms(self, L: Tensor) -> Tensor:
         """[K, M] sums over samples in float64, from which −f*(t∘Λ) follows for any t [M] ≥ 0.
 
-        The first row is a = −⟨λ_m, anchor_m⟩, which counts in it as Σ a_m t_m; ours have ‖λ_m‖² as the second.
+        The first row is a = −⟨λ_m, anchor_m⟩, which counts in it as Σ a_m t_m.
         """
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
-        """t [M] in [0, cap] with a finite f*(t∘Λ), maximising −f*(t∘Λ) as far as is easy; any such t is valid."""
+        """t [M] in [0, cap] with a finite f*(t∘Λ), for which −f*(t∘Λ) is large; any such t is valid."""
 
     def dual_value(self, terms: Tensor, t: Tensor) -> float:
         """−f*(t∘Λ)."""
@@ -120,19 +116,18 @@ class Fit(Protocol):
 class TargetFit(ABC):
     """f(Z) = m(h(Z)) where e(Z) = 0, ∞ elsewhere: a geometry (h, e) and a measure m of h.
 
-    With p = Z − anchor, its negative part left out where multipliers are not unrestricted: h is p on the entries that
-    the measure has seen, e is p on the others. Subclasses say what anchor, p and the two masks are.
+    With p = Z − anchor, its negative part left out where multipliers are restricted: h is p on the entries that the
+    measure has seen, e is p on the others. Subclasses say what anchor, p and the two masks are.
     """
 
     targets: ArrayLike | Gram
     gram: Gram | None = field(init=False, repr=False)  # what the targets were taken from
 
     def __post_init__(self) -> None:
-        targets = self.targets
-        if isinstance(targets, Gram):
-            targets = self._gram_targets(targets)
-        object.__setattr__(self, "gram", self.targets if isinstance(self.targets, Gram) else None)
-        object.__setattr__(self, "targets", as_matrix("targets Y", targets))
+        gram = self.targets if isinstance(self.targets, Gram) else None
+        targets = self._gram_targets(gram) if gram is not None else self.targets
+        object.__setattr__(self, "gram", gram)
+        object.__setattr__(self, "targets", as_matrix("targets Y", targets))  # type: ignore[arg-type]
 
     def _gram_targets(self, gram: Gram) -> Tensor:
         raise InvalidInput(
@@ -168,7 +163,7 @@ class TargetFit(ABC):
     @property
     def size(self) -> float:
         """‖Y‖_F."""
-        return float(norm(self.Y.to(working_dtype(self.Y.dtype))))
+        return float(norm(self.Y))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same fit with ``change`` applied to its targets."""

@@ -19,11 +19,9 @@ class _Linear(TargetFit):
         return gram.targets
 
     def offset(self, Z: Tensor) -> Tensor:
-        """Z − Y."""
         return Z - self.Y
 
     def as_loss(self, weight: float = 1.0) -> "SquaredLoss":
-        """½·weight·‖Z − Y‖²."""
         return SquaredLoss(self.Y, weight)._with(gram=self.gram)
 
 
@@ -33,22 +31,17 @@ class Ball(_Linear, SetFit):
 
     Args:
         targets: Y [P, M], or the ``Gram`` that holds them.
-        eps: The radius in the units of Y, a number; or [M], one for each neuron.
+        eps: As in ``SetFit``.
     """
 
 
 @dataclass(frozen=True, eq=False)
 class SquaredLoss(_Linear, LossFit):
-    """½·weight·‖Z − Y‖_F².
-
-    Args:
-        targets: Y [P, M], or the ``Gram`` that holds them.
-        weight: What a unit of squared distance costs beside the penalty, > 0.
-    """
+    """½·weight·‖Z − Y‖_F² for targets Y [P, M], or the ``Gram`` that holds them; weight as in ``LossFit``."""
 
 
-class OneSided(TargetFit):
-    """A geometry in which entries off Ω may be as low as they like, so multipliers there are ≥ 0."""
+class _OneSided(TargetFit):
+    """Entries off Ω = {Y > 0} may be as low as they like, so multipliers there are ≥ 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,46 +50,33 @@ class OneSided(TargetFit):
             object.__setattr__(self, "targets", self.Y.clamp(min=0))
 
     def offset(self, Z: Tensor) -> Tensor:
-        """Z − anchor on Ω, (Z − anchor)₊ elsewhere."""
-        # max(Z − anchor, floor) with floor 0 off Ω and very low on it: 6 times as fast as ``where`` on a CPU.
+        # Z − anchor on Ω, its positive part elsewhere, as max(Z − anchor, floor) with floor 0 off Ω and very low on it:
+        # 6 times as fast as ``where`` on a CPU.
         p = Z - self.anchor
         floor = self.omega().to(p.dtype).mul_(-torch.finfo(p.dtype).max)
         return torch.maximum(p, floor, out=p)
 
     def omega(self) -> Tensor:
-        """1 on Ω, 0 elsewhere, in the dtype of the targets, a new tensor."""
         return torch.sign(self.Y)
 
     def curb(self, L: Tensor) -> Tensor:
-        """Λ clipped to ≥ 0 on Ωᶜ."""
         return torch.where(self.Y > 0, L, L.clamp(min=0))
 
     def unrestricted(self) -> Tensor:
-        """Ω."""
         return self.Y > 0
 
 
-class _Relu(OneSided):
-    @property
-    def anchor(self) -> Tensor:
-        """Y, which is 0 off Ω."""
-        return self.Y
-
+class _Relu(_OneSided):
     def as_loss(self, weight: float = 1.0) -> "ReluLoss":
-        """½·weight·‖h(Z)‖²."""
         return ReluLoss(self.Y, weight)
 
 
 @dataclass(frozen=True, eq=False)
 class ReluBall(_Relu, SetFit):
-    """{Z : ‖h(Z)‖_F ≤ eps}, h = Z − Y on Ω = {Y > 0} and Z₊ elsewhere.
+    """{Z : ‖h(Z)‖_F ≤ eps}, h = Z − Y on Ω = {Y > 0} and Z₊ elsewhere; eps as in ``SetFit``.
 
-    Every Z in it has ‖ReLU(Z) − Y‖_F ≤ eps for Y ≥ 0, and it contains the Net-Trim set of the same Y and eps with
-    ceiling 0 (docs/program.md). Entries Y ≤ 0 all mean an inactive output.
-
-    Args:
-        targets: Y [P, M], the outputs after the ReLU.
-        eps: The radius in the units of Y, a number; or [M], one for each neuron.
+    Every Z in it has ‖ReLU(Z) − Y‖_F ≤ eps for the outputs Y ≥ 0 [P, M] after the ReLU, and it contains the Net-Trim
+    set of the same Y and eps with ceiling 0 (docs/program.md). Entries Y ≤ 0 all mean an inactive output.
     """
 
 
@@ -104,14 +84,12 @@ class ReluBall(_Relu, SetFit):
 class ReluLoss(_Relu, LossFit):
     """½·weight·‖h(Z)‖_F², h = Z − Y on Ω = {Y > 0} and Z₊ elsewhere: half the squared error after the ReLU, at most.
 
-    Args:
-        targets: Y [P, M], the outputs after the ReLU.
-        weight: What a unit of squared distance costs beside the penalty, > 0.
+    Y [P, M] are the outputs after the ReLU; weight as in ``LossFit``.
     """
 
 
 @dataclass(frozen=True, eq=False)
-class _Ceiling(OneSided):
+class _Ceiling(_OneSided):
     ceiling: ArrayLike | float = 0.0
 
     def __post_init__(self) -> None:
@@ -128,7 +106,6 @@ class _Ceiling(OneSided):
         object.__setattr__(self, "ceiling", ceiling)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same fit with ``change`` applied to its targets and its ceiling."""
         ceiling = change(self.ceiling) if isinstance(self.ceiling, Tensor) else self.ceiling
         return self._with(targets=change(self.Y), ceiling=ceiling)
 
@@ -144,22 +121,18 @@ class _Ceiling(OneSided):
 
     @property
     def V(self) -> Tensor:
-        """The ceiling as a tensor that broadcasts to [P, M]."""
         return torch.as_tensor(self.ceiling, dtype=self.Y.dtype, device=self.Y.device)
 
     @property
     def anchor(self) -> Tensor:
-        """Y on Ω, V elsewhere."""
         if not isinstance(self.ceiling, Tensor) and self.ceiling == 0:
             return self.Y
         return torch.where(self.Y > 0, self.Y, self.V)
 
     def seen(self) -> Tensor:
-        """Ω."""
         return self.omega()
 
     def as_loss(self, weight: float = 1.0) -> "NetTrimLoss":
-        """½·weight·‖(Z − Y)_Ω‖² with the same ceiling."""
         return NetTrimLoss(self.Y, weight, self.ceiling)
 
 
@@ -169,7 +142,7 @@ class NetTrimSet(_Ceiling, SetFit):
 
     Args:
         targets: Y [P, M], the outputs after the ReLU.
-        eps: The radius in the units of Y, a number; or [M], one for each neuron.
+        eps: As in ``SetFit``.
         ceiling: V, a number or [P, M]; only its entries on Ωᶜ matter.
     """
 
@@ -178,8 +151,5 @@ class NetTrimSet(_Ceiling, SetFit):
 class NetTrimLoss(_Ceiling, LossFit):
     """½·weight·‖(Z − Y)_Ω‖_F² where Z ≤ V on Ωᶜ, ∞ elsewhere: the program of the 2017 code, a QP for each neuron.
 
-    Args:
-        targets: Y [P, M], the outputs after the ReLU.
-        weight: What a unit of squared distance costs beside the penalty, > 0.
-        ceiling: V, a number or [P, M]; only its entries on Ωᶜ matter.
+    Arguments as in ``NetTrimSet`` and ``LossFit``.
     """

@@ -1,40 +1,20 @@
-"""Measures: how the distances h of the outputs from their targets count, given their sums of squares a neuron.
+"""Measures m(h): how the distances h of the outputs from their targets count.
 
-Each is a closed convex function m(h) of the columns' lengths ‖h_m‖: the indicator of one ball over the layer, of a
-ball for each neuron, or half a sum of squares.
+Each is a closed convex function of the lengths ‖h_m‖ of the columns of h: the indicator of one ball over the layer, of
+a ball for each neuron, or half a sum of squares. With s [M] the squares ‖h_m‖² in float64 and b2_m = ‖λ_m‖²:
+
+- ``unit``: the length of all radii together, 0 for a loss; ``distance(s)``: from h to the set, 0 for a loss;
+- ``value(s)``: m(h) without its indicator part; ``pull(s, rho)``: [M] or scalar, the fractions of the columns of h that
+  the prox with penalty rho takes away;
+- ``dual_value(a, b2, t)``: Σ a_m t_m − m*(t∘Λ); ``best_scaling(a, b2, cap)``: t [M] in [0, cap] that maximises it;
+- ``to_cvxpy(columns)``: (objective, constraints) for the entries of h of each neuron, None where it has none.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-
-
-class Measure(Protocol):
-    """m(h), seen through s [M], the squares ‖h_m‖² of its columns in float64."""
-
-    @property
-    def unit(self) -> float:
-        """What distances are compared with: the length of all radii together, 0 where there is none."""
-
-    def value(self, s: Tensor) -> float:
-        """m(h), the indicator part left out."""
-
-    def distance(self, s: Tensor) -> float:
-        """How far h is from the set, 0 for a loss."""
-
-    def pull(self, s: Tensor, rho: float) -> Tensor:
-        """[M] or scalar, the fractions of the columns of h that the prox with penalty rho takes away."""
-
-    def best_scaling(self, a: Tensor, b2: Tensor, cap: Tensor) -> Tensor:
-        """t [M] in [0, cap] maximising ``dual_value``."""
-
-    def dual_value(self, a: Tensor, b2: Tensor, t: Tensor) -> float:
-        """Σ a_m t_m − m*(t∘Λ), b2_m = ‖λ_m‖²."""
-
-    def to_cvxpy(self, columns: list[Any]) -> tuple[Any, list[Any]]:
-        """(objective, constraints) of m for each neuron's entries of h: cvxpy vectors, or None where it sees none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,3 +157,6 @@ class HalfSquare:
 
 def _beyond(s: Tensor, eps: Tensor | float) -> Tensor:
     return (1 - eps / s.to(torch.float64).sqrt().clamp(min=1e-300)).clamp(min=0)
+
+
+Measure: TypeAlias = LayerBall | NeuronBalls | HalfSquare

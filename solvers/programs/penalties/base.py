@@ -8,16 +8,15 @@ from torch import Tensor
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A closed g(U) ≥ 0 with g(0) = 0 on weights U [N, M]; where it is infinite, U is outside of its domain.
+    """A closed g(U) ≥ 0 with g(0) = 0 on weights U [N, M], infinite outside of its domain (docs/penalties.md).
 
-    Everything that solvers and the certificate ask of it; docs/penalties.md has the contract and examples. Positively
-    homogeneous ones, g(cU) = c·g(U) for c ≥ 0, as norms are, may leave out ``conjugate`` and ``times`` (or inherit them
-    from ``Homogeneous``); others say ``homogeneous = False`` and have both.
+    Positively homogeneous ones, g(cU) = c·g(U) for c ≥ 0, as norms are, may leave out ``conjugate`` and ``times`` (or
+    inherit them from ``Homogeneous``); others say ``homogeneous = False`` and have both.
     """
 
     @property
     def convex(self) -> bool:
-        """Whether g is convex. If not, no bound is claimed, and what describes its dual is never asked for."""
+        """Whether g is convex; if not, no bound is claimed, and the members that describe its dual are not used."""
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise if the penalty does not fit weights of this shape [N, M]."""
@@ -26,10 +25,10 @@ class Penalty(Protocol):
         """The same penalty on the device and in the dtype of ``like``."""
 
     def rescaled(self, d: Tensor) -> Self:
-        """The same penalty of the variables V = diag(d) U, d [N, 1] > 0: U ↦ g(U) written as V ↦ g(diag(1/d) V)."""
+        """The same penalty of the variables V = diag(d) U, d [N, 1] > 0: V ↦ g(diag(1/d) V)."""
 
     def value(self, U: Tensor) -> Tensor:
-        """g(U), a scalar tensor; only asked for in the domain."""
+        """g(U), a scalar tensor, for U in the domain."""
 
     def prox(self, V: Tensor, step: float) -> Tensor:
         """argmin over U of step·g(U) + ½‖U − V‖², step ≥ 0; with step 0 the nearest point of the domain."""
@@ -37,15 +36,12 @@ class Penalty(Protocol):
     def dual_norm(self, A: Tensor) -> Tensor:
         """[M], s ≥ 0 such that ⟨A diag(t), U⟩ ≤ g∞(U) for all U and all t with 0 ≤ t_m ≤ 1/s_m; free entries left out.
 
-        g∞(U) = lim g(cU)/c, c → ∞, is g itself where g is homogeneous, and infinite where U leads out of the domain.
-        As small as can be told for each column m; where g is a sum over columns, the polar of its m-th term.
+        g∞(U) = lim g(cU)/c, c → ∞, is g itself where g is homogeneous, and infinite where U leads out of the domain. As
+        small as possible for each column m; where g is a sum over columns, the polar of its m-th term.
         """
 
     def slack(self, A: Tensor) -> Tensor:
-        """[N, M], c ≥ 0 such that g(U) + ⟨A, U⟩ ≥ c_ij|u_ij| for each entry and all U, given dual_norm(−A) ≤ 1.
-
-        Asked for by ``support_bounds`` alone.
-        """
+        """[N, M], c ≥ 0 such that g(U) + ⟨A, U⟩ ≥ c_ij|u_ij| for each entry and all U, given dual_norm(−A) ≤ 1."""
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
         """[N, M], the price of each entry, g of it alone at 1; 0 exactly where g does not depend on it: it is free."""
@@ -70,5 +66,5 @@ class Homogeneous:
 
 
 def is_homogeneous(penalty: Penalty) -> bool:
-    """Whether it claims to be, as it does unless it says otherwise."""
+    """Whether the penalty claims to be homogeneous, as it does by default."""
     return bool(getattr(penalty, "homogeneous", True))

@@ -32,10 +32,7 @@ class L1(Homogeneous):
 
     def __post_init__(self) -> None:
         if self.weights is not None:
-            weights = as_matrix("L1 weights", self.weights)
-            if bool((weights < 0).any()):
-                raise InvalidInput(f"L1 weights: expected numbers ≥ 0, found {float(weights.min()):g}")
-            object.__setattr__(self, "weights", weights)
+            object.__setattr__(self, "weights", _nonnegative("L1 weights", self.weights))
 
     @classmethod
     def free_bias(cls, inputs: int) -> Self:
@@ -96,17 +93,16 @@ class L1(Homogeneous):
 
 @dataclass(frozen=True, eq=False)
 class GroupL2(Homogeneous):
-    """g(U) = Σ_g w_g ‖U_g‖₂ over groups g of entries: zero groups, not single zeros.
+    """g(U) = Σ_g w_g ‖U_g‖₂ over groups g of entries: whole groups become zero, not single entries.
 
     Args:
         groups: "rows" (whole inputs vanish), "columns" (whole neurons), or labels [N, M], whole numbers from 0: entries
             with the same label are a group.
-        weights: w ≥ 0, a number for each group ([N], [M], or one for each label), or None for 1. A weight of 0 leaves
-            the group unpenalised.
+        weights: w ≥ 0, one a group ([N], [M], or one for each label), or None for 1; 0 leaves a group unpenalised.
 
     Raises:
         InvalidInput: Labels that are not whole numbers from 0, another word, or a negative weight.
-        ShapeMismatch: Another number of weights than of groups (``check`` sees it once N and M are known).
+        ShapeMismatch: Another number of weights than of groups, by ``check``.
     """
 
     groups: Literal["rows", "columns"] | ArrayLike = "rows"
@@ -121,10 +117,8 @@ class GroupL2(Homogeneous):
         else:
             object.__setattr__(self, "groups", _labels(self.groups))
         if self.weights is not None:
-            weights = as_matrix("GroupL2 weights", as_real("GroupL2 weights", self.weights).reshape(1, -1))[0]
-            if bool((weights < 0).any()):
-                raise InvalidInput(f"GroupL2 weights: expected numbers ≥ 0, found {float(weights.min()):g}")
-            object.__setattr__(self, "weights", weights)
+            weights = as_real("GroupL2 weights", self.weights).reshape(1, -1)
+            object.__setattr__(self, "weights", _nonnegative("GroupL2 weights", weights)[0])
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise ShapeMismatch unless labels and weights fit ``shape``."""
@@ -152,9 +146,8 @@ class GroupL2(Homogeneous):
     def prox(self, V: Tensor, step: float) -> Tensor:
         """Groups with ‖V_g/a‖ ≤ t = step·w_g vanish; the others are v·r/(r + a²) with r = ‖a∘u‖/t.
 
-        r solves Σ (z a²/(r + a²))² = 1, z = v/(a t). Newton's method on the reciprocal root of the left side, which is
-        concave, climbs to it from any smaller r, such as the largest root of a single term; where a is the same in all
-        of a group its first step is exact: the block soft threshold.
+        r solves Σ (z a²/(r + a²))² = 1, z = v/(a t), by Newton's method on the reciprocal root of the left side, which
+        is concave, from a smaller r. Where a is the same in a group its first step is exact (block soft threshold).
         """
         info, a = torch.finfo(V.dtype), self._a(V)
         top = a.max()
@@ -174,12 +167,10 @@ class GroupL2(Homogeneous):
         return torch.where(t > 0, V * (r / (r + a2).clamp(min=info.tiny)), V)
 
     def dual_norm(self, A: Tensor) -> Tensor:
-        """The largest ‖A_g/a‖/w_g of the groups that have entries in column m; [M].
-
-        A group that spans columns keeps within its bound when each of them is scaled by at most its inverse.
-        """
+        """The largest ‖A_g/a‖/w_g of the groups that have entries in column m; [M]."""
         size, w = self._sums((A / self._a(A)).square()).sqrt(), self._w(A)
         ratio = torch.where(w > 0, size / torch.where(w > 0, w, 1.0), 0.0)
+        # A group that spans columns keeps within its bound when each of them is scaled by at most its inverse.
         return self._spread(ratio, A.shape).amax(0)
 
     def slack(self, A: Tensor) -> Tensor:
@@ -207,10 +198,8 @@ class GroupL2(Homogeneous):
         labels = self.groups.cpu().numpy()  # type: ignore[union-attr]
         return sum(w[g] * cp.norm(scaled[labels == g], 2) for g in range(len(w)) if (labels == g).any())
 
-    def _count(self, shape: tuple[int, int]) -> int:
-        if isinstance(self.groups, Tensor):
-            return self._labels
-        return shape[0] if self.groups == "rows" else shape[1]
+    def _count(self, shape: tuple[int, ...]) -> int:
+        return self._labels if isinstance(self.groups, Tensor) else shape[self.groups != "rows"]
 
     @cached_property
     def _labels(self) -> int:
@@ -226,26 +215,32 @@ class GroupL2(Homogeneous):
 
     def _w(self, like: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         """One weight a group, in the shape that ``_sums`` gives."""
-        shape = shape or (like.shape[0], like.shape[1])
-        weights = self.weights.to(like) if isinstance(self.weights, Tensor) else like.new_ones(self._count(shape))
+        count = self._count(shape or like.shape)
+        weights = self.weights.to(like) if isinstance(self.weights, Tensor) else like.new_ones(count)
         return weights[:, None] if self.groups == "rows" else weights
 
     def _sums(self, A: Tensor) -> Tensor:
         """The sum over each group: [N, 1] for rows, [M] for columns, one a label."""
         if isinstance(self.groups, Tensor):
-            return A.new_zeros(self._count(A.shape)).index_add(0, self.groups.reshape(-1), A.reshape(-1))  # type: ignore[arg-type]
+            return A.new_zeros(self._labels).index_add(0, self.groups.reshape(-1), A.reshape(-1))
         return A.sum(1, keepdim=True) if self.groups == "rows" else A.sum(0)
 
     def _most(self, A: Tensor) -> Tensor:
         """The largest of each group, of numbers ≥ 0."""
         if isinstance(self.groups, Tensor):
-            most = A.new_zeros(self._count(A.shape))  # type: ignore[arg-type]
-            return most.scatter_reduce(0, self.groups.reshape(-1), A.reshape(-1), "amax")
+            return A.new_zeros(self._labels).scatter_reduce(0, self.groups.reshape(-1), A.reshape(-1), "amax")
         return A.amax(1, keepdim=True) if self.groups == "rows" else A.amax(0)
 
     def _spread(self, sums: Tensor, shape: Any) -> Tensor:
         """Each group's number at each of its entries."""
         return sums[self.groups] if isinstance(self.groups, Tensor) else sums.expand(shape)
+
+
+def _nonnegative(name: str, weights: ArrayLike) -> Tensor:
+    weights = as_matrix(name, weights)
+    if bool((weights < 0).any()):
+        raise InvalidInput(f"{name}: expected numbers ≥ 0, found {float(weights.min()):g}")
+    return weights
 
 
 def _labels(groups: ArrayLike) -> Tensor:

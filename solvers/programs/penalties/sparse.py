@@ -39,16 +39,26 @@ class _Budget(Homogeneous):
         """Boolean [N, M]: the entries that a support may have at all."""
         return torch.ones_like(U, dtype=torch.bool) if self.within is None else self.within.to(U.device)
 
+    def _check_counts(self, *names: str) -> None:
+        """Whole numbers ≥ 1, of Python or numpy; ``rows`` may be None."""
+        for name in names if self.rows is None else (*names, "rows"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise InvalidInput(f"{name}: expected a whole number ≥ 1, found {value!r}")
+            object.__setattr__(self, name, int(value))
+
+    def _check_shape(self, shape: tuple[int, int]) -> None:
+        if self.budgeted(shape[0]) > shape[0]:
+            raise InvalidInput(f"rows: expected at most the {shape[0]} inputs, found {self.rows}")
+        check_support("within", self.within, shape)
+
     def to(self, like: Tensor) -> Self:  # noqa: ARG002 - what arrays there are have no dtype
-        """Itself."""
         return self
 
     def rescaled(self, d: Tensor) -> Self:  # noqa: ARG002 - supports have no unit
-        """Itself."""
         return self
 
     def value(self, U: Tensor) -> Tensor:
-        """0 where the budget is kept, infinity elsewhere."""
         kept = torch.equal(self.support(U), U != 0)
         return U.new_zeros(()) if kept else U.new_full((), torch.inf)
 
@@ -57,19 +67,15 @@ class _Budget(Homogeneous):
         return torch.where(self.support(V), V, 0.0)
 
     def dual_norm(self, A: Tensor) -> Tensor:
-        """Infinity: only A = 0 is dual feasible."""
         return A.new_full((A.shape[1],), torch.inf)
 
     def slack(self, A: Tensor) -> Tensor:
-        """0: nothing is known."""
         return torch.zeros_like(A)
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
-        """0."""
         return torch.zeros(shape)
 
     def to_cvxpy(self, U: Any) -> Any:  # noqa: ARG002
-        """Raise: no convex reference exists."""
         raise SolverRefused(f"{type(self).__name__} is not convex and has no cvxpy formulation")
 
 
@@ -82,6 +88,9 @@ class TopK(_Budget):
         per: "layer" or "neuron".
         rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
         within: Boolean [N, M], the only entries that may be nonzero; None: any.
+
+    Raises:
+        InvalidInput: A number that is not whole and ≥ 1, or another ``per``.
     """
 
     k: int
@@ -92,12 +101,11 @@ class TopK(_Budget):
     def __post_init__(self) -> None:
         if self.per not in ("layer", "neuron"):
             raise InvalidInput(f'per: expected "layer" or "neuron", found {self.per!r}')
-        _check_counts(self, "k")
+        self._check_counts("k")
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise InvalidInput if there are fewer weights than k, ShapeMismatch if ``within`` is not [N, M]."""
-        _check_rows(self.rows, shape)
-        check_support("within", self.within, shape)
+        self._check_shape(shape)
         entries = self.budgeted(shape[0]) * (shape[1] if self.per == "layer" else 1)
         if self.k > entries:
             raise InvalidInput(f"TopK: expected k ≤ {entries}, the weights of a {self.per}, found {self.k}")
@@ -117,8 +125,7 @@ class NM(_Budget):
     Args:
         n: How many to keep.
         m: Of how many, n ≤ m; the budgeted rows must be a multiple of it.
-        rows: The budget is for the first ``rows`` inputs; later ones (the bias) are free. None: for all.
-        within: Boolean [N, M], the only entries that may be nonzero; None: any.
+        rows, within: As in ``TopK``.
     """
 
     n: int = 2
@@ -127,14 +134,13 @@ class NM(_Budget):
     within: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_counts(self, "n", "m")
+        self._check_counts("n", "m")
         if self.n > self.m:
             raise InvalidInput(f"NM: expected n ≤ m, found {self.n} of {self.m}")
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise InvalidInput unless the inputs are a multiple of m, ShapeMismatch if ``within`` is not [N, M]."""
-        _check_rows(self.rows, shape)
-        check_support("within", self.within, shape)
+        self._check_shape(shape)
         if self.budgeted(shape[0]) % self.m:
             raise InvalidInput(
                 f"NM: expected a multiple of {self.m} inputs, found {self.budgeted(shape[0])}; "
@@ -152,11 +158,7 @@ class NM(_Budget):
 
 
 def check_support(name: str, support: object, shape: tuple[int, int] | None = None) -> None:
-    """Whether a support is boolean and, where their shape is known, as large as the weights; None passes.
-
-    Raises:
-        InvalidInput: It is not boolean. ShapeMismatch: It is not [N, M].
-    """
+    """Raise InvalidInput for a support that is not boolean, ShapeMismatch unless it has the shape; None passes."""
     if support is None:
         return
     if not isinstance(support, Tensor) or support.dtype != torch.bool:
@@ -165,29 +167,12 @@ def check_support(name: str, support: object, shape: tuple[int, int] | None = No
         check_shape(name, support, shape, "the weights")
 
 
-def _check_counts(budget: TopK | NM, *names: str) -> None:
-    """Whole numbers ≥ 1, of Python or numpy; ``rows`` may be None."""
-    for name in (*names, "rows"):
-        value = getattr(budget, name)
-        if name == "rows" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise InvalidInput(f"{name}: expected a whole number ≥ 1, found {value!r}")
-        object.__setattr__(budget, name, int(value))
-
-
-def _check_rows(rows: int | None, shape: tuple[int, int]) -> None:
-    if rows is not None and rows > shape[0]:
-        raise InvalidInput(f"rows: expected at most the {shape[0]} inputs, found {rows}")
-
-
 @dataclass(frozen=True, eq=False)
 class Restricted:
     """g(U) where U vanishes off a support S [N, M], and infinity elsewhere.
 
-    For a g that does not grow when entries are set to 0, as L1 and GroupL2 do not. Then, S∘U denoting U with zeros off
-    the support, prox(V) = prox_g(S∘V) and (g + indicator)*(A) = g*(S∘A): for any U, g(S∘U) ≤ g(U), while ⟨S∘A, U⟩ and
-    the distance of S∘U from S∘V are those of U, or less. Off the support a dual point is not bound by anything.
+    For a g that does not grow when entries are set to 0, as L1 and GroupL2 do not: with S∘U denoting U with zeros off
+    the support, prox(V) = prox_g(S∘V) and (g + indicator)*(A) = g*(S∘A). Off the support a dual point is not bound.
 
     Args:
         penalty: g, convex.
@@ -248,8 +233,8 @@ class Restricted:
     def conjugate(self, A: Tensor) -> Tensor:
         """g*(S∘A)."""
         plain: Any = self.penalty
-        found: Tensor = plain.conjugate(self._on_support(A))
-        return found
+        conjugate: Tensor = plain.conjugate(self._on_support(A))
+        return conjugate
 
     def slack(self, A: Tensor) -> Tensor:
         """That of g at S∘A; off the support nothing is left to bound."""
