@@ -159,7 +159,7 @@ def violations(form: ConicForm, x: Any, y: Any, s: Any) -> dict[str, float]:
 def test_the_optimum_of_the_program_is_that_of_its_conic_form(fit: str, penalty: str) -> None:
     """The table in conic.py, from weights and multipliers to x, y and s, meets every optimality condition."""
     program, known = build(fit, penalty), reference(fit, penalty)
-    L = program.fit.curb(multipliers(known))
+    L = program.fit.project_dual(multipliers(known))
     for part, form in conic_forms(program):
         point = form.start(known.weights[:, part].numpy(), L[:, part].numpy())
         assert max(violations(form, *point).values()) <= KKT * (1 + known.certificate.value)
@@ -185,7 +185,7 @@ def test_the_conic_form_has_the_values_and_the_set_of_the_program(fit: str, pena
 @pytest.mark.parametrize(("fit", "penalty"), PAIRS)
 def test_weights_and_multipliers_come_back_as_they_were_put_in(fit: str, penalty: str) -> None:
     program, U = build(fit, penalty), gaussian(0, N, M)
-    L = program.fit.curb(gaussian(1, P, M))
+    L = program.fit.project_dual(gaussian(1, P, M))
     for part, form in conic_forms(program):
         x, y, _ = form.start(U[:, part].numpy(), L[:, part].numpy())
         o = form.outputs
@@ -272,7 +272,7 @@ def test_a_warm_start_saves_iterations(solver: str, fit: str) -> None:
     program, known = build(fit), reference(fit)
     # No tighter than the reference itself is known: beyond that, a start from it is as far off as any other.
     settings = {"eps_abs": 1e-6, "eps_rel": 1e-6} | ({"check_termination": 5} if solver == "osqp" else {})
-    start = Start(known.weights, program.fit.curb(multipliers(known)))
+    start = Start(known.weights, program.fit.project_dual(multipliers(known)))
     cold, warm = (solve(program, solver, start=origin, settings=settings) for origin in (None, start))
     assert warm.iterations < cold.iterations
     assert cold.provenance["effective"]["start"] == "none given"

@@ -108,7 +108,7 @@ def test_the_fitting_side_of_optimality(name: str) -> None:
         on_ball, off = torch.where(fit.Y > 0, L, 0.0), torch.where(fit.Y > 0, 0.0, L)
         assert float((off * (fit.V - Z)).abs().max()) <= KKT * float(L.abs().max() * Z.abs().max())
     torch.testing.assert_close(on_ball / on_ball.norm(), h / h.norm(), rtol=0, atol=KKT)
-    torch.testing.assert_close(L, fit.curb(L))
+    torch.testing.assert_close(L, fit.project_dual(L))
     assert float(h.norm()) == pytest.approx(program.fit.scale, rel=KKT)
 
 
@@ -240,7 +240,7 @@ def test_a_dense_evaluation_with_one_common_scale_agrees(name: str) -> None:
     found, fit, Z = certify(program, U, L), program.fit, program.inputs @ U
     assert found.value == pytest.approx(float(U.abs().sum()), rel=EXACT)
     assert found.violation == pytest.approx(float((Z - fit.prox(Z, 1.0)).norm()) / fit.scale, rel=ROUNDING)
-    L = fit.curb(L)
+    L = fit.project_dual(L)
     L = L / (program.inputs.T @ L).abs().max()
     ball = L * (fit.Y > 0) if isinstance(fit, NetTrimSet) else L
     common = -float((L * fit.anchor).sum()) - fit.scale * float(ball.norm())
@@ -380,7 +380,7 @@ def test_one_common_scale_bounds_no_better(fit: str, penalty: str) -> None:
     """D(Λ/s) with the largest dual norm s is one choice of scales; the best ones are at least as good."""
     program, solution = posed(fit, penalty), closed(fit, penalty)
     L = multipliers(solution)
-    L = program.fit.curb(L + 0.05 * L.std() * gaussian(1, *L.shape))
+    L = program.fit.project_dual(L + 0.05 * L.std() * gaussian(1, *L.shape))
     L = L / program.penalty.dual_norm(-program.inputs.T @ L).max().clamp(min=1)
     terms = program.fit.dual_terms(L)
     common = program.fit.dual_value(terms, torch.ones(SHAPE[2], dtype=torch.float64))

@@ -152,9 +152,9 @@ def test_moreaus_decomposition(kind: str, seed: int, size: float, rho: float) ->
     fit, Z = some_fit(kind, seed, size), 3 * gaussian(seed + 3, P, M)
     V = fit.prox(Z, rho)
     L = rho * (Z - V)
-    torch.testing.assert_close(fit.curb(L), L, rtol=0, atol=0 if "linear" in kind else rho * EXACT)
+    torch.testing.assert_close(fit.project_dual(L), L, rtol=0, atol=0 if "linear" in kind else rho * EXACT)
     scale = rho * (1 + size) * P * M + size * P * M
-    assert value(fit, V) + conjugate(fit, fit.curb(L)) == pytest.approx(inner(L, V), abs=ROUNDING * scale)
+    assert value(fit, V) + conjugate(fit, fit.project_dual(L)) == pytest.approx(inner(L, V), abs=ROUNDING * scale)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -169,13 +169,15 @@ def test_prox_is_firmly_nonexpansive(kind: str, seed: int, size: float, rho: flo
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("entries", [1, 2 * M, 2 * M + 1])
 def test_prox_and_pull_by_blocks(kind: str, entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pull = Z − prox, and rows of both depend on the other rows through the sums alone."""
+    """prox_residual = Z − prox, and rows of both depend on the other rows through the sums alone."""
     fit, Z = some_fit(kind, 0, 1.0), 3 * gaussian(3, P, M)
     whole, sums = fit.prox(Z, 0.6), fit.sums(Z)
-    torch.testing.assert_close(Z - fit.pull(Z, sums, 0.6), whole, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(Z - fit.prox_residual(Z, sums, 0.6), whole, rtol=EXACT, atol=EXACT)
     for row in range(P):
         part = fit.map(lambda array, row=row: array[row : row + 1])
-        torch.testing.assert_close(Z[row : row + 1] - part.pull(Z[row : row + 1], sums, 0.6), whole[row : row + 1])
+        torch.testing.assert_close(
+            Z[row : row + 1] - part.prox_residual(Z[row : row + 1], sums, 0.6), whole[row : row + 1]
+        )
     monkeypatch.setattr(arrays, "_BLOCK_ENTRIES", entries)
     torch.testing.assert_close(fit.prox(Z, 0.6), whole, rtol=EXACT, atol=EXACT)
 
@@ -200,7 +202,7 @@ def test_sums_over_samples_add_up_over_slices(kind: str, seed: int, cut: int) ->
 def test_fenchel_young(kind: str, seed: int, size: float) -> None:
     """⟨Λ, Z⟩ ≤ f(Z) + f*(Λ) on the domain, with equality at the anchor and as far along Λ as the measure lets one."""
     fit, L = some_fit(kind, seed, size), gaussian(seed + 3, P, M)
-    L = fit.curb(L)
+    L = fit.project_dual(L)
     for k in range(5):
         Z = member(kind, fit, k)
         assert inner(L, Z) <= value(fit, Z) + conjugate(fit, L) + ROUNDING * (1 + inner(Z, Z))
@@ -223,7 +225,7 @@ def test_the_dual_value_of_scaled_columns_is_that_of_the_scaled_multipliers(kind
 def test_best_scaling_is_best(kind: str, seed: int, size: float) -> None:
     """No coordinate, no common factor and no other point of the box does better."""
     fit, L, cap = some_fit(kind, seed, size), gaussian(seed + 3, P, M), gaussian(seed + 4, M).exp()
-    terms = fit.dual_terms(fit.curb(L - fit.anchor))  # a leaning towards −Y makes some scales positive
+    terms = fit.dual_terms(fit.project_dual(L - fit.anchor))  # a leaning towards −Y makes some scales positive
     t = fit.best_scaling(terms, cap)
     assert bool(((t >= 0) & (t <= cap)).all())
     trials = [cap * torch.rand(M, generator=torch.Generator().manual_seed(k)).double() for k in range(20)]
@@ -240,9 +242,9 @@ def test_best_scaling_is_best(kind: str, seed: int, size: float) -> None:
 def test_curb_is_the_projection_onto_the_conjugates_domain(kind: str, seed: int) -> None:
     """Idempotent, nothing but signs off Ω; beyond it f* is infinite: Z may go down without end where Λ < 0."""
     fit, L = some_fit(kind, seed, 1.0), gaussian(seed + 3, P, M)
-    curbed, free = fit.curb(L), fit.unrestricted()
-    assert torch.equal(fit.curb(curbed), curbed)
-    assert torch.equal(curbed, torch.where(free, L, L.clamp(min=0)))
+    projected, free = fit.project_dual(L), fit.unrestricted()
+    assert torch.equal(fit.project_dual(projected), projected)
+    assert torch.equal(projected, torch.where(free, L, L.clamp(min=0)))
     assert torch.equal(free, torch.ones_like(free) if "linear" in kind else fit.Y > 0)
     far = fit.anchor - 1e6 * (~free).double()
     assert distance(fit, far) == 0
@@ -274,7 +276,9 @@ def test_rescaled_is_the_same_fit_in_another_unit(kind: str, seed: int, size: fl
     torch.testing.assert_close(scaled.prox(c * Z, rho / c**2), c * fit.prox(Z, rho), rtol=ROUNDING, atol=c * EXACT)
     assert distance(scaled, c * Z) == pytest.approx(c * distance(fit, Z), rel=ROUNDING)
     assert value(scaled, c * Z) == pytest.approx(value(fit, Z), rel=ROUNDING)
-    assert conjugate(scaled, fit.curb(L) / c) == pytest.approx(conjugate(fit, fit.curb(L)), rel=ROUNDING, abs=ROUNDING)
+    assert conjugate(scaled, fit.project_dual(L) / c) == pytest.approx(
+        conjugate(fit, fit.project_dual(L)), rel=ROUNDING, abs=ROUNDING
+    )
     assert scaled.scale == pytest.approx(c * fit.scale)
     assert scaled.size == pytest.approx(c * fit.size)
 
@@ -284,7 +288,7 @@ def test_rescaled_is_the_same_fit_in_another_unit(kind: str, seed: int, size: fl
 def test_a_multiple_of_a_fit(kind: str, seed: int, size: float, k: float, rho: float) -> None:
     """prox of k·f with penalty k·rho is that of f with rho; (k·f)*(kΛ) = k·f*(Λ)."""
     fit, Z, L = some_fit(kind, seed, size), 2 * gaussian(seed + 3, P, M), gaussian(seed + 4, P, M)
-    more, L = fit.times(k), fit.curb(L)
+    more, L = fit.times(k), fit.project_dual(L)
     torch.testing.assert_close(more.prox(Z, k * rho), fit.prox(Z, rho), rtol=ROUNDING, atol=EXACT)
     assert value(more, Z) == pytest.approx(k * value(fit, Z), rel=ROUNDING)
     assert conjugate(more, k * L) == pytest.approx(k * conjugate(fit, L), rel=ROUNDING, abs=k * ROUNDING)
@@ -394,7 +398,7 @@ def test_half_precision_does_not_overflow(kind: str) -> None:
     fit, Z = some_fit(kind, 0, 1.0), torch.full((P, M), 300.0).half()
     half = fit.map(lambda array: array.half())
     assert distance(half, Z) == pytest.approx(distance(fit, Z.double()), rel=1e-3)
-    assert bool(torch.isfinite(half.dual_terms(fit.curb(Z))).all())
+    assert bool(torch.isfinite(half.dual_terms(fit.project_dual(Z))).all())
     torch.testing.assert_close(half.prox(Z, 0.6).double(), fit.prox(Z.double(), 0.6), rtol=0, atol=0.5)
 
 
@@ -404,7 +408,7 @@ def test_eps_0_and_outputs_that_are_exact(kind: str, dtype: torch.dtype) -> None
     """0/0 must not become NaN."""
     fit = some_fit(kind, 0, 0.0).map(lambda array: array.to(dtype))
     Z = fit.anchor.to(dtype)
-    assert float(fit.pull(Z, fit.sums(Z), 1.0).abs().max()) == 0
+    assert float(fit.prox_residual(Z, fit.sums(Z), 1.0).abs().max()) == 0
     assert distance(fit, Z) == 0
     assert torch.equal(fit.prox(Z, 1.0), Z)
 
@@ -434,7 +438,7 @@ def test_extreme_weights_of_a_loss(seed: int, power: int) -> None:
 
 def test_an_infinite_penalty_parameter_leaves_a_loss_alone() -> None:
     fit, Z = some_fit("relu, loss", 0, 1.0), gaussian(3, P, M)
-    assert not fit.pull(Z, fit.sums(Z), math.inf).any()
+    assert not fit.prox_residual(Z, fit.sums(Z), math.inf).any()
 
 
 def test_radii_follow_the_targets_to_another_device() -> None:

@@ -51,13 +51,13 @@ class Quantile(HuberLoss):  # type: ignore[misc, valid-type]
         R = (Z - self.Y).double()
         return torch.maximum(self.delta * R, (self.delta - 1) * R).sum(0, keepdim=True)
 
-    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        return self.curb(rho * (Z - self.Y)) / rho
+    def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
+        return self.project_dual(rho * (Z - self.Y)) / rho
 
     def residual(self, Z: Tensor) -> Tensor:
-        return self.curb(torch.where(self.Y < Z, torch.inf, -torch.inf).to(Z))
+        return self.project_dual(torch.where(self.Y < Z, torch.inf, -torch.inf).to(Z))
 
-    def curb(self, L: Tensor) -> Tensor:
+    def project_dual(self, L: Tensor) -> Tensor:
         return L.clamp(self.weight * (self.delta - 1), self.weight * self.delta)
 
     def dual_value(self, terms: Tensor, t: Tensor) -> float:
@@ -228,7 +228,7 @@ def test_a_huber_loss_with_a_free_bias_is_bounded_and_certified(delta: float) ->
 
 
 def test_multipliers_at_a_limit_of_the_domain_are_certified_with_a_free_bias() -> None:
-    """A first shift moves few of them, for the rest is curbed; those that can move then make up for all."""
+    """A first shift moves few of them, for the rest is projected; those that can move then make up for all."""
     X = gaussian(1, 200, 4)
     X[:, -1] = 1
     Y = X @ gaussian(2, 4, 3) + gaussian(4, 200, 3).exp()
@@ -370,7 +370,7 @@ class Bare(L1):
 
 
 class Uncurbed(HuberLoss):  # type: ignore[misc, valid-type]
-    def curb(self, L: Tensor) -> Tensor:
+    def project_dual(self, L: Tensor) -> Tensor:
         return L
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
@@ -378,7 +378,7 @@ class Uncurbed(HuberLoss):  # type: ignore[misc, valid-type]
 
 
 class Unlimited(HuberLoss):  # type: ignore[misc, valid-type]
-    """Scales beyond 1 leave the box that ``curb`` leads into."""
+    """Scales beyond 1 leave the box that ``project_dual`` leads into."""
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
         return torch.minimum(self.weight * terms[0].clamp(min=0) / terms[1].clamp(min=1e-300), cap)
@@ -434,12 +434,15 @@ def spoilt(kind: Any, **members: Any) -> Any:
 
 
 SPOILT_FITS: dict[str, tuple[Any, str]] = {
-    "prox too short": (spoilt(HuberLoss, pull=lambda s, Z, sums, rho, f: 0.9 * f(Z, sums, rho)), "prox|duality"),
+    "prox too short": (
+        spoilt(HuberLoss, prox_residual=lambda s, Z, sums, rho, f: 0.9 * f(Z, sums, rho)),
+        "prox|duality",
+    ),
     "prox of another weight": (spoilt(HuberLoss, prox=lambda s, Z, rho, f: f(Z, 2 * rho)), "prox"),
     "prox writes on its argument": (spoilt(HuberLoss, prox=lambda s, Z, rho, f: Z.copy_(f(Z, rho))), "changed"),
     "value doubled": (spoilt(HuberLoss, value=lambda s, sums, f: 2 * f(sums)), "prox|duality"),
-    "no curb": (spoilt(HuberLoss, curb=lambda s, L, f: L), "curb|duality"),
-    "curb by half": (spoilt(HuberLoss, curb=lambda s, L, f: 0.5 * f(L)), "curb"),
+    "no project_dual": (spoilt(HuberLoss, project_dual=lambda s, L, f: L), "project_dual|duality"),
+    "project_dual by half": (spoilt(HuberLoss, project_dual=lambda s, L, f: 0.5 * f(L)), "project_dual"),
     "conjugate too small": (spoilt(HuberLoss, dual_value=lambda s, terms, t, f: f(terms, t) + 0.1), "duality"),
     "conjugate too large": (spoilt(HuberLoss, dual_value=lambda s, terms, t, f: f(terms, t) - 0.1), "duality"),
     "scales beyond the caps": (spoilt(HuberLoss, best_scaling=lambda s, terms, cap, f: 2 * cap), "scaling|duality"),
@@ -515,5 +518,5 @@ def test_spoilt_penalties_are_caught(name: str) -> None:
 
 def test_a_report_has_a_line_a_check() -> None:
     report = testing.check_fit(HuberLoss(gaussian(5, 24, 3), 0.3), points=2)
-    assert {result.name for result in report.results} >= {"prox", "duality", "curb", "units", "cvxpy"}
+    assert {result.name for result in report.results} >= {"prox", "duality", "project_dual", "units", "cvxpy"}
     assert len(str(report).splitlines()) == len(report.results) + 1

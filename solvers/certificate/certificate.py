@@ -2,7 +2,7 @@
 
 For any multipliers Λ [P, M] weak duality gives −f*(Λ) − g*(−XᵀΛ) ≤ optimum. Any Λ is first made dual feasible:
 
-1. ``fit.curb``: into the domain of f*, which for the package's fits is a matter of signs;
+1. ``fit.project_dual``: into the domain of f*, which for the package's fits is a matter of signs;
 2. where the penalty leaves entries free (the bias) or nearly so, Λ is shifted so that XᵀΛ keeps within the penalty
    there, and projected again (``repair``);
 3. each column gets its own scale t_m ≥ 0, at most 1/s_m with s_m the dual norm of (XᵀΛ)_m, and among those the t that

@@ -121,7 +121,7 @@ class _Segment:
     def rate(self, theta: float, sums: Tensor, distance: float) -> float:
         """The derivative of the distance d by θ: ⟨Z − P(Z), X(U − W)⟩/d, P the projection on the domain of f."""
         terms = (
-            block.fit.pull(self.outputs(block, theta), sums, math.inf).mul_(self.change[block.rows]).sum()
+            block.fit.prox_residual(self.outputs(block, theta), sums, math.inf).mul_(self.change[block.rows]).sum()
             for block in self.samples
         )
         return float(sum(terms)) / distance

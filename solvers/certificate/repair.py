@@ -1,8 +1,8 @@
 """Multipliers made dual feasible: within the domain of f*, and orthogonal to the inputs of free weights.
 
-Both conditions are met in turn, the domain's last: ``fit.curb``, then a shift that takes from XᵀΛ what free and nearly
-free entries exceed their price by, then ``curb`` again. Where that has cut the shift short, the next one leaves those
-multipliers alone. Whatever is reached, f* is finite there (docs/program.md, 5.2).
+Λ is projected (``fit.project_dual``), shifted by what takes from XᵀΛ the excess of free and nearly free entries over
+their price, and projected again. Where that has cut the shift short, the next one leaves those multipliers alone.
+Whatever is reached, f* is finite there (docs/program.md, 5.2).
 """
 
 from collections.abc import Iterator
@@ -70,12 +70,12 @@ class DualBlock:
 
     def _shifted(self, mask: bool) -> tuple[Tensor, Tensor]:
         proposed = self.fit.residual(self.Z).to(torch.float64) if self.proposed is None else self.proposed
-        L = self.fit.curb(proposed)
+        L = self.fit.project_dual(proposed)
         free = movable = self.fit.unrestricted()
         kept: Tensor | bool = True
         for k, shift in enumerate(self.shifts, 1):
             moved = L - torch.where(movable, self.some(shift.inputs) @ shift.coefficients, 0.0)
-            L = self.fit.curb(moved)
+            L = self.fit.project_dual(moved)
             if mask or k < len(self.shifts):
                 kept = kept & torch.isclose(L, moved, rtol=MET, atol=0.0)
                 movable = (free | (L != 0)) & kept

@@ -136,6 +136,6 @@ def _corrected(program: LayerProgram, U: Tensor) -> tuple[Tensor, float]:
         if distance == 0:
             break
         inputs = scaled * support.T[:, None, :]
-        move = torch.linalg.pinv(inputs, rtol=1e-10) @ fit.pull(Z, sums, float("inf")).T[:, :, None]
+        move = torch.linalg.pinv(inputs, rtol=1e-10) @ fit.prox_residual(Z, sums, float("inf")).T[:, :, None]
         U = U - torch.where(support, move[:, :, 0].T / length[:, None], 0.0)
     return best, least

@@ -88,7 +88,7 @@ class Iterate:
 
     def negated_dual(self, block: Block) -> Tensor:
         """−dual of Z = XU for a block."""
-        return block.fit.pull(self.q[block.rows], self.sums, self.rho.weight)
+        return block.fit.prox_residual(self.q[block.rows], self.sums, self.rho.weight)
 
     def add_error(self, change: Tensor) -> None:
         """Add what a coarse product with this change of V [N, M] may be wrong by, where products are coarse."""
@@ -140,7 +140,7 @@ class Iterate:
                 break
             gradient = torch.zeros_like(T)
             for block in self.samples:
-                outside = block.fit.pull(XT[block.rows], sums, math.inf)
+                outside = block.fit.prox_residual(XT[block.rows], sums, math.inf)
                 gradient.add_(block.adjoint(outside, self.products))
             gradient.div_(self.d).mul_(support)
             length = float(norm(gradient))
@@ -179,7 +179,7 @@ class Iterate:
         if by != 1:
             for block in self.samples:
                 qb = self.q[block.rows]
-                qb.sub_(block.fit.pull(qb, self.sums, rho), alpha=1 - 1 / by)
+                qb.sub_(block.fit.prox_residual(qb, self.sums, rho), alpha=1 - 1 / by)
             self.sums = self.samples.sums(self.q)
         if by != 1 or for_T != 1:
             self.refactor()

@@ -95,8 +95,8 @@ def check_fit_claims(fit: Fit) -> None:
                 _expect(
                     product <= value + conjugate + _SLACK * size,
                     f"fit {type(fit).__name__}: ⟨Λ, Z⟩ = {product:.6g} exceeds f(Z) + f*(Λ) = {value + conjugate:.6g}, "
-                    "so that its curb, dual_terms, dual_value or best_scaling lets Λ out of the domain of f*, or f* is "
-                    "too small",
+                    "so that its project_dual, dual_terms, dual_value or best_scaling lets Λ out of the domain of f*, "
+                    "or f* is too small",
                 )
 
 
@@ -108,7 +108,7 @@ def _multipliers(fit: Fit, points: list[tuple[Tensor, float]]) -> Iterator[Tenso
         large = 30 * float(S.abs().max())
         peak = -anchor.sign() * (anchor.abs() == anchor.abs().amax(0))
         for L in (S, large * torch.roll(S.sign(), 1, 0), -large * anchor.sign(), large * peak):
-            yield fit.curb(L)
+            yield fit.project_dual(L)
 
 
 def _points(fit: Fit) -> Iterator[tuple[Tensor, float]]:

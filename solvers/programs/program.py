@@ -46,7 +46,7 @@ class LayerProgram:
     dtype: torch.dtype = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("fit", self.fit, "curb"), ("penalty", self.penalty, "prox")):
+        for name, value, kind in (("fit", self.fit, "project_dual"), ("penalty", self.penalty, "prox")):
             if isinstance(value, type) or not hasattr(value, kind):
                 raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
         X = as_matrix("inputs X", self.X.inputs if isinstance(self.X, Gram) else self.X)

@@ -87,18 +87,23 @@ def _rows(draw: Drawn) -> str:
     f = draw.subject
     for Z in _outputs(draw):
         kept, L = Z.clone(), draw.normal()
-        sums, terms, V = f.sums(Z), f.dual_terms(f.curb(L)), f.prox(Z, 2.0)
+        sums, terms, V = f.sums(Z), f.dual_terms(f.project_dual(L)), f.prox(Z, 2.0)
         expect(torch.equal(kept, Z), "prox or sums: changed the outputs that were given")
         expect(sums.dtype == terms.dtype == torch.float64, "sums, dual_terms: expected float64")
         halves = (slice(0, None, 2), slice(1, None, 2))
         parts = [(rows, f.map(lambda array, rows=rows: array[rows])) for rows in halves]
         same("sums of two halves, added", sum(p.sums(Z[rows]) for rows, p in parts), sums)
-        terms_of = [p.dual_terms(p.curb(L[rows])) for rows, p in parts]
+        terms_of = [p.dual_terms(p.project_dual(L[rows])) for rows, p in parts]
         same("dual_terms of two halves, added", terms_of[0] + terms_of[1], terms)
         for rows, p in parts:
-            same("pull of some rows, against Z − prox", p.pull(Z[rows].clone(), sums, 2.0), (Z - V)[rows], 1e-6)
+            same(
+                "prox_residual of some rows, against Z − prox",
+                p.prox_residual(Z[rows].clone(), sums, 2.0),
+                (Z - V)[rows],
+                1e-6,
+            )
             same("residual of some rows", p.residual(Z[rows].clone()), f.residual(Z)[rows])
-            same("curb of some rows", p.curb(L[rows]), f.curb(L)[rows])
+            same("project_dual of some rows", p.project_dual(L[rows]), f.project_dual(L)[rows])
             mask = f.unrestricted().expand(f.shape)[rows]
             expect(torch.equal(p.unrestricted().expand(mask.shape), mask), "unrestricted: rows do not follow map")
     return "sums add up, rows are apart"
@@ -120,8 +125,8 @@ def _prox(draw: Drawn) -> str:
             best_of("prox: its objective", least, found, least)
         outside = _far(f, Z)
         if outside > ALIKE * f.scale:
-            nearest = f.pull(Z.clone(), f.sums(Z), math.inf)
-            alike("distance, against the length of pull with rho = ∞", outside, float(nearest.norm()))
+            nearest = f.prox_residual(Z.clone(), f.sums(Z), math.inf)
+            alike("distance, against the length of prox_residual with rho = ∞", outside, float(nearest.norm()))
             best_of("distance", outside, [float((V - Z).norm()) for V in _domain(draw)], outside)
     return "no competitor is better"
 
@@ -137,18 +142,23 @@ def _convex(draw: Drawn) -> str:
     return "along segments"
 
 
-def _curb(draw: Drawn) -> str:
+def _project_dual(draw: Drawn) -> str:
     """It keeps what is in the domain of f*, and leads into it by the shortest way."""
     f = draw.subject
     duals = [rho * (Z - f.prox(Z, rho)) for Z in _outputs(draw) for rho in _WEIGHTS]
     for S in duals:
-        same("curb: changed a subgradient, at which f* is finite", f.curb(S), S)
+        same("project_dual: changed a subgradient, at which f* is finite", f.project_dual(S), S)
     for size in draw.sizes():
         L = size * duals[0].norm() / math.sqrt(duals[0].numel()) * draw.normal()
-        curbed = f.curb(L)
-        same("curb of what was curbed", f.curb(curbed), curbed)
-        expect(math.isfinite(_conjugate(f, curbed)), "dual_value: f* is infinite at multipliers that were curbed")
-        best_of("curb: the distance it moves", float((curbed - L).norm()), [float((S - L).norm()) for S in duals], 0.0)
+        projected = f.project_dual(L)
+        same("project_dual of what was projected", f.project_dual(projected), projected)
+        expect(math.isfinite(_conjugate(f, projected)), "dual_value: f* is infinite at multipliers that were projected")
+        best_of(
+            "project_dual: the distance it moves",
+            float((projected - L).norm()),
+            [float((S - L).norm()) for S in duals],
+            0.0,
+        )
     return "the nearest multipliers where f* is finite"
 
 
@@ -162,7 +172,7 @@ def _duality(draw: Drawn) -> str:
             unit = float((S * V).abs().sum()) + abs(_f(f, V))
             expected = float((S * V).sum()) - _f(f, V)
             alike("f*(Λ) at a subgradient, against ⟨Λ, Z⟩ − f(Z)", _conjugate(f, S), expected, unit)
-            for L in (S, f.curb(float(S.norm()) * draw.normal() / math.sqrt(S.numel()))):
+            for L in (S, f.project_dual(float(S.norm()) * draw.normal() / math.sqrt(S.numel()))):
                 terms = f.dual_terms(L)
                 for t in (torch.ones_like(terms[0]), f.best_scaling(terms, torch.full_like(terms[0], 1e3))):
                     _below(f, L * t, -float(f.dual_value(terms, t)), draw)
@@ -175,14 +185,16 @@ def _below(f: Any, L: Tensor, conjugate: float, draw: Drawn) -> None:
         product, value = float((L * V).sum()), _f(f, V)
         slack = ALIKE * (float((L * V).abs().sum()) + abs(value) + abs(conjugate))
         found = f"⟨Λ, Z⟩ = {product:.9g} exceeds f(Z) + f*(Λ) = {value + conjugate:.9g}: f* is too small"
-        expect(product <= value + conjugate + slack, f"{found}, or curb or best_scaling lets Λ out of its domain")
+        expect(
+            product <= value + conjugate + slack, f"{found}, or project_dual or best_scaling lets Λ out of its domain"
+        )
 
 
 def _scaling(draw: Drawn) -> str:
     """t within [0, cap], no worse than any between 0, itself and the caps; ``dual_value`` is −f*(t∘Λ)."""
     f = draw.subject
     for Z in _outputs(draw):
-        L = f.curb(f.residual(0.5 * Z))
+        L = f.project_dual(f.residual(0.5 * Z))
         terms = f.dual_terms(L)
         cap = torch.rand(f.shape[1], generator=draw.generator, dtype=torch.float64)
         unit, scaled = float((terms[0].abs() * cap).sum()), float(f.dual_value(terms, cap))
@@ -283,8 +295,8 @@ def _precision(draw: Drawn) -> str:
     f, Z = draw.subject, _outputs(draw)[len(draw.sizes()) // 2]
     low = f.map(lambda array: array.float())
     for fit, outputs in ((f, Z), (low, Z.float())):
-        made = {"prox": fit.prox(outputs, 1.0), "pull": fit.pull(outputs, fit.sums(outputs), 1.0)}
-        made |= {"residual": fit.residual(outputs), "curb": fit.curb(outputs)}
+        made = {"prox": fit.prox(outputs, 1.0), "prox_residual": fit.prox_residual(outputs, fit.sums(outputs), 1.0)}
+        made |= {"residual": fit.residual(outputs), "project_dual": fit.project_dual(outputs)}
         for name, found in made.items():
             expect(found.dtype == outputs.dtype, f"{name} of {outputs.dtype}: found {found.dtype}")
     same("map to float32: prox", low.prox(Z.float(), 1.0).double(), f.prox(Z, 1.0), 1e-4)
@@ -307,5 +319,17 @@ def _cvxpy(draw: Drawn) -> str:
 
 _CHECKS: dict[str, Callable[[Drawn], str]] = {
     test.__name__.strip("_"): test
-    for test in (_members, _rows, _prox, _convex, _curb, _duality, _scaling, _units, _sample, _residual, _precision)
+    for test in (
+        _members,
+        _rows,
+        _prox,
+        _convex,
+        _project_dual,
+        _duality,
+        _scaling,
+        _units,
+        _sample,
+        _residual,
+        _precision,
+    )
 } | {"cvxpy": needs_cvxpy(_cvxpy)}

@@ -67,7 +67,7 @@ class Fit(Protocol):
         """The fit of some samples (a slice or int64 indices) that stand for all: its mean over samples stays."""
 
     def sums(self, Z: Tensor) -> Tensor:
-        """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``pull`` follow."""
+        """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``prox_residual`` follow."""
 
     def value(self, sums: Tensor) -> float:
         """f(Z) without its indicator part."""
@@ -75,7 +75,7 @@ class Fit(Protocol):
     def distance(self, sums: Tensor) -> float:
         """The Frobenius distance of Z from the domain of f, in the units of Y."""
 
-    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
+    def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         """Z − prox for rows Z of outputs whose sums, over all samples, are these.
 
         Where the distance is > 0 rho may be infinite: Z minus its projection on the domain of f.
@@ -87,7 +87,7 @@ class Fit(Protocol):
     def residual(self, Z: Tensor) -> Tensor:
         """A multiple of a subgradient of f at Z: the multipliers that Z itself suggests."""
 
-    def curb(self, L: Tensor) -> Tensor:
+    def project_dual(self, L: Tensor) -> Tensor:
         """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
 
     def unrestricted(self) -> Tensor:
@@ -226,19 +226,19 @@ class TargetFit(ABC):
         """√(dist(h, domain of m)² + ‖e‖²)."""
         return math.hypot(self.measure.distance(sums[0]), float(sums[1].sum().sqrt()))
 
-    def pull(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
+    def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         """The measure's fraction of h, and all of e."""
-        p, part, seen = self.offset(Z), self.measure.pull(sums[0], rho).to(Z), self.seen()
+        p, part, seen = self.offset(Z), self.measure.prox_fraction(sums[0], rho).to(Z), self.seen()
         return p.mul_(part) if seen is None else p.mul_(torch.mul(seen, part - 1, out=seen).add_(1))
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
-        """Z − pull, by blocks of rows."""
+        """Z − prox_residual, by blocks of rows."""
         # Without temporaries of the size of Z: those, not the arithmetic, would take most of the time.
         parts = [(self.map(lambda a, rows=rows: a[rows]), Z[rows]) for rows in blocks_of(Z)]  # type: ignore[misc]
         sums = torch.stack([fit.sums(z) for fit, z in parts]).sum(0)
         V = torch.empty_like(Z)
         for (fit, z), rows in zip(parts, blocks_of(Z), strict=True):
-            torch.sub(z, fit.pull(z, sums, rho), out=V[rows])
+            torch.sub(z, fit.prox_residual(z, sums, rho), out=V[rows])
         return V
 
     def residual(self, Z: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class TargetFit(ABC):
         p, seen = self.offset(Z), self.seen()
         return p if seen is None else p.mul_(seen)
 
-    def curb(self, L: Tensor) -> Tensor:
+    def project_dual(self, L: Tensor) -> Tensor:
         """Λ itself: every sign is allowed."""
         return L
 

@@ -59,7 +59,7 @@ class _OneSided(TargetFit):
     def omega(self) -> Tensor:
         return torch.sign(self.Y)
 
-    def curb(self, L: Tensor) -> Tensor:
+    def project_dual(self, L: Tensor) -> Tensor:
         return torch.where(self.Y > 0, L, L.clamp(min=0))
 
     def unrestricted(self) -> Tensor:

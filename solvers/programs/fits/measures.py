@@ -4,8 +4,8 @@ Each is a closed convex function of the lengths ‖h_m‖ of the columns of h: t
 a ball for each neuron, or half a sum of squares. With s [M] the squares ‖h_m‖² in float64 and b2_m = ‖λ_m‖²:
 
 - ``unit``: the length of all radii together, 0 for a loss; ``distance(s)``: from h to the set, 0 for a loss;
-- ``value(s)``: m(h) without its indicator part; ``pull(s, rho)``: [M] or scalar, the fractions of the columns of h that
-  the prox with penalty rho takes away;
+- ``value(s)``: m(h) without its indicator part;
+- ``prox_fraction(s, rho)``: [M] or scalar, the part of each column of h that the prox with penalty rho takes away;
 - ``dual_value(a, b2, t)``: Σ a_m t_m − m*(t∘Λ); ``best_scaling(a, b2, cap)``: t [M] in [0, cap] that maximises it;
 - ``to_cvxpy(columns)``: (objective, constraints) for the entries of h of each neuron, None where it has none.
 """
@@ -36,7 +36,7 @@ class LayerBall:
         """(‖h‖ − eps)₊."""
         return max(0.0, float(s.sum().sqrt()) - self.eps)
 
-    def pull(self, s: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
+    def prox_fraction(self, s: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
         """(1 − eps/‖h‖)₊."""
         return _beyond(s.sum(), self.eps)
 
@@ -97,7 +97,7 @@ class NeuronBalls:
         """√Σ (‖h_m‖ − eps_m)₊²: the balls are independent."""
         return float(torch.linalg.vector_norm((s.sqrt() - self.eps).clamp(min=0)))
 
-    def pull(self, s: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
+    def prox_fraction(self, s: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
         """(1 − eps_m/‖h_m‖)₊."""
         return _beyond(s, self.eps)
 
@@ -135,7 +135,7 @@ class HalfSquare:
         """0."""
         return 0.0
 
-    def pull(self, s: Tensor, rho: float) -> Tensor:
+    def prox_fraction(self, s: Tensor, rho: float) -> Tensor:
         """weight/(weight + rho)."""
         return s.new_tensor(self.weight / (self.weight + rho))
 
