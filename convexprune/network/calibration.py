@@ -33,16 +33,14 @@ class Calibration:
 
     Args:
         data: A tensor, an array, or an iterable of batches (tensor, tuple of positional arguments, or mapping of
-            keyword arguments); their lengths may differ. Arrays of numbers become tensors, in tuples, lists and
-            mappings as well.
+            keyword arguments) of any lengths. Arrays of numbers become tensors, in these, too.
         batch_size: Samples at a time where ``data`` is one tensor.
         mask: Which positions of a batch count, as for ``prune_``.
 
     Raises:
         InvalidInput: Not a tensor, an array of numbers or an iterable of batches; or ``mask`` is of another type.
         InvalidTolerance: The batch size is not a whole number above 0.
-        EmptyCalibration: There is no sample: raised at the end of a pass.
-        NonFinite: A batch holds NaN or infinity: raised when it is reached; the message says which.
+        EmptyCalibration, NonFinite: There is no sample, or a batch holds NaN or infinity: during a pass.
     """
 
     def __init__(self, data: Batch, batch_size: int = 256, mask: Mask = None) -> None:
@@ -127,17 +125,11 @@ def _is_array(part: object) -> bool:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What is done to each batch before the model is called on it.
+    """What is done to each batch before the model is called on it."""
 
-    Attributes:
-        parts: How many of a tuple's or list's first entries the model takes; None: the batch as a whole.
-        left: Keys of a mapping that the model does not take.
-        dtype: What floating-point tensors are cast to; None: they stay.
-    """
-
-    parts: int | None = None
-    left: tuple[str, ...] = ()
-    dtype: torch.dtype | None = None
+    parts: int | None = None  # how many of a tuple's or list's first entries the model takes; None: the whole batch
+    left: tuple[str, ...] = ()  # keys of a mapping that the model does not take
+    dtype: torch.dtype | None = None  # what floating-point tensors are cast to; None: they stay
 
     def __call__(self, model: nn.Module, batch: Batch) -> Batch:
         """A ``Forward``."""
@@ -165,12 +157,8 @@ def fitted(
     Decided on the first batch, by the signature of the model's forward and by calling it. Of a tuple or list that the
     model does not take whole, such as (inputs, labels) of a data loader, it is given the first entries that it takes,
     of a mapping the entries that are arguments of its forward. Floating-point tensors are cast to the model's type
-    where it cannot be called without. With a ``forward`` of the caller's nothing is done.
-
-    Raises:
-        InvalidInput: The model cannot be called on the first batch, whatever is done: with its error on the batch as it
-            is.
-        EmptyCalibration, NonFinite: As ``Calibration``.
+    where it cannot be called without. With a ``forward`` of the caller's nothing is done. Raises as ``Calibration``,
+    and InvalidInput where the model cannot be called, whatever is done: with its error on the batch as it is.
     """
     if forward is not None:
         return forward, ()

@@ -51,10 +51,7 @@ def find_ties(model: nn.Module, joint: bool = True) -> Ties:
 
     Memory is shared where tensors have an entry in common. Modules are one layer if all tensors of their products lie
     in the same places, in the same shapes, and they are of one kind, with the same settings (stride and so on). Without
-    ``joint`` layers may not be solved together, and all that share a parameter are refused.
-
-    Raises:
-        UnsupportedModule: The model is compiled by ``torch.jit``.
+    ``joint`` all that share a parameter are refused. UnsupportedModule is raised for what ``torch.jit`` compiled.
     """
     modules = named_uses(model)
     shared = _overlaps(modules)
@@ -69,11 +66,7 @@ def find_ties(model: nn.Module, joint: bool = True) -> Ties:
 
 
 def layer_uses(model: nn.Module, name: str) -> tuple[str, ...]:
-    """All names under which the layer is used, in the model's order; each has a ``tap`` of its own.
-
-    Raises:
-        InvalidInput: The model has no such module.
-    """
+    """All names of the layer, in the model's order, each with a ``tap``; InvalidInput is raised if there is none."""
     tap(model, name)
     return find_ties(model).uses_of(name)
 
@@ -173,9 +166,7 @@ def _left_out(
 def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """The eps of each layer: one for all, one a layer in order, or by name pattern.
 
-    Raises:
-        InvalidTolerance: A negative, NaN or infinite eps.
-        InvalidInput: Their number is not that of the layers, or a layer has none.
+    InvalidTolerance is raised for an impossible eps, InvalidInput if their number is wrong, or a layer has none.
     """
     values: Iterable[float | None]
     if isinstance(eps, Mapping):
@@ -196,12 +187,9 @@ def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequenc
 def layer_fits(
     fit: str | Mapping[str, str] | None, activations: Mapping[str, str | None], known: Iterable[str]
 ) -> dict[str, str]:
-    """The fit of each layer; where none is given, "relu-ball" before a ReLU and "ball" elsewhere.
+    """The fit of each layer, given for all, or by pattern; else "relu-ball" before a ReLU and "ball" elsewhere.
 
-    Args:
-        fit: A name for all layers, or names by pattern, or None.
-        activations: What follows each layer, by its name.
-        known: Fit names that exist; InvalidInput is raised for others.
+    ``activations`` says what follows each layer; InvalidInput is raised for a fit that is not ``known``.
     """
     fits = {}
     for name, activation in activations.items():
@@ -228,8 +216,7 @@ def holds_weights(module: nn.Module) -> bool:
 def name_patterns(patterns: str | Iterable[str]) -> list[str]:
     """Patterns of qualified names as a list; of a set in their own order, which is the same in every process.
 
-    Raises:
-        InvalidInput: Something else than texts.
+    InvalidInput is raised for anything but texts.
     """
     if isinstance(patterns, str):
         return [patterns]
@@ -270,10 +257,7 @@ def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) 
     """The table with an entry for the first name of each of these layers of several names, if any of them has one.
 
     An exact name counts before a pattern; of patterns the first that matches one of the names does. What is no table
-    stays as it is.
-
-    Raises:
-        InvalidInput: Two names of one layer have entries that differ.
+    stays as it is. InvalidInput is raised where two names of one layer have entries that differ.
     """
     if not isinstance(table, Mapping):
         return table

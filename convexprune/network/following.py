@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -125,13 +125,13 @@ class Followed:
 
 def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None = None) -> dict[str, Followed]:
     """What one forward on a checked batch shows of each layer that it reaches; the model must be in eval mode."""
-    readers = {
-        name: _Readers(model.get_submodule(name), [tap.module for tap in several]) for name, several in taps.items()
-    }
     norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
-    shifts = {name: _Readers(module, [module]) for name, module in norms.items()}
-    every = [*readers.values(), *shifts.values()]
-    watch = Watch([(parameter, one.names) for one in every for parameter in one.layer.parameters(recurse=False)])
+    # What reads the parameters of layers, and of norms, outside the calls of their modules.
+    readers: dict[str, list[str]] = {name: [] for name in taps}
+    shifts: dict[str, list[str]] = {name: [] for name in norms}
+    every = [(model.get_submodule(name), [tap.module for tap in taps[name]], names) for name, names in readers.items()]
+    every += [(norms[name], [norms[name]], names) for name, names in shifts.items()]
+    watch = Watch([(parameter, names) for one, _, names in every for parameter in one.parameters(recurse=False)])
     calls: dict[str, list[list[str]]] = {}
     behind: dict[int, tuple[str, list[str]]] = {}  # by the id of the consumers of a layer's output
     times: dict[str, int] = {}  # calls of norms
@@ -154,8 +154,8 @@ def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
     ]
     hooks += [(module, partial(pass_norm, name)) for name, module in norms.items()]
     with ExitStack() as stack:
-        for one in every:
-            one.hook(stack)
+        for _, modules, names in every:
+            _leave_out(modules, names, stack)
         with hooked(hooks), watch:
             outputs = run_model(model, batch, forward)
     watch.note(tensors_in(outputs), "output")
@@ -165,32 +165,25 @@ def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
         alone = len(consumers) == 1 and consumers[0] == ["batch_norm"] and times.get(norm) == 1
         found[name] = Followed(
             activation=_summary(consumers) if all(tap.plain for tap in taps[name]) else None,
-            elsewhere=tuple(dict.fromkeys(readers[name].names)),
+            elsewhere=tuple(dict.fromkeys(readers[name])),
         )
         own = {key for key, _ in norms[norm].named_parameters(recurse=False)} if alone else set()
         # A fixed affine map in eval mode, with a shift of its own.
-        if own == {"weight", "bias"} and norms[norm].running_var is not None and not shifts[norm].names:
+        if own == {"weight", "bias"} and norms[norm].running_var is not None and not shifts[norm]:
             found[name] = replace(found[name], norm=norm, behind=_summary([after]))
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Readers:
-    """What reads a layer's parameters; what happens in a call of one of its modules is taken off again."""
+def _leave_out(modules: Iterable[nn.Module], names: list[str], stack: ExitStack) -> None:
+    """What reads something in a call of one of these modules is taken off the names again."""
+    begun: list[int] = []
 
-    layer: nn.Module
-    modules: Sequence[nn.Module]
-    names: list[str] = field(default_factory=list)
+    def begin(_module: nn.Module, _args: object) -> None:
+        begun.append(len(names))
 
-    def hook(self, stack: ExitStack) -> None:
-        begun: list[int] = []
+    def end(_module: nn.Module, _args: object, _output: object) -> None:
+        del names[begun.pop() :]
 
-        def begin(_module: nn.Module, _args: object) -> None:
-            begun.append(len(self.names))
-
-        def end(_module: nn.Module, _args: object, _output: object) -> None:
-            del self.names[begun.pop() :]
-
-        for module in self.modules:
-            stack.enter_context(module.register_forward_pre_hook(begin))
-            stack.enter_context(module.register_forward_hook(end, prepend=True))
+    for module in modules:
+        stack.enter_context(module.register_forward_pre_hook(begin))
+        stack.enter_context(module.register_forward_hook(end, prepend=True))

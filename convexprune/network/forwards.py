@@ -75,10 +75,8 @@ def run_model(model: nn.Module, batch: Batch, forward: Forward | None) -> Batch:
     """The model's own return value for a copy of the batch on the device of the first parameter.
 
     What a model does to its inputs in place is done to the copy, and what it does to its attributes and buffers is
-    taken back, however it is left: neither the caller nor the next forward sees it.
-
-    Raises:
-        InvalidInput: The model cannot be called on the batch. What ``forward`` raises is raised as it is.
+    taken back, however it is left. InvalidInput is raised if the model cannot be called on the batch; what ``forward``
+    raises is raised as it is.
     """
     own = copy_for(model, batch)
     with left_as_found(model):

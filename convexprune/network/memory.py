@@ -71,11 +71,10 @@ def samples_at(batch: Batch, chosen: slice | list[int]) -> Batch:
 
 
 class Holders(Generic[T]):
-    """Who holds which memory.
+    """Who holds which memory: made of tensors, each with the name of who holds it.
 
-    Args:
-        held: Tensors, each with the name of who holds it. What has no place in memory (lazy, meta, sparse), or none
-            that is known (subclasses), is shared if it is the same object; what has no entries shares nothing.
+    What has no place in memory (lazy, meta, sparse), or none that is known (subclasses), is shared if it is the same
+    object; what has no entries shares nothing.
     """
 
     def __init__(self, held: Iterable[tuple[Tensor, T]]) -> None:
@@ -91,7 +90,9 @@ class Holders(Generic[T]):
             return []
         device, first, end = span
         near = self._held[bisect_right(self._reached, (device, first)) : bisect_left(self._begins, (device, end))]
-        return list(dict.fromkeys(holder for other, held, holder in near if other[2] > first and _meet(tensor, held)))
+        return list(
+            dict.fromkeys(holder for other, held, holder in near if other[2] > first and _intersect(tensor, held))
+        )
 
 
 def place_of(tensor: Tensor) -> Hashable:
@@ -139,7 +140,7 @@ def _bytes(tensor: Tensor) -> int:
     return _extent(tensor) * tensor.element_size()
 
 
-def _meet(one: Tensor, other: Tensor) -> bool:
+def _intersect(one: Tensor, other: Tensor) -> bool:
     """Whether tensors whose bytes are interleaved have an entry in common: columns of one matrix need not."""
     pair = (one, other)
     if one is other or all(_bytes(t) <= t.numel() * t.element_size() for t in pair):

@@ -51,8 +51,7 @@ def mask_name(mask: Mask) -> str:
 def read_masks(batch: Batch, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
     """A batch's masks, their names, and why one of them cannot be read, "" where all can.
 
-    Raises:
-        InvalidInput: A mask that was asked for by key or function is missing, or no such mask.
+    InvalidInput is raised where a mask named by key, or given by a function, is missing, or no such mask.
     """
     names: list[str] = []
     faults: list[str] = []

@@ -29,32 +29,21 @@ _Marks = list[tuple[str, list[tuple[float, float, float]]]]
 
 @dataclass(frozen=True)
 class Observed:
-    """What a pass tells of one layer.
+    """What a pass tells of one layer."""
 
-    Attributes:
-        follows: What the first batch shows of it from which it receives rows.
-        calls: How often a forward calls it; None where batches differ in that.
-    """
-
-    follows: Followed
-    calls: int | None
+    follows: Followed  # by the first batch from which it receives rows
+    calls: int | None  # how often a forward calls it; None where batches differ in that
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What a pass tells.
+    """What a pass tells."""
 
-    Attributes:
-        layers: In the order of their first calls.
-        samples: How many.
-        size: ‖f(x)‖_F, of all outputs of all samples.
-        examples: Copies of batches, or of their first samples where these do, each with the layers that receive rows
-            from it and from none before.
-    """
-
-    layers: Mapping[str, Observed]
+    layers: Mapping[str, Observed]  # in the order of their first calls
     samples: int
-    size: float
+    size: float  # ‖f(x)‖_F, of all outputs of all samples
+    # Copies of batches, or of their first samples where these do, each with the layers that receive rows from it and
+    # from none before.
     examples: tuple[tuple[Batch, tuple[str, ...]], ...]
 
 
@@ -67,15 +56,10 @@ def observe(
     see: Callable[[str, Received], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Observation:
-    """One pass over all batches in eval mode, which keeps nothing.
+    """One pass over all checked batches in eval mode, which keeps nothing; the model is left as found.
 
-    Args:
-        model: The network; left as found.
-        batches: Checked batches.
-        taps: Where the layers' inputs are received.
-        forward: Computes the outputs in another way, called as ``forward(model, batch)``.
-        see: Called with a layer's name and each raw input that it receives.
-        progress: Called with the number of batches done.
+    ``see`` is called with a layer's name and each raw input that it receives, ``progress`` with the number of batches
+    done; ``forward(model, batch)`` computes the outputs in another way.
 
     Raises:
         InvalidInput: The model cannot be called on a batch, or gives other outputs when called again.
@@ -150,14 +134,9 @@ def _has_rows(inputs: Received) -> bool:
 def received(
     model: nn.Module, batch: Batch, taps: Sequence[Tap], calls: int | None, forward: Forward | None = None
 ) -> list[Received]:
-    """What the layer's modules receive from one batch, call after call; the model must be in eval mode.
+    """What one layer's modules receive from a checked batch, call after call; the model must be in eval mode.
 
-    Args:
-        model: The network as it is now.
-        batch: A checked batch.
-        taps: Of one layer.
-        calls: How many calls there are; the forward is left at the last one. None: not known.
-        forward: As for ``observe``.
+    The forward is left at the last of so many ``calls``; None if it is not known how many there are.
     """
     inputs: list[Received] = []
 
@@ -194,9 +173,8 @@ def network_outputs(
     ``mask``, outputs that are hidden are zeros.
 
     Raises:
-        InvalidInput: the model cannot be called on a batch, or returns no floating-point tensor.
-        EmptyCalibration: there is no sample.
-        NonFinite: a batch holds NaN or infinity.
+        InvalidInput: The model cannot be called on a batch, or returns no floating-point tensor.
+        EmptyCalibration, NonFinite: There is no sample, or a batch holds NaN or infinity.
     """
     return joined(list(visible_outputs(model, Calibration(batches, mask=mask), counted or Counted(), forward)))
 

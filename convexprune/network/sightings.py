@@ -134,8 +134,8 @@ class _Hiding:
         moved, allowed = after.double() - before.double(), _allowed(before)
         if _size(moved) <= allowed:
             return None
-        for number, mask in enumerate(self.masks):
-            for layout in layouts(before.shape, mask.shape) if mask is not None else ():
+        for number, mask in [(number, mask) for number, mask in enumerate(self.masks) if mask is not None]:
+            for layout in layouts(before.shape, mask.shape):
                 counts = layout.spread(mask.to(before.device), before.shape)
                 if _size(torch.where(counts, moved, 0.0)) <= allowed:
                     return replace(layout, mask=number)

@@ -30,20 +30,14 @@ Received = Tensor | tuple[Tensor, ...]
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """Where a layer's inputs are seen.
+    """Where a layer's inputs are seen."""
 
-    Attributes:
-        module: The module to put a forward hook on.
-        received: The layer's raw inputs, from the arguments and the output of one call of ``module``. It may run the
-            module once more, as it is now, without its hooks: call it in the hook.
-        plain: Whether the module's output is the layer's output X U.
-        first: Whether it is the first of what the module returns.
-    """
-
-    module: nn.Module
+    module: nn.Module  # to put a forward hook on
+    # The layer's raw inputs, from the arguments and the output of one call of ``module``. It may run the module once
+    # more, as it is now, without its hooks: call it in the hook.
     received: Callable[[Sequence[Batch], Mapping[str, Batch], object], Received]
-    plain: bool = True
-    first: bool = False
+    plain: bool = True  # whether the module's output is the layer's output X U
+    first: bool = False  # whether it is the first of what the module returns
 
     @property
     def returns_outputs(self) -> bool:
@@ -71,10 +65,7 @@ def tap(model: nn.Module, name: str) -> Tap:
     """Where the inputs of the layer of this qualified name are seen.
 
     A MultiheadAttention never calls its ``out_proj``: what that receives is seen at the MultiheadAttention itself.
-
-    Raises:
-        InvalidInput: The model has no such module.
-        UnsupportedModule: It is compiled by ``torch.jit``.
+    InvalidInput is raised if the model has no such module, UnsupportedModule if it is compiled by ``torch.jit``.
     """
     if isinstance(model, torch.jit.ScriptModule):
         kind = type(model).__name__
@@ -114,11 +105,9 @@ def tapped(taps: Taps, see: Callable[[str, Received], None]) -> AbstractContextM
 
 
 def check_received(name: str, received: Received) -> None:
-    """What the layer of this name receives is finite.
+    """What the layer of this name receives is finite, or NonFinite is raised.
 
-    Raises:
-        NonFinite: It is not.
-        UnsupportedModule: It is called inside a transform such as ``torch.vmap``, where entries cannot be looked at.
+    UnsupportedModule is raised inside a transform such as ``torch.vmap``, where entries cannot be looked at.
     """
     try:
         finite = all(bool(tensor.isfinite().all()) for tensor in tensors_in(received))
@@ -196,30 +185,23 @@ def _attended(owner: nn.Module, args: Sequence[Batch], kwargs: Mapping[str, Batc
     return received
 
 
-Intervention = Callable[[Sequence[str]], AbstractContextManager[None]]
+_Context = AbstractContextManager[None]
+
+Intervention = Callable[[Sequence[str]], _Context]
 """From names to a context in which what is claimed of them is put to the test."""
 
 
 class Trial:
-    """What a model returns for one batch, and whether interventions change it; the model must be in eval mode.
+    """What a model returns for one checked batch, and whether interventions change it; it must be in eval mode.
 
-    ``watching`` is a context for the first forward, which changes nothing. InvalidInput is raised where the model
-    cannot be called on the batch, which must be a checked one.
-
-    Attributes:
-        outputs: The floating-point tensors that the model returns.
-        forwards: How many were run.
+    ``outputs`` are the floating-point tensors that it returns, ``forwards`` says how many were run, and ``watching`` is
+    a context for the first, which changes nothing. InvalidInput is raised where the model cannot be called.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        forward: Forward | None,
-        watching: AbstractContextManager[None] | None = None,
+        self, model: nn.Module, batch: Batch, forward: Forward | None, watching: _Context | None = None
     ) -> None:
-        self._model, self._batch, self._forward = model, batch, forward
-        self.forwards = 0
+        self._model, self._batch, self._forward, self.forwards = model, batch, forward, 0
         self.outputs = self._run(batch, watching or nullcontext())
         # Of the coarsest dtype that takes part.
         self._eps = max(torch.finfo(t.dtype).eps for t in (*self.outputs, *_floating(model.parameters())))
@@ -240,10 +222,7 @@ class Trial:
         return shown
 
     def revealing(self, names: Sequence[str], intervene: Intervention) -> list[str]:
-        """Those of which the outputs show the intervention: all together if none is seen, else by halving.
-
-        A model that fails under an intervention shows it.
-        """
+        """Those of which the outputs show the intervention, found by halving; a model that fails under it shows it."""
         return halved(names, lambda some: self._moved(intervene(some)) > self._allowed)
 
     def mixes_samples(self) -> str | None:
@@ -269,7 +248,7 @@ class Trial:
         alone_differ = f"along the first axis; those of {those} alone differ by {moved:.2g} of their size"
         return f"a sample's outputs depend on the others in its batch ({alone_differ})"
 
-    def _moved(self, intervention: AbstractContextManager[None]) -> float:
+    def _moved(self, intervention: _Context) -> float:
         """The most that an output moves, in roundings of its size."""
         found = self.outputs_under(intervention)
         if found is None:
@@ -277,7 +256,7 @@ class Trial:
         moved = [_distance(one, other) / self._eps for one, other in zip(found, self.outputs, strict=True)]
         return math.inf if any(map(math.isnan, moved)) else max(moved, default=0.0)
 
-    def outputs_under(self, intervention: AbstractContextManager[None]) -> list[Tensor] | None:
+    def outputs_under(self, intervention: _Context) -> list[Tensor] | None:
         """What the model returns under an intervention; None where it fails, or returns other shapes."""
         try:
             found = self._run(self._batch, intervention)
@@ -287,7 +266,7 @@ class Trial:
             return None
         return found if [tensor.shape for tensor in found] == [tensor.shape for tensor in self.outputs] else None
 
-    def _run(self, batch: Batch, within: AbstractContextManager[None]) -> list[Tensor]:
+    def _run(self, batch: Batch, within: _Context) -> list[Tensor]:
         self.forwards += 1
         with within:
             returned = run_model(self._model, batch, self._forward)
@@ -305,7 +284,7 @@ def halved(names: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list
     return [*halved(names[:half], shows), *halved(names[half:], shows)] or list(names)
 
 
-def replaced(places: Taps, value: Callable[[str, Tensor], Tensor]) -> AbstractContextManager[None]:
+def replaced(places: Taps, value: Callable[[str, Tensor], Tensor]) -> _Context:
     """Inside, layers' outputs are ``value(name, outputs)`` for all that comes after, hooks of the caller's as well."""
 
     def hook(name: str, tap: Tap, _module: nn.Module, _args: object, returned: Batch) -> Batch:
@@ -322,35 +301,29 @@ def read_beyond_relu(trial: Trial, places: Taps) -> list[str]:
     thousandth of that to a thousand times as much.
     """
     found: list[str] = []
-    for draw in (_zeros, _of_the_size, _of_all_sizes):
+    for kind in ("zeros", "of the size", "of all sizes"):
         left = [name for name in places if name not in found]
-        found += trial.revealing(left, partial(_with_negatives, places, draw))
+        found += trial.revealing(left, partial(_with_negatives, places, kind))
     return [name for name in places if name in found]
 
 
-def _with_negatives(
-    places: Taps, draw: Callable[[Tensor, torch.Generator], Tensor], names: Sequence[str]
-) -> AbstractContextManager[None]:
+def _with_negatives(places: Taps, kind: str, names: Sequence[str]) -> _Context:
     generators = {name: generator(name) for name in names}
 
     def value(name: str, outputs: Tensor) -> Tensor:
         # In the same layout, for what follows to be added up in the same order.
-        negatives = torch.empty_like(outputs).copy_(draw(outputs.detach(), generators[name]))
+        negatives = torch.empty_like(outputs).copy_(_drawn(kind, outputs.detach(), generators[name]))
         return torch.where(outputs > 0, outputs, negatives)
 
     return replaced({name: places[name] for name in names}, value)
 
 
-def _zeros(outputs: Tensor, _generator: torch.Generator) -> Tensor:
-    return torch.zeros(outputs.shape)
-
-
-def _of_the_size(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    return -torch.randn(outputs.shape, generator=generator).abs() * _size(outputs)
-
-
-def _of_all_sizes(outputs: Tensor, generator: torch.Generator) -> Tensor:
-    powers = 6 * torch.rand(outputs.shape, generator=generator, dtype=torch.float64) - 3
+def _drawn(kind: str, outputs: Tensor, draws: torch.Generator) -> Tensor:
+    if kind == "zeros":
+        return torch.zeros(outputs.shape)
+    if kind == "of the size":
+        return -torch.randn(outputs.shape, generator=draws).abs() * _size(outputs)
+    powers = 6 * torch.rand(outputs.shape, generator=draws, dtype=torch.float64) - 3
     return -(10**powers * _size(outputs)).clamp(max=torch.finfo(outputs.dtype).max / 4)
 
 

@@ -143,8 +143,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         ShapeMismatch: Shapes differ in another way, or do not fit each other.
-        UnsupportedModule: Shapes differ, and the model's forward cannot be traced.
-        InvalidInput: The model is no module. In any case nothing was changed.
+        UnsupportedModule: Shapes differ, and the model's forward cannot be traced. In any case nothing was changed.
     """
     misfits = _misfits(check_module(model), state)
     if not misfits:
@@ -167,10 +166,8 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def restoring(model: nn.Module) -> Iterator[None]:
     """If the body raises, modules, parameters, buffers and whole-number attributes (sizes, flags) are as they were.
 
-    The objects are the same, with the same values, whether they were replaced or written to.
-
-    Raises:
-        InvalidInput: The model is no module.
+    The objects are the same, with the same values, whether they were replaced or written to. InvalidInput is raised if
+    the model is no module.
     """
     found = list(check_module(model).modules())
     modules = [(module, [dict(table) for table in _tables(module)], dict(vars(module))) for module in found]
