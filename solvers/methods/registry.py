@@ -32,14 +32,16 @@ class SolverInfo:
 
 
 class Registry(Generic[T]):
-    """The solvers T of one kind of problem by name.
+    """The solvers, or whatever else T is, of one kind by name.
 
     Args:
         group: Entry point group of installed packages: ``name = "package.module:SolverClass"``.
+        what: What one of them is called in messages.
+        kind: The class, or protocol, that instances are of.
     """
 
-    def __init__(self, group: str) -> None:
-        self.group = group
+    def __init__(self, group: str, what: str = "solver", kind: type[Any] = Solver) -> None:
+        self.group, self.what, self.kind = group, what, kind
         self.factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str, *, replace: bool = False) -> Callable[[S], S]:
@@ -54,7 +56,7 @@ class Registry(Generic[T]):
             # The same class defined again (a notebook cell run twice) is no clash.
             if known is not None and not replace and _address(known) != _address(solver):
                 raise InvalidInput(
-                    f"a solver named {name!r} is registered already; choose another name or pass replace=True"
+                    f"a {self.what} named {name!r} is registered already; choose another name or pass replace=True"
                 )
             self.factories[name] = solver
             return solver
@@ -81,20 +83,27 @@ class Registry(Generic[T]):
         """
         if isinstance(solver, str):
             return solver, self._named(solver, options)
-        if isinstance(solver, type) or not isinstance(solver, Solver):
-            raise InvalidInput(f"solver: expected a name or an instance with `refuses` and `run`, found {solver!r}")
+        if isinstance(solver, type) or not isinstance(solver, self.kind):
+            expected = "an instance with `refuses` and `run`" if self.kind is Solver else f"a {self.kind.__name__}"
+            raise InvalidInput(f"{self.what}: expected a name or {expected}, found {solver!r}")
         name = type(solver).__name__
-        _check_options(name, options_of(solver), options)
+        self._check_options(name, options_of(solver), options)
         return name, dataclasses.replace(solver, **options) if options else solver  # type: ignore[type-var]
 
     def _named(self, name: str, options: dict[str, Any]) -> T:
         installed = self._installed()
         names = {*self.factories, *installed}
         if name not in names:
-            raise UnknownSolver(f"no solver named {name!r}{_hint(name, names)} Known: {', '.join(sorted(names))}")
+            raise UnknownSolver(f"no {self.what} named {name!r}{_hint(name, names)} Known: {', '.join(sorted(names))}")
         factory = self.factories.get(name) or _loaded(name, installed[name])
-        _check_options(name, _options(factory), options)
+        self._check_options(name, _options(factory), options)
         return factory(**options)
+
+    def _check_options(self, name: str, known: dict[str, Any], options: dict[str, Any]) -> None:
+        for option in options:
+            if option not in known:
+                has = f"It has: {', '.join(known) or 'none'}"
+                raise UnknownOption(f"{self.what} {name!r} has no option {option!r}{_hint(option, known)} {has}")
 
     def _installed(self) -> dict[str, EntryPoint]:
         """Solvers of installed packages that no registered one hides, not imported yet."""
@@ -110,13 +119,6 @@ register, available, make_solver = PROGRAMS.register, PROGRAMS.available, PROGRA
 def _hint(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else "."
-
-
-def _check_options(name: str, known: dict[str, Any], options: dict[str, Any]) -> None:
-    for option in options:
-        if option not in known:
-            has = f"It has: {', '.join(known) or 'none'}"
-            raise UnknownOption(f"solver {name!r} has no option {option!r}{_hint(option, known)} {has}")
 
 
 def _address(factory: object) -> tuple[object, object]:

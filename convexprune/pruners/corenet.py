@@ -1,0 +1,220 @@
+"""Single weights by how much of an output they make up on a sample of inputs, output by output.
+
+Source: C. Baykal, L. Liebenwein, I. Gilitschenski, D. Feldman and D. Rus, Data-dependent coresets for compressing
+neural networks with applications to generalization bounds, ICLR 2019. The paper could not be read: the formulas are
+recalled, and agree with the authors' later code as far as that goes. K and λ* stand for constants of an assumption on
+the distribution of the inputs that nobody knows; here, as there in the experiments, they are log(ηη*) and half of it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from convexprune.pruners.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
+from convexprune.pruners.pruner import register_pruner
+from convexprune.runs.run import Run
+from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, weights_of
+from convexprune.targets import Guarantee
+from convexprune.report.report import Assumption
+from convexprune.pruners.draws import How, whole_draws
+from convexprune.pruners.sensitivities import (
+    cancellation,
+    edge_sensitivities,
+    enough_samples,
+    inputs_of,
+    nonnegative,
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the theory wants to know of a layer's network.
+
+    Attributes:
+        neurons: η, the outputs of all layers together.
+        widest: η*, the most outputs of a layer.
+        layers: L − 1, how many layers of weights there are.
+        ratios: Of this layer and of those behind it, max_i mean_S Σ|wa|/|Σwa|.
+        biased: Whether any layer has a bias.
+    """
+
+    neurons: int
+    widest: int
+    layers: int
+    ratios: tuple[float, ...]
+    biased: bool = False
+
+    @property
+    def spread(self) -> float:
+        """K = log(ηη*), but at least 1."""
+        return max(1.0, math.log(self.neurons * self.widest))
+
+    def samples(self, delta: float) -> int:
+        """|S| = ⌈log(8ηη*/δ)·K⌉."""
+        return math.ceil(self._log(delta) * self.spread)
+
+    def kappa(self, delta: float) -> float:
+        """κ = √(2λ*)·(1 + √(2λ*)·log(8ηη*/δ)) with λ* = K/2: what a mean over S may miss."""
+        return math.sqrt(self.spread) * (1 + math.sqrt(self.spread) * self._log(delta))
+
+    def onwards(self, delta: float) -> float:
+        """Δ̂^{ℓ→} = Π Δ̂^k over this layer and those behind it, Δ̂^k = the k-th ratio + κ."""
+        return math.prod(ratio + self.kappa(delta) for ratio in self.ratios)
+
+    def draws(self, sums: Tensor, guarantee: Guarantee) -> Tensor:
+        """m [G] = ⌈8·S·K·log(8η/δ)/ε_ℓ²⌉ for sums S [G], with ε_ℓ = ε/(2(L − 1)Δ̂^{ℓ→}); 0 where S is 0."""
+        finer = 2 * self.layers * self.onwards(guarantee.delta) / guarantee.eps
+        factor = 8 * self.spread * math.log(8 * self.neurons / guarantee.delta) * finer * finer
+        return whole_draws(torch.where(sums > 0, factor * sums, 0.0))
+
+    def _log(self, delta: float) -> float:
+        return math.log(8 * self.neurons * self.widest / delta)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """What the sample says of a layer's group.
+
+    Attributes:
+        name, activation, biased: Of the view.
+        s: Sensitivities [2M, N].
+        ratio: The largest mean over the sample of Σ|wa|/|Σwa|.
+        cancelled: How often Σwa vanished.
+        rows, positions: Of X, and of one sample.
+        nonnegative: Whether inputs are ≥ 0.
+    """
+
+    name: str
+    activation: str | None
+    biased: bool
+    s: Tensor
+    ratio: float
+    cancelled: int
+    rows: int
+    positions: int
+    nonnegative: Assumption
+
+    @classmethod
+    def of(cls, view: View) -> "_Measured":
+        """Of a view, whose inputs are needed no more."""
+        view = weights_of(view, "corenet")
+        U, X = view.product.weights, inputs_of(view.product, view.name)
+        s, (ratio, cancelled) = edge_sensitivities(U, X), cancellation(U, X)
+        positions = view.product.positions
+        return cls(view.name, view.activation, view.biased, s, ratio, cancelled, len(X), positions, nonnegative(X))
+
+
+@register_pruner("corenet")
+@dataclass(frozen=True)
+class CoreNet(Sampling):
+    """Coreset of each output's positive and negative weights (Baykal et al. 2019): s_k = max_S w_k a_k/Σ w a.
+
+    Made for fully connected ReLU networks; biases are kept as they are. Sensitivities need the whole network at once, from the
+    input on: a layer that is scored alone is taken for all of it. Groups of a convolution are one layer. A budget is
+    shared in proportion to the sums of sensitivities, as the draws are within a layer.
+
+    Args:
+        delta: The probability of failure for which Δ̂ is reported and, without a guarantee, the size of the sample
+            checked.
+        sampling: See ``SAMPLINGS``.
+        margin: γ of the generalisation bound, if the data have labels.
+
+    Raises:
+        InvalidTolerance: delta is no probability between 0 and 1.
+    """
+
+    delta: float = 0.05
+    items: ClassVar[Items] = "weights"
+    needs_data: ClassVar[bool] = True
+    whole_network: ClassVar[bool] = True
+    sampling: How = "fixed"
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        Guarantee(1.0, self.delta).checked()  # looks at delta
+
+    def sensitivities(self, view: View) -> Sensitivities:
+        """Sensitivities of a layer's weights, as if it were the whole network.
+
+        Raises:
+            InvalidInput: Neurons, or no inputs.
+        """
+        return self.of_layers([view])[0]
+
+    def of_layers(self, views: Iterable[View]) -> list[Sensitivities]:
+        """Sensitivities of all layers' weights, from the input on.
+
+        Raises:
+            InvalidInput: Neurons, or no inputs.
+        """
+        measured = [_Measured.of(view) for view in views]
+        places = _places(measured)
+        return [self._sensitivities(found, places[found.name]) for found in measured]
+
+    def _sensitivities(self, found: _Measured, place: Place) -> Sensitivities:
+        sums = found.s.sum(1)
+        outputs = "each of the network's outputs" if place.layers > 1 else "each of the layer's outputs"
+        return Sensitivities(
+            found.s,
+            partial(place.draws, sums),
+            f"{outputs} within (1 ± eps) of its value, for an input that is drawn as the sample was, with probability "
+            "1 − delta",
+            partial(self._assumptions, found, place),
+            shares=sums,
+            terms={
+                "S": float(sums.sum()),
+                "K": place.spread,
+                "kappa": place.kappa(self.delta),
+                "cancellation": found.ratio,
+                "Delta": place.ratios[0] + place.kappa(self.delta),
+                "Delta_onwards": place.onwards(self.delta),
+            },
+        )
+
+    def _assumptions(self, found: _Measured, place: Place, guarantee: Guarantee | None) -> tuple[Assumption, ...]:
+        pairs, delta = found.rows * len(found.s) // 2, (guarantee or self).delta
+        known = None if found.activation is None else found.activation in ("relu", "output")
+        return (
+            found.nonnegative,
+            Assumption("a ReLU follows, or nothing", known),
+            Assumption("the layer is fully connected", found.positions == 1),
+            Assumption("no layer has a bias: the theory has none", not place.biased),
+            Assumption(f"Σ w a ≠ 0 ({found.cancelled} exceptions in {pairs} outputs)", found.cancelled == 0),
+            enough_samples(found.rows // found.positions, place.samples(delta), delta),
+            Assumption("the shares of an output have tails as thin as K and λ* = K/2 say", None),
+        )
+
+    def generalisation(self, run: Run, before: Tensor, after: Tensor, labels: Tensor) -> GeneralisationBound:
+        """What the theory, and the size of the pruned network, say of errors on new data.
+
+        All layers that were scored count; whatever else the network stores counts beside the last one.
+        """
+        weights = {name: run.layers[name].weights for name in run.terms}
+        kept = weights | {name: sum(answer.nonzeros for answer in answers) for name, answers in run.written.items()}
+        stored = [*run.model.parameters(), *(buffer for buffer in run.model.buffers() if buffer.is_floating_point())]
+        others = sum(tensor.numel() for tensor in stored) - sum(weights.values())
+        coded = [
+            CodedLayer(name, weights[name], kept[name], extra, terms["S"], terms["Delta"])
+            for (name, terms), extra in zip(run.terms.items(), [0] * (len(weights) - 1) + [others], strict=True)
+        ]
+        widest = 8 * max(tensor.element_size() for tensor in stored)
+        return generalisation_terms(before, after, labels, coded, self.margin, bits_per_value=widest)
+
+
+def _places(measured: Sequence[_Measured]) -> dict[str, Place]:
+    """By name; the groups of a convolution share one."""
+    outputs: dict[str, int] = {}
+    ratios: dict[str, float] = {}
+    for found in measured:
+        outputs[found.name] = outputs.get(found.name, 0) + len(found.s) // 2
+        ratios[found.name] = max(ratios.get(found.name, 1.0), found.ratio)
+    from_here, biased = list(ratios.values()), any(found.biased for found in measured)
+    return {
+        name: Place(sum(outputs.values()), max(outputs.values()), len(outputs), tuple(from_here[number:]), biased)
+        for number, name in enumerate(outputs)
+    }

@@ -1,0 +1,214 @@
+"""Unbiased samples of items by their sensitivities, and budgets split over groups and layers.
+
+Items come in groups (rows) that are sampled apart from each other. Every way of sampling but "top" is unbiased: the
+factor of an item, 0 if it is not kept, has mean 1. Randomness is numpy's, so that a seed means the same on any device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convexprune.solvers.errors import InvalidInput
+
+How = Literal["fixed", "draws", "top"]
+
+SAMPLINGS: dict[str, str] = {
+    "fixed": "exactly as many items as wanted: inclusion probabilities min(1, c·s), so that large sensitivities are "
+    "kept for certain and the rest is sampled; factors 1/probability",
+    "draws": "independent draws with replacement, as published; factors count/(draws·probability)",
+    "top": "the largest sensitivities; factors 1, biased, and no guarantee",
+}
+"""What each way does."""
+
+_MOST = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What was kept of the items [G, n].
+
+    Attributes:
+        factors: [G, n], 0 where an item was not kept.
+        probabilities: [G, n]: of being kept ("fixed"), or of a single draw ("draws"); 1 or 0 for "top".
+        draws: [G] draws made, or items kept.
+    """
+
+    factors: Tensor
+    probabilities: Tensor
+    draws: Tensor
+
+
+def sample(s: Tensor, sizes: Tensor, how: How, rng: np.random.Generator) -> Sample:
+    """Keep items of sensitivities s [G, n] ≥ 0; those of sensitivity 0 are never kept.
+
+    Args:
+        s: Sensitivities; only their ratios within a group matter.
+        sizes: [G] whole numbers: items to keep; for "draws", draws.
+        how: See ``SAMPLINGS``.
+        rng: Where randomness comes from.
+
+    Raises:
+        InvalidInput: An unknown way.
+    """
+    if how not in SAMPLINGS:
+        raise InvalidInput(f"sampling: expected one of {', '.join(SAMPLINGS)}, found {how!r}")
+    flat = s.detach().to("cpu", torch.float64)
+    sizes = sizes.to("cpu", torch.int64)
+    if how == "draws":
+        return _moved(_drawn(flat, sizes, rng), s)
+    if how == "top":
+        return _moved(_largest(flat, sizes), s)
+    probabilities = inclusion(flat, sizes)
+    chosen = _systematic(probabilities, rng)
+    factors = torch.where(chosen, 1 / probabilities.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    return _moved(Sample(factors, probabilities, chosen.sum(1)), s)
+
+
+def inclusion(s: Tensor, sizes: Tensor) -> Tensor:
+    """π [G, n] = min(1, c·s) with Σπ = size in each group, or 1 for every s > 0 where there are no more than that."""
+    ordered, order = s.sort(dim=1, descending=True)
+    n = s.shape[1]
+    tails = ordered.flip(1).cumsum(1).flip(1)  # Σ of this and all smaller ones
+    certain = torch.arange(n)  # so many of the largest have probability 1
+    c = (sizes[:, None] - certain) / tails.clamp(min=torch.finfo(s.dtype).tiny)
+    enough = (c * ordered <= 1) | (ordered == 0)
+    first = torch.where(enough.any(1), enough.to(torch.int8).argmax(1), n)  # the least number that is enough
+    scale = torch.gather(c, 1, first.clamp(max=n - 1)[:, None])
+    pi = torch.where(certain < first[:, None], 1.0, (scale * ordered).clamp(min=0, max=1))
+    pi = torch.where(sizes[:, None] >= (ordered > 0).sum(1, keepdim=True), 1.0, pi)  # not up to rounding
+    pi = torch.where(ordered > 0, pi, 0.0)
+    return torch.empty_like(pi).scatter_(1, order, pi)
+
+
+def expected_distinct(q: Tensor, draws: Tensor) -> Tensor:
+    """Expected number of distinct items [G] in so many draws [G] with probabilities q [G, n]: Σ 1 − (1 − q)^N."""
+    return -torch.expm1(draws[:, None] * torch.log1p(-q.clamp(max=1 - 1e-16))).sum(1)
+
+
+def whole_draws(m: Tensor) -> Tensor:
+    """⌈m⌉ [G], but no more than 2^40 each."""
+    return m.ceil().clamp(max=_MOST).to("cpu", torch.int64)
+
+
+def draws_for(s: Tensor, distinct: Tensor, most: int = _MOST) -> Tensor:
+    """The fewest draws [G] after which at least so many distinct items [G] are expected; ``most`` if none suffice."""
+    q = _normalised(s.detach().to("cpu", torch.float64))
+    low, high = torch.zeros(len(s), dtype=torch.int64), torch.full((len(s),), most, dtype=torch.int64)
+    wanted = distinct.to("cpu", torch.float64) - 1e-9
+    while bool((high - low > 1).any()):
+        middle = (low + high) // 2
+        enough = expected_distinct(q, middle.to(torch.float64)) >= wanted
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return torch.where(wanted > 0, high, 0)
+
+
+def _moved(found: Sample, like: Tensor) -> Sample:
+    return Sample(found.factors.to(like.device), found.probabilities.to(like.device), found.draws.to(like.device))
+
+
+def _normalised(s: Tensor) -> Tensor:
+    return s / s.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
+
+
+def _drawn(s: Tensor, sizes: Tensor, rng: np.random.Generator) -> Sample:
+    q = _normalised(s)
+    # numpy wants sums of at most 1 in its own arithmetic; what rounding leaves over goes to the last entry, a dummy.
+    padded = np.concatenate([q.numpy() * (1 - 1e-15), np.zeros((len(q), 1))], axis=1)
+    padded[:, -1] = np.maximum(0, 1 - padded[:, :-1].sum(1))
+    empty = (q.sum(1) == 0).numpy()
+    counts = torch.from_numpy(rng.multinomial(np.where(empty, 0, sizes.numpy()), padded)[:, :-1]).to(torch.float64)
+    draws = torch.where(torch.from_numpy(empty), 0, sizes)
+    expected = draws[:, None] * q
+    return Sample(torch.where(counts > 0, counts / expected, 0.0), q, draws)
+
+
+def _largest(s: Tensor, sizes: Tensor) -> Sample:
+    ranks = s.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    kept = ((ranks < sizes[:, None]) & (s > 0)).to(s.dtype)
+    return Sample(kept, kept, kept.sum(1).to(torch.int64))
+
+
+def _systematic(pi: Tensor, rng: np.random.Generator) -> Tensor:
+    """Each item with its probability, exactly Σπ (a whole number) of them: systematic sampling in a random order."""
+    open_ = torch.where(pi < 1, pi, 0.0)
+    order = torch.from_numpy(rng.random(tuple(pi.shape))).argsort(dim=1)
+    steps = open_.gather(1, order).cumsum(1)
+    whole = steps[:, -1:].round()
+    steps = steps * (whole / steps[:, -1:].clamp(min=0.5))  # without the rounding of the sum
+    passed = (steps + torch.from_numpy(rng.random((len(pi), 1)))).floor().clamp(max=whole)
+    before = torch.cat([torch.zeros_like(whole), passed[:, :-1]], dim=1)
+    chosen = torch.zeros_like(pi, dtype=torch.bool).scatter_(1, order, passed > before)
+    return (chosen & (pi > 0)) | (pi == 1)
+
+
+class Candidates(Protocol):
+    """What splitting a budget needs to know of a layer's items: ``Sensitivities``."""
+
+    @property
+    def values(self) -> Tensor: ...
+    @property
+    def shares(self) -> Tensor | None: ...
+    @property
+    def candidates(self) -> Tensor: ...
+
+
+Allowed = Callable[[Sequence[Tensor]], bool]
+"""Whether a budget allows sizes [G] of each layer."""
+
+
+def proportional(layers: Sequence[Candidates], allowed: Allowed) -> list[Tensor]:
+    """Sizes min(candidates, λ·shares), rounded, with the largest λ that is allowed; at least one in each layer."""
+    shares = [_shares(scores) for scores in layers]
+
+    def sizes(scale: float) -> list[Tensor]:
+        return [rounded(torch.minimum(scale * a, s.candidates.to(a))) for a, s in zip(shares, layers, strict=True)]
+
+    scale = largest_scale(lambda scale: allowed(sizes(scale)))
+    found = sizes(scale)
+    for number, more in enumerate(sizes(scale * (1 + 1e-9))):  # layers that would all grow here grow one by one
+        larger = [*found[:number], more, *found[number + 1 :]]
+        found = larger if allowed(larger) else found
+    return found
+
+
+def largest_of_all(layers: Sequence[Candidates], allowed: Allowed) -> list[Tensor]:
+    """How many of each group are among the k largest of all, for the most k that is allowed."""
+    groups = [len(scores.values) for scores in layers]
+    s = torch.cat([scores.values.detach().cpu().flatten() for scores in layers])
+    lengths = [scores.values.shape[1] for scores in layers for _ in range(len(scores.values))]
+    owners = torch.arange(sum(groups)).repeat_interleave(torch.tensor(lengths))
+    owners = owners[s.argsort(descending=True, stable=True)[: int((s > 0).sum())]]
+
+    def sizes(scale: float) -> list[Tensor]:
+        return list(torch.split(torch.bincount(owners[: int(scale)], minlength=sum(groups)), groups))
+
+    return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
+
+
+def largest_scale(fits: Callable[[float], bool]) -> float:
+    """The largest scale that fits, to 12 digits, where smaller ones than a fitting one fit too; 0 if none does."""
+    high = 1.0
+    while fits(high) and high < 1e18:
+        high *= 2
+    low = 0.0
+    while high - low > 1e-12 * high and high > 1e-300:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _shares(scores: Candidates) -> Tensor:
+    shares = scores.candidates if scores.shares is None else scores.shares
+    return shares.detach().to("cpu", torch.float64)
+
+
+def rounded(sizes: Tensor) -> Tensor:
+    """Whole numbers with the rounded sum, at least 1: the largest fractions are rounded up."""
+    whole = sizes.floor()
+    extra = max(int(sizes.sum().round()), 1) - int(whole.sum())
+    whole[(sizes - whole).argsort(descending=True, stable=True)[:extra]] += 1
+    return whole.to(torch.int64)

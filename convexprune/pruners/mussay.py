@@ -1,0 +1,102 @@
+"""Neurons by how large they can get times how much the next layer makes of them, without data.
+
+Source: B. Mussay, M. Osadchy, V. Braverman, S. Zhou and D. Feldman, Data-independent neural pruning via coresets, ICLR
+2020; B. Mussay, D. Feldman, S. Zhou, V. Braverman and M. Osadchy, Data-independent structured pruning of neural
+networks via coresets, 2020. The sensitivities are those of the authors' code; of the papers only the abstracts could
+be read, so that the draws that a guarantee asks for are derived here.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from convexprune.pruners.activations import largest, monotone, needs_reach
+from convexprune.pruners.pruner import register_pruner
+from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, hoeffding, neurons_of
+from convexprune.report.report import Assumption
+from convexprune.pruners.draws import How
+from convexprune.solvers.arrays import checked_positive
+from convexprune.solvers.errors import InvalidInput
+
+
+@register_pruner("mussay")
+@dataclass(frozen=True)
+class Mussay(Sampling):
+    """Data-independent coreset of neurons: s_i = max_j |W_ji|·φ(β‖p_i‖), p_i = (w_i, b_i) (Mussay et al. 2020).
+
+    Where a neuron goes on to an output by several weights (a kernel's), |W_ji| is the sum of theirs.
+
+    For every input x with √(‖x‖² + 1) ≤ β each output keeps within ε·t of its value, t = Σs, with probability 1 − δ.
+
+    Args:
+        beta: β; None: 1 where it cancels (ReLU), else the largest over the calibration data.
+        sampling: See ``SAMPLINGS``.
+    """
+
+    beta: float | None = None
+    items: ClassVar[Items] = "neurons"
+    sampling: How = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.beta is not None:
+            checked_positive("beta", self.beta)
+
+    def sensitivities(self, layer: View) -> Sensitivities:
+        """Sensitivities of a layer's neurons.
+
+        Raises:
+            InvalidInput: β is needed and not known, or nothing is known of the activation.
+        """
+        layer = neurons_of(layer, "mussay")
+        beta = reach_of(layer, self.beta)
+        loads = layer.loads.to(torch.float64)
+        s = loads.amax(1) * sizes_of(layer, beta)
+        total, queries = float(s.sum()), layer.outputs
+        bounded = self.beta is not None or needs_reach(layer.activation)
+        error = "eps·t" if bounded else "eps·t·√(‖x‖² + 1)"
+        return Sensitivities(
+            s[None],
+            partial(hoeffding, queries=queries),
+            f"each of {queries} outputs within {error}, t = {total:.4g}, for every one input x, "
+            "with probability 1 − delta",
+            lambda _: (
+                Assumption("the activation is ≥ 0 and non-decreasing", monotone(layer.activation)),
+                *within_reach(layer, self.beta),
+            ),
+            terms={"t": total, "beta": beta},
+        )
+
+
+def reach_of(layer: NeuronView, beta: float | None) -> float:
+    """β as given, 1 where it cancels, or as measured.
+
+    Raises:
+        InvalidInput: Nothing is known of the activation, or β is needed, and there are no data.
+    """
+    try:
+        largest(layer.activation, torch.zeros(()))
+    except InvalidInput as error:
+        raise InvalidInput(f"layer {layer.name!r}: {error}") from error
+    if beta is not None:
+        return float(beta)
+    if not needs_reach(layer.activation):
+        return 1.0
+    if layer.reach is None:
+        raise InvalidInput(f"layer {layer.name!r}: {layer.activation} needs a bound on its inputs: give beta, or data")
+    return layer.reach
+
+
+def within_reach(layer: NeuronView, beta: float | None) -> tuple[Assumption, ...]:
+    """That inputs are no larger than β, where that matters: checked if β was given and there are data."""
+    if beta is None and not needs_reach(layer.activation):
+        return ()
+    inside = None if layer.reach is None else layer.reach <= reach_of(layer, beta)
+    return (Assumption(f"√(‖x‖² + 1) ≤ β = {reach_of(layer, beta):.4g} for the inputs x of the layer", inside),)
+
+
+def sizes_of(layer: NeuronView, beta: float) -> Tensor:
+    """How large each neuron [n] can get: |φ(p_iᵀ(x, 1))| ≤ φ(β‖p_i‖)."""
+    return largest(layer.activation, beta * torch.linalg.vector_norm(layer.incoming, dim=1, dtype=torch.float64))

@@ -1,0 +1,235 @@
+"""An error allowed of the network's outputs, shared among its layers: by the bound on it, or by what is measured."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from convexprune.network.ties import layer_uses
+from convexprune.pruners.allocation import allocate_eps
+from convexprune.pruners.measuring import curve, fewest_weights, paths
+from convexprune.pruners.tolerance import Within
+from convexprune.runs.answer import Answer, Goal
+from convexprune.runs.outcome import bound_of, check_known, network_errors, radii_of
+from convexprune.runs.run import Run
+from convexprune.solvers.errors import Infeasible
+from convexprune.targets import NetworkEps
+
+_log = logging.getLogger(__name__)
+_ROOM = 1 - 2e-4  # of the total: violations within the tolerance, and rounding to the model's dtype
+_HALVINGS = 16
+_LEAST_EPS = 1e-3  # an eps below which tolerances count for more than it: the layer is left as trained
+_TOO_LITTLE = (
+    f"left as trained: its share of the network's error is an eps below {_LEAST_EPS:g} by the bound; "
+    "guarantee='measured' allows for more"
+)
+_NOTHING_FITS = "left as trained: an error of {:g} of the network's outputs asks for smaller eps of its layers{}"
+_TOO_SMALL = f"left as trained: its eps is below {_LEAST_EPS:g}"
+_NEAR = 0.95  # of the total: a trial whose error is this large ends the search
+_AIM = 0.98
+_TRIALS = 12
+_CLOSE = 1.02  # a ratio of levels: below it the search ends
+
+
+# By the bound
+
+
+def by_bound(run: Run, target: NetworkEps) -> None:
+    """‖f̂(x) − f(x)‖_F ≤ eps·‖f(x)‖_F on the calibration data, by the bound Σ c_l r_l.
+
+    Parallel: c_l depends on the pruned weights behind layer l alone, so layers are solved from the last to the first,
+    each with its share of the total divided by the c_l that is then known. Cascade: only layers behind which no other
+    is pruned count, and the others' eps are halved until the trained weights leave these enough room.
+
+    Raises:
+        InvalidInput: No bound is known for the network. Infeasible: It cannot be met.
+    """
+    found = bound_of(run)
+    check_known(found)
+    total = target.value * run.plan.size * _ROOM
+    sizes = run.sizes()
+    prices = {name: found.coefficients[name] * sizes[name] for name in run.layers}
+    if target.objective == "l1":
+        relative = dict.fromkeys(run.layers, min(1.0, total / (math.fsum(prices.values()) or math.inf)))
+    else:
+        measured = paths(run, run.layers)
+        if measured is None:  # stopped while measuring
+            return
+        curves = {name: curve(run, name, answers) for name, answers in measured.items()}
+        relative = dict(allocate_eps(curves, prices, total).values)
+    if run.cascade:
+        _cascaded(run, sizes, relative, total)
+        return
+    shares = {name: found.coefficients[name] * relative[name] * sizes[name] for name in run.layers}
+    _backwards(run, shares, sizes, total, dict(found.norms))
+
+
+def _backwards(
+    run: Run, shares: Mapping[str, float], sizes: Mapping[str, float], total: float, norms: dict[str, float]
+) -> None:
+    waiting = dict(shares)
+    for number, name in enumerate(reversed(list(run.layers))):
+        run.progress(name, number, len(run.layers))
+        found = bound_of(run, norms)
+        radii = {done: radius for done, radius in radii_of(run).items() if done in run.written}
+        left = total - math.fsum(found.coefficients[done] * radius for done, radius in radii.items())
+        price = found.coefficients[name] * sizes[name]
+        part = left * waiting[name] / (math.fsum(waiting.values()) or 1.0)
+        del waiting[name]
+        eps = min(1.0, part / price) if price > 0 else 1.0
+        if eps < _LEAST_EPS:
+            run.left[name] = _TOO_LITTLE
+            continue
+        goal = Within(eps)
+        answers = run.answer(name, goal)
+        if answers is None:
+            break
+        run.write_(name, answers, goal)
+        changed = layer_uses(run.model, name)
+        norms = {known: value for known, value in found.norms.items() if known not in changed}
+
+
+def _cascaded(run: Run, sizes: Mapping[str, float], relative: Mapping[str, float], total: float) -> None:
+    for halvings in range(_HALVINGS):
+        eps = _cascade_eps(run, sizes, {name: value / 2**halvings for name, value in relative.items()}, total)
+        run.left = {name: _TOO_LITTLE for name in run.layers if name not in eps}
+        run.prune({name: Within(value) for name, value in eps.items()})
+        if bound_of(run, pruned=run.written).at(radii_of(run)) <= total / _ROOM:
+            return
+        run.restore_()
+        if run.stopped:  # what was reached allows for layers behind it that were not
+            return
+    raise Infeasible(
+        f"network-eps: after {_HALVINGS} halvings of the eps of earlier layers the bound is still above what was "
+        "allowed; give a larger one, or mode='parallel'"
+    )
+
+
+def _cascade_eps(run: Run, sizes: Mapping[str, float], relative: Mapping[str, float], total: float) -> dict[str, float]:
+    """Each layer's eps: those that count share the total, and no layer's is too small for it to be pruned at all."""
+    eps, norms = dict(relative), dict[str, float]()
+    while eps:
+        found = bound_of(run, norms, pruned=eps)
+        norms = dict(found.norms)
+        shares = {name: c * relative[name] * sizes[name] for name in eps if (c := found.coefficients[name]) > 0}
+        scale = total / (math.fsum(shares.values()) or math.inf)
+        eps = {name: min(1.0, relative[name] * scale) if name in shares else relative[name] for name in eps}
+        if min(eps.values()) >= _LEAST_EPS:
+            break
+        eps = {name: value for name, value in eps.items() if value >= _LEAST_EPS}
+    return eps
+
+
+# By what is measured
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """All layers pruned at one level."""
+
+    goals: Mapping[str, Goal]
+    written: Mapping[str, tuple[Answer, ...]]
+    left: Mapping[str, str]
+    error: float
+
+    @property
+    def nonzeros(self) -> int:
+        """Beside those of the trained network."""
+        return sum(answer.nonzeros - answer.before for answers in self.written.values() for answer in answers)
+
+
+def by_measured_errors(run: Run, target: NetworkEps) -> None:
+    """‖f̂(x) − f(x)‖_F ≤ eps·‖f(x)‖_F as measured, on the calibration data and on what is held out.
+
+    The layers' eps follow from one level: they are the level ("l1"), or those of the fewest weights on the measured
+    paths that lose as much correlation in all as eps equal to the level would ("nonzeros"). The error grows with the
+    level, so the level is searched for: each trial prunes all layers, and that with the fewest weights whose measured
+    error is within the total stays. Without one all layers stay as trained, with the reason. Nothing that was not
+    measured is ever kept.
+    """
+    levels = _levels(run, target)
+    if levels is None:  # stopped while measuring
+        return
+    search = _Search(target.value, min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers)))))
+    best: _Trial | None = None
+    while (level := search.next()) is not None:
+        trial = _tried(run, levels(level))
+        if trial is None:
+            break
+        _log.info("layers' eps of level %g: the network's error is %g", level, trial.error)
+        search.learn(level, trial.error)
+        if trial.error <= target.value and (best is None or trial.nonzeros <= best.nonzeros):
+            best = trial
+    if best is None:
+        least = "" if search.high is None else f" than {search.high[0]:g}, which moves them by {search.high[1]:.3g}"
+        run.left |= {} if run.stopped else dict.fromkeys(run.layers, _NOTHING_FITS.format(target.value, least))
+        return
+    for name, answers in best.written.items():
+        run.write_(name, answers, best.goals[name])
+    run.left |= best.left
+
+
+def _levels(run: Run, target: NetworkEps) -> Callable[[float], Mapping[str, float]] | None:
+    """Each layer's eps at a level."""
+    if target.objective == "l1":
+        return lambda level: dict.fromkeys(run.layers, level)
+    return fewest_weights(run)
+
+
+def _tried(run: Run, eps: Mapping[str, float]) -> _Trial | None:
+    """The model is as trained again afterwards; None where the run was stopped."""
+    left = {name: _TOO_SMALL for name, value in eps.items() if value < _LEAST_EPS}
+    goals = run.prune({name: Within(value) for name, value in eps.items() if name not in left})
+    errors = [math.inf if math.isnan(error) else error for error in network_errors(run) if error is not None]
+    trial = _Trial(goals, dict(run.written), left, max(errors))
+    run.restore_()
+    return None if run.stopped else trial
+
+
+@dataclass
+class _Search:
+    """The largest level whose error is within the total, by the power law through what was tried.
+
+    Attributes:
+        low, high: (level, error) within the total and above it.
+    """
+
+    total: float
+    first: float
+    low: tuple[float, float] | None = None
+    high: tuple[float, float] | None = None
+    trials: int = 0
+    _tried: set[float] = field(default_factory=set)
+
+    def learn(self, level: float, error: float) -> None:
+        """Narrow the range."""
+        self.trials += 1
+        self._tried.add(level)
+        if error <= self.total:
+            self.low = max(self.low or (level, error), (level, error))
+        else:
+            self.high = min(self.high or (level, error), (level, error))
+
+    def next(self) -> float | None:
+        """The level to try; None at the end. Three digits, so that another machine's rounding leads to the same."""
+        level = float(f"{min(1.0, max(_LEAST_EPS, self._best_guess())):.3g}")
+        return None if self._ended() or level in self._tried else level
+
+    def _ended(self) -> bool:
+        if self.trials >= _TRIALS:
+            return True
+        if self.low is None:
+            return False
+        near = self.low[1] >= _NEAR * self.total or self.low[0] >= 1.0
+        return near or (self.high is not None and self.high[0] <= _CLOSE * self.low[0])
+
+    def _best_guess(self) -> float:
+        if self.low is None and self.high is None:
+            return self.first
+        if self.low is None or self.high is None:  # about linear at first; where it is not, by longer and longer steps
+            level, error = self.low or self.high or (self.first, self.total)
+            step = (_AIM * self.total / error) ** (2 ** (self.trials - 1)) if error > 0 else math.inf
+            return level * min(8.0, max(1 / 8, step))
+        (a, e), (b, f) = self.low, self.high
+        part = math.log(_AIM * self.total / e) / math.log(f / e) if e > 0 and f > e else 0.5
+        return float(a * (b / a) ** min(0.9, max(0.1, part)))

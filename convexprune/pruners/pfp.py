@@ -1,0 +1,124 @@
+"""Neurons and filters by how much of any next output they make up on a sample of inputs.
+
+Source: L. Liebenwein, C. Baykal, H. Lang, D. Feldman and D. Rus, Provable filter pruning for efficient neural networks,
+ICLR 2020, as the authors' code (torchprune) has it. A filter is scored as an input channel of the layers that take it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from convexprune.pruners.draws import Allowed, largest_scale, rounded
+from convexprune.pruners.pruner import register_pruner
+from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, neurons_of
+from convexprune.targets import Guarantee
+from convexprune.report.report import Assumption
+from convexprune.pruners.draws import How, expected_distinct, whole_draws
+from convexprune.pruners.sensitivities import (
+    Share,
+    coefficients,
+    enough_samples,
+    inputs_of,
+    neuron_sensitivities,
+    samples_needed,
+)
+from convexprune.solvers.errors import InvalidInput
+
+
+@register_pruner("pfp")
+@dataclass(frozen=True)
+class PFP(Sampling):
+    """Coreset of neurons (Liebenwein et al. 2020): s_j is the largest share w_ij a_j/Σ_k w_ik a_k that neuron j has.
+
+    The largest over inputs of the sample, positions, next outputs i and signs of weights; of inputs of both signs each
+    is taken apart. A budget gives every layer the draws of one common ε, as many distinct neurons as these can be
+    expected to find.
+
+    Args:
+        share: A neuron that goes on to an output by several weights (a kernel's positions, or a flattened map's) has
+            the share of their sum, which a bound on the error needs, or of the largest of them ("largest", as in the
+            authors' code).
+        sampling: See ``SAMPLINGS``. "fixed" does without leftovers what the authors' partly random variant is for:
+            neurons that are all but sure to be drawn are kept for certain, and the others sampled without bias. "top"
+            is what they ran in their experiments.
+        delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
+            checked for.
+
+    Raises:
+        InvalidInput: An unknown kind of share.
+        InvalidTolerance: delta is no probability between 0 and 1.
+    """
+
+    share: Share = "sum"
+    delta: float = 1e-16
+    items: ClassVar[Items] = "neurons"
+    needs_data: ClassVar[bool] = True
+    sampling: How = "fixed"
+
+    def __post_init__(self) -> None:
+        Guarantee(1.0, self.delta).checked()  # looks at delta
+        if self.share not in ("largest", "sum"):
+            raise InvalidInput(f"share: expected 'largest' or 'sum', found {self.share!r}")
+
+    def sensitivities(self, layer: View) -> Sensitivities:
+        """Sensitivities of a layer's neurons.
+
+        Raises:
+            InvalidInput: Single weights, or no inputs.
+        """
+        layer = neurons_of(layer, "pfp")
+        n, products = len(layer.incoming), layer.products
+        inputs = [inputs_of(product, layer.name) for product in products]
+        found = [neuron_sensitivities(p.weights, X, n, self.share) for p, X in zip(products, inputs, strict=True)]
+        s = torch.stack(found).amax(0)
+        coefficient = partial(
+            coefficients,
+            s.sum()[None],
+            max(product.positions for product in products),
+            max(len(product.weights) // n for product in products),
+        )
+        samples = min(len(X) // product.positions for X, product in zip(inputs, products, strict=True))
+        single = all(len(product.weights) == n for product in products)
+
+        def assumptions(guarantee: Guarantee | None) -> tuple[Assumption, ...]:
+            delta = (guarantee or self).delta
+            return (
+                enough_samples(samples, samples_needed(layer.outputs, delta), delta),
+                Assumption("a neuron's share is that of all its weights", single or self.share == "sum"),
+            )
+
+        return Sensitivities(
+            s[None],
+            partial(_draws, coefficient),
+            "the positive and the negative part of any one next output within (1 ± eps), for an input that is drawn as "
+            "the sample was, with probability 1 − delta",
+            assumptions,
+            shares=coefficient(self.delta),
+            terms={"S": float(s.sum())},
+        )
+
+    def allocate(self, layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
+        """The neurons that draws in proportion to S̃ = 6·S·log(8(P + 1)κ/δ) find, as many as are allowed."""
+        parts = [_shares(scores) for scores in layers]
+
+        def sizes(scale: float) -> list[Tensor]:
+            return [rounded(expected_distinct(q, scale * draws)) for q, draws in parts]
+
+        return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
+
+
+def _shares(scores: Sensitivities) -> tuple[Tensor, Tensor]:
+    """The probabilities q [1, n] of a draw, and S̃ [1]."""
+    assert scores.shares is not None  # noqa: S101 - they are this method's own
+    s, shares = (value.detach().to("cpu", torch.float64) for value in (scores.values, scores.shares))
+    return s / s.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny), shares
+
+
+def _draws(coefficient: partial[Tensor], guarantee: Guarantee) -> Tensor:
+    """m [1] = ⌈3(6 + 2ε)·S̃/ε²⌉."""
+    eps, tilde = guarantee.eps, coefficient(guarantee.delta)
+    return whole_draws(3 * (6 + 2 * eps) * tilde / eps**2)

@@ -1,0 +1,111 @@
+"""What a pruner is, and pruners by name: ours, a researcher's own, and those of installed packages.
+
+There are three kinds, each with a base class: those that solve a program for each layer (``Solving``), those that score
+weights or neurons and keep the largest scores (``Scoring``), and those that sample weights or neurons by their
+sensitivities (``Sampling``). All else is the house's: which layers there are, their matrices, targets, journal, workers,
+rows and the report.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from convexprune.options import Options, plain
+from convexprune.runs.run import Run
+from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.methods.registry import Registry, SolverInfo
+from convexprune.targets import Eps, Guarantee, NetworkEps, Neurons, Target
+
+P = TypeVar("P", bound="type[Pruner]")
+
+
+class Pruner:
+    """Base of the pruners, frozen dataclasses whose fields are their options.
+
+    Attributes:
+        targets: The kinds of target that it can reach.
+        needs_data: Whether it has nothing to say without calibration data.
+        needs_samples: Whether it needs inputs sample by sample, rather than their products XᵀX.
+        proves: Whether what its layers' errors mean for the network's outputs is reported as a bound.
+        fit: The name of the fit of layers for which none is chosen; None: by what follows them.
+        norms: "leave" if a BatchNorm behind a layer is never part of its matrix; None: as the options say.
+        residual: Whether layers whose outputs are added to each other can lose neurons together.
+        whole_network: Whether it looks at all layers, whichever of them are pruned.
+    """
+
+    targets: ClassVar[tuple[type[Target], ...]] = ()
+    needs_data: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = False
+    proves: ClassVar[bool] = False
+    fit: ClassVar[str | None] = None
+    norms: ClassVar[str | None] = None
+    residual: ClassVar[bool] = True
+    whole_network: ClassVar[bool] = False
+
+    def by_neurons(self, target: Target) -> bool:
+        """Whether the target is about whole neurons, which links between layers say how to remove."""
+        return isinstance(target, Neurons)
+
+    def default_mode(self, target: Target, options: Options) -> str | None:  # noqa: ARG002 - for subclasses
+        """The mode where none was chosen; None: what suits the target."""
+        return None
+
+    def generalisation(self, run: Run, before: Tensor, after: Tensor, labels: Tensor) -> object:
+        """What can be said of errors on new data, from the outputs [n, classes] before and after, and labels [n].
+
+        Raises:
+            InvalidInput: Nothing is known.
+        """
+        raise InvalidInput("labels: only 'corenet' has a generalisation bound; leave them out")
+
+    def refuses(self, target: Target, options: Options) -> str | None:
+        """Why it cannot reach the target with these options; None if it can."""
+        if isinstance(target, self.targets):
+            return None
+        kinds = ", ".join(kind.kind for kind in self.targets)
+        return f"it cannot reach a target {target.kind!r}; it takes {kinds}"
+
+    def prune(self, run: Run, target: Target) -> None:
+        """Choose, solve and write: the run's layers are pruned when this returns, unless it was stopped."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, object]:
+        """Its options as plain data."""
+        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        return {field.name: plain(getattr(self, field.name)) for field in fields}
+
+
+PRUNERS: Registry[Pruner] = Registry("convexprune.pruners", "method", Pruner)
+"""Pruners by name."""
+
+
+def register_pruner(name: str, *, replace: bool = False) -> Callable[[P], P]:
+    """Class decorator: make a pruner known under ``name``.
+
+    Raises:
+        InvalidInput: The name is taken by another pruner.
+    """
+    return PRUNERS.register(name, replace=replace)
+
+
+def available_pruners() -> Mapping[str, SolverInfo]:
+    """Every pruner by name: what it is, its options, and what is missing."""
+    return PRUNERS.available()
+
+
+def make_pruner(
+    method: str | Pruner | None, target: Target, options: Mapping[str, object] | None = None
+) -> tuple[str, Pruner]:
+    """The name and the instance that a name, or an instance, and options mean; None: what suits the target.
+
+    Raises:
+        UnknownSolver: No pruner of that name. UnknownOption: It has no such option. InvalidInput: No pruner at all.
+    """
+    if method is None:
+        solving = isinstance(target, Eps | NetworkEps | Neurons)
+        method = "net-trim" if solving else "lowner" if isinstance(target, Guarantee) else "budget"
+    name, pruner = PRUNERS.make(method, dict(options or {}))
+    names = [known for known, kind in PRUNERS.factories.items() if kind is type(pruner)]
+    return (names[0] if names else name.lower()), pruner

@@ -1,0 +1,79 @@
+"""What a sparsity means for layers: how many weights each keeps, which pattern it takes, and which are left."""
+
+from collections.abc import Mapping
+
+from convexprune.errors import NothingToPrune
+from convexprune.network.patterns import is_named, looked_up
+from convexprune.options import Options
+from convexprune.runs.layer import Layer
+from convexprune.runs.plan import Plan
+from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import Sparsity, Target, pattern_of
+
+Wanted = float | int | tuple[int, int]
+"""The part to be zero, a whole number that stay, or a pattern (n, m)."""
+
+
+def value_of(target: Target, name: str) -> object:
+    """What the target says of a layer.
+
+    Raises:
+        InvalidInput: A table that says nothing of it.
+    """
+    if target.table is None:
+        return target.value
+    value = looked_up(target.table, name)
+    if value is None:
+        raise InvalidInput(f"{target.kind}: no pattern among {list(target.table)} matches {name}; add one, or '*'")
+    return value
+
+
+def wanted_of(target: Sparsity, name: str) -> Wanted:
+    """What is wanted of a layer's weights."""
+    value = value_of(target, name)
+    return pattern_of(value) or value  # type: ignore[return-value]
+
+
+def without_idle(plan: Plan, target: Sparsity, options: Options) -> Plan:
+    """The plan without layers of which nothing is wanted, and without those that cannot take their pattern.
+
+    Raises:
+        InvalidInput: A layer that cannot take its pattern, and was named rather than matched by "*" or another pattern.
+        NothingToPrune: Patterns are wanted, and no layer can take one, nor is anything wanted of another.
+    """
+    left = {}
+    for name, layer in plan.layers.items():
+        wanted = wanted_of(target, name)
+        if isinstance(wanted, tuple):
+            n, m = wanted
+            if wrong := [count for count in layer.fan_in if count % m]:
+                reason = f"{n}:{m} needs a multiple of {m} inputs, and it has {wrong[0]}"
+                if is_named(name, options.layers, target.table):
+                    raise InvalidInput(
+                        f"sparsity: {name!r} was named, and {reason}: leave it out with layers='!{name}', or give it a "
+                        f"number, sparsity={{{name!r}: 0.5, '*': '{n}:{m}'}}"
+                    )
+                left[name] = f"left as trained: {reason}"
+        elif wanted == 0:
+            left[name] = "left as trained: its sparsity is 0"
+    patterns = any(isinstance(wanted_of(target, name), tuple) for name in plan.layers)
+    if len(left) == len(plan.layers) and patterns:
+        raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in left.items())}")
+    return plan.without(left)
+
+
+def count_of(wanted: float | int, layer: Layer) -> int:
+    """How many weights of a layer stay; of each of its groups at least one does."""
+    count = wanted if isinstance(wanted, int) else round((1 - wanted) * layer.weights)
+    return max(layer.groups, min(count, layer.weights))
+
+
+def shared_counts(layers: Mapping[str, Layer], target: Sparsity) -> dict[tuple[str, ...], int]:
+    """How many weights the layers of one number keep together; of each group of a layer at least one."""
+    wanted = {name: wanted_of(target, name) for name in layers}
+    found = {}
+    for part in sorted({value for value in wanted.values() if not isinstance(value, tuple)}):
+        sharing = [layer for name, layer in layers.items() if wanted[name] == part]
+        count = part if isinstance(part, int) else round((1 - part) * sum(layer.weights for layer in sharing))
+        found[tuple(layer.name for layer in sharing)] = max(count, sum(layer.groups for layer in sharing))
+    return found

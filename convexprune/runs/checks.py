@@ -1,0 +1,331 @@
+"""What a plan says of its layers, put to the test on the model itself before anything is solved.
+
+A layer's program takes three things for granted: that the layer's outputs are its inputs times its weights, and nothing
+else reads these weights; that a BatchNorm which is part of the program scales and shifts each of the outputs by itself,
+and nothing else reads them; and that where errors count behind a ReLU, nothing but this ReLU reads what is before it.
+Each is tested by numbers, on a few samples of the calibration data, for all layers at once: the first by the product
+itself, all of them by interventions under which the model's outputs must not change (``network.interventions``).
+Weights are scaled, output by output, and the outputs scaled back where the plan says that they are; shifts are changed,
+and what the norm gives put back; what a ReLU makes 0 is replaced.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
+from convexprune.layers.support import supported
+from convexprune.runs.fits import FITS
+from convexprune.runs.layer import Layer, Versions, has_bias
+from convexprune.network.calibration import samples_of
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.interventions import Trial, generator, read_beyond_relu, rounding
+from convexprune.network.taps import Tap, attention_of, norm_tap, without_hooks
+from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.errors import ShapeMismatch
+
+Examples = Sequence[tuple[Any, Sequence[str]]]
+_Affine = tuple[Tensor, Tensor, int]
+"""What a norm multiplies by, what it gives at 0, and the axis along which these lie."""
+
+
+@dataclass(frozen=True)
+class CheckedPlan:
+    """The plan as far as it holds.
+
+    Attributes:
+        layers: Layers with what was found to follow them; what was planned otherwise is in their notes.
+        left: Layers that cannot be pruned, by name, with the reason.
+        mixing: How samples of a batch see each other; None if they do not.
+        forwards: How many were run.
+        samples: Of how many samples each at most.
+    """
+
+    layers: Mapping[str, Layer]
+    left: Mapping[str, str]
+    mixing: str | None
+    forwards: int
+    samples: int
+
+
+def checked_plan(
+    model: nn.Module,
+    layers: Mapping[str, Layer],
+    examples: Examples,
+    forward: Forward | None,
+    *,
+    without_norm: Callable[[Layer], Layer],
+    given: Callable[[str], bool],
+) -> CheckedPlan:
+    """The plan's layers, each put to the test on the first samples that reach it.
+
+    Args:
+        model: The network; left as found.
+        layers: What is planned, by name.
+        examples: Batches, each with the layers that it is for.
+        forward: As for ``prune_``.
+        without_norm: What is planned for a layer if the norm is no part of its program.
+        given: Whether a layer's fit is the caller's own choice, which is kept.
+    """
+    found, left = dict(layers), dict[str, str]()
+    mixing: str | None = None
+    forwards = samples = 0
+    with evaluating(model):
+        for batch, names in examples:
+            check = _Check({name: layers[name] for name in names if name in layers}, without_norm, given)
+            if check.layers:
+                trial = Trial(model, batch, forward, check.products())
+                check.run(trial)
+                mixing = mixing or trial.mixes_samples()
+                found |= check.layers
+                left |= check.left
+                forwards, samples = forwards + trial.forwards, max(samples, samples_of(batch))
+    kept = {name: layer for name, layer in found.items() if name not in left}
+    return CheckedPlan(kept, left, mixing, forwards, samples)
+
+
+@dataclass(eq=False)
+class _Check:
+    """Of the layers that one batch reaches."""
+
+    layers: dict[str, Layer]
+    without_norm: Callable[[Layer], Layer]
+    given: Callable[[str], bool]
+    left: dict[str, str] = field(default_factory=dict)
+    wrong: dict[str, str] = field(default_factory=dict)  # what was measured in a forward
+    axes: dict[str, int] = field(default_factory=dict)  # along which norms are taken to run
+
+    def run(self, trial: Trial) -> None:
+        """All tests but that of products, which the trial's first forward was."""
+        self.left |= self.wrong
+        self.layers = {name: layer for name, layer in self.layers.items() if name not in self.left}
+        for name, layer in self.layers.items():
+            if layer.norm is not None and (sizes := _misfit(layer, layer.norm)):
+                self._take_norm_out(name, sizes)
+        self.axes = dict.fromkeys(self.layers, 1)
+        fixed = trial.settle(list(self.layers), partial(self._rewritten, trivial=True))
+        open_to_tests = [name for name in self.layers if name not in fixed]
+        for name in fixed:
+            self._take_norm_out(name, _UNTESTED)
+            self._count_before_relu(name, _UNTESTED)
+        self._test_weights(trial, open_to_tests)
+        self._test_relus(trial, [name for name in open_to_tests if name not in self.left])
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Inside, each call of a layer is compared with its inputs times its weights."""
+
+        def see(layer: Layer, tap: Tap, _module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
+            moved = _off_product(layer, tap, args, kwargs, returned)
+            if moved is not None:
+                self.wrong.setdefault(layer.name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
+
+        with ExitStack() as stack:
+            for layer in self.layers.values():
+                for tap in layer.taps:
+                    hook = partial(see, layer, tap)
+                    stack.enter_context(tap.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
+            yield
+
+    def _test_weights(self, trial: Trial, names: Sequence[str]) -> None:
+        """Nothing but the layers' outputs shows their weights, and norms run output by output."""
+        waiting = list(names)
+        while waiting:
+            self.wrong.clear()
+            shown = trial.revealing(waiting, partial(self._rewritten, trivial=False))
+            failing = [name for name in waiting if name in shown or name in self.wrong]
+            for name in failing:
+                if self.layers[name].norm is None:
+                    self.left[name] = _READ
+                elif self.axes[name] == 1:
+                    self.axes[name] = -1  # a norm that moves this axis itself
+                else:
+                    self._take_norm_out(name, self.wrong.get(name, _READ_BESIDE))
+            waiting = [name for name in failing if name not in self.left]
+
+    def _test_relus(self, trial: Trial, names: Sequence[str]) -> None:
+        """Where errors count behind a ReLU, nothing else is read."""
+        layers = {name: self.layers[name] for name in names if self.layers[name].fit.relu}
+        places = {name: (norm_tap(layer.norm),) if layer.norm else layer.taps for name, layer in layers.items()}
+        unseen = [name for name, taps in places.items() if not all(tap.plain or tap.first for tap in taps)]
+        for name in unseen:
+            self._count_before_relu(name, _UNSEEN)
+        for name in read_beyond_relu(trial, {name: taps for name, taps in places.items() if name not in unseen}):
+            self._count_before_relu(name, _NOT_ALONE)
+
+    def _take_norm_out(self, name: str, why: str) -> None:
+        layer = self.layers[name]
+        if layer.norm is not None:
+            self.layers[name] = _noted(self.without_norm(layer), f"{layer.norm_name} is no part of its program: {why}")
+
+    def _count_before_relu(self, name: str, why: str) -> None:
+        layer = self.layers[name]
+        if not layer.fit.relu:
+            return
+        if self.given(name):
+            self.layers[name] = _noted(
+                layer, f"the fit {layer.fit.name!r} was chosen, which counts errors behind a ReLU: {why}"
+            )
+        else:
+            self.layers[name] = _noted(
+                replace(layer, fit=FITS["ball"]), f"errors count on its own outputs, before any ReLU: {why}"
+            )
+
+    @contextmanager
+    def _rewritten(self, names: Sequence[str], trivial: bool) -> Iterator[None]:
+        """Inside, outputs are scaled by the weights and scaled back later; norms' shifts are others and put back.
+
+        Factors are powers of two or their negatives, so that what is scaled back is the same bit by bit.
+        """
+        layers = {name: self.layers[name] for name in names}
+        versions = Versions(layers)
+        try:
+            with ExitStack() as stack:
+                for layer in layers.values():
+                    if layer.norm is not None or all(tap.plain or tap.first for tap in layer.taps):
+                        self._rewrite(layer, stack, trivial)
+                yield
+        finally:
+            versions.restore_()
+
+    def _rewrite(self, layer: Layer, stack: ExitStack, trivial: bool) -> None:
+        trained, folds, draws = weight_matrices(layer.module), layer.folds, generator(layer.name)
+        widths = [W.shape[1] for W in trained]
+        factors = torch.ones(sum(widths)) if trivial else _factors(sum(widths), draws)
+        write_back_(layer.module, [W * t.to(W) for W, t in zip(trained, torch.split(factors, widths), strict=True)])
+        if layer.norm is None:
+            axis = supported(layer.module).axis
+            for tap in layer.taps:
+                hook = partial(_scaled_back, tap, factors, axis)
+                stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
+            return
+        shift, axis = layer.norm.get_parameter("bias"), self.axes[layer.name]
+        before = shift.detach().clone()
+        if not trivial:
+            steps = (0.5 + torch.rand(len(shift), generator=draws)) * (
+                1 + float(before.double().square().mean().sqrt())
+            )
+            with torch.no_grad():
+                shift.copy_(before + steps.to(before))
+        biases = [W[-1] if has_bias(layer.module) else torch.zeros_like(W[0]) for W in trained]
+        rows = [
+            torch.stack([-b, beta]).double()
+            for b, beta in zip(biases, torch.split(shift.detach(), widths), strict=True)
+        ]
+        at_0 = torch.cat([fold.apply(pair).sum(0) for fold, pair in zip(folds, rows, strict=True)])
+        scale = torch.cat([fold.apply(torch.ones_like(pair))[0] for fold, pair in zip(folds, rows, strict=True)])
+        stack.enter_context(layer.norm.register_forward_pre_hook(partial(_to_norm, factors, axis)))
+        hook = partial(self._from_norm, layer.name, before, (scale, at_0, axis))
+        stack.enter_context(layer.norm.register_forward_hook(hook, prepend=True, with_kwargs=True))
+
+    def _from_norm(
+        self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Any, kwargs: Any, given: Tensor
+    ) -> Tensor:
+        if (off := _off_fold(*fold, args[0], given)) is not None:
+            self.wrong.setdefault(name, f"{_OTHER_NORM}{off}")
+        again: Tensor = without_hooks(norm, {"bias": shift}, args, kwargs)
+        return again
+
+
+_OTHER = "the module computes something else"
+_READ = (
+    "the model's outputs show its weights in another way than through the layer's own outputs, so that something else "
+    "reads them, or keeps a copy: weights can be pruned for one use only"
+)
+_READ_BESIDE = "something beside the norm reads the layer's outputs, its weights or the norm's shift"
+_OTHER_NORM = "on the data it does not scale and shift each of the layer's outputs by itself, by its running statistics"
+_NOT_ALONE = (
+    "the model's outputs change when what is ≤ 0 there is replaced by other such values, so more is read than its ReLU"
+)
+_UNSEEN = "its outputs are not among what the module returns, so that what reads them cannot be found out"
+_UNTESTED = "the model's outputs change, or it fails, as soon as the layer's are looked at"
+
+
+def _misfit(layer: Layer, norm: nn.Module) -> str | None:
+    """How a norm's size is not that of the layer."""
+    outputs, entries = sum(W.shape[1] for W in weight_matrices(layer.module)), norm.get_parameter("bias").numel()
+    return None if outputs == entries else f"it normalises {entries} channels, and the layer has {outputs} outputs"
+
+
+def _noted(layer: Layer, note: str) -> Layer:
+    return replace(layer, notes=(*layer.notes, note))
+
+
+def _off_product(layer: Layer, tap: Tap, args: Any, kwargs: Any, returned: Any) -> str | None:
+    """How far the outputs of a call are from inputs times weights, in words; None if not beyond rounding."""
+    raw = tap.received(args, kwargs, returned)
+    X, U = input_matrices(layer.module, raw), weight_matrices(layer.module)
+    dtype = working_dtype(U[0].dtype)
+    products = [x.to(dtype) @ u.to(dtype) for x, u in zip(X, U, strict=True)]
+    outputs = tap.outputs(returned)
+    try:
+        if outputs is not None:
+            computed: Sequence[Tensor] = output_matrices(layer.module, outputs)
+        else:
+            shaped = [p.to(r).reshape(*r.shape[:-1], -1) for p, r in zip(products, raw, strict=True)]
+            products, computed = [attention_of(tap.module, shaped, args, kwargs)], [returned[0]]  # type: ignore[arg-type]
+    except ShapeMismatch as error:
+        return f" ({error})"
+    if [p.shape for p in products] != [c.shape for c in computed]:
+        return f" (they are {[list(c.shape) for c in computed]}, not {[list(p.shape) for p in products]})"
+    off = _length([c.to(dtype) - p for c, p in zip(computed, products, strict=True)])
+    eps, size = _eps(*X, *U, *computed), _length(products)
+    terms = _length([norm(x.to(dtype)) * norm(u.to(dtype)) for x, u in zip(X, U, strict=True)])
+    allowed = 8 * eps * size + (eps + 64 * torch.finfo(dtype).eps) * terms
+    return None if off <= allowed else f" (they differ by {off / (size or 1.0):.2g} of their size)"
+
+
+def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tensor) -> str | None:
+    """How far what a norm gave is from what the fold says, in words; None if not beyond rounding."""
+    if taken.shape != given.shape or taken.shape[axis] != len(scale):
+        return f" (it is given {list(taken.shape)}, with {len(scale)} outputs of the layer expected along axis {axis})"
+    scaled, shift = taken.double() * _along(scale, taken, axis), _along(at_0, taken, axis).expand_as(taken)
+    off, size = float(norm(given.double() - scaled - shift)), float(norm(scaled) + norm(shift))
+    return (
+        None
+        if off <= rounding(_eps(taken, given)) * size
+        else f" (it differs by {off / (size or 1.0):.2g} of its size)"
+    )
+
+
+def _to_norm(factors: Tensor, axis: int, _module: nn.Module, args: Any) -> Any:
+    return (_divided(args[0], factors, axis), *args[1:]) if args[0].shape[axis] == len(factors) else args
+
+
+def _scaled_back(tap: Tap, factors: Tensor, axis: int, _module: nn.Module, _args: Any, returned: Any) -> Any:
+    outputs = tap.outputs(returned)
+    return returned if outputs is None else tap.with_outputs(returned, _divided(outputs, factors, axis))
+
+
+def _divided(tensor: Tensor, factors: Tensor, axis: int) -> Tensor:
+    return tensor / _along(factors, tensor, axis).to(tensor.dtype)
+
+
+def _along(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
+    """Values along one axis of a tensor, for broadcasting."""
+    shape = [1] * tensor.dim()
+    shape[axis] = -1
+    return values.to(tensor.device).reshape(shape)
+
+
+def _factors(count: int, draws: torch.Generator) -> Tensor:
+    """±1/2 and ±1 at random, never the same for all."""
+    factors = torch.tensor([0.5, -0.5, 1.0, -1.0])[torch.randint(4, (count,), generator=draws)]
+    factors[0], factors[-1] = 1.0, -0.5
+    return factors
+
+
+def _length(tensors: Sequence[Tensor]) -> float:
+    return float(norm(torch.stack([norm(tensor) for tensor in tensors])))
+
+
+def _eps(*tensors: Tensor) -> float:
+    """Of the coarsest dtype that was computed in; other hardware, or a setting of torch, may round products more."""
+    finest = all(t.device.type == "cpu" for t in tensors) and torch.get_float32_matmul_precision() == "highest"
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in tensors)
+    return eps if finest or eps < torch.finfo(torch.float32).eps else max(eps, 2.0**-10)

@@ -1,0 +1,450 @@
+"""A run over a model's layers: capture → problem → answer → certify → write back, from a journal where it knows."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor, nn
+
+from convexprune.errors import DamagedFile, PruningFailed
+from convexprune.files.texts import visible
+from convexprune.network.calibration import Calibration, samples_of
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.graph import inputs_of
+from convexprune.network.links import Link
+from convexprune.network.padding import Masks
+from convexprune.network.passes import observe, received
+from convexprune.network.taps import Received
+from convexprune.network.watch import tensors_in
+from convexprune.options import Options
+from convexprune.report.report import LayerReport
+from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row
+from convexprune.runs.executors import Solver, Task, serially
+from convexprune.runs.journal import Journal, Record
+from convexprune.runs.layer import Layer, Versions
+from convexprune.runs.plan import Plan
+from convexprune.runs.problem import Accumulator, Problem, TraceCallback, Watch
+from convexprune.runs.records import recalled, recorded
+from convexprune.solvers.arrays import norm, working_dtype
+from convexprune.solvers.certificate import Solution, Status
+from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
+
+_log = logging.getLogger(__name__)
+_STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
+
+LayerCallback = Callable[[str, object], bool | None]
+Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A recorded entry of a layer, judged on its data without a solver.
+
+    Attributes:
+        name: Of the layer.
+        goal: What was wanted of it.
+        recorded: The row that the entry makes; None where it cannot be read.
+        recomputed: The same from the recorded weights and multipliers, the model and the data; None likewise.
+        differences: What is not as recorded, by more than rounding; empty if all is.
+    """
+
+    name: str
+    goal: str
+    recorded: LayerReport | None
+    recomputed: LayerReport | None
+    differences: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that is recorded holds."""
+        return not self.differences
+
+
+@dataclass(eq=False)
+class Run:
+    """A model being pruned, with all that every layer needs.
+
+    Attributes:
+        model: Changed in place by ``write_``.
+        data: Gone through once for each layer; None without any.
+        forward: As in ``Data``.
+        plan: The layers, and which rows count.
+        options: With the mode of the plan.
+        journal: Where answers are kept, or None.
+        watch: When to end early.
+        solver: Who solves independent layers.
+        progress: Called as ``progress(stage, done, total)``.
+        callback: Called as ``callback(layer, trace_point)``.
+        holdout: Data that nothing is fitted to and errors are measured on, or None.
+        samples_needed: Whether problems keep all samples even where their products would do.
+        links: Of layers that lose neurons, by name of the first producer.
+        kept_neurons: By link the neurons that stay, once they were chosen.
+        stopped: Why the run ended early; None if it did not.
+        left: Why layers were left as trained, by name.
+        written: The answers that are in the model.
+        goals: What they are answers to.
+        extra: Further figures for the rows of layers, by name.
+        terms: Figures of a theory by layer, whether it was pruned or not.
+        trained: The trained weights as stored.
+    """
+
+    model: nn.Module
+    data: Calibration | None
+    forward: Forward | None
+    plan: Plan
+    options: Options
+    journal: Journal | None = None
+    watch: Watch = field(default_factory=Watch)
+    solver: Solver = serially
+    progress: Progress = silent
+    callback: LayerCallback | None = None
+    holdout: Calibration | None = None
+    samples_needed: bool = False
+    links: Mapping[str, Link] = field(default_factory=dict)
+    kept_neurons: dict[str, list[int]] = field(default_factory=dict)
+    stopped: str | None = None
+    left: dict[str, str] = field(default_factory=dict)
+    written: dict[str, tuple[Answer, ...]] = field(default_factory=dict)
+    goals: dict[str, Goal] = field(default_factory=dict)
+    extra: dict[str, dict[str, object]] = field(default_factory=dict)
+    terms: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    trained: dict[str, tuple[Tensor, ...]] = field(init=False)
+    versions: Versions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trained = {name: layer.read() for name, layer in self.layers.items()}
+        self.versions = Versions(self.layers)
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """By name, in the order of first calls."""
+        return self.plan.layers
+
+    @property
+    def cascade(self) -> bool:
+        """Whether inputs are those of the network pruned so far."""
+        return self.options.cascade
+
+    # Solving
+
+    def prune(self, goals: Mapping[str, Goal]) -> dict[str, Goal]:
+        """Solve and write: in cascade one layer after the other, else in any order; the goals that were reached."""
+        for name, answers in self._ordered(goals):
+            self.write_(name, answers, goals[name])
+        return {name: goal for name, goal in goals.items() if name in self.written}
+
+    def _ordered(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
+        if not self.cascade:
+            yield from self.solve(goals)
+            return
+        for number, (name, goal) in enumerate(goals.items()):
+            self.progress(name, number, len(goals))
+            answers = self.answer(name, goal)
+            if answers is None:
+                return
+            yield name, answers
+
+    def solve(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
+        """Solve layers that do not depend on each other, in any order; those in the journal come first."""
+        waiting, done = [], 0
+        for name, goal in goals.items():
+            if self.watch.stopped():  # a time limit is for solving: what is known has to be judged in any case
+                self.stopped = self.watch.reason()
+                return
+            known = self.known(name, goal)
+            if known is None:
+                waiting.append(name)
+                continue
+            done += 1
+            self.progress(name, done, len(goals))
+            yield name, self._lean(known)
+        makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
+        for number, answers in self.solver(makers, self._watch):
+            name = waiting[number]
+            answers = self._lean(self._keep(name, goals[name], answers))  # let go of the others while the next is solved
+            done += 1
+            self.progress(name, done, len(goals))
+            yield name, answers
+
+    def answer(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        """Solve one layer; None where the run has ended."""
+        return next((answers for _, answers in self.solve({name: goal})), None)
+
+    def write_(self, name: str, answers: tuple[Answer, ...], goal: Goal) -> None:
+        """Put the answers into the model."""
+        self.layers[name].write_([answer.stored for answer in answers])
+        self.written[name], self.goals[name] = answers, goal
+
+    def widths(self) -> dict[str, int]:
+        """How many neurons each link has."""
+        return {
+            name: inputs_of(self.model.get_submodule(link.consumers[0])) // link.repeat[0]
+            for name, link in self.links.items()
+        }
+
+    def restore_(self) -> None:
+        """Everything as trained, and nothing written."""
+        self.versions.restore_()
+        self.written.clear()
+        self.goals.clear()
+
+    def rows(self) -> tuple[LayerReport, ...]:
+        """Those of the layers that were written, in the model's order."""
+        return tuple(self.row(name) for name in self.plan.order if name in self.written)
+
+    def row(self, name: str) -> LayerReport:
+        """That of one layer."""
+        row = layer_row(self.layers[name], self.goals[name], self.written[name])
+        own = dict(self.extra.get(name, {}))
+        notes = (*row.notes, *own.pop("notes", ()))  # type: ignore[misc]
+        return replace(row, notes=notes, **own)  # type: ignore[arg-type]
+
+    def solutions(self) -> dict[str, tuple[Solution, ...]]:
+        """Those of all layers that were written."""
+        return {name: tuple(answer.solution for answer in answers) for name, answers in self.written.items()}
+
+    # Problems
+
+    def problems(self, name: str) -> tuple[Problem, ...]:
+        """The data of a layer's groups, from one pass over the calibration data."""
+        layer, trained, original = self.layers[name], self.trained[name], False
+        gathered: list[Accumulator | None] = [None for _ in trained]
+        positions = 1
+        if self.data is not None:
+            try:
+                gathered, positions = self._gathered(layer, cascade=self.cascade and bool(self.written))
+            except _OtherRows:
+                (gathered, positions), original = self._gathered(layer, cascade=False), True
+        ends = list(accumulate((W.numel() for W in trained), initial=0))
+        parts = [(start / ends[-1], end / ends[-1]) for start, end in pairwise(ends)]
+        return tuple(
+            Problem(
+                name,
+                *((None, None) if rows is None else rows.joined()),
+                stored,
+                fold,
+                layer.biased,
+                layer.fit,
+                0 if rows is None else rows.samples,
+                part,
+                original,
+                positions,
+                layer.kernel,
+                layer.activation,
+            )
+            for rows, stored, fold, part in zip(gathered, trained, layer.folds, parts, strict=True)
+        )
+
+    def _gathered(self, layer: Layer, *, cascade: bool) -> tuple[list[Accumulator | None], int]:
+        """(X, Y) of each group: inputs in cascade of the network as it is now, else of the trained one; and positions."""
+        assert self.data is not None  # noqa: S101 - whoever asks has looked
+        trained = self.trained[layer.name]
+        weights = [fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, layer.folds, strict=True)]
+        gathered = [Accumulator(layer.fit.linear and not self.samples_needed) for _ in trained]
+        rows_of_a_sample = set()
+        with evaluating(self.model), nullcontext() if cascade else self.versions.as_trained():
+            for batch in self.data:
+                rows = 0
+                for now, before in self._pairs(layer, batch, cascade=cascade):
+                    for rows_so_far, X, X0, W in zip(gathered, now, before, weights, strict=True):
+                        rows_so_far.add(X, layer.fit.targets(X0.to(W) @ W))
+                    rows += len(now[0])
+                rows_of_a_sample.add(rows / samples_of(batch))
+        alike = len(rows_of_a_sample) == 1 and not any(self.plan.counted.layers.get(layer.name, ()))
+        each = rows_of_a_sample.pop() if alike and hasattr(layer.module, "kernel_size") else 1
+        return list(gathered), int(each) if each == int(each) else 1
+
+    def _pairs(
+        self, layer: Layer, batch: object, *, cascade: bool
+    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+        """For each call the inputs now, and those of the trained network: the same unless in cascade."""
+        take = partial(received, self.model, batch, layer.taps, layer.calls, self.forward)
+        masks = self._masks(batch)
+        now = [self._matrices(layer, raw, masks) for raw in take()]
+        if not cascade:
+            yield from ((matrices, matrices) for matrices in now)
+            return
+        with self.versions.as_trained():
+            before = [self._matrices(layer, raw, masks) for raw in take()]
+        shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
+        if shapes[0] != shapes[1]:
+            raise _OtherRows
+        yield from zip(now, before, strict=True)
+
+    def _masks(self, batch: object) -> Masks:
+        return () if self.data is None else self.data.masks_of(batch)
+
+    def _matrices(self, layer: Layer, raw: Received, masks: Masks) -> tuple[Tensor, ...]:
+        """X of each group, of rows that count alone."""
+        return layer.inputs(raw, self.plan.counted.rows(layer.name, layer.module, raw, masks))
+
+    def shapes(self) -> Iterator[object]:
+        """A batch of each shape that there is, the number of samples aside unless these see each other."""
+        seen = set()
+        for batch in self.data or ():
+            shape = tuple((tensor.dtype, tensor.shape[not self.plan.mixing :]) for tensor in tensors_in(batch))
+            if shape not in seen:
+                seen.add(shape)
+                yield batch
+
+    def sizes(self) -> dict[str, float]:
+        """‖Y‖_F of each layer's targets, from one pass."""
+        squares, masks = dict.fromkeys(self.layers, 0.0), list[Masks]()
+
+        def batches() -> Iterator[object]:
+            for batch in self.data or ():
+                masks[:] = [self._masks(batch)]
+                yield batch
+
+        def add(name: str, raw: Received) -> None:
+            layer = self.layers[name]
+            inputs = self._matrices(layer, raw, masks[0])
+            for X, stored, fold in zip(inputs, self.trained[name], layer.folds, strict=True):
+                W = fold.apply(stored.to(working_dtype(stored.dtype)))
+                squares[name] += float(norm(layer.fit.targets(X.to(W) @ W))) ** 2
+
+        with self.versions.as_trained():
+            taps = {name: layer.taps for name, layer in self.layers.items()}
+            observe(self.model, batches(), taps, forward=self.forward, see=add)
+        return {name: square**0.5 for name, square in squares.items()}
+
+    # Tasks
+
+    def _task(self, name: str, goal: Goal) -> Task:
+        _log.info("%s: %s", visible(name), goal)
+        limits = [seconds for seconds in (self.watch.left(), self.options.layer_time_limit) if seconds is not None]
+        threads, seconds = torch.get_num_threads(), min(limits, default=None)
+        return Task(name, goal, self.problems(name), self.options, threads, seconds)
+
+    def _watch(self, task: Task) -> Watch:
+        """Of a task that is solved in this process; others cannot ask back."""
+        callback: TraceCallback | None = None if self.callback is None else partial(self.callback, task.name)
+        return Watch(task.seconds, self.watch.stopped, callback)
+
+    def _until_stopped(self, names: Sequence[str]) -> Iterator[str]:
+        for name in names:
+            self.stopped = self.stopped or self.watch.reason()
+            if self.stopped:
+                return
+            yield name
+
+    # Records
+
+    def known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        """The answers in the journal, once they are found to be what they claim; None if there are none.
+
+        Raises:
+            DamagedFile: An entry was damaged, or claims what does not hold on these data.
+        """
+        record = None if self.journal is None else self.journal.get(name, self.key(goal))
+        if record is None or self.journal is None:
+            return None
+        answers, found = self.judged(name, goal, record)
+        if not found.ok:
+            path = self.journal.path(name, self.key(goal))
+            raise DamagedFile(
+                f"{path}: the entry of layer {name!r} does not hold for this model and these data: "
+                f"{'; '.join(found.differences)}. Delete {path.name} to have that layer solved again"
+            )
+        _log.info("%s: %s: taken from %s, and found to hold", visible(name), goal, self.journal.folder)
+        return answers
+
+    def judged(self, name: str, goal: Goal, record: Record) -> tuple[tuple[Answer, ...], Judged]:
+        """The answers of an entry, and what is found of them on the calibration data, of which this takes one pass.
+
+        Raises:
+            DamagedFile: The entry is not such as is written.
+        """
+        layer = self.layers[name]
+        device = self.trained[name][0].device
+        answers = tuple(answer.to(device) for answer in recalled(record, layer.folds))
+        recorded_row = layer_row(layer, goal, answers)
+        refused = partial(Judged, name, str(goal), recorded_row, None)
+        claims = [(answer.stored.dtype, list(answer.stored.shape)) for answer in answers]
+        expected = [(stored.dtype, list(stored.shape)) for stored in self.trained[name]]
+        if claims != expected:
+            return answers, refused((f"its weights are {claims}, those of the layer {expected}",))
+        try:
+            again = goal.judge(answers, self.problems(name), self.options)
+        except ConvexPruneError as error:  # multipliers of another program, a budget that this layer cannot have
+            return answers, refused((str(error),))
+        found = differences(answers, again, goal.measured)
+        return answers, Judged(name, str(goal), recorded_row, layer_row(layer, goal, again), found)
+
+    def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        """Check, and keep what the run's own end did not cut short; what it did has the status that says so."""
+        for answer in answers:
+            _check(name, answer)
+        statuses = {str(answer.solution.status) for answer in answers}
+        if statuses & {_STOPPED, _TIMED_OUT}:
+            self.stopped = self.stopped or self.watch.reason()
+        # What was stopped may get further another time; a layer's own time limit is a part of the options.
+        final = _STOPPED not in statuses and not (_TIMED_OUT in statuses and self.stopped)
+        if self.journal is not None and final:
+            self.journal.put(name, self.key(goal), recorded(goal, answers))
+        return answers if final else tuple(map(_cut_short, answers))
+
+    def _lean(self, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
+        """Without what is as large as a layer's outputs, unless that is to be kept."""
+        if self.options.keep_solutions:
+            return answers
+        return tuple(replace(answer, solution=replace(answer.solution, multipliers=None)) for answer in answers)
+
+    def key(self, goal: Goal) -> dict[str, object]:
+        """What an answer is kept by: the goal, and in cascade the weights before it, which decided its inputs."""
+        if not self.cascade:
+            return goal.to_dict()
+        digest = hashlib.sha256()
+        for name, answers in self.written.items():
+            digest.update(name.encode("utf-8", "surrogatepass"))
+            for answer in answers:
+                digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return goal.to_dict() | {"after": digest.hexdigest()[:16]}
+
+
+class _OtherRows(Exception):
+    """A layer receives other rows in the pruned network than in the trained one, such as an expert behind a router."""
+
+
+def _cut_short(answer: Answer) -> Answer:
+    ended = str(answer.solution.status)
+    return replace(answer, status=ended) if ended in (_STOPPED, _TIMED_OUT) else answer
+
+
+def _check(name: str, answer: Answer) -> None:
+    status = answer.solution.status
+    if answer.status == KEPT:
+        advice = "" if status is Status.SOLVED else f". {status.advice}"
+        _log.warning("layer %r: %s%s", name, answer.notes[-1], advice)
+        return
+    if status is Status.INFEASIBLE:
+        raise Infeasible(f"layer {name!r}: {status.advice} The model is unchanged")
+    if not bool(answer.stored.isfinite().all()):
+        message = answer.solution.provenance["message"] or status.advice
+        raise PruningFailed(f"layer {name!r}: the solver ended {status}: {message} The model is unchanged")
+    if status not in (Status.SOLVED, Status.NO_BOUND):
+        _log.warning("layer %r ended %s: %s", name, status, status.advice)
+
+
+def check_callers(run: object, **functions: object) -> None:
+    """What callers give besides options.
+
+    Raises:
+        InvalidInput: Something that is no function, or no path of a folder.
+    """
+    import os
+
+    for name, given in functions.items():
+        if given is not None and not callable(given):
+            raise InvalidInput(f"{name}: expected a function, found {given!r}")
+    if run is not None and not isinstance(run, str | os.PathLike):
+        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")

@@ -1,0 +1,355 @@
+"""Every certificate of a run directory once more, in float64, from the trained model, the data and what was recorded.
+
+The run is gone through again as its recipe says, with answers from the journal alone: no solver takes part. So each
+layer meets the inputs that it met then, in cascade those of the network with the recorded weights before it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+from convexprune.errors import DamagedFile
+from convexprune.files.weights import StrPath
+from convexprune.options import Options, is_own, options_from_dict
+from convexprune.prune import Prepared, Request
+from convexprune.pruners.pruner import Pruner
+from convexprune.report.tables import as_text, layer_table
+from convexprune.runs.answer import Answer, Goal, agreement
+from convexprune.runs.consistency import check_results
+from convexprune.runs.data import Data, as_data
+from convexprune.runs.executors import Solved, Task
+from convexprune.runs.journal import Journal, Record, check_same, read_json
+from convexprune.runs.outcome import dtype_of, network_errors, network_promise
+from convexprune.runs.problem import Watch
+from convexprune.runs.run import Judged, Run, silent
+from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import TARGETS, NetworkEps, Target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COLUMNS = ("layer", "goal", "status", "ℓ1 value", "bound", "gap", "violation", "error", "verdict")
+_NARROW = ("layer", "gap", "violation", "error", "verdict")
+_WIDE = 120
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was recomputed of a run directory.
+
+    Attributes:
+        layers: A row for each entry that the recipe leads to, in that order.
+        missing: Layers that the recipe leads to and the run has not come to.
+        unreached: Files of entries that the recipe does not lead to, and that say nothing about this run; or that come
+            after one that cannot be used.
+        results: What report.json and model.safetensors in the folder say otherwise; None where there are none, or
+            where the entries themselves do not hold or are not complete.
+        samples: Calibration samples.
+        provenance: The fingerprints and the recipe that the run recorded.
+    """
+
+    layers: tuple[Judged, ...]
+    missing: tuple[str, ...]
+    unreached: tuple[str, ...]
+    results: tuple[str, ...] | None
+    samples: int
+    provenance: Mapping[str, object]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything that is recorded holds; a run that is not complete may well be in order."""
+        return not self.unreached and not self.results and all(row.ok for row in self.layers)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no layer is missing."""
+        return not self.missing
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        own = {"ok": self.ok, "complete": self.complete}
+        own |= {"layers": [asdict(row) | {"ok": row.ok} for row in self.layers]}  # type: ignore[dict-item]
+        lists = {"missing": list(self.missing), "unreached": list(self.unreached), "results": self.results}
+        return own | lists | {"samples": self.samples, "provenance": dict(self.provenance)}
+
+    def table(self, width: int = 140) -> "Table":
+        """A rich table, a row an entry; figures as recomputed, and below it all that differs."""
+        columns = _COLUMNS if width >= _WIDE else _NARROW
+        rows = [[cells[name] for name in columns] for cells in map(_cells, self.layers)]
+        return layer_table([], columns, rows, self._caption(), width)
+
+    def _caption(self) -> list[str]:
+        wrong = [row for row in self.layers if not row.ok]
+        lines = [f"{len(self.layers) - len(wrong)} of {len(self.layers)} entries are as recorded"]
+        lines += [f"{row.name}: {difference}" for row in wrong for difference in row.differences]
+        lines += [f"not complete, nothing is recorded of: {', '.join(self.missing)}"] if self.missing else []
+        if self.results is not None:
+            lines += self.results or ["report.json and model.safetensors say what the entries say"]
+        return lines + [f"not looked at, for the recipe does not lead there: {name}" for name in self.unreached]
+
+    def __str__(self) -> str:
+        return as_text(self.table)
+
+
+def _cells(row: Judged) -> dict[str, str]:
+    """Texts by column; figures are those recomputed."""
+    texts = dict.fromkeys(_COLUMNS, "–") | {"layer": row.name, "goal": row.goal}
+    if row.recorded is not None:
+        texts["status"] = row.recorded.status
+    if (found := row.recomputed) is not None:
+        if found.gap < math.inf:
+            figures = {"ℓ1 value": f"{found.value:.6g}", "bound": f"{found.bound:.6g}"}
+            texts |= {**figures, "violation": f"{found.violation:.1e}", "gap": f"{found.gap:.1e}"}
+        texts["error"] = f"{found.output_error:.4f}"
+    return texts | {"verdict": "as recorded" if row.ok else "[red]differs[/red]"}
+
+
+def verify(
+    model: nn.Module,
+    data: object,
+    run: StrPath,
+    *,
+    method: Pruner | None = None,
+    options: Options | None = None,
+) -> Verification:
+    """Judge all that a run directory says, without solving anything; the model is left as it is.
+
+    Recomputed are, for each recorded layer, the certificate of its stored weights with its stored multipliers (value,
+    bound, gap, violation), the radius and the output error; whether its status follows from them; and whether budgets
+    and patterns are kept. Scores and samples are made again, and lead to the same entries. Of paths that were measured
+    to allocate by, the weights that are kept are judged, without bound and gap. Where all entries of a complete run
+    hold, report.json and model.safetensors in the folder are compared with them, and the error and the bound of the
+    network are recomputed. Figures must agree to 1e-9 for float64 models, 1e-5 for float32 ones, 1e-3 below, relative
+    to what they are differences of.
+
+    Args:
+        model: The trained model, as it was before pruning.
+        data: The data that the run was given, with the same mask, forward and held-out samples.
+        run: The directory.
+        method: The pruner itself, if the run was given one that is not registered under its name.
+        options: Objects of the caller's (fit, penalty) that the run was given, and no file can hold.
+
+    Returns:
+        A row an entry. A run that is not complete is verified as far as it goes, and ``missing`` says what lacks.
+
+    Raises:
+        FileNotFoundError: The folder holds no run.
+        OtherRun: The model or the data are not those of the run.
+        DamagedFile: Its run.json cannot be used; damaged entries are differences in their rows.
+        Infeasible, InvalidInput: As in ``prune_``, where the recipe itself cannot be followed.
+    """
+    journal, described = Journal.existing(run)
+    request, recipe = recorded_request(model, data, run, described, method, options)
+    check_same(run, described, request.described() | {"recipe": recipe})
+    prepared = request.prepared(lambda done, total: silent("verify", done, total))
+    replay = _Replay.of(prepared, journal)
+    try:
+        request.pruner.prune(replay, prepared.request.target)
+        reached = {*replay.written, *replay.left} - replay.lacking
+        expected = [name for name in prepared.plan.order if not replay.links or name in _consumers(replay)]
+        missing = tuple(name for name in expected if name not in reached)
+        sound = not missing and all(row.ok for row in replay.judgements)
+        complete = sound and (Path(run) / "report.json").is_file()
+        results = _results(replay, prepared, recipe) if complete else None
+    finally:
+        replay.versions.restore_()
+    return Verification(
+        layers=tuple(replay.judgements),
+        missing=missing,
+        unreached=tuple(path.name for path in journal.paths() if path not in replay.seen),
+        results=results,
+        samples=prepared.plan.samples,
+        provenance={key: described[key] for key in ("model", "data", "recipe")},
+    )
+
+
+def recorded_request(
+    model: nn.Module,
+    data: object,
+    run: StrPath,
+    described: Mapping[str, object],
+    method: Pruner | None = None,
+    options: Options | None = None,
+) -> tuple[Request, Mapping[str, object]]:
+    """What a run was asked for, from its run.json, and that as plain data.
+
+    Raises:
+        DamagedFile: The file holds no such thing. InvalidInput: Something is needed that no file can hold.
+    """
+    recipe = cast(Mapping[str, object], described["recipe"])
+    how = as_data(data)
+    if how is not None and is_own(recipe.get("mask")) != callable(how.mask):
+        raise InvalidInput(f"mask: the run was given {recipe.get('mask')!r}; give the same, as Data(…, mask=…)")
+    try:
+        target = _target(recipe)
+        name, own = str(recipe["method"]), cast(dict[str, object], recipe["method_options"])
+        if any(is_own(value) for value in own.values()) and method is None:
+            raise InvalidInput(f"method: {name!r} was given objects that no file can hold; give the same, as method=")
+        chosen = replace(options_from_dict(recipe, options), mode=cast(str, recipe["mode"]))
+        if how is not None and not callable(how.mask):
+            how = replace(how, mask=recipe["mask"], batch_size=recipe["batch_size"])  # type: ignore[arg-type]
+        found = Request.of(model, how, target, method or _made(name, own), chosen, None, 1)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InvalidInput) and "give the same" in str(error):
+            raise
+        raise DamagedFile(f"{run}: its run.json holds no recipe of prune_ ({error}); restore it") from error
+    return found, recipe
+
+
+def recorded_mask(run: StrPath) -> object:
+    """The mask that a run was given: a name, None for the usual one, False, or the name of a function.
+
+    Raises:
+        FileNotFoundError, DamagedFile: As ``verify``.
+    """
+    recipe = cast(Mapping[str, object], Journal.existing(run)[1]["recipe"])
+    return recipe.get("mask")
+
+
+def _made(name: str, own: Mapping[str, object]) -> Pruner:
+    from convexprune.pruners.pruner import PRUNERS
+
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+    return PRUNERS.make(name, values)[1]
+
+
+def _target(recipe: Mapping[str, object]) -> Target:
+    own = dict(cast(Mapping[str, object], recipe["target"]))
+    kind = TARGETS[str(own.pop("kind"))]
+    value = own.pop("value")
+    return kind(tuple(value) if isinstance(value, list) else value, **own).checked()  # type: ignore[call-arg]
+
+
+def _consumers(run: Run) -> set[str]:
+    return {name for link in run.links.values() for name in link.consumers}
+
+
+def _results(replay: "_Replay", prepared: Prepared, recipe: Mapping[str, object]) -> tuple[str, ...] | None:
+    """What report.json and model.safetensors say otherwise than the entries, all of which hold."""
+    folder = replay.entries.folder
+    try:
+        report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
+        check_results(folder, report, replay.entries, recipe)
+        mask = prepared.plan.counted.to_dict()
+        masks = [] if report.get("mask") == mask else [f"report.json: mask is {report.get('mask')}, recomputed {mask}"]
+        return (*masks, *_network_differences(replay, prepared, report))
+    except DamagedFile as error:
+        return (str(error),)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
+
+
+def _network_differences(replay: "_Replay", prepared: Prepared, report: Mapping[str, object]) -> Iterator[str]:
+    relative, target = agreement(dtype_of(replay)), prepared.request.target
+    if not prepared.request.pruner.proves:
+        claim, found = report["output_error"], network_errors(replay)[0]
+        if not _close(cast(float | None, claim), None if math.isnan(found) else found, relative):
+            yield f"report.json: output_error is {claim}, recomputed {found}"
+        return
+    told = cast(Mapping[str, object], report["network"])
+    measured = isinstance(target, NetworkEps)
+    promise = network_promise(
+        replay,
+        prepared.plan.size,
+        target.value if measured else None,  # type: ignore[union-attr]
+        target.guarantee if measured else "measured",  # type: ignore[union-attr]
+    )
+    for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
+        value = math.inf if told[name] is None else float(cast(float, told[name]))
+        found = getattr(promise, name)
+        if value != found and not math.isclose(value, found, rel_tol=relative, abs_tol=promise.rounding):
+            yield f"report.json: network.{name} is {value}, recomputed {found}"
+    for name in ("coefficients", "radii"):
+        claims, figures = cast(Mapping[str, float | None], told[name]), getattr(promise, name)
+        known = {layer: None if math.isinf(value) else value for layer, value in figures.items()}
+        if claims.keys() != known.keys() or not all(_close(claims[layer], known[layer], relative) for layer in known):
+            yield f"report.json: network.{name} are {claims}, recomputed {known}"
+
+
+def _close(one: float | None, other: float | None, relative: float) -> bool:
+    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=relative, abs_tol=1e-12)
+
+
+@dataclass(eq=False)
+class _Replay(Run):
+    """A run that takes what is recorded, says what is wrong with it, and solves nothing.
+
+    Attributes:
+        judgements: A row for each entry that was wanted.
+        seen: Their files.
+        lacking: Layers of which something is wanted that is not recorded.
+    """
+
+    judgements: list[Judged] = field(default_factory=list)
+    seen: set[Path] = field(default_factory=set)
+    lacking: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, prepared: Prepared, journal: Journal) -> "_Replay":
+        """Of a recorded run."""
+        made = prepared.run()
+        own = {name: getattr(made, name) for name in ("model", "data", "forward", "plan", "options", "holdout")}
+        own |= {name: getattr(made, name) for name in ("samples_needed", "links", "left")}
+        return cls(**own, journal=journal, solver=cls._end)
+
+    @staticmethod
+    def _end(makers: Iterable[Callable[[], Task]], _watch: Callable[[Task], Watch]) -> Solved:
+        """In the place of solving what is not recorded."""
+        return iter(())
+
+    def solve(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
+        """What is recorded; the run ends where something is not."""
+        found = set()
+        for name, answers in super().solve(goals):
+            found.add(name)
+            yield name, answers
+        if found != set(goals):
+            self.stopped = "nothing more is recorded"
+
+    def known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
+        """The entry, once it is judged; None if its weights are not such as could be written."""
+        key = self.key(goal)
+        try:
+            record = self.entries.get(name, key) or self._near(name, goal)
+            if record is None:
+                self.lacking.add(name)
+                return None
+            key = cast(dict[str, object], record.data["goal"])
+            answers, row = self.judged(name, goal.as_recorded(key), record)
+        except DamagedFile as error:
+            self.judgements.append(Judged(name, str(goal), None, None, (str(error),)))
+            return None
+        finally:
+            self.seen.add(self.entries.path(name, key))
+        self.judgements.append(row)
+        return answers if row.recomputed is not None else None
+
+    @property
+    def entries(self) -> Journal:
+        """The journal, which is there."""
+        assert self.journal is not None  # noqa: S101 - there is nothing else to take answers from
+        return self.journal
+
+    def _near(self, name: str, goal: Goal) -> Record | None:
+        """An entry whose goal is the same up to rounding, which differs on another machine where eps is allocated."""
+        after = self.key(goal).get("after")
+        for path, layer, known in self._goals:
+            own = {key: value for key, value in known.items() if key != "after"}
+            if layer == name and known.get("after") == after and goal.near(own):
+                return self.entries.read(path)
+        return None
+
+    @cached_property
+    def _goals(self) -> list[tuple[Path, str, Mapping[str, object]]]:
+        found = []
+        for path in self.entries.paths():
+            with suppress(DamagedFile):  # said where it is wanted, or among those that are not
+                record = self.entries.read(path)
+                found.append((path, str(record.data["layer"]), cast(Mapping[str, object], record.data["goal"])))
+        return found
