@@ -97,7 +97,7 @@ class Options:
             InvalidTolerance: A number out of its range.
             UnknownSolver, UnknownOption: As in ``solve``.
         """
-        from convexprune.network.patterns import name_patterns
+        from convexprune.network.choosing import name_patterns
         from convexprune.solvers.arrays import as_number, checked_count, checked_positive, checked_radius
         from convexprune.solvers.errors import InvalidInput, InvalidTolerance
         from convexprune.solvers.methods.interface import Limits

@@ -15,8 +15,7 @@ from convexprune.files.texts import visible
 from convexprune.files.weights import StrPath
 from convexprune.network.calibration import Calibration
 from convexprune.network.choosing import check_module
-from convexprune.network.compiled import uncompiled
-from convexprune.network.forwards import Forward
+from convexprune.network.forwards import Forward, uncompiled
 from convexprune.network.links import Link
 from convexprune.network.shrink import restoring
 from convexprune.options import Options

@@ -29,7 +29,7 @@ from convexprune.network.forwards import Forward
 from convexprune.network.padding import Counted, Mask
 from convexprune.network.shrink import restoring
 from convexprune.progress import silent
-from convexprune.report.report import Report, told_once
+from convexprune.report.report import Report, reported_once
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods.solve import environment
 
@@ -117,7 +117,7 @@ def coreset_prune_(
             after = network_outputs(model, batches, forward, mask, seen.counted)
             error = seen.error(after)
             bound = None if truth is None else _bound(model, pruned, seen.outputs, after, truth, margin)
-    rows, skipped = told_once(pruned.rows, pruned.skipped)
+    rows, skipped = reported_once(pruned.rows, pruned.skipped)
     counted = Counted() if seen is None else seen.counted
     return Report(
         layers=rows,

@@ -36,7 +36,7 @@ from convexprune.network.forwards import Forward
 from convexprune.network.padding import Mask
 from convexprune.network.shrink import restoring
 from convexprune.progress import silent
-from convexprune.report.report import LayerReport, Report, SkippedModule, emptied_layers, told_once
+from convexprune.report.report import LayerReport, Report, SkippedModule, emptied_layers, reported_once
 from convexprune.runs.journal import Journal, described_run
 from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import InvalidInput
@@ -213,7 +213,7 @@ def _report(
     """What is told of a run, but for the seconds."""
     if empty := emptied_layers(rows):
         _log.warning("%s", visible(empty))
-    layers_told, skipped_told = told_once(rows, [*skipped, *_not_reached(run, plan)])
+    layers_told, skipped_told = reported_once(rows, [*skipped, *_not_reached(run, plan)])
     own = {**recipe.to_dict(), "plan_tests": dict(plan.tests), "stopped": run.stopped}
     return Report(
         layers=layers_told,

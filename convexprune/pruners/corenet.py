@@ -15,13 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from convexprune.pruners.draws import How, whole_draws
 from convexprune.pruners.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
 from convexprune.pruners.pruner import register_pruner
-from convexprune.runs.run import Run
-from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, weights_of
-from convexprune.targets import Guarantee
-from convexprune.report.report import Assumption
-from convexprune.pruners.draws import How, whole_draws
+from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, weights_of
 from convexprune.pruners.sensitivities import (
     cancellation,
     edge_sensitivities,
@@ -29,6 +26,9 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     nonnegative,
 )
+from convexprune.report.report import Assumption
+from convexprune.runs.run import Run
+from convexprune.targets import Guarantee
 
 
 @dataclass(frozen=True)

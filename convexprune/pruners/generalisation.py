@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.targets import Guarantee
 from convexprune.solvers.arrays import as_matrix, checked_count, checked_positive
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+from convexprune.targets import Guarantee
 
 _EXACT = 4096  # up to here binomials are computed as whole numbers
 

@@ -14,15 +14,23 @@ import torch
 from torch import Tensor
 
 from convexprune.pruners.activations import below_identity, needs_reach
-from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, bernstein, neurons_of
-from convexprune.targets import Guarantee
-from convexprune.report.report import Assumption
-from convexprune.pruners.mussay import reach_of, sizes_of, within_reach
 from convexprune.pruners.draws import How
+from convexprune.pruners.mussay import reach_of, sizes_of, within_reach
+from convexprune.pruners.pruner import register_pruner
+from convexprune.pruners.sampling import (
+    Items,
+    NeuronView,
+    Sampling,
+    Sensitivities,
+    View,
+    bernstein,
+    neurons_of,
+)
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
+from convexprune.targets import Guarantee
 
 _CONSTRUCTIONS = ("lewis", "peeling")
 _POINTS = ("outgoing", "incoming")

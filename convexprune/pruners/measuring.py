@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from convexprune.errors import PruningFailed
+from convexprune.options import Options
 from convexprune.pruners.allocation import allocate_eps, allocate_nonzeros
 from convexprune.runs.answer import Answer, Goal, answered, judged, set_solver, unproven
 from convexprune.runs.problem import Problem, Watch
-from convexprune.options import Options
 from convexprune.runs.run import Run
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.methods import EpsPath, solve_path

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from convexprune.pruners.activations import largest, monotone, needs_reach
-from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, hoeffding, neurons_of
-from convexprune.report.report import Assumption
 from convexprune.pruners.draws import How
+from convexprune.pruners.pruner import register_pruner
+from convexprune.pruners.sampling import (
+    Items,
+    NeuronView,
+    Sampling,
+    Sensitivities,
+    View,
+    hoeffding,
+    neurons_of,
+)
+from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 

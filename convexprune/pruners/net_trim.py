@@ -4,16 +4,12 @@ Parallel mode: every layer's program is built from the original network's inputs
 Cascade: from what the network pruned so far computes, with the original network's outputs as targets.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from convexprune.network.patterns import looked_up
+from convexprune.network.choosing import looked_up
 from convexprune.options import Options
-from convexprune.pruners.budget import Keep, kept_or_not
+from convexprune.pruners.budget import Keep
 from convexprune.pruners.network_eps import by_bound, by_measured_errors
 from convexprune.pruners.neurons import prune_neurons, ranked_by_paths
 from convexprune.pruners.pruner import register_pruner

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from convexprune.network.ties import layer_uses
+from convexprune.network.choosing import layer_uses
 from convexprune.pruners.allocation import allocate_eps
 from convexprune.pruners.measuring import curve, fewest_weights, paths
 from convexprune.pruners.tolerance import Within

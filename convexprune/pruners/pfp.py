@@ -12,12 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, largest_scale, rounded
+from convexprune.pruners.draws import Allowed, How, expected_distinct, largest_scale, rounded, whole_draws
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, neurons_of
-from convexprune.targets import Guarantee
-from convexprune.report.report import Assumption
-from convexprune.pruners.draws import How, expected_distinct, whole_draws
+from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, neurons_of
 from convexprune.pruners.sensitivities import (
     Share,
     coefficients,
@@ -26,7 +23,9 @@ from convexprune.pruners.sensitivities import (
     neuron_sensitivities,
     samples_needed,
 )
+from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import Guarantee
 
 
 @register_pruner("pfp")

@@ -14,12 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, largest_of_all, largest_scale, rounded
+from convexprune.pruners.draws import Allowed, How, largest_of_all, largest_scale, rounded, whole_draws
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, NeuronView, Sampling, Sensitivities, View, WeightView, weights_of
-from convexprune.targets import Guarantee
-from convexprune.report.report import Assumption
-from convexprune.pruners.draws import How, whole_draws
+from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, weights_of
 from convexprune.pruners.sensitivities import (
     coefficients,
     edge_sensitivities,
@@ -27,7 +24,9 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     samples_needed,
 )
+from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import Guarantee
 
 _VARIANTS = ("random", "hybrid", "deterministic")
 _UNKEPT = 3.0  # the published bound on an output's error is so many times the sensitivities that are not kept

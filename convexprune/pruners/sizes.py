@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from convexprune.errors import NothingToPrune
-from convexprune.network.patterns import is_named, looked_up
+from convexprune.network.choosing import is_named, looked_up
 from convexprune.options import Options
 from convexprune.runs.layer import Layer
 from convexprune.runs.plan import Plan

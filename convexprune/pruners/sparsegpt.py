@@ -1,5 +1,6 @@
 """SparseGPT: a sweep over the inputs that makes up for each removed weight with those behind it (Frantar and Alistarh,
-SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023, algorithm 1)."""
+SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023, algorithm 1).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,8 +1,9 @@
 """SynFlow: scores that a network passes on from input to output, without data (Tanaka, Kunin, Yamins and Ganguli,
-Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020, algorithm 1)."""
+Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020, algorithm 1).
+"""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,9 @@ from torch.utils._pytree import tree_map
 
 from convexprune.layers import weight_matrices, write_back_
 from convexprune.layers.support import supported
-from convexprune.network.calibration import samples_at
 from convexprune.network.forwards import call_model, copy_for, evaluating
 from convexprune.network.graph import NORMS
-from convexprune.network.watch import tensors_in
+from convexprune.network.memory import samples_at, tensors_in
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.scoring import Scores, Scoring
 from convexprune.pruners.sizes import count_of, shared_counts, wanted_of

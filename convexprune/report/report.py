@@ -382,7 +382,7 @@ class _Noted(Protocol):
 _Row = TypeVar("_Row", bound=_Noted)
 
 
-def told_once(
+def reported_once(
     rows: Sequence[_Row], skipped: Sequence[SkippedModule]
 ) -> tuple[tuple[_Row, ...], tuple[SkippedModule, ...]]:
     """The same where no layer is both a row and skipped: one that lost inputs and no neurons says so in its row."""

@@ -14,9 +14,9 @@ from convexprune.report.report import LayerReport
 from convexprune.runs.layer import Layer
 from convexprune.runs.problem import Problem, Watch
 from convexprune.solvers.certificate import Certificate, Solution, Status, certify
+from convexprune.solvers.certificate.solution import Seconds
 from convexprune.solvers.methods.refit import SHORT, refit_told
 from convexprune.solvers.methods.solve import environment
-from convexprune.solvers.certificate.solution import Seconds
 from convexprune.solvers.programs import Gram, LayerProgram
 
 KEPT = "as trained"

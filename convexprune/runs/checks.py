@@ -20,12 +20,20 @@ from torch import Tensor, nn
 
 from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
 from convexprune.layers.support import supported
+from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.memory import samples_of
+from convexprune.network.taps import (
+    Tap,
+    Trial,
+    attention_of,
+    generator,
+    norm_tap,
+    read_beyond_relu,
+    rounding,
+    without_hooks,
+)
 from convexprune.runs.fits import FITS
 from convexprune.runs.layer import Layer, Versions, has_bias
-from convexprune.network.calibration import samples_of
-from convexprune.network.forwards import Forward, evaluating
-from convexprune.network.interventions import Trial, generator, read_beyond_relu, rounding
-from convexprune.network.taps import Tap, attention_of, norm_tap, without_hooks
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ShapeMismatch
 

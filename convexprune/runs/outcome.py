@@ -11,10 +11,10 @@ from torch import Tensor
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.errors import PruningFailed
-from convexprune.runs.run import Run
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import evaluating, outputs_of, run_model
 from convexprune.report.report import LayerReport
+from convexprune.runs.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
 

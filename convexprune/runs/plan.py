@@ -10,14 +10,20 @@ from torch import nn
 from convexprune.errors import NothingToPrune
 from convexprune.layers import weight_matrices
 from convexprune.network.calibration import Calibration
-from convexprune.network.choosing import check_module, choose_layers
+from convexprune.network.choosing import (
+    Ties,
+    by_first_names,
+    check_module,
+    check_patterns,
+    choose_layers,
+    find_ties,
+    looked_up,
+)
 from convexprune.network.forwards import Forward
 from convexprune.network.padding import Counted
 from convexprune.network.passes import Observed, observe
-from convexprune.network.patterns import by_first_names, check_patterns, looked_up
 from convexprune.network.sightings import Sightings, visible_size
 from convexprune.network.taps import Tap, tap
-from convexprune.network.ties import Ties, find_ties
 from convexprune.options import Options
 from convexprune.report.report import SkippedModule
 from convexprune.runs.checks import checked_plan

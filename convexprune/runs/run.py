@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile, PruningFailed
 from convexprune.files.texts import visible
-from convexprune.network.calibration import Calibration, samples_of
+from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward, evaluating
 from convexprune.network.graph import inputs_of
 from convexprune.network.links import Link
+from convexprune.network.memory import samples_of, tensors_in
 from convexprune.network.padding import Masks
 from convexprune.network.passes import observe, received
 from convexprune.network.taps import Received
-from convexprune.network.watch import tensors_in
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row

@@ -19,7 +19,7 @@ from convexprune.network.calibration import Calibration, fitted
 from convexprune.network.choosing import check_module
 from convexprune.network.forwards import uncompiled
 from convexprune.progress import silent
-from convexprune.report.report import told_once
+from convexprune.report.report import reported_once
 from convexprune.runs.preview.forecast import Kinds, forecast
 from convexprune.runs.preview.goals import goals_of, large_eps
 from convexprune.runs.preview.pace import Pace
@@ -66,7 +66,7 @@ def preview(model: nn.Module, calibration: Any, eps: Any = None, **arguments: An
     ]
     for row in layers:
         check_goals(plan.sites[row.name], goals[row.name].goals, row.gram, recipe)
-    rows_told, skipped = told_once(layers, left)
+    rows_told, skipped = reported_once(layers, left)
     return Preview(
         layers=rows_told,
         skipped=skipped,
