@@ -1,9 +1,10 @@
 """Prune trained networks by convex optimisation, with a certificate for every layer.
 
-``prune_(model, calibration, eps=0.1)`` prunes a whole model in place, ``coreset_prune_(model, calibration, "mussay",
-0.5)`` removes neurons or weights by a coreset; ``keep_masks_`` keeps zeros through fine-tuning; ``verify`` recomputes
-what a run claims; ``layer_program`` and ``write_back_`` do one layer by hand; ``convexprune.solvers`` is the
-optimisation underneath. Names are imported when they are first used, so that the command line need not wait for torch.
+``prune_(model, data, eps=0.1)`` prunes a whole model in place; ``Sparsity``, ``Neurons``, ``NetworkEps`` and
+``Guarantee`` are other targets, ``Options`` says how, and ``method`` by which pruner; ``verify`` recomputes what a run
+claims; ``keep_masks_`` keeps zeros through fine-tuning; ``layer_program`` does one layer by hand;
+``convexprune.solvers`` is the optimisation underneath. Names are imported when they are first used, so that the command
+line need not wait for torch.
 """
 
 from importlib import import_module
@@ -11,20 +12,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convexprune.coresets import coreset_prune_
-    from convexprune.layers import write_back_
     from convexprune.masks import keep_masks_, make_permanent_
-    from convexprune.nettrim import layer_program, prune_
-    from convexprune.nettrim.verify import verify
     from convexprune.network.weights import load_weights_into_, save_weights
+    from convexprune.options import Options
+    from convexprune.prune import prune_
     from convexprune.report.report import Report
+    from convexprune.runs.data import Data
+    from convexprune.runs.layer_program import layer_program
+    from convexprune.targets import Eps, Guarantee, NetworkEps, Neurons, Sparsity
+    from convexprune.verify import verify
 
     __version__: str
 
 __all__ = [
+    "Data",
+    "Eps",
+    "Guarantee",
+    "NetworkEps",
+    "Neurons",
+    "Options",
     "Report",
+    "Sparsity",
     "__version__",
-    "coreset_prune_",
     "keep_masks_",
     "layer_program",
     "load_weights_into_",
@@ -32,7 +41,6 @@ __all__ = [
     "prune_",
     "save_weights",
     "verify",
-    "write_back_",
 ]
 
 _HERE = Path(__file__).parent
@@ -42,17 +50,17 @@ if not (_HERE / "solvers").exists() and (_HERE.parent / "solvers" / "__init__.py
     find_solvers_in(_HERE.parent / "solvers")
 
 _HOMES = {
+    "Data": "runs.data",
     "Report": "report.report",
-    "coreset_prune_": "coresets",
+    "Options": "options",
     "keep_masks_": "masks",
-    "layer_program": "nettrim",
+    "layer_program": "runs.layer_program",
     "load_weights_into_": "network.weights",
     "make_permanent_": "masks",
-    "prune_": "nettrim",
+    "prune_": "prune",
     "save_weights": "network.weights",
-    "verify": "nettrim.verify",
-    "write_back_": "layers",
-}
+    "verify": "verify",
+} | dict.fromkeys(("Eps", "Guarantee", "NetworkEps", "Neurons", "Sparsity"), "targets")
 
 
 if not TYPE_CHECKING:  # type checkers are to see the names above, and to report all others

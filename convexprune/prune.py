@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune
 from convexprune.files.texts import visible
 from convexprune.files.weights import StrPath
 from convexprune.network.calibration import Calibration
-from convexprune.network.choosing import check_module
+from convexprune.network.choosing import check_module, choose_layers
 from convexprune.network.forwards import Forward, uncompiled
 from convexprune.network.links import Link
-from convexprune.network.shrink import restoring
+from convexprune.network.passes import network_outputs
+from convexprune.network.weights import restoring
 from convexprune.options import Options
 from convexprune.pruners.pruner import Pruner, make_pruner
 from convexprune.pruners.sizes import without_idle
-from convexprune.report.report import LayerReport, Report, SkippedModule, emptied_layers, reported_once
+from convexprune.report.report import LayerReport, Promise, Report, SkippedModule, emptied_layers, reported_once
 from convexprune.runs.data import Data, as_data, called_on
 from convexprune.runs.executors import several, solver_for
 from convexprune.runs.journal import Journal, described_run
@@ -105,8 +106,8 @@ def prune_(
         if described is not None and run is not None:
             journal = stack.enter_context(Journal(run, described | {"recipe": prepared.recipe()}))
         work = prepared.run(journal=journal, watch=watch, solver=solver, progress=show, callback=callback)
-        rows, promise, error = _pruned(work, prepared)
-        report = _report(work, prepared, rows, promise, error, _side_by_side(request, options, jobs))
+        rows, outcome = _pruned(work, prepared)
+        report = _report(work, prepared, rows, outcome, _side_by_side(request, options, jobs))
     return replace(report, seconds=time.perf_counter() - began)
 
 
@@ -193,7 +194,7 @@ class Request:
         make = partial(
             make_plan, self.model, self.calibration, options, target, forward, progress, default_fit=self.pruner.fit
         )
-        links, skipped = dict[str, Link](), ()
+        links, left_alone, skipped = dict[str, Link](), dict[str, str](), tuple[SkippedModule, ...]()
         if self.pruner.by_neurons(target):
             links, left = chosen_links(self.model, options.patterns, residual=self.pruner.residual)
             looked_at = "producers" if self.pruner.needs_samples else "consumers"
@@ -201,12 +202,18 @@ class Request:
             links, unreached = reachable(links, plan.layers)
             plan, skipped = plan.only(_ends(links, looked_at, "consumers")), (*left, *unreached)
         else:
+            if self.pruner.whole_network and options.layers is not None:
+                chosen, left_out = choose_layers(self.model, options.patterns)
+                whole = choose_layers(self.model)[0]
+                reasons = {module.name: module.reason for module in left_out}
+                left_alone = {name: reasons[name] for name in whole if name not in chosen}
+                make = partial(make, names=list(whole))
             plan = make()
             if isinstance(target, Sparsity):
                 plan = without_idle(plan, target, options)
             skipped = plan.skipped
         settled = replace(self, options=replace(options, mode=plan.mode), target=target)
-        return Prepared(settled, plan, links, skipped, forward, fittings)
+        return Prepared(settled, plan, links, skipped, forward, fittings, left_alone)
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,14 +226,22 @@ class Prepared:
         links: Of layers that are to lose neurons.
         skipped: Modules that hold weights and are left.
         forward, fittings: How the model is called, and what is thereby done to batches.
+        left: Layers that are looked at and not pruned, with the reason.
     """
 
     request: Request
     plan: Plan
     links: dict[str, Link]
-    skipped: Sequence[SkippedModule]
+    skipped: tuple[SkippedModule, ...]
     forward: Forward | None
     fittings: tuple[str, ...]
+    left: dict[str, str]
+
+    def outputs(self) -> Tensor:
+        """What the network computes on the data now [samples, values]."""
+        batches = list(self.request.calibration or ())
+        mask = None if self.request.data is None else self.request.data.mask
+        return network_outputs(self.request.model, batches, self.forward, mask, self.plan.counted)
 
     def recipe(self) -> dict[str, object]:
         """What decides the results, with the mode."""
@@ -244,6 +259,7 @@ class Prepared:
             holdout=request.holdout,
             samples_needed=request.pruner.needs_samples,
             links=self.links,
+            left=dict(self.left),
             **own,  # type: ignore[arg-type]
         )
 
@@ -261,32 +277,46 @@ def recorded_mode(run: StrPath | None) -> str | None:
     return mode if isinstance(mode, str) else None
 
 
-def _pruned(run: Run, prepared: Prepared) -> tuple[tuple[LayerReport, ...], NetworkPromise | None, float]:
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """What became of the network: the error of its outputs, a bound on it, and what is known of new data."""
+
+    error: float
+    promise: NetworkPromise | None
+    generalisation: Promise | None
+
+
+def _pruned(run: Run, prepared: Prepared) -> tuple[tuple[LayerReport, ...], _Outcome]:
     """The model pruned, or as it was if anything fails: its layers' rows, and what holds of its outputs."""
-    request = prepared.request
+    request, target = prepared.request, prepared.request.target
+    truth = None if request.data is None else request.data.truth()
     before = weight_sizes(run.model) if run.links else {}
     with restoring(run.model) if run.links else run.versions.restoring():
-        request.pruner.prune(run, request.target)
+        original = None if truth is None else prepared.outputs()
+        request.pruner.prune(run, target)
         promise = None
         if request.pruner.proves:
-            target = request.target
-            allowed = target.value if isinstance(target, NetworkEps) else None
-            guarantee = target.guarantee if isinstance(target, NetworkEps) else "measured"
+            allowed, guarantee = None, "measured"
+            if isinstance(target, NetworkEps):
+                allowed, guarantee = target.value, target.guarantee
             promise = network_promise(run, prepared.plan.size, allowed, guarantee)
         error = network_errors(run)[0] if promise is None else promise.error
+        bound = None
+        if truth is not None and original is not None:
+            bound = request.pruner.generalisation(run, original, prepared.outputs(), truth)
+        outcome = _Outcome(error, promise, bound)
         if not run.links:
-            return run.rows(), promise, error
+            return run.rows(), outcome
         with same_outputs(run):
             shrink_(run, request.options.remove)
-        return removal_rows(run, before), promise, error
+        return removal_rows(run, before), outcome
 
 
 def _report(
     run: Run,
     prepared: Prepared,
     rows: Sequence[LayerReport],
-    promise: NetworkPromise | None,
-    error: float,
+    outcome: _Outcome,
     notices: Sequence[str],
 ) -> Report:
     """What is said of a run, but for the seconds."""
@@ -296,19 +326,20 @@ def _report(
     left = [
         SkippedModule(name, type(plan.layers[name].module).__name__, run.left.get(name, f"not reached: {run.stopped}"))
         for name in plan.order
-        if name not in run.written
+        if name not in run.written and (name in run.left or run.stopped is not None or not run.links)
     ]
     layers, skipped = reported_once(rows, [*prepared.skipped, *left])
     own = {**request.recipe(), "plan_tests": dict(plan.tests), "stopped": run.stopped}
     parameter = next(run.model.parameters(), None)
     if parameter is None:
         raise NothingToPrune("the model has no parameters")
-    said = amplified(error, rows, request.options.mode) if request.calibration is not None and promise else ()
+    said = amplified(outcome.error, rows, request.options.mode) if outcome.promise is not None else ()
     return Report(
         layers=layers,
         skipped=skipped,
-        output_error=error,
-        network=promise,
+        output_error=outcome.error,
+        network=outcome.promise,
+        generalisation=outcome.generalisation,
         mask=plan.counted.to_dict(),
         samples=plan.samples,
         seconds=0.0,

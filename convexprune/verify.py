@@ -22,7 +22,7 @@ from convexprune.pruners.pruner import Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
 from convexprune.runs.consistency import check_results
-from convexprune.runs.data import Data, as_data
+from convexprune.runs.data import as_data
 from convexprune.runs.executors import Solved, Task
 from convexprune.runs.journal import Journal, Record, check_same, read_json
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise

@@ -15,6 +15,6 @@ from convexprune.runs.problem import Problem
 class Magnitude(Scoring):
     """The largest |w| of each layer, or of the network; needs no data."""
 
-    def score(self, problem: Problem, options: Options) -> Tensor:  # noqa: ARG002 - the contract
+    def score(self, problem: Problem, options: Options) -> Tensor:
         """|W| as stored: a norm behind the layer does not count."""
         return problem.stored[: problem.rows].abs()

@@ -13,6 +13,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from convexprune.options import Options, plain
+from convexprune.report.report import Promise
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods.registry import Registry, SolverInfo
@@ -48,11 +49,11 @@ class Pruner:
         """Whether the target is about whole neurons, which links between layers say how to remove."""
         return isinstance(target, Neurons)
 
-    def default_mode(self, target: Target, options: Options) -> str | None:  # noqa: ARG002 - for subclasses
+    def default_mode(self, target: Target, options: Options) -> str | None:
         """The mode where none was chosen; None: what suits the target."""
         return None
 
-    def generalisation(self, run: Run, before: Tensor, after: Tensor, labels: Tensor) -> object:
+    def generalisation(self, run: Run, before: Tensor, after: Tensor, labels: Tensor) -> Promise:
         """What can be said of errors on new data, from the outputs [n, classes] before and after, and labels [n].
 
         Raises:

@@ -61,8 +61,8 @@ class Scoring(Pruner):
         self,
         problems: Sequence[Problem],
         keep: Sequence[Tensor],
-        pattern: tuple[int, int] | None,  # noqa: ARG002 - for those that choose anew as they go
-        options: Options,  # noqa: ARG002
+        pattern: tuple[int, int] | None,
+        options: Options,
     ) -> list[Tensor]:
         """The weights [N, M] of each group, bias included, where ``keep`` [N, M] says which stay: the trained ones."""
         return [_masked(problem.stored, mask) for problem, mask in zip(problems, keep, strict=True)]

@@ -34,7 +34,7 @@ class SparseGPT(Scoring):
         checked_count("block", self.block, least=0)
         checked_positive("damping", self.damping)
 
-    def score(self, problem: Problem, options: Options) -> Tensor:  # noqa: ARG002 - the contract
+    def score(self, problem: Problem, options: Options) -> Tensor:
         """w²/(H⁻¹)_ii of the trained weights (the saliency of the optimal brain surgeon), by which layers share."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._hessian(problem)))
         return problem.W[: problem.rows].double().square() / inverse.diagonal()[: problem.rows, None]

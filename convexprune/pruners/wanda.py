@@ -21,7 +21,7 @@ class Wanda(Scoring):
     needs_data: ClassVar[bool] = True
     per_output: ClassVar[bool] = True
 
-    def score(self, problem: Problem, options: Options) -> Tensor:  # noqa: ARG002 - the contract
+    def score(self, problem: Problem, options: Options) -> Tensor:
         """|W|∘‖X_i‖₂, the norm of input i over all samples and positions."""
         sizes = problem.inputs[:, : problem.rows].double().norm(dim=0)
         return problem.stored[: problem.rows].double().abs() * sizes[:, None]

@@ -16,7 +16,6 @@ from torch import Tensor
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import visible
 from convexprune.files.weights import StrPath, write_atomically
-from convexprune.nettrim.goals import as_goal
 from convexprune.report.extras import picture, read_extras
 from convexprune.report.report import COLUMNS, Column, LayerReport
 from convexprune.runs.consistency import Results, read_results
@@ -160,7 +159,7 @@ def _traces(results: Results, left_out: list[str]) -> list[dict[str, str]]:
         name, groups = data["layer"], data["groups"]
         if name not in goals or not groups or any(group.get("path") for group in groups):
             continue
-        if name not in solved or str(as_goal(data["goal"])) == goals[name]:
+        if name not in solved or data["wanted"] == goals[name]:
             solved[name] = groups
     every = [(name, *_longest(solved[name])) for name in goals if name in solved]
     drawn = [solve for solve in every if any(math.isfinite(float(point["gap"])) for point in solve[2]["trace"])]

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import StrPath, as_path, plain
-from convexprune.nettrim.folding import Fold
-from convexprune.nettrim.goals import Answer, KeepInputs, Measurement
-from convexprune.nettrim.outcome import NetworkPromise
-from convexprune.nettrim.records import goal_of, recalled
-from convexprune.nettrim.rows import layer_figures
 from convexprune.report.report import Assumption, LayerReport, Report, SkippedModule
+from convexprune.runs.answer import Answer, layer_figures
 from convexprune.runs.journal import Journal, Record, read_json, recipe_fingerprint
+from convexprune.runs.layer import Fold
+from convexprune.runs.outcome import NetworkPromise
+from convexprune.runs.records import recalled
 from convexprune.solvers.errors import InvalidInput
 
 _CUT = ("stopped", "time limit")  # statuses of layers that the end of a run cut short, which no journal keeps
@@ -134,7 +133,7 @@ def check_results(
     if recipe is not None:
         claimed = {key: value for key, value in report["provenance"].items() if key in recipe}
         found += _differences("provenance.", _without_infinity(claimed), _without_infinity(recipe))
-        done.append("what was asked is what run.json says")
+        done.append("the recipe is that of run.json")
     if found:
         raise _refusal(folder, found)
     return Checks(tuple(done), (*left, *_open(report, journal)), rebuilt)
@@ -142,9 +141,7 @@ def check_results(
 
 def _open(report: Mapping[str, Any], journal: Journal | None) -> Iterator[str]:
     yield "seconds, accuracies and costs are as recorded"
-    if "method" in report["provenance"]:
-        yield "errors were measured on data that are not here, and are as recorded"
-    elif journal is None:
+    if journal is None:
         yield "there is no journal: errors and certificates are as recorded"
     else:
         yield (
@@ -188,7 +185,7 @@ def _checked_rows(
 def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[str]:
     """A row that says "solved" has a gap and a violation within the tolerances."""
     for name, limit in (("gap", "tol"), ("violation", "feas_tol")):
-        most = (provenance.get("limits") or {}).get(limit)
+        most = provenance.get(limit)
         value = math.inf if row.get(name) is None else row[name]
         if row["status"] == "solved" and most is not None and value > most:
             yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
@@ -196,22 +193,21 @@ def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator
 
 def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
-    goal, shrunk = goal_of(record), claimed.get("before") is not None
-    if isinstance(goal, Measurement) or shrunk != isinstance(goal, KeepInputs):
+    shrunk, sampled = claimed.get("before") is not None, bool(claimed.get("items"))
+    if record.data["measured"] or (shrunk and sampled):
         return None
     answers = recalled(record, [Fold()] * len(record.data["groups"]))
-    figures = layer_figures(goal, answers)
+    figures = layer_figures(str(record.data["wanted"]), record.data["allowed"], answers)
     if shrunk:  # of a run that removes neurons: the weights are smaller than those of the entry
         names = ("samples", "output_error", "seconds")
         return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
     figures["nonzeros"] = _counted(answers, figures["nonzeros"])
-    if set(figures["notes"]) <= set(
-        claimed["notes"]
-    ):  # others may have been added, about the layer's place in the network
-        figures["notes"] = tuple(claimed["notes"])
+    if set(figures["notes"]) <= set(claimed["notes"]):  # others may be about the layer's place in the network
+        del figures["notes"]
+    if sampled and claimed["status"] == "assumption fails":  # of a promise about all layers together
+        del figures["status"]
     tensors.expect(str(claimed["name"]), answers, matches=figures["nonzeros"] == claimed["nonzeros"])
-    own = {name: claimed[name] for name in ("name", "fit", "norm")}
-    return LayerReport(**own, shape=tuple(claimed["shape"]), **figures)
+    return dataclasses.replace(_row(claimed), **figures)
 
 
 def _counted(answers: Sequence[Answer], claimed: int) -> int:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convexprune.network.calibration import Calibration
-from convexprune.network.fitting import fitted
+from convexprune.network.calibration import Calibration, fitted
 from convexprune.network.forwards import Forward
 from convexprune.network.padding import Mask
 from convexprune.options import OWN

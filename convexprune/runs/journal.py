@@ -30,7 +30,7 @@ from convexprune.files.weights import StrPath, as_path, make_folder, safetensors
 from convexprune.network.calibration import Calibration
 from convexprune.runs.fingerprints import data_fingerprint, model_fingerprint
 
-_FORMAT = 1
+_FORMAT = 2
 _SOLVED = ("model", "data", "recipe")  # what makes two runs the same
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what ``write_atomically`` leaves when it is killed
 _LONGEST = 100  # characters of a layer's name in the names of its files
@@ -202,10 +202,11 @@ def read_json(path: Path, remedy: str = "restore it, or start in another folder"
 
 
 def described_run(
-    model: nn.Module, data: Calibration, recipe: Mapping[str, Any], holdout: Calibration | None
+    model: nn.Module, data: Calibration | None, recipe: Mapping[str, Any], holdout: Calibration | None
 ) -> dict[str, Any]:
     """What is solved, as plain data: fingerprints of the model and the data, and the recipe."""
-    own = {"model": model_fingerprint(model), "data": data_fingerprint(data.content()), "recipe": dict(recipe)}
+    own: dict[str, Any] = {"model": model_fingerprint(model), "recipe": dict(recipe)}
+    own["data"] = None if data is None else data_fingerprint(data.content())
     return own if holdout is None else own | {"holdout": data_fingerprint(holdout.content())}
 
 

@@ -11,7 +11,7 @@ from convexprune.errors import NothingToPrune
 from convexprune.network.choosing import is_chosen, unmatched
 from convexprune.network.graph import LAYERS
 from convexprune.network.links import Link, find_links
-from convexprune.network.shrink import mask_neurons_, remove_neurons_
+from convexprune.network.weights import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule
 from convexprune.runs.answer import answer_notes
 from convexprune.runs.layer import Layer

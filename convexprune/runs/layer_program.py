@@ -1,16 +1,19 @@
 """One layer by hand: its program from its module and its inputs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.layers import input_matrices, input_positions, weight_matrices
-from convexprune.nettrim.posed import FITS
-from convexprune.nettrim.sites import has_bias
 from convexprune.network.padding import layouts, read_masks
-from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall
-from convexprune.solvers.arrays import as_matrix, checked_radius, norm, working_dtype
+from convexprune.options import Options
+from convexprune.runs.fits import layer_fit
+from convexprune.runs.layer import Fold, has_bias
+from convexprune.runs.problem import Problem
+from convexprune.solvers import LayerProgram
+from convexprune.solvers.arrays import as_matrix, checked_radius, working_dtype
 from convexprune.solvers.errors import EmptyInput, InvalidInput
 
 
@@ -19,9 +22,7 @@ def layer_program(
     inputs: Tensor | Sequence[Tensor],
     eps: float = 0.1,
     *,
-    fit: str = "relu-ball",
-    ceiling: float = 0.0,
-    penalise_bias: bool = False,
+    options: Options | None = None,
     group: int | None = None,
     mask: Tensor | Sequence[Tensor] | None = None,
 ) -> LayerProgram:
@@ -31,9 +32,8 @@ def layer_program(
         layer: A Linear, Conv1d, Conv2d or Conv3d, a Conv1D of the Transformers library, or a MultiheadAttention.
         inputs: The module's own input tensor, or several of them.
         eps: Relative to ‖Y‖_F.
-        fit: "relu-ball" or "net-trim" where a ReLU follows (Y = ReLU(X W)), "ball" elsewhere (Y = X W).
-        ceiling: V of ``NetTrimSet``.
-        penalise_bias: Whether the bias counts in the penalty; by default it is free.
+        options: As for ``prune_``: ``fit`` ("relu-ball" or "net-trim" where a ReLU follows, "ball" elsewhere, or a
+            ``LayerFit``; None: "relu-ball"), ``penalty``, ``ceiling``, ``penalise_bias``.
         group: Which group of a grouped convolution; each is a program of its own.
         mask: One for each of ``inputs``, [samples, positions] with 1 where a position counts and 0 where not: rows at
             the others are left out. Where lengths of axes allow for several layouts, samples come first.
@@ -56,9 +56,12 @@ def layer_program(
     if len(masks) != len(tensors):
         raise InvalidInput(f"mask: expected one for each of {len(tensors)} inputs, found {len(masks)}")
     parts = [_rows(layer, tensor, visible, group or 0) for tensor, visible in zip(tensors, masks, strict=True)]
-    X = torch.cat(parts).to(W.device)
-    penalty = L1() if penalise_bias or not has_bias(layer) else L1.free_bias(X.shape[1])
-    return LayerProgram(X, _targets_fit(fit, X, W, checked_radius("eps", eps), ceiling), penalty)
+    chosen = replace((options or Options()).checked(), mode="parallel")
+    X, fit = torch.cat(parts).to(W.device), layer_fit(chosen.fit or "relu-ball")
+    own = W.to(working_dtype(W.dtype))
+    Y = fit.targets(as_matrix("inputs of the layer", X).to(own.dtype) @ own)
+    problem = Problem("layer", X, Y, W, Fold(), has_bias(layer), fit, len(X))
+    return problem.program(problem.within(checked_radius("eps", eps), chosen)[0], problem.penalty(chosen))
 
 
 def _rows(layer: nn.Module, inputs: Tensor, mask: Tensor | None, group: int) -> Tensor:
@@ -73,14 +76,3 @@ def _rows(layer: nn.Module, inputs: Tensor, mask: Tensor | None, group: int) -> 
     if layout is None:
         raise InvalidInput(f"mask: expected samples and positions among rows {list(axes)}, found {list(visible.shape)}")
     return X[layout.spread(visible, axes).reshape(-1).to(X.device)]
-
-
-def _targets_fit(fit: str, X: Tensor, W: Tensor, eps: float, ceiling: float) -> ReluBall | NetTrimSet | Ball:
-    if fit not in FITS:
-        raise InvalidInput(f"fit: expected one of {', '.join(FITS)}, found {fit!r}")
-    dtype = working_dtype(X.dtype)
-    Y = as_matrix("inputs of the layer", X).to(dtype) @ W.to(dtype)
-    if fit != "ball":
-        Y.clamp_(min=0)
-    radius = eps * float(norm(Y))
-    return NetTrimSet(Y, radius, ceiling) if fit == "net-trim" else FITS[fit](Y, radius)
