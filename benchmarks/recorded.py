@@ -6,6 +6,7 @@ The record (benchmarks/recorded.json) was made before the pruners came to share 
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -37,15 +38,13 @@ class Stopped(Exception):
 def resumed(model: nn.Module, x: Tensor) -> Report:
     options = Options(mode="cascade")
 
-    def progress(stage: str, done: int, total: int) -> None:
+    def progress(stage: str, done: int, _total: int) -> None:
         if stage != "capture" and done >= 2:
             raise Stopped
 
     with tempfile.TemporaryDirectory() as folder:
-        try:
+        with contextlib.suppress(Stopped):
             prune_(copy.deepcopy(model), x, sparsity=0.8, options=options, run=folder, progress=progress)
-        except Stopped:
-            pass
         assert any(Path(folder, "layers").glob("*.json"))
         return prune_(model, x, sparsity=0.8, options=options, run=folder)
 
@@ -75,13 +74,17 @@ def coreset(method: str, items: str, part: float = 0.5, seed: int = 0, **own: ob
 RUNS: dict[str, tuple[str, int, Prune]] = {
     "lenet-300-100 eps 0.1": ("lenet-300-100", 2000, lambda m, x: prune_(m, x, Eps(0.1))),
     "lenet-5 budgets cascade": (
-        "lenet-5", 200, lambda m, x: prune_(m, x, sparsity=0.9, options=Options(mode="cascade"))
+        "lenet-5",
+        200,
+        lambda m, x: prune_(m, x, sparsity=0.9, options=Options(mode="cascade")),
     ),
     "lenet-5 resumed": ("lenet-5", 200, resumed),
     "lenet-300-100 dask": ("lenet-300-100", 2000, on_dask),
     "resnet-20 2:4": ("resnet-20", 100, lambda m, x: prune_(m, x, sparsity="2:4")),
     "resnet-20 neurons": (
-        "resnet-20", 100, lambda m, x: prune_(m, x, Neurons(0.3), options=Options(layers=["layer*.conv1"]))
+        "resnet-20",
+        100,
+        lambda m, x: prune_(m, x, Neurons(0.3), options=Options(layers=["layer*.conv1"])),
     ),
     "lenet-300-100 lowner": ("lenet-300-100", 1000, coreset("lowner", "neurons")),
     "lenet-300-100 mussay": ("lenet-300-100", 1000, coreset("mussay", "neurons")),
@@ -107,7 +110,9 @@ def differences(now: dict[str, object], before: dict[str, object]) -> list[str]:
             continue
         if own["nonzeros"] != row["nonzeros"]:
             found.append(f"{name}: {own['nonzeros']:,} nonzeros, recorded {row['nonzeros']:,}")
-        if not math.isnan(row["error"]) and not math.isclose(own["error"], row["error"], rel_tol=TOLERANCE, abs_tol=1e-6):
+        if not math.isnan(row["error"]) and not math.isclose(
+            own["error"], row["error"], rel_tol=TOLERANCE, abs_tol=1e-6
+        ):
             found.append(f"{name}: error {own['error']:.6g}, recorded {row['error']:.6g}")
     if not math.isclose(now["error"], before["error"], rel_tol=TOLERANCE, abs_tol=1e-6):  # type: ignore[arg-type]
         found.append(f"network: error {now['error']:.6g}, recorded {before['error']:.6g}")
@@ -137,7 +142,8 @@ def main() -> None:
             record[name] = now
             RECORD.write_text(json.dumps(record, indent=1) + "\n")
         found = differences(now, record[name])
-        print(f"{name}: {'the same' if not found else '; '.join(found)} ({seconds / record[name]['seconds']:.2f} of the time)")
+        said = "the same" if not found else "; ".join(found)
+        print(f"{name}: {said} ({seconds / record[name]['seconds']:.2f} of the time)")
 
 
 if __name__ == "__main__":

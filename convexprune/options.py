@@ -115,7 +115,9 @@ class Options:
                 example = "{'fc1': 'relu'}" if name == "activations" else "{'rho': 2.0}"
                 raise InvalidInput(f"{name}: expected a mapping as {example}, {what}, found {getattr(self, name)!r}")
         if isinstance(self.fit, Mapping) and not _is_table(self.fit, object):
-            raise InvalidInput(f"fit: expected a name, a LayerFit, or a mapping from patterns to these, found {self.fit!r}")
+            raise InvalidInput(
+                f"fit: expected a name, a LayerFit, or a mapping from patterns to these, found {self.fit!r}"
+            )
         checked_limits(Limits(self.tol, self.feas_tol, self.max_iter, self.layer_time_limit))  # type: ignore[arg-type]
         if self.time_limit is not None:
             checked_positive("time_limit", self.time_limit)

@@ -144,9 +144,7 @@ class Request:
     ) -> "Request":
         """Checked.
 
-        Args:
-            model, data, target, method, options, jobs: As in ``prune_``.
-            mode: That of the run that goes on, or None.
+        ``mode`` is that of the run that goes on, or None; all else is as in ``prune_``.
 
         Raises:
             As ``prune_``, of what it is given.
@@ -157,7 +155,9 @@ class Request:
             default = pruner.default_mode(target, chosen) or ("parallel" if several(jobs) else None)
             chosen = replace(chosen, mode=mode or default)
         if chosen.cascade and several(jobs):
-            raise InvalidInput(f"jobs: expected 1 in cascade, where each layer waits for the one before, found {jobs!r}")
+            raise InvalidInput(
+                f"jobs: expected 1 in cascade, where each layer waits for the one before, found {jobs!r}"
+            )
         if reason := pruner.refuses(target, chosen):
             raise SolverRefused(f"method {name!r} refuses: {reason}")
         how = as_data(data)

@@ -60,8 +60,10 @@ class Target:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         settings = {f.name: getattr(self, f.name) for f in fields[1:] if getattr(self, f.name) != f.default}
         values = self.table or {"": self.value}
-        told = [f"{name}={value:g}" if name and not isinstance(value, str) else _text(name, value)
-                for name, value in values.items()]
+        told = [
+            f"{name}={value:g}" if name and not isinstance(value, str) else _text(name, value)
+            for name, value in values.items()
+        ]
         return " ".join([self.kind, *told, *(f"{name}={value}" for name, value in settings.items())])
 
     def _where(self, name: str) -> str:
@@ -201,7 +203,7 @@ TARGETS: dict[str, type[Target]] = {kind.kind: kind for kind in (Eps, NetworkEps
 
 
 def as_target(target: object = None, eps: object = None, sparsity: object = None) -> Target:
-    """The target that was given, or that ``eps`` or ``sparsity`` stand for; a text is read, and nothing is ``Eps(0.1)``.
+    """The target given, or that ``eps`` or ``sparsity`` stand for; a text is read, and nothing is ``Eps(0.1)``.
 
     Raises:
         InvalidInput, InvalidTolerance: Several were given, or one that is no target.
@@ -294,8 +296,8 @@ def _size(name: str, value: object, what: str) -> object:
         elif math.isfinite(value) and 0 <= value < 1:
             return float(value)
     raise InvalidTolerance(
-        f"{name}: expected the part of {what} to be zero, 0 to below 1, or a whole number ≥ 1 of those that stay, found "
-        f"{value!r}"
+        f"{name}: expected the part of {what} to be zero, 0 to below 1, or a whole number ≥ 1 of those that stay, "
+        f"found {value!r}"
     )
 
 

@@ -299,7 +299,7 @@ class _Replay(Run):
         return cls(**own, journal=journal, solver=cls._end)
 
     @staticmethod
-    def _end(makers: Iterable[Callable[[], Task]], _watch: Callable[[Task], Watch]) -> Solved:
+    def _end(_makers: Iterable[Callable[[], Task]], _watch: Callable[[Task], Watch]) -> Solved:
         """In the place of solving what is not recorded."""
         return iter(())
 

@@ -37,7 +37,9 @@ def prune_(
 def _target(target: Any, method: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:
     eps, sparsity, network = (keywords.pop(name, None) for name in ("eps", "sparsity", "network_eps"))
     own = {name: keywords.pop(name) for name in ("guarantee", "objective") if name in keywords}
-    scope, unit, search = (keywords.pop(n, d) for n, d in (("scope", "layer"), ("unit", "weights"), ("search", "budget")))
+    scope, unit, search = (
+        keywords.pop(n, d) for n, d in (("scope", "layer"), ("unit", "weights"), ("search", "budget"))
+    )
     if isinstance(target, str | Target):
         return target, method
     if network is not None:
@@ -49,7 +51,9 @@ def _target(target: Any, method: Any, keywords: dict[str, Any]) -> tuple[Any, An
     return (None if eps is None else Eps(eps)), method
 
 
-def coreset_prune_(model: nn.Module, data: Any = None, method: Any = "lowner", size: Any = 0.5, **keywords: Any) -> Report:
+def coreset_prune_(
+    model: nn.Module, data: Any = None, method: Any = "lowner", size: Any = 0.5, **keywords: Any
+) -> Report:
     """A coreset of a model by the ``size`` that stays: a part, a count, a ``Guarantee``, or a table of these."""
     known = {*_OPTIONS, *_DATA, *_CALL, "scope"}
     own = {name: keywords.pop(name) for name in list(keywords) if name not in known}

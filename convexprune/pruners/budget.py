@@ -30,10 +30,17 @@ class BudgetGoal(Goal):
         """Continuation, refit and exchanges."""
         program = self.program(problem, options)
         # The tolerances are those of a certificate, which a budget has not.
-        limits = {name: value for name, value in solve_limits(options, watch).items() if name not in ("tol", "feas_tol")}
+        limits = {
+            name: value for name, value in solve_limits(options, watch).items() if name not in ("tol", "feas_tol")
+        }
         solver = "continuation" if options.solver is None else options.solver
         solution = solve(
-            program, solver, start=problem.W, callback=watch.callback, stop=watch.interrupted, **limits  # type: ignore[arg-type]
+            program,
+            solver,
+            start=problem.W,
+            callback=watch.callback,
+            stop=watch.interrupted,
+            **limits,  # type: ignore[arg-type]
         )
         return answered(program, solution, problem)
 

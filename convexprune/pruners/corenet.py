@@ -114,9 +114,9 @@ class _Measured:
 class CoreNet(Sampling):
     """Coreset of each output's positive and negative weights (Baykal et al. 2019): s_k = max_S w_k a_k/Σ w a.
 
-    Made for fully connected ReLU networks; biases are kept as they are. Sensitivities need the whole network at once, from the
-    input on: a layer that is scored alone is taken for all of it. Groups of a convolution are one layer. A budget is
-    shared in proportion to the sums of sensitivities, as the draws are within a layer.
+    Made for fully connected ReLU networks; biases are kept as they are. Sensitivities need the whole network
+    at once, from the input on: a layer that is scored alone is taken for all of it. Groups of a convolution are one
+    layer. A budget is shared in proportion to the sums of sensitivities, as the draws are within a layer.
 
     Args:
         delta: The probability of failure for which Δ̂ is reported and, without a guarantee, the size of the sample

@@ -149,11 +149,19 @@ class Candidates(Protocol):
     """What splitting a budget needs to know of a layer's items: ``Sensitivities``."""
 
     @property
-    def values(self) -> Tensor: ...
+    def values(self) -> Tensor:
+        """As there."""
+        ...
+
     @property
-    def shares(self) -> Tensor | None: ...
+    def shares(self) -> Tensor | None:
+        """As there."""
+        ...
+
     @property
-    def candidates(self) -> Tensor: ...
+    def candidates(self) -> Tensor:
+        """As there."""
+        ...
 
 
 Allowed = Callable[[Sequence[Tensor]], bool]

@@ -185,9 +185,7 @@ class KeepInputs(Goal):
             return Answer.of(unproven(stored, problem, "mask", seconds, options), stored, problem, MASKED)
         program = self.program(problem, options)
         every = len(self.kept) == self.neurons and not options.cascade
-        weights, effective = (
-            (problem.W, {}) if every else refit_told(program, self.support(problem, options), watch)
-        )
+        weights, effective = (problem.W, {}) if every else refit_told(program, self.support(problem, options), watch)
         solved = time.perf_counter() - began
         provenance = {"solver": "refit", "message": "", "effective": effective} | environment(weights)
         provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}
@@ -201,7 +199,11 @@ class KeepInputs(Goal):
         """Whether only the neurons that stay have weights."""
         if not self.refit:
             again = Answer.of(
-                unproven(answer.stored, problem, "mask", 0.0, options), answer.stored, problem, answer.status, answer.notes
+                unproven(answer.stored, problem, "mask", 0.0, options),
+                answer.stored,
+                problem,
+                answer.status,
+                answer.notes,
             )
             same = torch.equal(answer.stored, problem.stored.masked_fill(~self.support(problem, options), 0))
             return again if same else replace(again, status=f"not {answer.status}")

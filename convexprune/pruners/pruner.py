@@ -2,8 +2,8 @@
 
 There are three kinds, each with a base class: those that solve a program for each layer (``Solving``), those that score
 weights or neurons and keep the largest scores (``Scoring``), and those that sample weights or neurons by their
-sensitivities (``Sampling``). All else is the house's: which layers there are, their matrices, targets, journal, workers,
-rows and the report.
+sensitivities (``Sampling``). All else is the same for all: which layers there are, their matrices, the journal,
+workers and the report.
 """
 
 import dataclasses

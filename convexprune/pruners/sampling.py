@@ -174,7 +174,7 @@ def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
 
 
 class Sampling(Pruner):
-    """Base of pruners that sample by sensitivities; write ``sensitivities``, or ``of_layers`` where layers hang together.
+    """Base of pruners that sample by sensitivities; write ``sensitivities``, or ``of_layers`` for all layers at once.
 
     Attributes:
         items: Whether it keeps or removes neurons, or single weights; a class variable or a field.
@@ -201,7 +201,10 @@ class Sampling(Pruner):
 
     def refuses(self, target: Target, options: Options) -> str | None:
         """Targets of the other items, patterns, cascade, and what is about neurons where weights are chosen."""
-        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("items", self.items, ("neurons", "weights"))):
+        for name, value, known in (
+            ("sampling", self.sampling, SAMPLINGS),
+            ("items", self.items, ("neurons", "weights")),
+        ):
             if value not in known:
                 raise InvalidInput(f"{name}: expected one of {', '.join(known)}, found {value!r}")
         kind = Neurons if self.items == "neurons" else Sparsity
@@ -256,7 +259,9 @@ def weights_of(view: View, method: str) -> WeightView:
     if not isinstance(view, WeightView):
         raise InvalidInput(f"{method} chooses single weights, and was given the neurons of {view.name!r}")
     if view.product.inputs is None:
-        raise InvalidInput(f"{method} needs a sample of the inputs of {view.name!r}: give calibration data that reach it")
+        raise InvalidInput(
+            f"{method} needs a sample of the inputs of {view.name!r}: give calibration data that reach it"
+        )
     return view
 
 
@@ -287,9 +292,7 @@ def items_kept(value: object, items: int) -> int:
     return max(1, round((1 - float(value)) * items))  # type: ignore[arg-type]
 
 
-def choose(
-    method: Sampling, found: Sensitivities, size: int | Guarantee | Tensor, rng: np.random.Generator
-) -> Choice:
+def choose(method: Sampling, found: Sensitivities, size: int | Guarantee | Tensor, rng: np.random.Generator) -> Choice:
     """Sample a layer's items.
 
     Args:
@@ -476,7 +479,9 @@ class _Driver:
         fails = any(assumption.holds is False for assumption in found.assumptions(guarantee))
         return "assumption fails" if fails else "sampled"
 
-    def uniform_error(self, views: Sequence[View], counts: Sequence[int], products: Sequence[Sequence[Product]]) -> float:
+    def uniform_error(
+        self, views: Sequence[View], counts: Sequence[int], products: Sequence[Sequence[Product]]
+    ) -> float:
         """The mean error of uniform samples of so many items of each view; NaN if it was not wanted."""
         if not self.run.options.baseline or any(p.inputs is None for group in products for p in group):
             return math.nan

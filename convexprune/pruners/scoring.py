@@ -102,7 +102,9 @@ class Scoring(Pruner):
         worth: dict[str, Worth] = {}
         widths = run.widths()
         for name, link in run.links.items():
-            each = [self._scores(run, user, found)[0].double().reshape(widths[name], -1).sum(1) for user in link.consumers]
+            each = [
+                self._scores(run, user, found)[0].double().reshape(widths[name], -1).sum(1) for user in link.consumers
+            ]
             worth[name] = [(float(value), 0.0) for value in torch.stack(each).sum(0)]
         return worth
 
@@ -164,7 +166,9 @@ class Mask(Goal):
             support &= allowed
         program = problem.program(problem.loss(), TopK(max(1, int(keep.sum())), rows=problem.rows))
         fitted, effective = refit_told(program, support, watch)
-        solution = unproven(stored, problem, method, seconds, options, program, watch.ended or Status.NO_BOUND, effective)
+        solution = unproven(
+            stored, problem, method, seconds, options, program, watch.ended or Status.NO_BOUND, effective
+        )
         answer = answered(program, replace(solution, weights=fitted), problem)
         return replace(answer, status=MASKED_REFITTED) if watch.ended is None else answer
 

@@ -1,5 +1,7 @@
-"""SparseGPT: a sweep over the inputs that makes up for each removed weight with those behind it (Frantar and Alistarh,
-SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023, algorithm 1).
+"""SparseGPT: a sweep over the inputs that makes up for each removed weight with those behind it.
+
+Source: Frantar and Alistarh, SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023,
+algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -42,7 +44,7 @@ class SparseGPT(Scoring):
     def weights(
         self, problems: Sequence[Problem], keep: Sequence[Tensor], pattern: tuple[int, int] | None, options: Options
     ) -> list[Tensor]:
-        """The sweep; each block keeps as large a part of its weights as the layer does, each m inputs n of a pattern."""
+        """The sweep; each block keeps as large a part of its weights as the layer does, or n of each m inputs."""
         del options
         return [self._swept(problem, int(mask.sum()), pattern) for problem, mask in zip(problems, keep, strict=True)]
 

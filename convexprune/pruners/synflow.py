@@ -1,5 +1,7 @@
-"""SynFlow: scores that a network passes on from input to output, without data (Tanaka, Kunin, Yamins and Ganguli,
-Pruning neural networks without any data by iteratively conserving synaptic flow, NeurIPS 2020, algorithm 1).
+"""SynFlow: scores that a network passes on from input to output, without data.
+
+Source: Tanaka, Kunin, Yamins and Ganguli, Pruning neural networks without any data by iteratively conserving synaptic
+flow, NeurIPS 2020, algorithm 1.
 """
 
 import copy
@@ -65,17 +67,20 @@ class SynFlow(Scoring):
                 count = final if number == self.rounds else max(final, round(density * len(places)))
                 alive[places[scores[places].argsort(descending=True, stable=True)[:count]]] = True
             for name, masks in _apart(alive, layers).items():
-                write_back_(layers[name], [_times(W, m) for W, m in zip(weight_matrices(layers[name]), masks, strict=True)])
+                write_back_(
+                    layers[name], [_times(W, m) for W, m in zip(weight_matrices(layers[name]), masks, strict=True)]
+                )
         return _apart(torch.where(alive, scores, -1.0), layers)
 
     def _pools(self, run: Run, target: Target) -> list[tuple[Tensor, int]]:
-        """Places of weights that are compared with each other, and how many of them stay; none for neurons, patterns."""
+        """Places of weights that are compared, and how many of them stay; none for neurons and patterns."""
         if not isinstance(target, Sparsity) or any(isinstance(wanted_of(target, name), tuple) for name in run.layers):
             return []
         sizes = {name: layer.weights for name, layer in run.layers.items()}
         places = dict(zip(sizes, torch.split(torch.arange(sum(sizes.values())), list(sizes.values())), strict=True))
         counts: dict[tuple[str, ...], int] = {
-            (name,): count_of(wanted_of(target, name), layer) for name, layer in run.layers.items()  # type: ignore[arg-type]
+            (name,): count_of(wanted_of(target, name), layer)
+            for name, layer in run.layers.items()  # type: ignore[arg-type]
         }
         shared = shared_counts(run.layers, target) if target.scope == "network" else counts
         return [(torch.cat([places[name] for name in names]), count) for names, count in shared.items()]
@@ -124,7 +129,9 @@ def flow(model: nn.Module, layers: Mapping[str, nn.Module], ones: object, run: R
         if not bool(R.isfinite()):
             raise NonFinite(f"synflow: the sum of the network's outputs is {float(R)}: scale its weights down")
         gradients = torch.autograd.grad(R, list(parameters), allow_unused=True)
-    scores = {p: torch.zeros_like(p) if g is None else p.detach() * g for p, g in zip(parameters, gradients, strict=True)}
+    scores = {
+        p: torch.zeros_like(p) if g is None else p.detach() * g for p, g in zip(parameters, gradients, strict=True)
+    }
     found = []
     for layer in layers.values():
         held = {p: p.data for p in layer.parameters(recurse=False)}

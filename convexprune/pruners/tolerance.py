@@ -74,12 +74,14 @@ class Within(Goal):
             return replace(answer, status=REFITTED)
         if answer.status == ROUNDED:
             answer = self._inside(program, answer, problem, options, watch, promised)
-        return answer if answer.status == str(Status.SOLVED) else _or_trained(program, answer, problem, options, promised)
+        return (
+            answer if answer.status == str(Status.SOLVED) else _or_trained(program, answer, problem, options, promised)
+        )
 
     def _inside(
         self, program: LayerProgram, answer: Answer, problem: Problem, options: Options, watch: Watch, promised: float
     ) -> Answer:
-        """Where rounding moved the weights out of the set: those of a smaller set, if they are solved after rounding."""
+        """Where rounding moved the weights out of the set: those of a smaller one, if rounded they are solved."""
         violation = answer.solution.certificate.violation
         if not options.feas_tol < violation < _SMALLER / 2:
             return answer
@@ -98,7 +100,9 @@ class Within(Goal):
         again = judged(answer, problem, problem.program(fit, problem.penalty(options)))
         again = replace(again, radius=radius, promised=promised)
         again = replace(
-            Answer.of(again.solution, again.stored, problem, again.status, again.notes, radius=radius, promised=promised),
+            Answer.of(
+                again.solution, again.stored, problem, again.status, again.notes, radius=radius, promised=promised
+            ),
             path=answer.path,
         )
         certificate, allowed = again.solution.certificate, slack(again)
@@ -125,9 +129,7 @@ def _solved(
     return solve(program, solver, start=start, callback=watch.callback, stop=watch.interrupted, **limits)  # type: ignore[arg-type]
 
 
-def _or_trained(
-    program: LayerProgram, answer: Answer, problem: Problem, options: Options, promised: float
-) -> Answer:
+def _or_trained(program: LayerProgram, answer: Answer, problem: Problem, options: Options, promised: float) -> Answer:
     """The answer, unless the trained weights keep the promise and it does not, or not at a lower price."""
     found, tolerance = answer.solution.certificate, options.feas_tol
     trained = certify(program, problem.W, _finite(answer.solution.multipliers))

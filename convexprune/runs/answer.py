@@ -161,11 +161,15 @@ class Goal:
     def near(self, recorded: object) -> bool:
         """Whether a recorded key is this goal's but for rounding, which differs on another machine."""
         own = self.to_dict()
-        return isinstance(recorded, dict) and own.keys() == recorded.keys() and all(
-            math.isclose(value, recorded[key], rel_tol=1e-5)
-            if isinstance(value, float) and isinstance(recorded[key], float)
-            else (list(value) if isinstance(value, tuple) else value) == recorded[key]
-            for key, value in own.items()
+        return (
+            isinstance(recorded, dict)
+            and own.keys() == recorded.keys()
+            and all(
+                math.isclose(value, recorded[key], rel_tol=1e-5)
+                if isinstance(value, float) and isinstance(recorded[key], float)
+                else (list(value) if isinstance(value, tuple) else value) == recorded[key]
+                for key, value in own.items()
+            )
         )
 
     def as_recorded(self, recorded: Mapping[str, object]) -> "Goal":
@@ -336,7 +340,12 @@ def layer_row(layer: Layer, goal: Goal, answers: Sequence[Answer]) -> LayerRepor
     figures = layer_figures(str(goal), goal.allowed, answers)
     notes = (*layer.notes, *figures.pop("notes"))  # type: ignore[misc]
     return LayerReport(
-        name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, notes=notes, **figures  # type: ignore[arg-type]
+        name=layer.name,
+        shape=layer.shape,
+        fit=layer.fit.name,
+        norm=layer.norm_name,
+        notes=notes,
+        **figures,  # type: ignore[arg-type]
     )
 
 

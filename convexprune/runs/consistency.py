@@ -136,10 +136,10 @@ def check_results(
         done.append("the recipe is that of run.json")
     if found:
         raise _refusal(folder, found)
-    return Checks(tuple(done), (*left, *_open(report, journal)), rebuilt)
+    return Checks(tuple(done), (*left, *_open(journal)), rebuilt)
 
 
-def _open(report: Mapping[str, Any], journal: Journal | None) -> Iterator[str]:
+def _open(journal: Journal | None) -> Iterator[str]:
     yield "seconds, accuracies and costs are as recorded"
     if journal is None:
         yield "there is no journal: errors and certificates are as recorded"

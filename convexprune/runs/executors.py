@@ -72,7 +72,9 @@ Solved = Iterator[tuple[int, tuple[Answer, ...]]]
 class Solver(Protocol):
     """Takes makers of tasks and gives (number of the task, answers) as they come."""
 
-    def __call__(self, makers: Iterable[Maker], watch: Callable[[Task], Watch]) -> Solved: ...
+    def __call__(self, makers: Iterable[Maker], watch: Callable[[Task], Watch], /) -> Solved:
+        """Solve."""
+        ...
 
 
 def serially(makers: Iterable[Maker], watch: Callable[[Task], Watch]) -> Solved:
@@ -105,7 +107,9 @@ def solver_for(jobs: object) -> Solver:
     if not several(jobs):
         return serially
     if not isinstance(jobs, int | Executor) and not _is_client(jobs):
-        raise InvalidInput(f"jobs: expected a number, an Executor of concurrent.futures or a Dask Client, found {jobs!r}")
+        raise InvalidInput(
+            f"jobs: expected a number, an Executor of concurrent.futures or a Dask Client, found {jobs!r}"
+        )
     return partial(_apart, jobs)
 
 

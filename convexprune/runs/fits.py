@@ -160,9 +160,7 @@ class NetTrim(LayerFit):
         omega = targets > 0
         radius = max(radius, options.gamma**0.5 * float(norm(torch.where(omega, Z - targets, 0.0))))
         # Half a rounding above what the trained weights give, for them to be inside in float64 too.
-        V = torch.where(
-            omega, 0.0, Z.clamp_(min=options.ceiling) + 4 * torch.finfo(targets.dtype).eps * Z.abs()
-        )
+        V = torch.where(omega, 0.0, Z.clamp_(min=options.ceiling) + 4 * torch.finfo(targets.dtype).eps * Z.abs())
         promised = (radius**2 + float(norm(V.clamp(min=0))) ** 2) ** 0.5
         return NetTrimSet(targets, radius, V), radius, promised
 

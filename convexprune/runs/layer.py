@@ -85,9 +85,7 @@ class Layer:
         scale = gamma / (variance + float(self.norm.eps)).sqrt()  # type: ignore[arg-type]
         bias = getattr(self.module, "bias", None)
         offset = ((torch.zeros_like(mean) if bias is None else bias.detach().double()) - mean) * scale
-        return tuple(
-            Fold(s, c) for s, c in zip(scale.chunk(self.groups), offset.chunk(self.groups), strict=True)
-        )
+        return tuple(Fold(s, c) for s, c in zip(scale.chunk(self.groups), offset.chunk(self.groups), strict=True))
 
     @cached_property
     def groups(self) -> int:

@@ -273,7 +273,9 @@ def _read(operations: Sequence[str]) -> str:
     )
 
 
-def check_fan_in(plan: Plan, n: int, m: int, names: Sequence[str], named: Callable[[str], bool], remedy: str) -> dict[str, str]:
+def check_fan_in(
+    plan: Plan, n: int, m: int, names: Sequence[str], named: Callable[[str], bool], remedy: str
+) -> dict[str, str]:
     """Layers that cannot take a pattern n:m, each with the reason.
 
     Raises:

@@ -170,7 +170,9 @@ class Run:
         makers = (partial(self._task, name, goals[name]) for name in self._until_stopped(waiting))
         for number, answers in self.solver(makers, self._watch):
             name = waiting[number]
-            answers = self._lean(self._keep(name, goals[name], answers))  # let go of the others while the next is solved
+            answers = self._lean(
+                self._keep(name, goals[name], answers)
+            )  # let go of the others while the next is solved
             done += 1
             self.progress(name, done, len(goals))
             yield name, answers
@@ -245,7 +247,7 @@ class Run:
         )
 
     def _gathered(self, layer: Layer, *, cascade: bool) -> tuple[list[Accumulator | None], int]:
-        """(X, Y) of each group: inputs in cascade of the network as it is now, else of the trained one; and positions."""
+        """(X, Y) of each group: in cascade inputs are those of the network now, else the trained one's; positions."""
         assert self.data is not None  # noqa: S101 - whoever asks has looked
         trained = self.trained[layer.name]
         weights = [fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, layer.folds, strict=True)]
