@@ -120,12 +120,8 @@ def choose_layers(
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 
     Layers that share weight and bias are one layer with several uses. It goes by the name of its first use, and is
-    chosen, or left out, by a pattern of any of them.
-
-    Args:
-        model: Any module.
-        patterns: Of names to prune ("features.*") and to leave out ("!stem"); None: every layer.
-        kinds: Only such modules, and none that share a parameter; None: every kind that can be pruned.
+    chosen, or left out, by a pattern of any of them. With ``kinds`` only such modules are, and none that share a
+    parameter.
 
     Raises:
         NothingToPrune: No layer can be pruned, or a pattern matches none of them.

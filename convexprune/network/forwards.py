@@ -144,13 +144,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
     """
     whole = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    own = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
-    modules = [module for module, held in zip(whole, own, strict=True) if not any(map(nn.parameter.is_lazy, held))]
+    held = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
+    modules = [module for module, each in zip(whole, held, strict=True) if not any(map(nn.parameter.is_lazy, each))]
     attributes = [(module, dict(vars(module))) for module in modules]
     buffers = [(module._buffers, dict(module._buffers)) for module in modules]
     tensors = [*tensors_in([found for _, found in attributes]), *model.buffers()]
-    changing = {id(tensor): tensor for tensor in tensors if _may_change(tensor)}.values()
-    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in changing]
+    own = [one for one in tensors if not (isinstance(one, nn.Parameter) or nn.parameter.is_lazy(one))]
+    # What has no values yet, or was made in inference mode, cannot be changed here.
+    plain = {id(one): one for one in own if not (one.is_meta or one.layout != torch.strided or one.is_inference())}
+    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in plain.values()]
     try:
         yield
     finally:
@@ -164,10 +166,3 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 # By value: what writes through .data or numpy leaves no other trace. NaN is copied: it is not itself.
                 if not (torch.equal(tensor, value) or overlaps_itself(tensor)):
                     tensor.copy_(value)
-
-
-def _may_change(own: Tensor) -> bool:
-    """What has no values yet, or was made in inference mode, cannot be changed here."""
-    if isinstance(own, nn.Parameter) or nn.parameter.is_lazy(own):
-        return False
-    return not (own.is_meta or own.layout != torch.strided or own.is_inference())

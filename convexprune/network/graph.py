@@ -27,10 +27,7 @@ _CARRIERS = (*NORMS, nn.PReLU)  # have weights for each neuron, and are no layer
 
 
 def operation_of(node: fx.Node, module: nn.Module | None) -> str:
-    """The operation's name in small letters without underscores, the same for a module, a function and a method.
-
-    A function that is not torch's keeps a dot in its name.
-    """
+    """Its name, as of modules, functions and methods alike: "batchnorm1d"; with a dot if it is not torch's."""
     name = type(module).__name__ if module else str(node.target)
     if node.target is getattr:
         name = str(node.args[1])
@@ -102,8 +99,7 @@ class Network:
         """The node in words, for messages."""
         if node.op == "placeholder":
             return f"the network's input {node.target!r}"
-        named = node.op in ("call_module", "get_attr")
-        return repr(node.target) if named else f"what {operation_of(node, None)} gives"
+        return repr(node.target) if node.op in ("call_module", "get_attr") else f"what {operation_of(node, None)} gives"
 
 
 _ACTIVATIONS = (
@@ -115,10 +111,7 @@ ACTIVATION = {name.replace("_", ""): name for name in _ACTIVATIONS.split()}
 
 
 def has_own_settings(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether an activation has parameters, or is called with others than its default ones, which the tracer fills in.
-
-    Whether it works in place does not count.
-    """
+    """Whether an activation has parameters, or others than its default settings (but for ``inplace``)."""
     if module is not None:
         return any(True for _ in module.parameters()) or _settings(module) != _settings(type(module)())
     given: dict[object, object] = dict(enumerate(node.args[1:]))
@@ -146,10 +139,7 @@ def changes_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def reads_other_lengths(node: fx.Node, axes: int) -> bool:
-    """Whether it reads lengths, none of them the channels' of a tensor [samples, channels, one of ``axes``, ...].
-
-    Without axes behind the channels these may lie anywhere but first.
-    """
+    """Whether it reads lengths, none of them the channels' of a tensor [samples, channels, one of ``axes``, ...]."""
     lengths = [_length(reader) for reader in node.users if reader.users] if _is_shape(node) else [_length(node)]
     return all(axis in (0, *range(2, axes + 2), *range(-axes, 0)) for axis in lengths)
 
@@ -238,10 +228,7 @@ def _diverted(modules: Mapping[str, nn.Module], evaluation: fx.Graph, training: 
 
 
 def _routes(graph: fx.Graph, weighted: set[str]) -> set[tuple[str, frozenset[str]]]:
-    """What each module with weights and each of the network's outputs is made of: modules, tensors and inputs.
-
-    Operations without weights do not count, so that the modes may differ in these.
-    """
+    """What each module with weights and each output is made of; operations without weights do not count."""
     origins: dict[fx.Node, frozenset[str]] = {}
     routes = set[tuple[str, frozenset[str]]]()
     for node in graph.nodes:

@@ -13,19 +13,9 @@ from torch import fx, nn
 
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import altered
+from convexprune.network import graph
 from convexprune.network.choosing import check_module
-from convexprune.network.graph import (
-    ACTIVATION,
-    Network,
-    changes_in_place,
-    flattens,
-    has_own_settings,
-    inputs_of,
-    operation_of,
-    outputs_of,
-    reads_other_lengths,
-    reduced_axes,
-)
+from convexprune.network.graph import Network, inputs_of, operation_of, outputs_of
 from convexprune.report.report import SkippedModule
 
 
@@ -140,7 +130,7 @@ class _Flow:
         for node in network.graph.nodes:
             stream = self._behind(node)
             if stream is not None:
-                users = [user for user in node.users if not reads_other_lengths(user, _AXES[stream.layout])]
+                users = [user for user in node.users if not graph.reads_other_lengths(user, _AXES[stream.layout])]
                 self._streams[node] = replace(stream, alone=stream.alone and len(users) == 1)
 
     def _behind(self, node: fx.Node) -> _Stream | None:
@@ -155,7 +145,7 @@ class _Flow:
                     group = self.groups[taken[0].producers[0]]
                     group.repeat[name] = inputs_of(module) // taken[0].neurons
                     group.ways[taken[0].way] = None
-            elif taken and not reads_other_lengths(node, _AXES[taken[0].layout]):
+            elif taken and not graph.reads_other_lengths(node, _AXES[taken[0].layout]):
                 stream = self._through(node, module, taken)
         except _Blocked as what:
             for blocked in taken:
@@ -175,7 +165,7 @@ class _Flow:
     def _through(self, node: fx.Node, module: nn.Module | None, taken: list[_Stream]) -> _Stream:
         """Behind an operation that keeps neurons apart."""
         operation, stream = operation_of(node, module), taken[0]
-        in_place = operation in {*ACTIVATION, *_ARITHMETIC} and changes_in_place(node, module)
+        in_place = operation in {*graph.ACTIVATION, *_ARITHMETIC} and graph.changes_in_place(node, module)
         if module and self._is_carrier(module):
             self._check(str(node.target), module, stream, along=True)
             group = self.groups[stream.producers[0]]
@@ -186,7 +176,9 @@ class _Flow:
         else:
             behind = replace(stream, layout=self._layout(node, operation, module, stream.layout))
         if in_place and not stream.alone:
-            raise _Blocked(f"are changed in place by {ACTIVATION.get(operation, operation)} while others use them")
+            raise _Blocked(
+                f"are changed in place by {graph.ACTIVATION.get(operation, operation)} while others use them"
+            )
         new = self.residual and operation not in _VIEWS and not in_place
         return replace(behind, way=(*behind.way, *_step(node, operation, module)), alone=new or stream.alone)
 
@@ -198,11 +190,11 @@ class _Flow:
         # Another tensor may decide what becomes of a neuron; so may a PReLU, if it has a slope for each.
         plain = len(node.all_input_nodes) == 1 and getattr(module, "num_parameters", 1) == 1
         pools = axes and operation.endswith(layout) and operation.removesuffix(layout) in _POOLS
-        if pools or (plain and operation in {*ACTIVATION, *_ALIASES, "clone"}):
+        if pools or (plain and operation in {*graph.ACTIVATION, *_ALIASES, "clone"}):
             return layout
-        if flattens(node, operation, module, axes):
+        if graph.flattens(node, operation, module, axes):
             return "flat" if axes else layout
-        gone = reduced_axes(node, operation, axes) if self.residual else None
+        gone = graph.reduced_axes(node, operation, axes) if self.residual else None
         if gone is not None:
             return f"{axes - gone}d" if axes > gone else "last"
         what = f"{node.target!r} ({type(module).__name__})" if module else operation
@@ -231,7 +223,7 @@ class _Flow:
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """Where on its way a tensor stopped to be a layer's neurons, or began as something else."""
-        keeping, others = {*ACTIVATION, *_ALIASES, *_ARITHMETIC}, [node]
+        keeping, others = {*graph.ACTIVATION, *_ALIASES, *_ARITHMETIC}, [node]
         while others:
             node, module = others[0], self.network.called(others[0])
             keeps = self._is_carrier(module) or operation_of(node, module) in keeping
@@ -274,9 +266,11 @@ def _step(node: fx.Node, operation: str, module: nn.Module | None) -> tuple[str,
         return ("norm by the batch" if module.running_var is None else f"norm:{node.target}",)
     if isinstance(module, LAYERS):
         return ("depthwise",)
-    if operation not in ACTIVATION:
+    if operation not in graph.ACTIVATION:
         return ()
-    return (f"own {ACTIVATION[operation]}" if has_own_settings(node, module) else ACTIVATION[operation],)
+    return (
+        f"own {graph.ACTIVATION[operation]}" if graph.has_own_settings(node, module) else graph.ACTIVATION[operation],
+    )
 
 
 def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, Link], list[SkippedModule]]:
@@ -287,15 +281,11 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
     whose outputs go to other modules or outputs there, such as a second classifier, has no link.
 
     Args:
-        model: Any module that torch.fx can trace.
+        model: Any module that torch.fx can trace; UnsupportedModule is raised for others, InvalidInput for no module.
         residual: False: Linear and Conv2d layers that can lose neurons alone, with nothing but batch norms,
             activations and pools on the way. True: also layers that are added to each other, or multiplied, as one link
             by the name of the first that is called; Conv1d and Conv3d; and on the way depthwise convolutions, PReLUs
             with a slope for each channel, arithmetic with numbers, and means, sums and maxima over positions.
-
-    Raises:
-        InvalidInput: The model is no module.
-        UnsupportedModule: The model's forward cannot be traced, in eval or in train mode.
     """
     network = Network(check_module(model), LAYERS if residual else (nn.Linear, nn.Conv2d))
     groups, links = _Flow(network, residual).groups, dict[str, Link]()

@@ -69,9 +69,7 @@ def observe(
     reached: dict[str, int] = {}  # which batch is the first from which a layer receives rows
     follows: dict[str, Followed] = {}
     examples: list[tuple[Batch, tuple[str, ...]]] = []
-    sizes: list[float] = []
-    samples = 0
-    marks: _Marks = []
+    sizes, samples, marks = list[float](), 0, _Marks()
 
     def count(name: str, inputs: Received) -> None:
         check_received(name, inputs)
@@ -102,7 +100,7 @@ def observe(
             if progress is not None:
                 progress(len(calls))
     found = {}
-    for name in chain.from_iterable(calls):
+    for name in dict.fromkeys(chain.from_iterable(calls)):
         times = {batch[name] for batch in calls}
         found[name] = Observed(follows.get(name, Followed()), times.pop() if len(times) == 1 else None)
     return Observation(found, samples, math.hypot(*sizes), tuple(examples))

@@ -82,17 +82,14 @@ class _Hiding:
         if not isinstance(self.batch, Mapping) or not any(map(_is_decoders, *zip(*self.batch.items(), strict=True))):
             return own
         number = next(number for number, mask in enumerate(self.masks) if mask is not None)
-        other = {
-            key: self._filled(value, number) if self._is_input(key, value, number) else value
-            for key, value in self.batch.items()
-        }
+        items = self.batch.items()
+        filled = {k: self._filled(v, number) if self._is_input(k, v, number) else v for k, v in items}
         changed = {name: [False] * count for name, count in groups.items()}
         taps = {name: self.taps[name] for name in groups}
-        pairs = zip(self._received(self.batch, taps), self._received(other, taps), strict=False)
+        pairs = zip(self._received(self.batch, taps), self._received(filled, taps), strict=False)
         for (name, before), (_, after) in pairs:
-            moved = [
-                _size(one.double() - other.double()) > _allowed(other) for one, other in zip(after, before, strict=True)
-            ]
+            differences = [(one.double() - other.double(), other) for one, other in zip(after, before, strict=True)]
+            moved = [_size(difference) > _allowed(other) for difference, other in differences]
             every = moved if len(moved) == groups[name] else [any(moved)] * groups[name]
             changed[name] = [one or other for one, other in zip(changed[name], every, strict=True)]
         return {name: tuple(number if moved else 1 - number for moved in each) for name, each in changed.items()}
@@ -230,11 +227,10 @@ class Sightings:
             self._names |= dict.fromkeys(names)
             self._fault = self._fault or fault
             partly = set[int]()
-            for number, mask in enumerate(self._now):
-                if mask is not None:
-                    hidden = int((~mask).sum())
-                    self._positions, self._hidden = self._positions + mask.numel(), self._hidden + hidden
-                    partly |= {number} if 0 < hidden < mask.numel() else set()
+            for number, mask in [(number, mask) for number, mask in enumerate(self._now) if mask is not None]:
+                hidden = int((~mask).sum())
+                self._positions, self._hidden = self._positions + mask.numel(), self._hidden + hidden
+                partly |= {number} if 0 < hidden < mask.numel() else set()
             if len(partly) > len(self._tested):
                 self._example, self._tested = (batch, self._now), partly
             yield batch

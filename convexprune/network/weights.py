@@ -204,9 +204,10 @@ def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) 
     carriers = [_module(model, name, _carrier_fault) for name in (*link.norms, *link.along)]
     names, neurons = (*link.norms, *link.along, *link.consumers), outputs_of(producers[0])
     most = math.prod(outputs_of(module) // inputs_of(module) for module in carriers)
-    expected = [_expected(inputs_of(module), neurons, most) for module in carriers]
-    expected += [neurons * repeat for repeat in link.repeat]
     found = [inputs_of(module) for module in (*carriers, *consumers)]
+    whole = [n >= neurons and n % neurons == 0 and most % (n // neurons) == 0 for n in found[: len(carriers)]]
+    expected = [n if fits else neurons for n, fits in zip(found, whole, strict=False)]  # some channels of each neuron
+    expected += [neurons * repeat for repeat in link.repeat]
     if found != expected:
         sizes = f"{', '.join(names)} take {found} inputs, and {neurons} neurons of {link.producer} give {expected}"
         raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
@@ -217,12 +218,6 @@ def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) 
     if scales is not None:
         _check_scales(scales, len(kept))
     return _Place(neurons, producers, carriers, consumers)
-
-
-def _expected(inputs: int, neurons: int, most: int) -> int:
-    """The inputs of a module on the way, if they are some channels of each neuron; depthwise filters make ``most``."""
-    each, rest = divmod(inputs, neurons)
-    return neurons if rest or not each or most % each else inputs
 
 
 def _module(model: nn.Module, name: str, fault: Callable[[nn.Module], str | None]) -> nn.Module:
