@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from convexprune.cli.reference import find_model
 from convexprune.files.arrays import load_array
 from convexprune.layers import input_matrices, weight_matrices
-from convexprune.nettrim import FITS
-from convexprune.network.calibration import as_batches
-from convexprune.network.capture import capture
-from convexprune.network.choosing import choose_layers, layer_fits
+from convexprune.network.calibration import Calibration
+from convexprune.network.choosing import choose_layers
+from convexprune.network.passes import observe
+from convexprune.network.taps import Received, tap
 from convexprune.network.weights import load_weights_into_
 from convexprune.solvers import L1, LayerProgram
 from convexprune.solvers.testing.layers import program_of
@@ -45,15 +45,20 @@ class Layer:
 def layers(model: nn.Module, inputs: Tensor, patterns: list[str] | None = None, rows: int = 2000) -> Iterator[Layer]:
     """The layers that can be pruned, with at most so many rows of X, drawn at random (seed 0)."""
     chosen, _ = choose_layers(model, patterns)
-    seen = capture(model, as_batches(inputs), chosen).layers
-    fits = layer_fits(None, {name: layer.activation for name, layer in seen.items()}, FITS)
+    received: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in chosen}
+
+    def see(name: str, raw: Received) -> None:
+        received[name].append(tuple(X.clone() for X in input_matrices(chosen[name], raw)))
+
+    seen = observe(model, Calibration(inputs), {name: [tap(model, name)] for name in chosen}, see=see).layers
     for name, layer in seen.items():
-        batches = zip(*(input_matrices(chosen[name], batch) for batch in layer.inputs), strict=True)
+        fit = "relu-ball" if layer.follows.activation == "relu" else "ball"
+        batches = zip(*received[name], strict=True)
         for group, (parts, W) in enumerate(zip(batches, weight_matrices(chosen[name]), strict=True)):
             X = torch.cat(parts)
             kept = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))[:rows].sort().values
             title = name if chosen[name].weight.shape[0] == W.shape[1] else f"{name} group {group}"
-            yield Layer(title, X[kept], W, fits[name], chosen[name].bias is not None)
+            yield Layer(title, X[kept], W, fit, chosen[name].bias is not None)
 
 
 def write_layer(path: Path, layer: Layer, eps: float) -> Path:

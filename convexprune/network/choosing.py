@@ -17,7 +17,6 @@ from convexprune.layers.support import kind_of, unsupported
 from convexprune.network.memory import Holders, place_of
 from convexprune.network.taps import tap
 from convexprune.report.report import SkippedModule
-from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.errors import InvalidInput
 
 T = TypeVar("T")
@@ -157,43 +156,6 @@ def _left_out(
     if name == first:
         return None
     return f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"
-
-
-def layer_eps(eps: float | Sequence[float] | Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
-    """The eps of each layer: one for all, one a layer in order, or by name pattern.
-
-    InvalidTolerance is raised for an impossible eps, InvalidInput if their number is wrong, or a layer has none.
-    """
-    values: Iterable[float | None]
-    if isinstance(eps, Mapping):
-        values = [looked_up(eps, name) for name in names]
-        missing = [name for name, value in zip(names, values, strict=True) if value is None]
-        if missing:
-            remedy = "add one, or '*', or leave them as trained with layers='!…'"
-            raise InvalidInput(f"eps: no pattern among {list(eps)} matches {', '.join(missing)}; {remedy}")
-    elif isinstance(eps, Sequence) and not isinstance(eps, str):
-        values = eps
-        if len(eps) != len(names):
-            raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(eps)}")
-    else:
-        return dict.fromkeys(names, checked_radius("eps", eps))
-    return {name: checked_radius(f"eps of {name}", value) for name, value in zip(names, values, strict=True)}
-
-
-def layer_fits(
-    fit: str | Mapping[str, str] | None, activations: Mapping[str, str | None], known: Iterable[str]
-) -> dict[str, str]:
-    """The fit of each layer, given for all, or by pattern; else "relu-ball" before a ReLU and "ball" elsewhere.
-
-    ``activations`` says what follows each layer; InvalidInput is raised for a fit that is not ``known``.
-    """
-    fits = {}
-    for name, activation in activations.items():
-        given = looked_up(fit, name) if isinstance(fit, Mapping) else fit
-        fits[name] = given or ("relu-ball" if activation == "relu" else "ball")
-        if not isinstance(fits[name], str) or fits[name] not in known:
-            raise InvalidInput(f"fit of {name}: expected one of {', '.join(known)}, found {fits[name]!r}")
-    return fits
 
 
 def check_module(model: nn.Module) -> nn.Module:

@@ -276,19 +276,6 @@ class Sightings:
         return Counted(name, chosen, outputs, unused, self._positions, self._hidden, left_out)
 
 
-def counted_rows(model: nn.Module, calibration: Calibration, taps: Taps, forward: Forward | None) -> Counted:
-    """Which rows count, by a pass over the data; without one where no mask hides anything. Raises as ``Sightings``."""
-    passing = Sightings(model, calibration.mask)
-    masks = (mask for batch in passing.over(calibration) for mask in calibration.masks_of(batch))
-    if all(mask is None or bool(mask.all()) for mask in masks):
-        return passing.counted(taps, forward)
-    passing = Sightings(model, calibration.mask)
-    with evaluating(model), tapped(taps, passing.see):
-        for batch in passing.over(calibration):
-            run_model(model, batch, forward)
-    return passing.counted(taps, forward)
-
-
 def _options(
     seen: Mapping[_Call, int], sequences: Sequence[int], tested: Collection[int]
 ) -> tuple[list[tuple[Layout | None, ...]], str]:
