@@ -106,22 +106,6 @@ def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
     return radii
 
 
-def as_weights(name: str, value: ArrayLike, count: int) -> Tensor:
-    """``value`` as [count] finite numbers ≥ 0 in float64, one for each point.
-
-    Raises:
-        ShapeMismatch: Another number of them. NonFinite: NaN or infinity. InvalidInput: Negative numbers, or as_real's.
-    """
-    weights = check_finite(name, as_real(name, value)).to(torch.float64)
-    if tuple(weights.shape) != (count,):
-        raise ShapeMismatch(
-            f"{name}: expected [{count}], one for each of {count} points, found shape {list(weights.shape)}"
-        )
-    if bool((weights < 0).any()):
-        raise InvalidInput(f"{name}: expected numbers ≥ 0, found {float(weights.min()):.3g}; leave such points out")
-    return weights
-
-
 def as_number(name: str, value: object, expected: str = "a number") -> float:
     """``value``, Python's, numpy's or a tensor of one real entry, as a float; else InvalidTolerance is raised."""
     if isinstance(value, Tensor):

@@ -136,11 +136,6 @@ def proposed(
     return checked(program, weights, multipliers)
 
 
-def inside(fit: Fit, certificate: Certificate) -> bool:
-    """Whether the violation is rounding."""
-    return certificate.violation * fit.scale <= _within(fit)
-
-
 def _within(fit: Fit) -> float:
     """The distance from the set that rounding explains."""
     return _WITHIN * (fit.size + fit.scale)
@@ -174,7 +169,7 @@ def support_bounds(
     _check_signs(program)
     U, L = proposed(program, weights, multipliers)
     judged = judge(program, U, L)
-    if not inside(program.fit, judged.certificate):
+    if judged.certificate.violation * program.fit.scale > _within(program.fit):
         if feasible is None:
             raise InvalidInput(
                 f"weights U: expected weights that satisfy the fit, found a violation of "

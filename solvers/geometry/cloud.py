@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, add_gram, as_real, blocks_of, count_nonfinite
+from convexprune.solvers.arrays import ArrayLike, add_gram, as_real, blocks_of, check_finite, count_nonfinite
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 
 _WELL_CONDITIONED = 1e-8  # of a Gram matrix: its own rounding, 1e-16 n, is then far below its least eigenvalue
@@ -240,6 +240,22 @@ def as_points(points: ArrayLike) -> Tensor:
     if bad := count_nonfinite(tensor):
         raise NonFinite(f"points: {bad} of {tensor.numel()} coordinates are NaN or infinite; clean the data first")
     return tensor
+
+
+def as_weights(value: ArrayLike, count: int) -> Tensor:
+    """``value`` as [count] finite numbers ≥ 0 in float64.
+
+    Raises:
+        ShapeMismatch: Another number of them. NonFinite: NaN or infinity. InvalidInput: Negative numbers.
+    """
+    weights = check_finite("weights", as_real("weights", value)).to(torch.float64)
+    if tuple(weights.shape) != (count,):
+        raise ShapeMismatch(
+            f"weights: expected [{count}], one for each of {count} points, found shape {list(weights.shape)}"
+        )
+    if bool((weights < 0).any()):
+        raise InvalidInput(f"weights: expected numbers ≥ 0, found {float(weights.min()):.3g}; leave such points out")
+    return weights
 
 
 def factor(M: Tensor) -> Tensor | None:

@@ -11,17 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import (
-    ArrayLike,
-    as_number,
-    as_real,
-    as_weights,
-    check_finite,
-    checked_positive,
-    working_dtype,
-)
+from convexprune.solvers.arrays import ArrayLike, as_number, as_real, check_finite, checked_positive, working_dtype
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
-from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, factor, inverse
+from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, as_weights, factor, inverse
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
 from convexprune.solvers.geometry.hull import caratheodory, combinations
 
@@ -153,7 +145,7 @@ def _weighted(points: ArrayLike, weights: ArrayLike | None, z: float) -> Cloud:
     if weights is None:
         return Cloud.of(points, free=False)
     a = as_points(points)
-    w = as_weights("weights", weights, len(a)).to(a.device)
+    w = as_weights(weights, len(a)).to(a.device)
     rows = check_finite("weights^(1/z)·points", a.to(torch.float64) * w[:, None] ** (1 / z))
     unit = math.ldexp(0.5, math.frexp(float(rows.abs().max()))[1])  # a power of two, for float32 to hold all of them
     frame = Frame.of((rows / unit).to(working_dtype(a.dtype)), centred=False)

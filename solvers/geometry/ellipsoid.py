@@ -10,19 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import (
-    ArrayLike,
-    as_real,
-    as_weights,
-    blocks_of,
-    check_finite,
-    checked_count,
-    checked_positive,
-)
+from convexprune.solvers.arrays import ArrayLike, as_real, blocks_of, check_finite, checked_count, checked_positive
 from convexprune.solvers.certificate.certificate import Certificate
 from convexprune.solvers.certificate.solution import Seconds, Solution, Status, TracePoint
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
-from convexprune.solvers.geometry.cloud import Cloud, inverse, log_content
+from convexprune.solvers.geometry.cloud import Cloud, as_weights, inverse, log_content
 from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidSolver
 from convexprune.solvers.methods.interface import Limits, Proposal, Start
 from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
@@ -295,26 +287,23 @@ def lowner_ellipsoid(
     start = None if weights is None else _start(cloud, weights)
     judge = Judge(partial(certify_weights, cloud), limits, callback)
     framed, judge.began = judge.began - began, began
-    proposal = _point(cloud) if cloud.rank == 0 else method.run(cloud, limits, start, judge)
-    proposal = replace(proposal, setup=proposal.setup + framed)
     nothing = torch.full((len(cloud),), torch.nan, dtype=torch.float64, device=cloud.points.device)
+    if cloud.rank == 0:  # all points are the same: the ellipsoid is that point
+        u = torch.zeros_like(nothing).index_fill_(0, torch.tensor([0], device=nothing.device), 1.0)
+        proposal = Proposal(u, None, "own rule", 0, 0.0, "all points are one")
+    else:
+        proposal = method.run(cloud, limits, start, judge)
+    proposal = replace(proposal, setup=proposal.setup + framed)
     made = provenance(name, method, cloud.points, limits, proposal)
     return _ellipsoid(cloud, center, judge.verdict(proposal, nothing, made))
 
 
 def _start(cloud: Cloud, weights: ArrayLike) -> Start:
-    u = as_weights("weights", weights, len(cloud)).to(cloud.points.device)
+    u = as_weights(weights, len(cloud)).to(cloud.points.device)
     if not bool(u.any()):
         raise InvalidInput("weights: expected at least one positive number; leave them out to start evenly")
     u = u / u.max()  # so that no sum overflows
     return Start(u / u.sum())
-
-
-def _point(cloud: Cloud) -> Proposal:
-    """All points are the same: the ellipsoid is that point."""
-    u = torch.zeros(len(cloud), dtype=torch.float64, device=cloud.points.device)
-    u[0] = 1
-    return Proposal(u, None, "own rule", 0, 0.0, "all points are one")
 
 
 def _ellipsoid(cloud: Cloud, center: Center, solution: Solution) -> LownerEllipsoid:

@@ -10,17 +10,9 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import (
-    ArrayLike,
-    as_matrix,
-    as_real,
-    as_weights,
-    blocks_of,
-    check_finite,
-    check_shape,
-    stratified,
-)
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, blocks_of, check_finite, check_shape, stratified
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
+from convexprune.solvers.geometry.cloud import as_weights
 
 _POOL = 4  # times d + 1 points to begin with
 _INSIDE = 1e-12  # times √d, in half-widths of the points: a target this near to the hull is in it
@@ -243,7 +235,7 @@ def _checked_weights(weights: ArrayLike | None, points: Tensor) -> Tensor:
     u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_real("weights", weights)
     if tuple(u.shape) != (n,):
         raise ShapeMismatch(f"weights: expected shape [{n}], one for each point, found {list(u.shape)}")
-    u = as_weights("weights", u, n).to("cpu")
+    u = as_weights(u, n).to("cpu")
     if not 0 < float(u.sum()) < math.inf:
         raise InvalidInput(
             f"weights: expected a positive finite total, found {float(u.sum())}; weigh some point, or rescale"

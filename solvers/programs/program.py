@@ -46,9 +46,10 @@ class LayerProgram:
     dtype: torch.dtype = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, value, kind in (("fit", self.fit, "project_dual"), ("penalty", self.penalty, "prox")):
-            if isinstance(value, type) or not hasattr(value, kind):
-                raise InvalidInput(f"{name}: expected an instance such as {_EXAMPLES[name]}, found {value!r}")
+        known = (("fit", self.fit, "project_dual", "ReluBall(Y, eps)"), ("penalty", self.penalty, "prox", "L1()"))
+        for name, value, member, example in known:
+            if isinstance(value, type) or not hasattr(value, member):
+                raise InvalidInput(f"{name}: expected an instance such as {example}, found {value!r}")
         X = as_matrix("inputs X", self.X.inputs if isinstance(self.X, Gram) else self.X)
         if X.shape[0] != self.fit.shape[0]:
             raise ShapeMismatch(
@@ -114,9 +115,6 @@ class LayerProgram:
         objective, constraints = self.fit.to_cvxpy(Z)
         link = Z == self.inputs.double().cpu().numpy() @ U
         return cp.Problem(cp.Minimize(self.penalty.to_cvxpy(U) + objective), [link, *constraints]), U
-
-
-_EXAMPLES = {"fit": "ReluBall(Y, eps)", "penalty": "L1()"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from convexprune.solvers.programs.gram import Gram
 
 @runtime_checkable
 class Fit(Protocol):
-    """A closed convex f on outputs Z [P, M], as solvers and the certificate see it; docs/fits.md has examples.
+    """A closed convex f on outputs Z [P, M], as solvers and the certificate see it (docs/fits.md has examples).
 
     ``sums`` and ``dual_terms`` are sums over samples, and given them everything else is one row at a time: so solvers
     and the certificate can walk through the samples in blocks.
@@ -76,10 +76,7 @@ class Fit(Protocol):
         """The Frobenius distance of Z from the domain of f, in the units of Y."""
 
     def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        """Z − prox for rows Z of outputs whose sums, over all samples, are these.
-
-        Where the distance is > 0 rho may be infinite: Z minus its projection on the domain of f.
-        """
+        """Z − prox for rows Z, given the sums of all rows; with rho = ∞, allowed outside, Z minus its projection."""
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
         """argmin over V of f(V) + ½rho‖V − Z‖²; for a set, the projection."""
@@ -91,16 +88,10 @@ class Fit(Protocol):
         """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
 
     def unrestricted(self) -> Tensor:
-        """[P, M]: the multipliers with room on both sides, which the certificate moves first where weights are free.
-
-        It projects again after it has moved them, so that a poor mask only makes a loose bound.
-        """
+        """[P, M]: the multipliers that may move both ways, which the certificate moves first where weights are free."""
 
     def dual_terms(self, L: Tensor) -> Tensor:
-        """[K, M] sums over samples in float64, from which −f*(t∘Λ) follows for any t [M] ≥ 0.
-
-        The first row is a = −⟨λ_m, anchor_m⟩, which counts in it as Σ a_m t_m.
-        """
+        """[K, M] sums over samples in float64 that give −f*(t∘Λ) for any t [M] ≥ 0; the first is −⟨λ_m, anchor_m⟩."""
 
     def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
         """t [M] in [0, cap] with a finite f*(t∘Λ), for which −f*(t∘Λ) is large; any such t is valid."""
@@ -179,14 +170,6 @@ class TargetFit(ABC):
     def _scaled(self, c: float) -> Self:
         """The geometry of c·Z."""
         return self.map(lambda array: array * c)
-
-    @abstractmethod
-    def rescaled(self, c: float) -> Self:
-        """The same fit of c·Z."""
-
-    @abstractmethod
-    def times(self, k: float) -> Self:
-        """k·f."""
 
     def relaxed(self, by: float) -> Self:  # noqa: ARG002 - a loss has no set
         """A set that holds this one and no point farther from it than ``by``; a loss as it is."""

@@ -34,10 +34,9 @@ class Penalty(Protocol):
         """argmin over U of step·g(U) + ½‖U − V‖², step ≥ 0; with step 0 the nearest point of the domain."""
 
     def dual_norm(self, A: Tensor) -> Tensor:
-        """[M], s ≥ 0 such that ⟨A diag(t), U⟩ ≤ g∞(U) for all U and all t with 0 ≤ t_m ≤ 1/s_m; free entries left out.
+        """[M], s ≥ 0 such that ⟨A diag(t), U⟩ ≤ g∞(U) for all U and all t, 0 ≤ t_m ≤ 1/s_m; free entries left out.
 
-        g∞(U) = lim g(cU)/c, c → ∞, is g itself where g is homogeneous, and infinite where U leads out of the domain. As
-        small as possible for each column m; where g is a sum over columns, the polar of its m-th term.
+        g∞(U) = lim g(cU)/c, c → ∞, is g itself where g is homogeneous. As small as possible for each column m.
         """
 
     def slack(self, A: Tensor) -> Tensor:
