@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
-from convexprune.solvers.certificate.repair import BLOCK_ENTRIES, MET, Shift, blocks, cheap_entries, shifts
+from convexprune.solvers.certificate.repair import BLOCK_ENTRIES, NEGLIGIBLE, Shift, blocks, cheap_entries, shifts
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.programs.penalties import Penalty, is_homogeneous
@@ -257,8 +257,7 @@ def _conjugate(penalty: Any, cost: Tensor, sums: Sums, t: Tensor) -> Tensor:
 def _searched(fit: Fit, terms: Tensor, cap: Tensor, conjugate: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
     """The largest D(t∘Λ) over t = best_scaling(min(cap, τ)), τ > 0, where g* is no longer 0 or ∞.
 
-    Multipliers of an optimum have τ = 1. D is concave along a ray: τ is doubled or halved as long as that helps, then
-    found by golden sections.
+    D is concave along a ray: τ is doubled or halved as long as that helps, then found by golden sections.
     """
     cap = cap * (1 - 4 * ROUNDING)  # not quite where g* becomes infinite
 
@@ -294,9 +293,8 @@ def _caps(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) ->
     alone = sums.multipliers * outputs / worth if worth > 0 else torch.full_like(largest, torch.inf)
     least = torch.where(largest > 0, largest, alone)
     norm = torch.where(free.any(0), torch.maximum(norm, _FREE_FLOOR * least), norm)
-    unmet = ((sums.A.abs() > MET * size) & free).any(0)
+    unmet = ((sums.A.abs() > NEGLIGIBLE * size) & free).any(0)
     cap = torch.where(unmet, 0.0, 1 / norm.clamp(min=1e-100))  # a Λ exactly orthogonal to X may grow at will
-    # ⟨A, U⟩ of free entries whose outputs together are no longer than the targets, and rounding of the dual terms:
-    # where caps are huge, either would pass for a bound.
+    # ⟨A, U⟩ of free entries whose outputs are no longer than the targets, and rounding of the dual terms, are no bound.
     left = torch.where(free, sums.A / sums.lengths.clamp(min=1e-300), 0.0)
     return cap, (ROUNDING * sums.multipliers + torch.linalg.vector_norm(left, dim=0)) * outputs

@@ -16,7 +16,7 @@ from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.programs.program import LayerProgram
 
 BLOCK_ENTRIES = 2**20  # float64 entries a block of rows may hold at once
-MET = 2**-44  # of ‖x_j‖·‖λ_m‖: |XᵀΛ| that counts as 0
+NEGLIGIBLE = 2**-44  # of ‖x_j‖·‖λ_m‖: |XᵀΛ| that counts as 0
 _MOST_CHEAP = 64  # inputs whose nearly free entries are repaired too
 _GRAM_ENTRIES = 2**24  # of the matrices that are held at once, unless a single one is larger
 _FEW = 2**16  # entries of those matrices, for fewer of which it is not looked whether they are all the same
@@ -77,7 +77,7 @@ class DualBlock:
             moved = L - torch.where(movable, self.some(shift.inputs) @ shift.coefficients, 0.0)
             L = self.fit.project_dual(moved)
             if mask or k < len(self.shifts):
-                kept = kept & torch.isclose(L, moved, rtol=MET, atol=0.0)
+                kept = kept & torch.isclose(L, moved, rtol=NEGLIGIBLE, atol=0.0)
                 movable = (free | (L != 0)) & kept
         return L, movable
 
@@ -117,7 +117,7 @@ def shifts(
     last = torch.full_like(U[0], torch.inf)
     for _ in range(_ROUNDS):
         excess, far = repair.excess(found, limit)
-        columns = (far > MET) & (far < last)
+        columns = (far > NEGLIGIBLE) & (far < last)
         if not bool(columns.any()):
             break
         found = (*found, repair.shift(found, excess, columns))

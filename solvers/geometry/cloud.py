@@ -73,10 +73,6 @@ class Frame:
         """y [k, r] of points [k, d]."""
         return ((points.to(torch.float64) - self.origin) / self.scale) @ self.into
 
-    def undo(self, y: Tensor) -> Tensor:
-        """Points [k, d] of y [k, r]."""
-        return self.origin + (y @ self.back) * self.scale
-
 
 def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Root mean squares [r] > 0 of z = (a − origin)/scale along orthonormal vectors V [d, r], and L with VᵀL = I.
@@ -195,10 +191,6 @@ class Cloud:
             return self.points[chosen]
         y = self.frame.apply(self.points[chosen])
         return torch.cat([y, y.new_ones(len(y), 1)], dim=1) if self.free else y
-
-    def subset(self, chosen: Tensor) -> "Cloud":
-        """Some points as a cloud of their own, their rows computed once."""
-        return Cloud(self.rows(chosen), None, self.free)
 
     def moment(self, u: Tensor) -> Tensor:
         """M = Σ u_i q_i q_iᵀ [D, D] for u [n] ≥ 0."""

@@ -60,11 +60,14 @@ def proposed_ellipsoid(cloud: Cloud, weights: Tensor, gap: float) -> tuple[Tenso
         return nan[:, 0], nan, nan.T
     y = torch.zeros(r, dtype=R.dtype, device=R.device)
     if cloud.free:  # RᵀR = Σ u (y, 1)(y, 1)ᵀ: the constant comes last
-        y, R = _centred(R)
+        y = (R.T @ R[:, -1])[:-1]
+        # M = [[S + ccᵀ, c], [cᵀ, 1]] with S = Σ u yyᵀ − ccᵀ; with the constant first, its triangle has that of S below.
+        order = torch.cat([torch.tensor([len(R) - 1], device=R.device), torch.arange(len(R) - 1, device=R.device)])
+        R = torch.linalg.qr(R[:, order], mode="r").R[1:, 1:]
     radius = math.sqrt(r * (1 + gap))
     generator = radius * (R @ frame.back).T * frame.scale[:, None]
     back = ((frame.into / frame.scale[:, None]) @ inverse(R)).T / radius
-    return frame.undo(y[None])[0], generator, back
+    return (frame.origin + (y[None] @ frame.back) * frame.scale)[0], generator, back
 
 
 def dual_weights(weights: Tensor) -> Tensor:
@@ -84,14 +87,6 @@ def _triangle(cloud: Cloud, weights: Tensor) -> Tensor | None:
     R = cloud.triangle(dual_weights(weights))
     usable = len(R) == cloud.size and bool(torch.isfinite(R).all()) and bool((R.diagonal() != 0).all())
     return R if usable else None
-
-
-def _centred(R: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean c [r] and triangle of S = Σ u yyᵀ − ccᵀ, from the triangle of the lifted moment."""
-    c = (R.T @ R[:, -1])[:-1]
-    # M = [[S + ccᵀ, c], [cᵀ, 1]]; with the constant first, its triangle has that of S below.
-    order = torch.cat([torch.tensor([len(R) - 1], device=R.device), torch.arange(len(R) - 1, device=R.device)])
-    return c, torch.linalg.qr(R[:, order], mode="r").R[1:, 1:]
 
 
 Center = Literal["origin", "free"]
@@ -166,8 +161,7 @@ class Ellipsoid:
     def axes(self) -> Tensor:
         """Semi-axes [r, d], longest first: c ± axis are the ends.
 
-        Every coordinate is known to 1e-16 of the longest axis, no better: divide columns by their units first where
-        these differ by more than 1e6.
+        Coordinates are known to 1e-16 of the longest axis: divide columns by their units where these differ by 1e6.
         """
         left, lengths, _ = torch.linalg.svd(self.generator, full_matrices=False)
         axes: Tensor = (left * lengths).T

@@ -141,13 +141,10 @@ def _contracted(Y: Tensor, members: Tensor, weights: Tensor) -> _Nearest:
 
 
 def _affine(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """The point nearest to 0 of the affine hull of the rows of Y: its coefficients, and the point.
-
-    The second projection makes it orthogonal to the hull relative to its own length, however short it is.
-    """
+    """The point nearest to 0 of the affine hull of the rows of Y: its coefficients, and the point."""
     Q, R = torch.linalg.qr((Y[1:] - Y[0]).T)
     others = -torch.linalg.solve_triangular(R, (Q.T @ Y[0])[:, None], upper=True)[:, 0]
-    once = Y[0] - Q @ (Q.T @ Y[0])
+    once = Y[0] - Q @ (Q.T @ Y[0])  # twice: orthogonal to the hull relative to its own length, however short
     return torch.cat([1 - others.sum()[None], others]), once - Q @ (Q.T @ once)
 
 
@@ -281,7 +278,11 @@ def _classic(cloud: Box, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     held, w = indices[:0], weights[:0]
     for fresh, u in zip(torch.split(indices, size), torch.split(weights, size), strict=True):
         held, w = torch.cat([held, fresh]), torch.cat([w, u])
-        while len(null := _null(_lifted(cloud, held))):
+        while True:
+            _, sizes, right = torch.linalg.svd(_lifted(cloud, held).T)
+            null = right[int((sizes > _DEPENDENT * sizes[0]).sum()) :]  # orthonormal rows v with Aᵀv = 0
+            if not len(null):
+                break
             held, w = _kept(held, _cancelled(w, null))
     return held, w
 
@@ -295,18 +296,11 @@ def _lifted(cloud: Box, indices: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
-def _null(A: Tensor) -> Tensor:
-    """Orthonormal rows v with Aᵀv = 0."""
-    _, sizes, right = torch.linalg.svd(A.T)
-    null: Tensor = right[int((sizes > _DEPENDENT * sizes[0]).sum()) :]
-    return null
-
-
 def _cancelled(weights: Tensor, null: Tensor) -> Tensor:
     """Weights with a zero for each of the null vectors, orthonormal rows [k, m].
 
-    A step along the first vector v brings one weight, i, to 0. A reflection then leaves v alone with an entry i, and v
-    is left out: the others stay null vectors and orthonormal, however many steps there are.
+    A step along the first vector v brings a weight i to 0; a reflection then leaves v alone with an entry i, and v is
+    left out: the others stay null vectors and orthonormal.
     """
     w, null = weights.clone(), null.clone(memory_format=torch.contiguous_format)
     while len(null):

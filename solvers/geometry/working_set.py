@@ -150,7 +150,7 @@ class WorkingSet(EllipsoidMethod[_State]):
             _exchange(state)
         cloud, K = state.cloud, len(state.chosen)
         whole = len(cloud) == K > self.largest and K * cloud.size > _COPIED
-        subset = cloud if whole else cloud.subset(state.chosen)
+        subset = cloud if whole else Cloud(cloud.rows(state.chosen), None, cloud.free)  # rows are computed once
         u = self._weights(subset, state.u, max(_FLOOR, self.own_gap(state) / _SHARPER))
         state.u = u / u.sum()
         C = factor(subset.moment(state.u))
