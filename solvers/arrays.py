@@ -88,14 +88,16 @@ def checked_radius(name: str, value: object) -> float:
     return number
 
 
-def as_radii(name: str, value: ArrayLike, targets: Tensor) -> Tensor:
-    """``value`` as [M] finite numbers ≥ 0 in float64, one for each column of the targets, on their device.
+def as_radii(name: str, value: float | ArrayLike, targets: Tensor) -> float | Tensor:
+    """``value`` as a radius ≥ 0, or as [M] in float64, one for each column of the targets, on their device.
 
     Raises:
         ShapeMismatch: Another number of radii. InvalidTolerance: One is negative, NaN or infinite.
         InvalidInput: As ``as_real``.
     """
-    radii = as_real(name, value)
+    if not np.ndim(value):
+        return checked_radius(name, value)
+    radii = as_real(name, value)  # type: ignore[arg-type]
     if tuple(radii.shape) != (targets.shape[1],):
         neurons, found = targets.shape[1], list(radii.shape)
         raise ShapeMismatch(f"{name}: expected a number, or one for each of the {neurons} neurons, found shape {found}")

@@ -7,20 +7,10 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import (
-    ArrayLike,
-    as_matrix,
-    as_radii,
-    blocks_of,
-    checked_positive,
-    checked_radius,
-    norm,
-    working_dtype,
-)
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_radii, blocks_of, checked_positive, norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, Measure, NeuronBalls
 from convexprune.solvers.programs.gram import Gram
@@ -282,10 +272,7 @@ class SetFit(TargetFit, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "eps", self._checked(self.eps))
-
-    def _checked(self, eps: float | ArrayLike) -> float | Tensor:
-        return as_radii("eps", eps, self.Y) if np.ndim(eps) else checked_radius("eps", eps)  # type: ignore[arg-type]
+        object.__setattr__(self, "eps", as_radii("eps", self.eps, self.Y))
 
     @property
     def measure(self) -> Measure:
@@ -295,7 +282,7 @@ class SetFit(TargetFit, ABC):
 
     def with_eps(self, eps: float | ArrayLike) -> Self:
         """The same set with another radius, or other radii [M]."""
-        return self._with(eps=self._checked(eps))
+        return self._with(eps=as_radii("eps", eps, self.Y))
 
     def relaxed(self, by: float) -> Self:
         """Radii that are larger by ``by``, in all."""

@@ -215,8 +215,7 @@ class Restricted:
 
     def times(self, k: float) -> Self:
         """k·g on the support."""
-        plain: Any = self.penalty
-        return type(self)(plain.times(k), self.support)
+        return type(self)(self.penalty.times(k), self.support)  # type: ignore[attr-defined]
 
     def value(self, U: Tensor) -> Tensor:
         """g(U), for U on the support."""
@@ -232,8 +231,7 @@ class Restricted:
 
     def conjugate(self, A: Tensor) -> Tensor:
         """g*(S∘A)."""
-        plain: Any = self.penalty
-        conjugate: Tensor = plain.conjugate(self._on_support(A))
+        conjugate: Tensor = self.penalty.conjugate(self._on_support(A))  # type: ignore[attr-defined]
         return conjugate
 
     def slack(self, A: Tensor) -> Tensor:
