@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-import convexprune
+import convexprune.preview
 from convexprune import Data, Eps, Guarantee, NetworkEps, Neurons, Options, Report, Sparsity
+from convexprune.preview import Preview
 from convexprune.pruners import PRUNERS, Pruner
 from convexprune.targets import Target
 
@@ -25,13 +26,25 @@ def prune_(
     and ``search`` make up the other targets.
     """
     call = {name: keywords.pop(name) for name in _CALL & keywords.keys()}
+    return convexprune.prune_(model, **_arguments(data, target, method, keywords), **call)
+
+
+def preview(
+    model: nn.Module, data: Any = None, target: Any = None, *, method: str | Pruner | None = None, **keywords: Any
+) -> Preview:
+    """As ``convexprune.preview.preview``, with the keywords of ``prune_`` above."""
+    call = {name: keywords.pop(name) for name in {"jobs"} & keywords.keys()}
+    return convexprune.preview.preview(model, **_arguments(data, target, method, keywords), **call)
+
+
+def _arguments(data: Any, target: Any, method: Any, keywords: dict[str, Any]) -> dict[str, Any]:
     read = {name: keywords.pop(name) for name in _DATA & keywords.keys()}
     target, method = _target(target, method, keywords)
     options = {name: keywords.pop(name) for name in _OPTIONS & keywords.keys()}
     if keywords:
         options["solver_options"] = keywords
     how = data if data is None else Data(data, **read)
-    return convexprune.prune_(model, how, target, method=method, options=Options(**options), **call)
+    return {"data": how, "target": target, "method": method, "options": Options(**options)}
 
 
 def _target(target: Any, method: Any, keywords: dict[str, Any]) -> tuple[Any, Any]:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from calls import preview, prune_
 from torch import Tensor, nn
 
+import convexprune.preview
+from convexprune import Eps
 from convexprune.errors import NothingToPrune
-from convexprune.layers import input_matrices, weight_matrices
-from convexprune.nettrim import prune_
-from convexprune.network.capture import capture
-from convexprune.runs.preview import preview
-from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+from convexprune.prune import Request
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput, SolverRefused
 
 
 def make_network() -> nn.Sequential:
@@ -31,16 +31,13 @@ def test_sizes_are_those_of_the_matrices_and_the_model_is_left() -> None:
     found = preview(model, x, batch_size=16)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
-    seen = capture(model, x, ["0", "3", "6"]).layers
+    run = Request.of(model, x, Eps(), None, None, None, 1).prepared(lambda done, total: None).run()
     for row in found.layers:
-        layer = model.get_submodule(row.name)
-        inputs = [input_matrices(layer, raw) for raw in seen[row.name].inputs]
-        X = [torch.cat(parts) for parts in zip(*inputs, strict=True)]
-        U = weight_matrices(layer)
-        assert row.matrices == tuple((*each.shape, W.shape[1]) for each, W in zip(X, U, strict=True))
-        assert row.data_bytes == sum(each.nbytes + (each @ W).nbytes for each, W in zip(X, U, strict=True))
+        problems = run.problems(row.name)
+        assert row.matrices == tuple((*each.inputs.shape, each.W.shape[1]) for each in problems)
+        assert row.data_bytes == sum(each.inputs.nbytes + each.targets.nbytes for each in problems)
         assert not row.gram
-    assert [row.groups for row in found.layers] == [1, 2, 1]
+    assert [len(row.matrices) for row in found.layers] == [1, 2, 1]
     assert [(row.fit, row.norm) for row in found.layers] == [("relu-ball", "1"), ("relu-ball", None), ("ball", None)]
 
 
@@ -119,24 +116,42 @@ def test_a_linear_fit_of_many_samples_streams_and_its_memory_does_not_grow() -> 
     assert not preview(model, torch.rand(1000, 7)).layers[1].gram
 
 
-def test_limits_bound_the_time_and_of_other_solvers_nothing_is_known() -> None:
+def test_limits_bound_the_time() -> None:
     model = make_network()
-    limited = preview(model, images(), layer_time_limit=1e-6, time_limit=1e-3)
-    assert limited.seconds is not None
-    assert 0 < limited.seconds <= 1e-3
-    other = preview(model, images(), solver="published", fit="ball", penalise_bias=True)
-    assert [row.seconds for row in other.layers] == [None] * 3
-    assert other.seconds is None
-    free = preview(model, images())
-    assert free.seconds is not None
-    assert all(row.seconds is not None and 0 < row.seconds < free.seconds for row in free.layers)
+    assert 0 < preview(model, images(), layer_time_limit=1e-6, time_limit=1e-3).seconds <= 1e-3
+    assert preview(model, images(), sparsity=0.5).seconds > preview(model, images(), sparsity=0.5, max_iter=1).seconds
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "lowner", "sipp"])
+@pytest.mark.parametrize("target", ["sparsity 0.5", "neurons 0.5"])
+def test_other_methods_are_told_as_well(method: str, target: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.rand(30, 8)
+    if (method, target.split()[0]) in (("lowner", "sparsity"), ("sipp", "neurons")):
+        with pytest.raises(SolverRefused, match="takes"):
+            preview(model, x, target, method=method)
+        return
+    told = preview(model, x, target, method=method)
+    report = prune_(model, x, target, method=method)
+    assert told.skipped == report.skipped
+    goals = {row.name: row.goal for row in told.layers}
+    if target.startswith("sparsity"):
+        assert goals == {"0": "keep 24", "2": "keep 15", "4": "keep 5"}
+    else:
+        assert (goals["2"], goals["4"]) == ("3 of 6 inputs", "2 of 5 inputs")
+
+
+def test_methods_without_data_are_told_without_any() -> None:
+    found = preview(make_network(), method="magnitude", sparsity=0.5)
+    assert (found.samples, [row.matrices[0][0] for row in found.layers]) == (0, [0, 0, 0])
+    assert "keep 36" in str(found)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         {"eps": -1},
-        {"eps": 0.1, "sparsity": 0.5},
         {"mode": "series"},
         {"mode": "cascade", "jobs": 2},
         {"jobs": 0},
@@ -166,6 +181,12 @@ def test_what_a_run_refuses_is_refused_in_the_same_words(arguments: dict[str, An
     with pytest.raises(type(told.value)) as refused:
         prune_(make_network(), images(), **arguments)
     assert str(told.value) == str(refused.value)
+
+
+def test_two_targets_are_refused_in_the_same_words() -> None:
+    for call in (convexprune.preview.preview, convexprune.prune_):
+        with pytest.raises(InvalidInput, match="eps and sparsity: each says how far to prune"):
+            call(make_network(), images(), eps=0.1, sparsity=0.5)
 
 
 def test_a_network_without_a_known_bound_is_refused_in_the_same_words() -> None:
@@ -214,8 +235,7 @@ def test_data_that_cannot_be_used_is_refused() -> None:
 def test_it_is_data_and_a_table() -> None:
     found = preview(make_network(), images(), layers=["0", "3"])
     data = json.loads(json.dumps(found.to_dict()))
-    assert [row["groups"] for row in data["layers"]] == [1, 2]
-    assert data["pace"]["single"] > 0
+    assert [len(row["matrices"]) for row in data["layers"]] == [1, 2]
     text = str(found)
     assert "640" in text  # 40 samples times 4 by 4 positions
     assert "not pruned: 6 (Linear): not chosen by the name patterns" in text

@@ -1,0 +1,227 @@
+"""What a run would do, and about what it would take: one pass over the data, and nothing is solved or written."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from timeit import repeat
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import nn
+
+from convexprune.options import Options
+from convexprune.prune import Prepared, Request
+from convexprune.pruners.net_trim import KeepByPath, layer_eps
+from convexprune.pruners.pruner import Pruner
+from convexprune.pruners.sampling import items_kept
+from convexprune.pruners.sizes import count_of, shared_counts, value_of, wanted_of
+from convexprune.pruners.solving import Solving
+from convexprune.pruners.tolerance import Within
+from convexprune.report.report import SkippedModule, reported_once
+from convexprune.report.tables import as_text, layer_table
+from convexprune.runs.executors import solver_for
+from convexprune.runs.layer import Layer
+from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.run import Run, silent
+from convexprune.solvers import L1, Gram, LayerProgram, ReluBall, solve
+from convexprune.solvers.arrays import working_dtype
+from convexprune.solvers.errors import SolverRefused
+from convexprune.solvers.methods.registry import make_solver
+from convexprune.targets import Eps, NetworkEps, Neurons, Sparsity, Target, as_target
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ITERATIONS: dict[type[Target], int] = {NetworkEps: 400, Sparsity: 800, Neurons: 440}  # typical totals; else 100
+
+
+@dataclass(frozen=True)
+class LayerPreview:
+    """A layer that would be pruned.
+
+    ``matrices`` has (P, N, M) of each group: X is [P, N], with a last column of ones where there is a bias, Y [P, M].
+    With ``gram`` they are reduced to XᵀX and XᵀY as they come, so that memory does not grow with P. ``data_bytes`` are
+    those of X and Y of all groups, or of their products, ``solver_bytes`` what the largest group needs beside them.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    fit: str
+    norm: str | None
+    goal: str
+    matrices: tuple[tuple[int, int, int], ...]
+    gram: bool
+    data_bytes: int
+    solver_bytes: int
+    notes: tuple[str, ...] = ()
+
+    def cells(self) -> list[str]:
+        """Texts of a row behind the name: fit, goal, P, N×M, bytes of data and of the solver."""
+        fit = self.fit if self.norm is None else f"{self.fit} behind {self.norm}"
+        sizes = ", ".join(dict.fromkeys(f"{N:,}×{M:,}" for _, N, M in self.matrices))
+        most = f"{max(P for P, _, _ in self.matrices):,}"
+        return [fit, self.goal, most, sizes, _size(self.data_bytes), _size(self.solver_bytes)]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would do: layers in the model's order, and modules that would not be pruned, each with the reason.
+
+    ``memory_bytes`` is about what the layer that needs most takes beside the model; ``seconds`` is the magnitude that
+    typical numbers of iterations take at the pace measured here, with ``jobs`` layers at a time.
+    """
+
+    layers: tuple[LayerPreview, ...]
+    skipped: tuple[SkippedModule, ...]
+    samples: int
+    weights: int
+    memory_bytes: int
+    seconds: float
+    jobs: int
+    recipe: Mapping[str, object]
+    notices: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        return asdict(self)
+
+    def table(self, width: int = 140) -> "Table":
+        """A rich table, a row a layer."""
+        from rich.markup import escape
+
+        columns = ("layer", "fit", "goal", "P", "N×M", "data", "solver")
+        rows = [[row.name, *map(escape, row.cells())] for row in self.layers]
+        lines = [
+            f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; in the order of "
+            f"{self.seconds:.1g} s, {self.jobs} at a time; about {_size(self.memory_bytes)} for the one that takes most"
+        ]
+        lines += [f"{row.name}: {note}" for row in self.layers for note in row.notes]
+        lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
+        return layer_table(self.notices, columns, rows, lines, width)
+
+    def __str__(self) -> str:
+        return as_text(self.table)
+
+
+def preview(
+    model: nn.Module,
+    data: object = None,
+    target: Target | str | None = None,
+    *,
+    method: str | Pruner | None = None,
+    options: Options | None = None,
+    eps: object = None,
+    sparsity: object = None,
+    jobs: object = 1,
+) -> Preview:
+    """What ``prune_`` would do with the same arguments; it raises what that raises before it solves anything."""
+    request = Request.of(model, data, as_target(target, eps, sparsity), method, options, None, jobs)
+    solver_for(jobs), Watch(request.options.time_limit)  # these refuse what prune_ refuses
+    began = time.perf_counter()
+    prepared = request.prepared(partial(silent, "capture"))
+    reading, plan, run = time.perf_counter() - began, prepared.plan, prepared.run()
+    layers, goals = [plan.layers[name] for name in plan.order if name not in run.left], _goals(request.target, run)
+    rows = [_row(layer, goals[layer.name], prepared) for layer in layers]
+    _check_programs(prepared, rows)
+    left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
+    shown, skipped = reported_once(rows, [*prepared.skipped, *left])
+    memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
+    weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
+    seconds, large = _seconds(rows, prepared, reading, count), _large_eps(prepared.request.target, run)
+    notices = (*prepared.fittings, *plan.notices, *large)
+    return Preview(shown, skipped, plan.samples, weights, memory, seconds, count, prepared.recipe(), notices)
+
+
+def _goals(target: Target, run: Run) -> dict[str, str]:
+    """What is wanted of each layer, in words."""
+    goals = dict.fromkeys(run.layers, str(target))
+    if isinstance(target, Eps):
+        goals |= {name: f"{eps:g}" for name, eps in layer_eps(target, run).items()}
+    elif isinstance(target, Sparsity):
+        wanted = {name: (wanted_of(target, name), layer) for name, layer in run.layers.items()}
+        goals |= {n: f"keep {count_of(w, layer):,}" for n, (w, layer) in wanted.items() if not isinstance(w, tuple)}
+        goals |= {name: f"{w[0]}:{w[1]}" for name, (w, _) in wanted.items() if isinstance(w, tuple)}
+        shared = shared_counts(run.layers, target) if target.scope == "network" else {}
+        goals |= {name: f"share of {count:,}" for names, count in shared.items() for name in names}
+    elif isinstance(target, Neurons) and target.scope == "layer":
+        kept = {
+            name: f"{items_kept(value_of(target, name), size):,} of {size:,}" for name, size in run.widths().items()
+        }
+        goals |= {name: f"{words} neurons" for name, words in kept.items()}
+        goals |= {user: f"{kept[name]} inputs" for name, link in run.links.items() for user in link.consumers}
+    return goals
+
+
+def _large_eps(target: Target, run: Run) -> list[str]:
+    names = [name for name, eps in layer_eps(target, run).items() if eps >= 1] if isinstance(target, Eps) else []
+    listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    text = f"eps is 1 or more for {listed}: zero weights keep that promise, whatever was trained; give a smaller eps"
+    return [text] if names else []
+
+
+def _row(layer: Layer, goal: str, prepared: Prepared) -> LayerPreview:
+    stored, linear = layer.read(), layer.fit.linear and not prepared.request.pruner.needs_samples
+    rows, width = prepared.plan.rows.get(layer.name, (0,) * len(stored)), working_dtype(stored[0].dtype).itemsize
+    matrices = tuple((P, *W.shape) for P, W in zip(rows, stored, strict=True))
+    gram = linear and any(P > max(1024, N) for P, N, _ in matrices)
+    data = sum(8 * N * (N + M) if gram else width * P * (N + M) for P, N, M in matrices)
+    # 4.4 arrays of the size of Y, unless there are products alone, five matrices N×N, eight of the size of the weights.
+    own = max(round(0 if gram else 4.4 * width * P * M) + 40 * N * N + 64 * N * M for P, N, M in matrices)
+    kind, norm = type(layer.module).__name__, layer.norm_name
+    return LayerPreview(
+        layer.name, kind, layer.shape, layer.fit.name, norm, goal, matrices, gram, data, own, layer.notes
+    )
+
+
+class _Reached(Exception):
+    """The first goals are to be solved."""
+
+
+def _check_programs(prepared: Prepared, rows: Iterable[LayerPreview]) -> None:
+    """Whether the layers' first programs can be made, and the solver that was named takes them; on two samples each."""
+    request, options, goals = prepared.request, prepared.request.options, dict[str, object]()
+
+    def keep(makers: Iterable[Callable[[], object]], _watch: object) -> NoReturn:
+        goals.update(maker.args for maker in makers if isinstance(maker, partial))
+        raise _Reached
+
+    alike = replace(prepared, request=replace(request, options=replace(options, mode="parallel")))  # all layers at once
+    with suppress(_Reached):
+        if isinstance(request.pruner, Solving):
+            request.pruner.prune(alike.run(solver=keep), request.target)
+    for row in (row for row in rows if row.name in goals):
+        goal, layer = goals[row.name], prepared.plan.layers[row.name]
+        W = layer.folds[0].apply(layer.read()[0].to(working_dtype(layer.read()[0].dtype)))
+        X, Y = W.new_ones(2, len(W)), W.new_ones(2, W.shape[1])  # targets such that no set is a point
+        given = (Gram.of([(X, Y)], torch.float64), None) if row.gram else (X, Y)
+        problem = Problem(row.name, *given, layer.read()[0], layer.folds[0], layer.biased, layer.fit, 2)
+        program = goal.program(problem, options)  # type: ignore[attr-defined]
+        if isinstance(goal, KeepByPath):  # its own program is what a refit is judged by
+            program = Within(0.1).program(problem, options)
+        if options.solver is not None:
+            solver, method = make_solver(options.solver, dict(options.solver_options or {}))
+            if reason := method.refuses(program):
+                raise SolverRefused(f"solver {solver!r} cannot take this program: {reason}. Choose another solver")
+
+
+def _seconds(rows: Sequence[LayerPreview], prepared: Prepared, reading: float, jobs: int) -> float:
+    """Passes, and iterations of 4PNM operations (4N²M with products) after 2PN², within the limits."""
+    options, pruner, model = prepared.request.options, prepared.request.pruner, prepared.request.model
+    A = torch.ones(1024, 512, device=next(model.parameters()).device)
+    pace = min(repeat(lambda: float((A.T @ A)[0, 0]), number=1, repeat=5)) / (2 * 1024 * 512 * 512)
+    program = LayerProgram(A[:64, :8], ReluBall(A[:64, :4], 1.0), L1())
+    overhead = min(repeat(lambda: solve(program, "admm", tol=1e-12, max_iter=20), number=1, repeat=2)) / 20
+    most, limit = options.max_iter or 10**9, options.layer_time_limit or math.inf
+    count = min(_ITERATIONS.get(type(prepared.request.target), 100), most) if isinstance(pruner, Solving) else 1
+    sizes = [(P, N, M, N if row.gram else P) for row in rows for P, N, M in row.matrices]
+    work = [count * overhead + pace * (2 * P * N * N + count * 4.8 * each * N * M) for P, N, M, each in sizes]
+    total = reading * (4 + len(rows) * (1 + options.cascade)) + sum(min(limit, seconds) for seconds in work) / jobs
+    return min(total, options.time_limit or math.inf)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.3g} MiB"
