@@ -82,9 +82,9 @@ class ADMM(IterativeSolver[Iterate]):
             raise InvalidTolerance(f"balance: expected a factor ≥ 1, found {self.balance}")
         if not 0 <= as_number("evening", self.evening) <= 1:
             raise InvalidTolerance(f"evening: expected a power between 0 and 1, found {self.evening}")
-        for name, value in (("rho", self.rho), ("sigma", self.sigma)):
-            if value is not None:
-                checked_positive(name, value)
+        for name in ("rho", "sigma"):
+            if getattr(self, name) is not None:
+                checked_positive(name, getattr(self, name))
         for name in ("restorations", "sampled", "seed"):
             checked_count(name, getattr(self, name), 0)
         checked_dtype(self.dtype)

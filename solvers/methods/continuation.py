@@ -23,7 +23,6 @@ from convexprune.solvers.arrays import checked_dtype, checked_positive, checked_
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.methods.curvature import Model, OneSided, Point, Quadratic, model_of
 from convexprune.solvers.methods.interface import Deadline, Limits, Proposal, Start, Watch
-from convexprune.solvers.methods.normal import Operator
 from convexprune.solvers.methods.refit import SETTLED, UNSETTLED, conjugate, descend, unfit, unsettled
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.methods.swaps import improve
@@ -93,12 +92,12 @@ class Continuation:
         loss = model_of(program, self.exact, quadratic)
         unit = float(quadratic.gram.diagonal().mean())
         dense = quadratic.solution() if start is None else (start.weights.to(d) * d).to(quadratic.moment)
-        descent = _Descent.of(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
+        run = _prepared(quadratic.damped(self.damping * unit, dense), loss, dense, self.batches, program.dtype)
         setup = time.perf_counter() - began
         late = Deadline(limits, began)
         steps = min(self.steps, limits.max_iter or self.steps)
-        done = descent.run(steps, self.penalty, budget, late)
-        at = self._improved(loss.damped(self.ridge * unit, dense), descent.weights, budget, late)
+        U, done = run(steps, self.penalty, budget, late)
+        at = self._improved(loss.damped(self.ridge * unit, dense), U, budget, late)
         ended = late.reason or ("iteration limit" if steps < self.steps else "own rule")
         found = {"loss": float(at.value.sum()), "iterate dtype": str(program.dtype)}
         if bool((d != 1).any()):
@@ -121,42 +120,35 @@ class Continuation:
         return descend(model, at, support, settled=1e-5 if single else SETTLED, stop=late)
 
 
-@dataclass
-class _Descent:
-    """The iteration, in the variables V = diag(d) U."""
+Run = Callable[[int, tuple[float, float], TopK | NM, Deadline], tuple[Tensor, int]]
+"""The iteration for so many steps: U, and how many there were."""
 
-    inverse: Callable[[float], Operator]  # of the scaled XᵀX + δI + σI, for each σ
-    d: Tensor  # [N, 1]
-    moment: Callable[[Tensor, int], Tensor]  # XᵀY [N, M] in scaled variables, or its majoriser at V in a step
-    dense: Tensor  # V₀
-    weights: Tensor  # U
 
-    @classmethod
-    def of(cls, damped: Quadratic, loss: Model, dense: Tensor, batches: int, dtype: torch.dtype) -> "_Descent":
-        d = damped.gram.lengths()
-        inverse = damped.gram.scaled(d).inverses(dtype)
-        V, scale, fixed = (dense * d).to(dtype), d.to(dtype), (damped.moment / d).to(dtype)
-        if isinstance(loss, OneSided):
-            moment = _Majoriser(loss, scale, V, (damped.ridge * dense / d).to(dtype), batches)
-            return cls(inverse, scale, moment, V, dense.to(dtype))
-        return cls(inverse, scale, lambda V, step: fixed, V, dense.to(dtype))  # noqa: ARG005
+def _prepared(damped: Quadratic, loss: Model, dense: Tensor, batches: int, dtype: torch.dtype) -> Run:
+    """The iteration in the variables V = diag(d) U, from the dense weights, with what it computes once."""
+    lengths = damped.gram.lengths()
+    inverse = damped.gram.scaled(lengths).inverses(dtype)  # of the scaled XᵀX + δI + σI, for each σ
+    V0, d, moment = (dense * lengths).to(dtype), lengths.to(dtype), (damped.moment / lengths).to(dtype)
+    majoriser = None
+    if isinstance(loss, OneSided):
+        majoriser = _Majoriser(loss, d, V0, (damped.ridge * dense / lengths).to(dtype), batches)
 
-    def run(self, steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Deadline) -> int:
-        """Iterate; returns how often."""
-        first, last = penalty
-        growth = (last / first) ** (1 / max(1, steps - 1))
-        V = T = self.dense
-        S, sigma, done = torch.zeros_like(V), first, 0
+    def run(steps: int, penalty: tuple[float, float], budget: TopK | NM, late: Deadline) -> tuple[Tensor, int]:
+        sigma, last = penalty
+        growth = (last / sigma) ** (1 / max(1, steps - 1))
+        V = T = V0
+        S, done = torch.zeros_like(V), 0
         while done < steps and not late():
-            right = torch.add(self.moment(V, done), T + S, alpha=sigma)
-            V = self.inverse(sigma) @ right
+            right = torch.add(moment if majoriser is None else majoriser.moment(V, done), T + S, alpha=sigma)
+            V = inverse(sigma) @ right
             R = V - S
             T = torch.where(_kept(budget, R), R, 0.0)
             S = (T - R) / growth  # the multiplier σS stays what it is when σ grows
             sigma *= growth
             done += 1
-        self.weights = T / self.d
-        return done
+        return T / d, done
+
+    return run
 
 
 def _kept(budget: TopK | NM, V: Tensor) -> Tensor:
@@ -181,8 +173,8 @@ class _Majoriser:
         self.parts = [self._part(b, V) for b in range(len(self.blocks))]
         self.total = constant + torch.stack(self.parts).sum(0)
 
-    def __call__(self, V: Tensor, step: int) -> Tensor:
-        """With one block's targets moved to V."""
+    def moment(self, V: Tensor, step: int) -> Tensor:
+        """What takes the place of XᵀY in this step, one block's targets moved to V."""
         b = step % len(self.blocks)
         part = self._part(b, V)
         self.total += part - self.parts[b]

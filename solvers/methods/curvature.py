@@ -54,9 +54,7 @@ class Quadratic:
 
     def __init__(self, program: LayerProgram, factors: torch.dtype = torch.float64) -> None:
         self.factors = factors
-        fit = program.fit
-        assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
-        X, Y = program.inputs, fit.anchor
+        X, Y = program.inputs, program.fit.anchor
         N, M = program.shape
         self.gram, self.moment = NormalMatrix.of(X), X.new_zeros(N, M, dtype=torch.float64)
         self.square = X.new_zeros(M, dtype=torch.float64)
@@ -111,12 +109,10 @@ class OneSided:
     """½‖h(XU)‖² + ½ridge‖U − centre‖² of a one-sided h, from the samples; exact: of h = ReLU(XU) − Y."""
 
     def __init__(self, program: LayerProgram, exact: bool = False) -> None:
-        fit = program.fit
-        assert isinstance(fit, TargetFit)  # noqa: S101 - unfit saw to it
         program = program.to(program.dtype)
         self.inputs, self.fit = program.inputs, program.fit
         self.columns = self.inputs.T.contiguous()  # so that a few of them are found together in memory
-        self.free, self.exact = fit.unrestricted(), exact
+        self.free, self.exact = self.fit.unrestricted(), exact
         self.ridge, self.centre = 0.0, program.inputs.new_zeros(())
         self.factors = program.dtype
 

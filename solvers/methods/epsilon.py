@@ -20,33 +20,26 @@ from convexprune.solvers.programs.program import LayerProgram, Samples
 
 _SENSIBLE = 10.0  # how many times the penalty of the weights found, or of typical ones, is still of a sensible size
 _WEIGHTS = 8  # how many weights of the loss are tried, each up to 10 times the last
+_NO_WEIGHTS = "no weights of a sensible size keep to the ceilings, whatever eps"
 
 
 @dataclass(frozen=True, eq=False)
 class EpsInterval:
     """The smallest eps that weights of a sensible size can reach, between two proofs.
 
-    Attributes:
-        low: No weights with penalty ≤ ``budget`` satisfy the fit for any smaller eps: ``multipliers`` prove it.
-        high: The eps that ``weights`` reach.
-        budget: B, what counts as a sensible size: 10 times the penalty of ``weights`` or, if that is more, of an output
-            as long as Y at the median price w_ij/‖x_j‖.
-        eps: That of the program.
-        weights: U [N, M].
-        violation: How far ``weights`` are outside the fit's ceilings, relative to ‖Y‖; 0 where it has none.
-        multipliers: Λ [P, M].
-        weight: ω of the loss.
-        bound: What Λ proves of it: g(U) + ½ω‖h(XU)‖² ≥ bound for all U below the ceilings.
+    No weights with penalty ≤ ``budget`` satisfy the fit for any eps below ``low``: Λ proves it, for g(U) + ½ω‖h(XU)‖² ≥
+    ``bound`` for all U below the ceilings. The budget is 10 times the penalty of ``weights`` or, if that is more, of an
+    output as long as Y at the median price w_ij/‖x_j‖.
     """
 
     low: float
-    high: float
+    high: float  # the eps that the weights reach
     budget: float
-    eps: float
-    weights: Tensor
-    violation: float
-    multipliers: Tensor
-    weight: float
+    eps: float  # that of the program
+    weights: Tensor  # U [N, M]
+    violation: float  # how far these are outside the fit's ceilings, relative to ‖Y‖
+    multipliers: Tensor  # Λ [P, M]
+    weight: float  # ω of the loss
     bound: float
 
     @property
@@ -61,29 +54,19 @@ class EpsInterval:
 
     def lowest(self, budget: float) -> float:
         """``low`` for another budget: √(2(bound − budget)₊/ω)."""
-        return _lowest(self.bound, budget, self.weight)
+        return math.sqrt(2 * max(0.0, self.bound - budget) / self.weight)
 
 
 def feasible_eps(
-    program: LayerProgram,
-    *,
-    tol: float = 1e-3,
-    feas_tol: float = 1e-6,
-    solver: str | Solver = "admm",
-    **options: Any,
+    program: LayerProgram, *, tol: float = 1e-3, feas_tol: float = 1e-6, solver: str | Solver = "admm", **options: Any
 ) -> EpsInterval:
     """The smallest eps at which the program has solutions of a sensible size, as a certified interval.
 
     Solves the program of the loss ½ω‖h‖² in the place of the set, whose dual bounds ‖h‖² ≥ 2(bound − B)/ω for all
-    weights with penalty ≤ B; ω is raised until B is small against the loss.
-
-    Args:
-        program: One with a set of one radius; it need not have a solution, and its eps does not matter.
-        tol: Width of the interval to reach, relative to ‖Y‖. What is not reached by then is returned as it is: look at
-            ``width``.
-        feas_tol: What the weights may violate ceilings by, relative to ‖Y‖.
-        solver: As in ``solve``, one that takes the losses.
-        **options: The solver's own.
+    weights with penalty ≤ B; ω is raised until B is small against the loss. The program has a set of one radius, and
+    need not have a solution. ``tol`` is the width of the interval to reach, relative to ‖Y‖ (what is not reached by
+    then is returned as it is: look at ``width``), ``feas_tol`` what weights may violate ceilings by, relative to ‖Y‖;
+    the solver takes the losses.
 
     Raises:
         InvalidInput: The fit is a loss or has a radius for each neuron; or the penalty is not convex.
@@ -98,10 +81,8 @@ def feasible_eps(
         found = solve(problem, solver, tol=tol / 2, feas_tol=feas_tol, start=start, **options)
         interval = _interval(problem, found, typical, float(fit.eps))
         if interval.low > _most(problem, interval.budget):
-            raise Infeasible(
-                "no weights of a sensible size keep to the ceilings, whatever eps: those of a penalty of at most "
-                f"{interval.budget:.3g} would miss by {interval.low:.3g} at least, and cannot. Raise the ceiling"
-            )
+            missed = f"{interval.budget:.3g} would miss by {interval.low:.3g} at least, and cannot"
+            raise Infeasible(f"{_NO_WEIGHTS}: those of a penalty of at most {missed}. Raise the ceiling")
         if interval.width <= tol * size:
             break
         # The width is about as 1/ω; large ω are the harder ones.
@@ -122,7 +103,11 @@ def proves_infeasible(program: LayerProgram, multipliers: ArrayLike, budget: flo
 
 def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float) -> EpsInterval:
     assert isinstance(problem.fit, LossFit)  # noqa: S101 - feasible_eps made it one
-    _check(found)
+    if found.status is Status.INFEASIBLE:
+        proven = f"{found.certificate.bound:.3g}, those found cost {found.certificate.value:.3g}"
+        raise Infeasible(f"{_NO_WEIGHTS}: the bound proves that any would cost {proven}. Raise the ceiling")
+    if found.status in (Status.DIVERGED, Status.FAILED):
+        raise ConvexPruneError(f"no interval, the solve of the loss {found.status}: {found.status.advice}")
     U = found.weights.to(torch.float64)
     samples = Samples.of(problem, torch.float64)
     Z = samples.outputs(U, U.new_empty(problem.fit.shape))
@@ -130,7 +115,7 @@ def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float
     budget = _SENSIBLE * max(float(penalty.value(penalty.prox(U, 0.0))), typical)
     certificate, weight = found.certificate, problem.fit.weight
     return EpsInterval(
-        low=_lowest(certificate.bound, budget, weight),
+        low=math.sqrt(2 * max(0.0, certificate.bound - budget) / weight),
         high=float(samples.sums(Z)[0].sum().sqrt()),
         budget=budget,
         eps=eps,
@@ -142,16 +127,6 @@ def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float
     )
 
 
-def _check(found: Solution) -> None:
-    if found.status is Status.INFEASIBLE:
-        raise Infeasible(
-            "no weights of a sensible size keep to the ceilings, whatever eps: the bound proves that any would cost "
-            f"{found.certificate.bound:.3g}, those found cost {found.certificate.value:.3g}. Raise the ceiling"
-        )
-    if found.status in (Status.DIVERGED, Status.FAILED):
-        raise ConvexPruneError(f"no interval, the solve of the loss {found.status}: {found.status.advice}")
-
-
 def _most(problem: LayerProgram, budget: float) -> float:
     """What ‖h(XU)‖ ≤ ‖XU‖ + ‖Y‖ is at most for weights with penalty ≤ budget; infinite where some have no price."""
     lengths = torch.linalg.vector_norm(problem.inputs, dim=0, dtype=torch.float64)[:, None]
@@ -160,10 +135,6 @@ def _most(problem: LayerProgram, budget: float) -> float:
         return math.inf
     reach = float(dual_norm_of_sizes(penalty, lengths.expand(problem.shape)).max())
     return budget * reach + problem.fit.size
-
-
-def _lowest(bound: float, budget: float, weight: float) -> float:
-    return math.sqrt(2 * max(0.0, bound - budget) / weight)
 
 
 def _typical_penalty(program: LayerProgram) -> float:

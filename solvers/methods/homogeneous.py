@@ -11,7 +11,6 @@ of H is that of Domahidi, Chu, Boyd, "ECOS" (2013).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,51 +30,23 @@ _SHORT = 0.99  # of the way to the boundary
 _LEAST = 1e-6  # length of a step that is worth its while
 
 
-@dataclass(frozen=True, eq=False)
 class Cones:
-    """{0}^zero × R₊^flat × second-order cones.
+    """{0}^zero × R₊^flat × second-order cones of the sizes [K]; in each of these the head comes first.
 
-    Args:
-        zero, flat: Sizes of the first two.
-        sizes: [K] of the cones; in each the head comes first.
+    Attributes:
+        rows: The length of a vector.
+        degree: One for each nonnegative number and each cone.
+        line: Where the nonnegative numbers are.
+        heads: [K] indices, and ``bodies`` those of all that are in a cone and no head.
+        owner: Which cone each of the bodies' entries is in.
     """
 
-    zero: int
-    flat: int
-    sizes: Array
-
-    @property
-    def rows(self) -> int:
-        """Of a vector."""
-        return self.zero + self.flat + int(self.sizes.sum())
-
-    @property
-    def degree(self) -> int:
-        """One for each nonnegative number and each cone."""
-        return self.flat + len(self.sizes)
-
-    @cached_property
-    def line(self) -> slice:
-        """Where the nonnegative numbers are."""
-        return slice(self.zero, self.zero + self.flat)
-
-    @cached_property
-    def heads(self) -> Array:
-        """[K] indices."""
-        return self.zero + self.flat + np.cumsum(self.sizes) - self.sizes
-
-    @cached_property
-    def bodies(self) -> Array:
-        """Indices of all that are no heads."""
-        inside = np.ones(self.rows, dtype=bool)
-        inside[: self.zero + self.flat] = False
-        inside[self.heads] = False
-        return np.flatnonzero(inside)
-
-    @cached_property
-    def owner(self) -> Array:
-        """Which cone each of the bodies' entries is in."""
-        return np.repeat(np.arange(len(self.sizes)), self.sizes - 1)
+    def __init__(self, zero: int, flat: int, sizes: Array) -> None:
+        self.sizes, self.rows, self.degree = sizes, zero + flat + int(sizes.sum()), flat + len(sizes)
+        self.line = slice(zero, zero + flat)
+        self.heads = zero + flat + np.cumsum(sizes) - sizes
+        self.bodies = np.setdiff1d(np.arange(zero + flat, self.rows), self.heads)
+        self.owner = np.repeat(np.arange(len(sizes)), sizes - 1)
 
     def inner(self, a: Array, b: Array) -> Array:
         """[K] ⟨a, b⟩ over the bodies alone."""
@@ -188,12 +159,7 @@ class NesterovTodd:
 
 @dataclass(eq=False)
 class Embedding:
-    """A program and where its iteration has come to.
-
-    Args:
-        P, q, A, b: The data; sparse matrices by columns, P whole.
-        cones: Of s.
-    """
+    """A program of P, q, A and b, sparse matrices by columns, P whole, and where its iteration has come to."""
 
     P: Any
     q: Array
@@ -209,7 +175,7 @@ class Embedding:
 
     def __post_init__(self) -> None:
         self.x, self.z, self.s = np.zeros(len(self.q)), self.cones.identity(), self.cones.identity()
-        self.system = _System.of(self.P, self.A, self.cones)
+        self.system = _System(self.P, self.A, self.cones)
 
     @property
     def mu(self) -> float:
@@ -299,27 +265,13 @@ class Embedding:
         return min(self.cones.reach(self.s, ds), self.cones.reach(self.z, dz), *scalars, np.inf)
 
 
-@dataclass(frozen=True, eq=False)
 class _System:
-    """[P, Aᵀ; A, −H], with two more rows for each cone that keep H's part in it sparse.
+    """[P, Aᵀ; A, −H], with two more rows for each cone that keep H's part in it sparse."""
 
-    Attributes:
-        matrix: Sparse; only its pattern matters.
-        place: Where each of the values goes in the matrix's data.
-        fixed: The first values, which do not change.
-    """
-
-    P: Any
-    A: Any
-    cones: Cones
-    matrix: Any
-    place: Array
-    fixed: Array
-
-    @classmethod
-    def of(cls, P: Any, A: Any, cones: Cones) -> "_System":
-        """The pattern, made once."""
+    def __init__(self, P: Any, A: Any, cones: Cones) -> None:
         from scipy import sparse
+
+        self.P, self.A, self.cones = P, A, cones
 
         (m, n), K, one, other = A.shape, len(cones.sizes), P.tocoo(), A.tocoo()
         size, diagonal = n + m + 2 * K, np.arange(n + m + 2 * K)
@@ -328,17 +280,13 @@ class _System:
         row = np.concatenate([one.row, other.row + n, other.col, diagonal, inside, u, inside, u + K])
         column = np.concatenate([one.col, other.col, other.row + n, diagonal, u, inside, u + K, inside])
         # Entries of P's diagonal and its shift share a place.
-        places, place = np.unique(column * size + row, return_inverse=True)
-        matrix = sparse.csc_matrix((np.zeros(len(places)), (places % size, places // size)), shape=(size, size))
-        fixed = np.concatenate([one.data, other.data, other.data, np.full(n, _SHIFT)])
-        return cls(P, A, cones, matrix, place, fixed)
+        places, self.place = np.unique(column * size + row, return_inverse=True)
+        pattern = (np.zeros(len(places)), (places % size, places // size))
+        self.matrix = sparse.csc_matrix(pattern, shape=(size, size))
+        self.fixed = np.concatenate([one.data, other.data, other.data, np.full(n, _SHIFT)])  # the first of the values
 
     def factorised(self, W: NesterovTodd) -> Solve:
-        """A function that solves the system for right sides of x and z.
-
-        Raises:
-            RuntimeError: It is singular.
-        """
+        """A function that solves the system for right sides of x and z; a RuntimeError where it is singular."""
         from scipy.sparse.linalg import splu
 
         (m, n), K, (D, u, v) = self.A.shape, len(self.cones.sizes), W.sparse()

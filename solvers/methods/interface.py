@@ -25,20 +25,14 @@ class Limits:
 
 @dataclass(eq=False)
 class Deadline:
-    """Called between iterations: whether the limits say to end now.
-
-    Attributes:
-        limits: Those of the call.
-        began: When it began, by ``time.perf_counter``.
-        reason: "stopped" or "time limit", once there was one; it stays.
-    """
+    """Called between iterations: whether the limits of a call say to end."""
 
     limits: Limits
-    began: float
-    reason: str | None = None
+    began: float  # by time.perf_counter
+    reason: str | None = None  # "stopped" or "time limit"
 
     def __call__(self) -> bool:
-        """Whether there is, or was, a reason."""
+        """Whether they do now, or did before."""
         stop, seconds = self.limits.stop, self.limits.time_limit
         if self.reason is None and stop is not None and stop():
             self.reason = "stopped"
@@ -63,29 +57,17 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """What a solver hands back to be judged.
+    """What a solver hands back to be judged, with multipliers Λ of Z = XU in g(U) + f(Z) + ⟨Λ, XU − Z⟩."""
 
-    Attributes:
-        weights: U [N, M], or None where the solver has nothing.
-        multipliers: Λ [P, M] of Z = XU in the Lagrangian g(U) + f(Z) + ⟨Λ, XU − Z⟩, or None.
-        ended: Why it stopped: "own rule", "iteration limit", "time limit", "stopped", "watch", "diverged" or "failed".
-        iterations: How many it took.
-        setup: Seconds before the first iteration.
-        message: The solver's own word, kept in the provenance.
-        effective: Options that the solver derived itself (its own tolerances, penalties), for the provenance.
-        state: What it could go on from, or None.
-        stage: What made it where a run went on in another precision or by another method; "" before that.
-    """
-
-    weights: Tensor | None
-    multipliers: Tensor | None
-    ended: str
+    weights: Tensor | None  # U [N, M], or None where the solver has nothing
+    multipliers: Tensor | None  # Λ [P, M]
+    ended: str  # "own rule", "iteration limit", "time limit", "stopped", "watch", "diverged" or "failed"
     iterations: int
-    setup: float
-    message: str = ""
-    effective: Mapping[str, Any] = field(default_factory=dict)
-    state: Any = None
-    stage: str = ""
+    setup: float  # seconds before the first iteration
+    message: str = ""  # the solver's own word, kept in the provenance
+    effective: Mapping[str, Any] = field(default_factory=dict)  # what it derived itself, such as tolerances, penalties
+    state: Any = None  # what it could go on from
+    stage: str = ""  # what made it where a run went on in another precision or by another method
 
 
 class Excess(NamedTuple):

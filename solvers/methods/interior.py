@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.solvers.methods.backends.conic import ConicForm, refusal
+from convexprune.solvers.methods.backends.conic import refusal
 from convexprune.solvers.methods.backends.direct import Answer, Task
 from convexprune.solvers.methods.homogeneous import Cones, Embedding
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
@@ -72,7 +72,9 @@ class Interior(IterativeSolver[_State]):
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """The conic form, or forms."""
         task = Task.of(program, None)
-        return _State(task.program, task, [_embedding(form) for _, form in task.forms], start)
+        cones = [Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int)) for _, form in task.forms]
+        pairs = zip(task.forms, cones, strict=True)
+        return _State(task.program, task, [Embedding(f.P, f.q, f.A, f.b, cone) for (_, f), cone in pairs], start)
 
     def step(self, state: _State) -> None:
         """One for each part that is not done."""
@@ -114,10 +116,6 @@ class Interior(IterativeSolver[_State]):
             full = _corrected(state.program, found.weights)
             U = full[0] if full[1] < distance else U
         return U, found.multipliers
-
-
-def _embedding(form: ConicForm) -> Embedding:
-    return Embedding(form.P, form.q, form.A, form.b, Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int)))
 
 
 def _corrected(program: LayerProgram, U: Tensor) -> tuple[Tensor, float]:

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -111,9 +110,13 @@ class Iterative(Generic[Problem, State]):
         began, best, successor = time.perf_counter(), _Best(watch), self.successor(program)
         last, why = self._iterate(program, limits, start, best, successor is not None)
         if successor is not None and why:
-            left = _left(limits, last.iterations, time.perf_counter() - began)
-            then = partial(best, before=last.iterations, stage=successor.stage)
-            on = successor.run(program, left, best.start() or start, then)
+            left, seconds, most = limits, limits.time_limit, limits.max_iter
+            if most is not None:
+                left = replace(left, max_iter=max(1, most - last.iterations))
+            if seconds is not None:
+                left = replace(left, time_limit=max(1e-3, seconds - (time.perf_counter() - began)))
+            best.before, best.stage = last.iterations, successor.stage
+            on = successor.run(program, left, best.start() or start, best)
             message = f"{why} after {last.iterations} iterations: {successor.stage} went on"
             last = replace(
                 on,
@@ -134,7 +137,8 @@ class Iterative(Generic[Problem, State]):
         began = time.perf_counter()
         late = Deadline(limits, began)
         try:
-            state = self._state(program, start)
+            kept = None if start is None or start.state is None else self.retarget(start.state, program)
+            state = self.init(program, start) if kept is None else kept
         except _BREAKDOWNS as error:
             return Proposal(None, None, "diverged", 0, time.perf_counter() - began), f"the set-up broke down ({error})"
         setup = time.perf_counter() - began
@@ -157,18 +161,13 @@ class Iterative(Generic[Problem, State]):
             if not (why or k == rhythm.due or k == last or own or late() or self.ready(state, limits)):
                 continue
             residuals = {} if why else self.residuals(state)
-            if why or any(map(math.isnan, residuals.values())):
+            broken = bool(why) or any(map(math.isnan, residuals.values()))
+            excess = Excess(math.nan, math.nan) if broken else watch(k, propose, residuals)
+            if any(map(math.isnan, excess)):
                 ended, why = "diverged", why or _NOT_FINITE
                 break
-            excess = watch(k, propose, residuals)
-            if any(map(math.isnan, excess)):
-                ended, why = "diverged", _NOT_FINITE
-                break
-            if max(excess) <= 1:
-                ended = "watch"
-                break
-            if own or late():
-                ended = "own rule" if own else late.reason or ""
+            if max(excess) <= 1 or own or late():
+                ended = "watch" if max(excess) <= 1 else "own rule" if own else late.reason or ""
                 break
             why = self.exhausted(state) or progress.stalled(k, max(excess)) if replaceable else ""
             if why:
@@ -178,10 +177,6 @@ class Iterative(Generic[Problem, State]):
         if ended == "iteration limit" and limits.max_iter is None:
             why = why or "no solution"
         return replace(propose(), ended=ended), why
-
-    def _state(self, program: Problem, start: Start | None) -> State:
-        kept = None if start is None or start.state is None else self.retarget(start.state, program)
-        return self.init(program, start) if kept is None else kept
 
     def _stepped(self, state: State) -> str:
         """One step; what broke down in it, "" where nothing did."""
@@ -207,8 +202,7 @@ class _Rhythm:
     due: int = 10
     last: tuple[int, float] | None = None
 
-    def next(self, k: int, excess: float) -> None:
-        """Set when to judge next, where iteration k had this excess."""
+    def next(self, k: int, excess: float) -> None:  # after iteration k, which had this excess
         ahead = max(min(10, self.due), k // 10)
         if self.last is None and 1 < excess < math.inf:
             ahead = min(ahead, math.ceil(math.log(excess) / _USUAL))
@@ -240,22 +234,15 @@ class _Best:
     watch: Watch
     least: float = math.inf
     proposal: Proposal | None = None
+    before: int = 0  # iterations of the methods before
+    stage: str = ""  # of what is shown now, unless it is of a later one
 
-    def __call__(
-        self,
-        iteration: int,
-        proposal: Callable[[], Proposal],
-        residuals: Mapping[str, float],
-        before: int = 0,
-        stage: str = "",
-    ) -> Excess:
-        """As the watch, ``before`` iterations later; the proposal is of that stage, unless it is of a later one."""
-
+    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
         def staged() -> Proposal:
             made = proposal()
-            return replace(made, stage=made.stage or stage) if stage else made
+            return replace(made, stage=made.stage or self.stage) if self.stage else made
 
-        excess = self.watch(before + iteration, staged, residuals)
+        excess = self.watch(self.before + iteration, staged, residuals)
         if 1 < max(excess) < self.least:
             # A copy, for the next step overwrites the memory of the last.
             made = staged()
@@ -264,7 +251,6 @@ class _Best:
         return excess
 
     def start(self) -> Start | None:
-        """From where another method goes on."""
         kept = self.proposal
         return None if kept is None or kept.weights is None else Start(kept.weights, kept.multipliers)
 
@@ -277,10 +263,3 @@ class _Best:
             return last
         kept, ended = self.proposal, "own rule" if last.ended == "diverged" else last.ended
         return replace(last, weights=kept.weights, multipliers=kept.multipliers, stage=kept.stage, ended=ended)
-
-
-def _left(limits: Limits, iterations: int, seconds: float) -> Limits:
-    """What is left of the limits."""
-    steps = None if limits.max_iter is None else max(1, limits.max_iter - iterations)
-    time_left = None if limits.time_limit is None else max(1e-3, limits.time_limit - seconds)
-    return replace(limits, max_iter=steps, time_limit=time_left)

@@ -20,39 +20,24 @@ Callback = Callable[[TracePoint], bool | None]
 Certify = Callable[[Tensor, Tensor | None], Certificate]
 """What is proven about weights, with their multipliers where there are any."""
 
-_ENDED = {
-    "iteration limit": Status.ITERATION_LIMIT,
-    "time limit": Status.TIME_LIMIT,
-    "stopped": Status.STOPPED,
-    "diverged": Status.DIVERGED,
-}
+_ENDED = {s.value: s for s in (Status.ITERATION_LIMIT, Status.TIME_LIMIT, Status.STOPPED, Status.DIVERGED)}
 
 
 class Judge:
     """The ``Watch`` of a solve: certifies what the solver has, keeps the trace, says when it is enough.
 
-    A program is not called infeasible where weights shown, or those of ``start``, satisfy it.
-
-    Raises:
-        InvalidInput: The callback is none.
+    A program is not called infeasible where weights shown, or those of ``start``, satisfy it. InvalidInput is raised
+    where the callback is none.
     """
 
     def __init__(
-        self,
-        certify: Certify,
-        limits: Limits,
-        callback: Callback | None,
-        *,
-        convex: bool = True,
-        start: Tensor | None = None,
+        self, certify: Certify, limits: Limits, callback: Callback | None, *, convex: bool = True, start: Any = None
     ) -> None:
         if callback is not None and not callable(callback):
             raise InvalidInput(f"callback: expected a function of a TracePoint, found {callback!r}")
         self.certify, self.limits, self.callback, self.convex, self.start = certify, limits, callback, convex, start
         self.trace: list[TracePoint] = []
-        self.began = time.perf_counter()
-        self.judging = 0.0
-        self.stopped = False
+        self.began, self.judging, self.stopped = time.perf_counter(), 0.0, False
         self.last: tuple[Tensor | None, Tensor | None, tuple[int, ...], Certificate] | None = None
         self.best: tuple[Tensor, Certificate] | None = None  # the cheapest feasible weights shown so far
 
@@ -63,8 +48,9 @@ class Judge:
             return Excess(math.nan, math.nan)
         if self.stopped or self._infeasible(c) or c.meets(limits.tol, limits.feas_tol):
             return Excess(0.0, 0.0)
-        gap, violation = _ratio(c.gap, limits.tol), _ratio(c.violation, limits.feas_tol)
-        return Excess(gap, violation) if max(gap, violation) > 1 else Excess(math.inf, math.inf)
+        pairs = ((c.gap, limits.tol), (c.violation, limits.feas_tol))
+        excess = Excess(*(a / tol if tol > 0 else math.inf if a > 0 else 0.0 for a, tol in pairs))
+        return excess if max(excess) > 1 else Excess(math.inf, math.inf)
 
     def judge(self, iteration: int, proposal: Proposal, residuals: Mapping[str, float]) -> Certificate | None:
         """The certificate of a proposal, traced; None where there is nothing finite to certify."""
@@ -132,10 +118,6 @@ class Judge:
             # A budget that is broken has an infinite value.
             return Status.NO_BOUND if certificate.value < math.inf else Status.UNCERTIFIED
         return ended
-
-
-def _ratio(value: float, tolerance: float) -> float:
-    return value / tolerance if tolerance > 0 else math.inf if value > 0 else 0.0
 
 
 def _versions(proposal: Proposal) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ take the place of the eigenvectors, so that (XᵀX + sI)⁻¹ costs P²N once an
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -121,6 +120,8 @@ class NormalMatrix:
 class _ByInputs(NormalMatrix):
     """By X [P, N] and the ridge [N, 1]."""
 
+    known: tuple[Tensor, Tensor] | None = None  # what ``eigen`` gave
+
     def __init__(self, X: Tensor, ridge: Tensor) -> None:
         self.X, self.ridge = X, ridge
 
@@ -148,29 +149,24 @@ class _ByInputs(NormalMatrix):
         return products
 
     def eigen(self) -> tuple[Tensor, Tensor]:
-        return self._eigen
-
-    @cached_property
-    def _eigen(self) -> tuple[Tensor, Tensor]:
-        # From X, not from XXᵀ: the vectors are then orthonormal to rounding, however small their values are.
-        vectors, sizes, _ = torch.linalg.svd(self.X.T, full_matrices=False)
-        return sizes.square(), vectors
+        if self.known is None:
+            # From X, not from XXᵀ: the vectors are then orthonormal to rounding, however small their values are.
+            vectors, sizes, _ = torch.linalg.svd(self.X.T, full_matrices=False)
+            self.known = sizes.square(), vectors
+        return self.known
 
     def inverse(self, shift: float) -> tuple[LowRank, float]:
         shift = self._least(shift)
-        if bool(self.ridge.any()):
-            return self._woodbury(shift), shift
-        values, vectors = self.eigen()
-        return LowRank(1 / shift, vectors, -(values / (shift * (values + shift)))[:, None]), shift
-
-    def _woodbury(self, shift: float) -> LowRank:
-        """(XᵀX + E)⁻¹ = E⁻¹ − E⁻¹Xᵀ(I + XE⁻¹Xᵀ)⁻¹XE⁻¹, E = diag(ridge) + shift·I: one Cholesky factor [P, P]."""
+        if not bool(self.ridge.any()):
+            values, vectors = self.eigen()
+            return LowRank(1 / shift, vectors, -(values / (shift * (values + shift)))[:, None]), shift
+        # (XᵀX + E)⁻¹ = E⁻¹ − E⁻¹Xᵀ(I + XE⁻¹Xᵀ)⁻¹XE⁻¹, E = diag(ridge) + shift·I: one Cholesky factor [P, P].
         inverse = 1 / (self.ridge + shift)
         S = self.X * inverse.T
         inner = S @ self.X.T
         inner.diagonal().add_(1)
         Q = torch.linalg.solve_triangular(torch.linalg.cholesky(inner), S, upper=False).T
-        return LowRank(inverse, Q, -inverse.new_ones(len(inner), 1))
+        return LowRank(inverse, Q, -inverse.new_ones(len(inner), 1)), shift
 
     def inverses(self, dtype: torch.dtype) -> Callable[[float], LowRank]:
         return lambda shift: self.inverse(shift)[0].to(self.X.new_empty(0, dtype=dtype))

@@ -22,13 +22,7 @@ _UNCONVERGED = 0.01  # a violation, relative to eps, of what did not converge
 
 @dataclass(frozen=True, eq=False)
 class PathPoint:
-    """The answer at one eps.
-
-    Attributes:
-        eps: The radius, in the units of Y.
-        error: ‖h(XU)‖_F, the output error that the weights really have, in the units of Y.
-        solution: The certified answer, without multipliers.
-    """
+    """The certified answer at one eps, without multipliers; ``error`` is ‖h(XU)‖_F. Both in the units of Y."""
 
     eps: float
     error: float
@@ -67,11 +61,8 @@ class EpsPath:
     def plot(self, axes: Any = None) -> Any:
         """Nonzeros and value, with the range between bound and value, against the relative output error.
 
-        Args:
-            axes: matplotlib axes for the nonzeros; None: new ones. The values get a second scale on the right.
-
-        Raises:
-            MissingExtra: matplotlib is not installed.
+        The nonzeros are on the matplotlib axes given, or on new ones; the values get a second scale on the right.
+        MissingExtra is raised where matplotlib is not installed.
         """
         try:
             import matplotlib.pyplot as plt
@@ -84,7 +75,7 @@ class EpsPath:
         certificates = [point.solution.certificate for point in points]
         values = [certificate.value for certificate in certificates]
         axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
-        axes.set(xlabel="output error relative to ‖Y‖")
+        axes.set_xlabel("output error relative to ‖Y‖")
         axes.set_ylabel("nonzeros", color="tab:blue")
         right = axes.twinx()
         right.plot(errors, values, color="tab:orange")
@@ -110,23 +101,11 @@ def solve_path(
     """Solve a set program for several eps, each from the answer to the one before.
 
     A solver that can (``admm``) goes on from its own state: XᵀX is formed once, and factorised again only where its
-    penalties change. Others start from the weights and multipliers.
-
-    Args:
-        program: Any of the set programs with one ball; its own eps is not used.
-        eps: The radii, in the units of Y, in any order.
-        solver: As in ``solve``.
-        order: From tight to loose ("loosen") or back ("tighten").
-        tol: Of each point, as in ``solve``, like the next three.
-        feas_tol: Likewise.
-        max_iter: Likewise.
-        time_limit: Likewise.
-        callback: Called with each point; a true answer ends the path there.
-        stop: As in ``solve``; the point that it ends, the last, is ``STOPPED``.
-        **options: The solver's own, by name.
-
-    Returns:
-        The points that were solved, in the order of ``eps``.
+    penalties change. Others start from the weights and multipliers. Any set program with one ball can be given, its own
+    eps is not used. ``eps`` are the radii, in the units of Y, in any order; they are gone through from tight to loose
+    ("loosen") or back ("tighten"). A true answer of ``callback``, called with each point, ends the path there; the
+    point that ``stop`` ends, the last, is ``STOPPED``. All else is as in ``solve``, for each point. What comes back are
+    the points that were solved, in the order of ``eps``.
 
     Raises:
         InvalidInput: No eps, or a program whose fit has no single radius.
@@ -141,7 +120,7 @@ def solve_path(
     points: dict[int, PathPoint] = {}
     for index in sorted(range(len(radii)), key=radii.__getitem__, reverse=order == "tighten"):
         points[index] = walk.to(radii[index])
-        if (callback is not None and callback(points[index])) or _stopped(points[index]):
+        if (callback is not None and callback(points[index])) or points[index].solution.status is Status.STOPPED:
             break
     return EpsPath(tuple(points[index] for index in sorted(points)), program.fit.size)
 
@@ -163,19 +142,9 @@ def smallest_eps(
 
     The search narrows an interval of log eps; the number of nonzeros need not fall everywhere as eps grows, so the
     answer is the end of an interval below which a point with more nonzeros was found. An eps that is proven infeasible
-    counts as one with too many.
-
-    Args:
-        program: As in ``solve_path``; its own eps, if positive, is where the search starts.
-        nonzeros: The most that the answer may have, ≥ 0.
-        solver: As in ``solve``.
-        rtol: Width of the interval of eps, relative, at which the search ends.
-        tol: Of each point, as in ``solve``, like the next two.
-        feas_tol: Likewise.
-        max_iter: Likewise.
-        callback: Called with each point; a true answer ends the search with the best one so far.
-        stop: As in ``solve``; the point that it ends does not count, and ends the search.
-        **options: The solver's own, by name.
+    counts as one with too many. The search starts at the program's own eps, if positive, and ends where the interval
+    is as narrow as ``rtol``, relative, or with the best point so far at a true answer of ``callback``, called with each
+    point, or of ``stop``. All else is as in ``solve``, for each point.
 
     Returns:
         A point with at most so many nonzeros; if the search was ended before there was one, the last point.
@@ -195,7 +164,7 @@ def smallest_eps(
     best: PathPoint | None = None  # where there are few enough
     while True:
         point = walk.to(eps)
-        if _stopped(point):
+        if point.solution.status is Status.STOPPED:
             return best or point
         if not point.solution.certificate.infeasible and point.nonzeros <= nonzeros:
             best = point
@@ -215,10 +184,6 @@ def smallest_eps(
             eps = math.sqrt(low * best.eps)
         else:
             return best
-
-
-def _stopped(point: PathPoint) -> bool:
-    return point.solution.status is Status.STOPPED
 
 
 class _Walk:
@@ -248,14 +213,8 @@ class _Walk:
             if self.start is not None and self.start.state is not None:
                 expected = min(100, max(5, round(0.7 * solution.iterations)))  # the next point takes about as many
             self.start = Start(solution.weights, solution.multipliers, state, expected)
-        return PathPoint(eps, _error(program, solution), replace(solution, multipliers=None))
-
-
-def _error(program: LayerProgram, solution: Solution) -> float:
-    """‖h(XU)‖, by blocks of rows."""
-    U = solution.weights.to(program.dtype)
-    total = 0.0
-    for rows in blocks_of(program.inputs, program.shape[1]):
-        fit = program.fit.map(lambda array, rows=rows: array[rows].to(program.dtype))  # type: ignore[misc]
-        total += float(fit.sums(program.inputs[rows].to(U) @ U)[0].sum())
-    return math.sqrt(total)
+        U, total = solution.weights.to(program.dtype), 0.0
+        for rows in blocks_of(program.inputs, program.shape[1]):
+            fit = program.fit.map(lambda array, rows=rows: array[rows].to(program.dtype))  # type: ignore[misc]
+            total += float(fit.sums(program.inputs[rows].to(U) @ U)[0].sum())
+        return PathPoint(eps, math.sqrt(total), replace(solution, multipliers=None))

@@ -40,27 +40,16 @@ _NEWTON = 60  # steps at most; 2 or 3 are usual once ν is known, 7 from zero
 
 @dataclass(frozen=True, eq=False)
 class Eigenbasis:
-    """‖XU − Y‖² as a function of the scaled variables V = diag(d)U, all in float64.
+    """‖XU − Y‖² as a function of the scaled variables V = diag(d)U, all in float64."""
 
-    Attributes:
-        d: [N, 1], such that the Gram of X/d has a diagonal of mean 1.
-        gram: That Gram [N, N].
-        moment: (X/d)ᵀY [N, M].
-        values: λ [r, 1], the eigenvalues of ``gram`` that are more than rounding.
-        vectors: Q [N, r], their eigenvectors.
-        rotated: Qᵀ·moment [r, M].
-        rest: o² [M], the squared distances of the targets from the span of the inputs.
-        square: ‖y_m‖² [M].
-    """
-
-    d: Tensor
-    gram: NormalMatrix
-    moment: Tensor
-    values: Tensor
-    vectors: Tensor
-    rotated: Tensor
-    rest: Tensor
-    square: Tensor
+    d: Tensor  # [N, 1], such that the Gram of X/d has a diagonal of mean 1
+    gram: NormalMatrix  # that Gram [N, N]
+    moment: Tensor  # (X/d)ᵀY [N, M]
+    values: Tensor  # λ [r, 1], the eigenvalues of the Gram that are more than rounding
+    vectors: Tensor  # Q [N, r], their eigenvectors
+    rotated: Tensor  # Qᵀ·moment [r, M]
+    rest: Tensor  # o² [M], the squared distances of the targets from the span of the inputs
+    square: Tensor  # ‖y_m‖² [M]
 
     @classmethod
     def of(cls, program: LayerProgram, scaling: float) -> Self:
@@ -99,11 +88,7 @@ class Eigenbasis:
         return self.vectors @ (nu / (1 + nu * self.values) * self.rotated)
 
     def project(self, q: Tensor, measure: LayerBall | NeuronBalls, nu: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest V to q [N, M] with XU in a ball over the layer, or in one for each neuron.
-
-        Returns:
-            V = q − ν·gradient(V) [N, M], and ν ≥ 0, [1] or [M], whose search begins at the one given.
-        """
+        """The nearest V = q − ν·gradient(V) to q [N, M] with XU in the balls; and ν ≥ 0, sought from the one given."""
         rotated = self.vectors.T @ q
         slope = self.values * rotated - self.rotated
         squares = slope.square() / self.values

@@ -20,7 +20,6 @@ from convexprune.solvers.programs.fits import NetTrimLoss, NetTrimSet
 from convexprune.solvers.programs.program import LayerProgram, leveled, moderated
 
 _log = logging.getLogger(__name__)
-
 _ENTRIES = 2**22  # of the matrices that are factorised together
 _CURVATURES = 200  # at most
 _SHORT = 0.1  # of what a step promises, half of which it brings where the model is right: less, and the model changes
@@ -38,14 +37,9 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     reported by a warning in the log. Where inputs depend on each other the minimiser is not unique: steps then use a
     curvature damped by 1e-12 of its diagonal (1e-6 in float32), which leaves the loss as small and chooses weights that
     are not large.
-
-    Args:
-        program: Its loss counts; of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
-        support: Boolean [N, M], the weights that may be nonzero.
-        stop: Called between steps; a true answer ends the search with the best weights so far.
-
-    Returns:
-        U [N, M] in the program's dtype.
+    Of the program its loss counts, of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
+    The support is a boolean [N, M], U [N, M] in the program's dtype; a true answer of ``stop``, called between steps,
+    ends the search with the best weights so far.
 
     Raises:
         SolverRefused: A Net-Trim fit, whose ceiling is a constraint that a support may make infeasible; a fit that is
@@ -77,9 +71,9 @@ def refit_with_record(
             message = "refit: %d of %d neurons have not reached the minimum of their loss after %d curvatures; "
             _log.warning(message + "their weights are the best found", left, len(at.value), _CURVATURES)
     if program.penalty.convex and not torch.equal(program.penalty.to(U).prox(U, 0.0), U):
+        domain = f"the domain of {type(program.penalty).__name__}, which refit does not look at"
         raise SolverRefused(
-            f"refit: the best weights on this support are outside of the domain of {type(program.penalty).__name__}, "
-            "which refit does not look at; solve the program on these inputs"
+            f"refit: the best weights on this support are outside of {domain}; solve the program on these inputs"
         )
     return (U / d.to(U)).to(program.dtype), record
 
@@ -110,19 +104,12 @@ def descend(
     neurons: Tensor | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Point:
-    """Newton steps on the support until they promise nothing more; no neuron's loss ever rises.
+    """Newton steps on the support [N, M] until they promise nothing more; no neuron's loss ever rises.
 
     Where steps bring far less than they promise, samples that do not respond are counted in the curvature, too, by as
-    small a part as serves (Levenberg and Marquardt's damping, in the metric of a bound from above on the loss).
-    ``settled`` of what comes back says which neurons came to an end before the limit on curvatures, or the stop.
-
-    Args:
-        model: The loss.
-        at: Where to start; what is off the support is set to 0 first.
-        support: Boolean [N, M].
-        settled: A neuron is done once a step promises less than this part of its loss.
-        neurons: Boolean [M], those to look at; None: all.
-        stop: Called after each curvature; a true answer ends it there.
+    small a part as serves (Levenberg and Marquardt's damping, in the metric of a bound from above on the loss). A
+    neuron of those looked at [M] is done once a step promises less than the part ``settled`` of its loss; which came
+    so far before the limit on curvatures, or a true answer of ``stop``, is in ``settled`` of what comes back.
     """
     if bool((at.weights * ~support).count_nonzero()):
         at = model.at(at.weights * support)

@@ -16,28 +16,18 @@ S = TypeVar("S", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class SolverInfo:
-    """A line of ``available()``.
-
-    Attributes:
-        name: What to pass to ``solve``.
-        summary: What it is and what it takes, the first paragraph of its docstring.
-        options: Its options with their defaults.
-        missing: What to install before it can run, or None.
-    """
+    """A line of ``available()``: a solver's name, its docstring's first paragraph, its options with their defaults."""
 
     name: str
     summary: str
     options: dict[str, Any]
-    missing: str | None
+    missing: str | None  # what to install before it can run
 
 
 class Registry(Generic[T]):
-    """The solvers, or whatever else T is, of one kind by name.
+    """The solvers, or whatever else T is, of one kind by name, with those of installed packages' entry points.
 
-    Args:
-        group: Entry point group of installed packages: ``name = "package.module:SolverClass"``.
-        what: What one of them is called in messages.
-        kind: The class, or protocol, that instances are of.
+    ``group`` is that of the entry points, ``what`` the word for one of them in messages, ``kind`` their class.
     """
 
     def __init__(self, group: str, what: str = "solver", kind: type[Any] = Solver) -> None:

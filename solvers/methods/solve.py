@@ -147,12 +147,7 @@ _REFUSED, _MISSING = "refused: ", "missing: "
 
 @dataclass(frozen=True)
 class CrosscheckRow:
-    """One solver's certified answer.
-
-    Attributes:
-        status: How the solve ended. "refused: …" or "missing: …" with the reason where there was none; the figures are
-            then infinite, or 0.
-    """
+    """One solver's certified answer; where there was none, ``status`` is "refused: …" or "missing: …" and why."""
 
     solver: str
     status: str
@@ -207,24 +202,19 @@ class Crosscheck:
 def crosscheck(
     program: LayerProgram, solvers: Sequence[str | Solver] = ("admm", "clarabel", "scs"), **limits: Any
 ) -> Crosscheck:
-    """Solve with several solvers and compare what is certified.
+    """Solve with several solvers, names or instances, at the ``limits`` of ``solve``; compare what is certified.
 
-    Args:
-        program: What to solve.
-        solvers: Names or instances. One that refuses the program, or lacks its package, has a row that says so.
-        **limits: ``tol``, ``feas_tol``, ``max_iter``, ``time_limit``, as in ``solve``.
+    A solver that refuses the program, or lacks its package, has a row that says so.
     """
-    return Crosscheck(tuple(_row(program, solver, limits) for solver in solvers))
-
-
-def _row(program: LayerProgram, solver: str | Solver, limits: dict[str, Any]) -> CrosscheckRow:
-    name, _ = make_solver(solver, {})
-    try:
-        solution = solve(program, solver, **limits)
-    except SolverRefused as error:
-        return CrosscheckRow(name, f"{_REFUSED}{error}")
-    except MissingExtra as error:
-        return CrosscheckRow(name, f"{_MISSING}{error}")
-    c = solution.certificate
-    work = (solution.nonzeros, solution.iterations, solution.seconds.total)
-    return CrosscheckRow(name, str(solution.status), c.value, c.bound, c.gap, c.violation, c.scale, *work)
+    rows = []
+    for solver in solvers:
+        name, _ = make_solver(solver, {})
+        try:
+            solution = solve(program, solver, **limits)
+        except (SolverRefused, MissingExtra) as error:
+            rows.append(CrosscheckRow(name, f"{_REFUSED if isinstance(error, SolverRefused) else _MISSING}{error}"))
+            continue
+        c, work = solution.certificate, (solution.nonzeros, solution.iterations, solution.seconds.total)
+        row = CrosscheckRow(name, str(solution.status), c.value, c.bound, c.gap, c.violation, c.scale, *work)
+        rows.append(row)
+    return Crosscheck(tuple(rows))

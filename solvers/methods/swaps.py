@@ -34,19 +34,10 @@ def improve(
     pool: int,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[Point, Tensor]:
-    """Exchange, refit, keep what lowered the loss; the budget stays spent as it was.
+    """Exchange, refit, keep what lowered the loss; the budget stays spent as it was. The last point and its support.
 
-    Args:
-        model: The loss.
-        at: Weights that are optimal on the support.
-        support: Boolean [N, M].
-        budget: Within what weights may be exchanged.
-        rounds: Tableaus built at most.
-        pool: Inputs of each neuron that take part, half of them from its support.
-        stop: Called before each round; a true answer ends them.
-
-    Returns:
-        Where it ends, and its support.
+    From weights that are optimal on the support [N, M], with at most so many ``rounds`` of tableaus for a ``pool`` of
+    inputs of each neuron, half of them from its support; a true answer of ``stop`` before a round ends them.
     """
     coupled, limit = isinstance(budget, TopK) and budget.per == "layer", _AT_ONCE
     for _ in range(rounds):
@@ -73,13 +64,11 @@ def improve(
 
 @dataclass(frozen=True, eq=False)
 class _Tableau:
-    """table [M, p+1, p+1] of a pool of inputs [M, p]; which may move; which group each may be exchanged within."""
-
-    table: Tensor
-    pool: Tensor
-    movable: Tensor
-    group: Tensor
-    worth: float
+    table: Tensor  # [M, p+1, p+1]
+    pool: Tensor  # [M, p], the inputs
+    movable: Tensor  # [M, p], which of these may move
+    group: Tensor  # [M, p], within which each may be exchanged
+    worth: float  # what an exchange must gain
 
     @classmethod
     def build(cls, model: Model, at: Point, support: Tensor, budget: TopK | NM, pool: int) -> "_Tableau":
@@ -92,7 +81,7 @@ class _Tableau:
         p = 2 * q
         table = torch.eye(p + 1, dtype=torch.float64, device=support.device).repeat(M, 1, 1)
         chosen = torch.zeros(M, p, dtype=torch.long, device=support.device)
-        movable = torch.zeros(M, p, dtype=torch.bool, device=support.device)
+        movable = torch.zeros_like(chosen, dtype=torch.bool)
         gains = at.gradient.to(torch.float64).square() / (2 * model.diagonal(at).to(torch.float64).clamp(min=1e-300))
         outside = ~support & (group >= 0)[:, None] & budget.allowed(at.weights)
         gains = torch.where(outside & (model.diagonal(at) > 0), gains, -torch.inf)

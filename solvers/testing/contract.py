@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ ALIKE = 1e-7
 
 _CONIC = 1e-4  # and to a conic solver's
 
-Subject = TypeVar("Subject")
+T = TypeVar("T")
 
 
 class NotConforming(ConvexPruneError, AssertionError):
@@ -73,10 +74,10 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class Draw(Generic[Subject]):
+class Draw:
     """Random points for a subject with arrays of one shape."""
 
-    subject: Subject
+    subject: Any
     shape: tuple[int, int]
     points: int
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
@@ -129,26 +130,25 @@ def agrees(name: str, objective: Any, constraints: list[Any], expected: float, u
     expect(near, f"{name}: cvxpy finds {found:.7g}, here it is {expected:.7g}")
 
 
-def checked(name: str, draw: Draw[Subject], checks: dict[str, Callable[[Draw[Subject]], str]]) -> Report:
-    """The report of all checks.
+def checked(name: str, draw: Draw, checks: dict[str, Callable[[Any, Draw], str]]) -> Report:
+    """The report of all checks, functions of the subject and the draw; that called "cvxpy" needs the package.
 
     Raises:
         NotConforming: Some failed; the message names them.
     """
-    report = Report(name, tuple(result_of(check, test, draw) for check, test in checks.items()))
+    installed = find_spec("cvxpy") is not None and find_spec("clarabel") is not None
+    results = [
+        result_of(check, partial(test, draw.subject), draw)
+        if installed or check != "cvxpy"
+        else Result(check, True, "not checked: cvxpy or clarabel is not installed")
+        for check, test in checks.items()
+    ]
+    report = Report(name, tuple(results))
     report.raise_if_failed()
     return report
 
 
-def needs_cvxpy(test: Callable[[Draw[Subject]], str]) -> Callable[[Draw[Subject]], str]:
-    """A check that says so where cvxpy is not installed."""
-    installed = find_spec("cvxpy") is not None and find_spec("clarabel") is not None
-    return test if installed else lambda draw: "not checked: cvxpy or clarabel is not installed"  # noqa: ARG005
-
-
-def result_of(
-    name: str, test: Callable[[Subject], str], subject: Subject, raised: tuple[type[Exception], ...] = ()
-) -> Result:
+def result_of(name: str, test: Callable[[T], str], subject: T, raised: tuple[type[Exception], ...] = ()) -> Result:
     """The outcome of one check; whatever it raises is the finding, but for exceptions of the types ``raised``."""
     try:
         return Result(name, True, test(subject))

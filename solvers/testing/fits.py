@@ -8,32 +8,15 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import norm
-from convexprune.solvers.testing.contract import (
-    ALIKE,
-    Draw,
-    Report,
-    agrees,
-    alike,
-    best_of,
-    checked,
-    expect,
-    needs_cvxpy,
-    same,
-)
+from convexprune.solvers.testing.contract import ALIKE, Draw, Report, agrees, alike, best_of, checked, expect, same
 
 _WEIGHTS = (0.02, 1.0, 30.0)  # of a prox
 _CHANCE = 2.0  # how far random samples may be from the average
 _SECTIONS = 40  # of a line, in search of the highest point: thirds
 
-Drawn = Draw[Any]
-
 
 def check_fit(fit: Any, *, points: int = 6) -> Report:
-    """Check every member of a fit numerically, in float64.
-
-    Args:
-        fit: An instance with a few dozen samples and a few outputs.
-        points: Random outputs for each check.
+    """Check every member of a fit with a few dozen samples and a few outputs, in float64, at random outputs.
 
     Raises:
         NotConforming: Some checks failed; the message says which, what was found and what was expected.
@@ -46,13 +29,13 @@ def _spread(f: Any) -> float:
     return float(f.anchor.square().mean().sqrt()) or 1.0
 
 
-def _outputs(draw: Drawn) -> list[Tensor]:
+def _outputs(draw: Draw) -> list[Tensor]:
     """Outputs near the anchor and far from it."""
     f = draw.subject
     return [f.anchor + size * _spread(f) * draw.normal() for size in draw.sizes()]
 
 
-def _domain(draw: Drawn) -> list[Tensor]:
+def _domain(draw: Draw) -> list[Tensor]:
     """Outputs in the domain of f, of all sizes."""
     return [draw.subject.prox(Z, rho) for Z in _outputs(draw) for rho in (0.1, 10.0)]
 
@@ -69,9 +52,8 @@ def _conjugate(f: Any, L: Tensor) -> float:
     return -float(f.dual_value(f.dual_terms(L), torch.ones(L.shape[1], dtype=torch.float64)))
 
 
-def _members(draw: Drawn) -> str:
+def _members(f: Any, draw: Draw) -> str:  # noqa: ARG001
     """The targets and what is said of them."""
-    f = draw.subject
     expect(tuple(f.Y.shape) == tuple(f.shape), f"shape: found {tuple(f.shape)}, targets are {tuple(f.Y.shape)}")
     same("anchor, by its shape", 0 * f.anchor.expand(f.shape), 0 * f.Y)
     alike("size, against ‖Y‖", f.size, float(norm(f.Y)))
@@ -82,9 +64,8 @@ def _members(draw: Drawn) -> str:
     return "shapes and units"
 
 
-def _rows(draw: Drawn) -> str:
+def _rows(f: Any, draw: Draw) -> str:
     """``sums`` and ``dual_terms`` add up over samples; all else is one row at a time, and changes no argument."""
-    f = draw.subject
     for Z in _outputs(draw):
         kept, L = Z.clone(), draw.normal()
         sums, terms, V = f.sums(Z), f.dual_terms(f.project_dual(L)), f.prox(Z, 2.0)
@@ -96,12 +77,8 @@ def _rows(draw: Drawn) -> str:
         terms_of = [p.dual_terms(p.project_dual(L[rows])) for rows, p in parts]
         same("dual_terms of two halves, added", terms_of[0] + terms_of[1], terms)
         for rows, p in parts:
-            same(
-                "prox_residual of some rows, against Z − prox",
-                p.prox_residual(Z[rows].clone(), sums, 2.0),
-                (Z - V)[rows],
-                1e-6,
-            )
+            found = p.prox_residual(Z[rows].clone(), sums, 2.0)
+            same("prox_residual of some rows, against Z − prox", found, (Z - V)[rows], 1e-6)
             same("residual of some rows", p.residual(Z[rows].clone()), f.residual(Z)[rows])
             same("project_dual of some rows", p.project_dual(L[rows]), f.project_dual(L)[rows])
             mask = f.unrestricted().expand(f.shape)[rows]
@@ -109,9 +86,8 @@ def _rows(draw: Drawn) -> str:
     return "sums add up, rows are apart"
 
 
-def _prox(draw: Drawn) -> str:
+def _prox(f: Any, draw: Draw) -> str:
     """The minimiser of its own definition, in the domain; a projection measures the distance."""
-    f = draw.subject
     for Z in _outputs(draw):
         for rho in _WEIGHTS:
             V = f.prox(Z, rho)
@@ -131,9 +107,9 @@ def _prox(draw: Drawn) -> str:
     return "no competitor is better"
 
 
-def _convex(draw: Drawn) -> str:
+def _convex(f: Any, draw: Draw) -> str:
     """Between two points of the domain f is no larger than the mean."""
-    f, points = draw.subject, _domain(draw)
+    points = _domain(draw)
     for A, B in zip(points, reversed(points), strict=True):
         between = (A + B) / 2
         far, slack = _far(f, between), ALIKE * (f.scale + float((A - B).norm()))
@@ -142,9 +118,8 @@ def _convex(draw: Drawn) -> str:
     return "along segments"
 
 
-def _project_dual(draw: Drawn) -> str:
+def _project_dual(f: Any, draw: Draw) -> str:
     """It keeps what is in the domain of f*, and leads into it by the shortest way."""
-    f = draw.subject
     duals = [rho * (Z - f.prox(Z, rho)) for Z in _outputs(draw) for rho in _WEIGHTS]
     for S in duals:
         same("project_dual: changed a subgradient, at which f* is finite", f.project_dual(S), S)
@@ -153,18 +128,13 @@ def _project_dual(draw: Drawn) -> str:
         projected = f.project_dual(L)
         same("project_dual of what was projected", f.project_dual(projected), projected)
         expect(math.isfinite(_conjugate(f, projected)), "dual_value: f* is infinite at multipliers that were projected")
-        best_of(
-            "project_dual: the distance it moves",
-            float((projected - L).norm()),
-            [float((S - L).norm()) for S in duals],
-            0.0,
-        )
+        moved, others = float((projected - L).norm()), [float((S - L).norm()) for S in duals]
+        best_of("project_dual: the distance it moves", moved, others, 0.0)
     return "the nearest multipliers where f* is finite"
 
 
-def _duality(draw: Drawn) -> str:
+def _duality(f: Any, draw: Draw) -> str:
     """Fenchel–Young: ⟨t∘Λ, Z⟩ ≤ f(Z) + f*(t∘Λ), with equality at L = rho·(Z − prox), a subgradient at the prox."""
-    f = draw.subject
     for Z in _outputs(draw):
         for rho in _WEIGHTS:
             V = f.prox(Z, rho)
@@ -179,20 +149,19 @@ def _duality(draw: Drawn) -> str:
     return "⟨Λ, Z⟩ ≤ f(Z) + f*(Λ), equal at subgradients"
 
 
-def _below(f: Any, L: Tensor, conjugate: float, draw: Drawn) -> None:
+def _below(f: Any, L: Tensor, conjugate: float, draw: Draw) -> None:
     far = f.anchor + 1e3 * _spread(f) * math.sqrt(L.numel()) * L / L.norm().clamp(min=1e-300)
     for V in (*_domain(draw), f.prox(far, 1e-3)):
         product, value = float((L * V).sum()), _f(f, V)
         slack = ALIKE * (float((L * V).abs().sum()) + abs(value) + abs(conjugate))
-        found = f"⟨Λ, Z⟩ = {product:.9g} exceeds f(Z) + f*(Λ) = {value + conjugate:.9g}: f* is too small"
+        found = f"⟨Λ, Z⟩ = {product:.9g} exceeds f(Z) + f*(Λ) = {value + conjugate:.9g}: f* too small"
         expect(
             product <= value + conjugate + slack, f"{found}, or project_dual or best_scaling lets Λ out of its domain"
         )
 
 
-def _scaling(draw: Drawn) -> str:
+def _scaling(f: Any, draw: Draw) -> str:
     """t within [0, cap], no worse than any between 0, itself and the caps; ``dual_value`` is −f*(t∘Λ)."""
-    f = draw.subject
     for Z in _outputs(draw):
         L = f.project_dual(f.residual(0.5 * Z))
         terms = f.dual_terms(L)
@@ -227,9 +196,9 @@ def _highest(f: Any, terms: Tensor, start: Tensor, end: Tensor) -> float:
     return best
 
 
-def _units(draw: Drawn) -> str:
+def _units(f: Any, draw: Draw) -> str:
     """``rescaled`` and ``times`` are the fit in other units."""
-    f, c, k = draw.subject, 2.5, 3.0
+    c, k = 2.5, 3.0
     outputs, more = f.rescaled(c), f.times(k)
     alike("rescaled(c): size", outputs.size, c * f.size)
     for Z in _outputs(draw):
@@ -247,9 +216,8 @@ def _units(draw: Drawn) -> str:
     return "rescaled and times"
 
 
-def _sample(draw: Drawn) -> str:
+def _sample(f: Any, draw: Draw) -> str:
     """All samples are the fit itself; a third asks as much of each on average, as far as chance tells."""
-    f = draw.subject
     whole, rows = f.sample(slice(None)), slice(None, None, 3)
     part = f.sample(rows)
     expect(tuple(part.shape) == (len(f.Y[rows]), f.shape[1]), f"sample: found shape {tuple(part.shape)}")
@@ -278,9 +246,8 @@ def _reach(f: Any, Z: Tensor) -> float:
     return low
 
 
-def _residual(draw: Drawn) -> str:
+def _residual(f: Any, draw: Draw) -> str:
     """A multiple ≥ 0 of a subgradient: it does not point to where f is lower."""
-    f = draw.subject
     for Z in _outputs(draw):
         S = f.residual(Z)
         expect(S.shape == Z.shape and bool(torch.isfinite(S).all()), "residual: expected finite numbers [P, M]")
@@ -290,9 +257,9 @@ def _residual(draw: Drawn) -> str:
     return "points away from the domain, or up"
 
 
-def _precision(draw: Drawn) -> str:
+def _precision(f: Any, draw: Draw) -> str:
     """``map`` to another dtype; what is given in a dtype comes back in it."""
-    f, Z = draw.subject, _outputs(draw)[len(draw.sizes()) // 2]
+    Z = _outputs(draw)[len(draw.sizes()) // 2]
     low = f.map(lambda array: array.float())
     for fit, outputs in ((f, Z), (low, Z.float())):
         made = {"prox": fit.prox(outputs, 1.0), "prox_residual": fit.prox_residual(outputs, fit.sums(outputs), 1.0)}
@@ -303,11 +270,10 @@ def _precision(draw: Drawn) -> str:
     return "float64 and float32"
 
 
-def _cvxpy(draw: Drawn) -> str:
+def _cvxpy(f: Any, draw: Draw) -> str:
     """The same prox."""
     import cvxpy as cp
 
-    f = draw.subject
     for Z in _outputs(draw)[1 : -1 : max(1, draw.points // 3)]:
         V, X = f.prox(Z, 1.0), cp.Variable(f.shape)
         term, constraints = f.to_cvxpy(X)
@@ -317,19 +283,10 @@ def _cvxpy(draw: Drawn) -> str:
     return "the same prox"
 
 
-_CHECKS: dict[str, Callable[[Drawn], str]] = {
+_CHECKS: dict[str, Callable[[Any, Draw], str]] = {
     test.__name__.strip("_"): test
     for test in (
-        _members,
-        _rows,
-        _prox,
-        _convex,
-        _project_dual,
-        _duality,
-        _scaling,
-        _units,
-        _sample,
-        _residual,
-        _precision,
+        *(_members, _rows, _prox, _convex, _project_dual, _duality, _scaling),
+        *(_units, _sample, _residual, _precision, _cvxpy),
     )
-} | {"cvxpy": needs_cvxpy(_cvxpy)}
+}

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,22 +41,14 @@ _FEAS_TOL = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A random program.
-
-    Attributes:
-        seed: What it was drawn with.
-        program: It.
-        W: [N, M] float64, the weights that its targets were made from.
-        fit, penalty: Names of their kinds.
-        eps: Of ``EPS``.
-    """
+    """A random program, with the names of its fit's and penalty's kinds."""
 
     seed: int
     program: LayerProgram
-    W: Tensor
+    W: Tensor  # [N, M] float64, the weights that the targets were made from
     fit: str
     penalty: str
-    eps: float
+    eps: float  # of EPS
 
     @property
     def family(self) -> str:
@@ -80,8 +73,9 @@ def draw(seed: int) -> Drawn:
     fit, dtype = rng.choice(FITS), rng.choice(DTYPES)
     eps = rng.choice(EPS[3:] if fit in LOSSES else EPS)
     X = _inputs(rng, torch_rng, P, N).to(dtype)
-    W = _normal(torch_rng, N, M) * 10 ** rng.uniform(-_DECADES, _DECADES)
-    W[_normal(torch_rng, N, M) > rng.choice((0.0, 1.0, 9.0))] = 0
+    normal = partial(torch.randn, generator=torch_rng, dtype=torch.float64)
+    W = normal(N, M) * 10 ** rng.uniform(-_DECADES, _DECADES)
+    W[normal(N, M) > rng.choice((0.0, 1.0, 9.0))] = 0
     single = torch.promote_types(dtype, torch.float32)
     W = W.to(single).double()
     Y = targets_of(fit, X.to(single) @ W.to(single))
@@ -89,21 +83,18 @@ def draw(seed: int) -> Drawn:
     return Drawn(seed, LayerProgram(X, _fit(rng, fit, X, W, Y, eps, penalty), penalty), W, fit, kind, eps)
 
 
-def _normal(rng: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=rng, dtype=torch.float64)
-
-
 def _inputs(rng: random.Random, torch_rng: torch.Generator, P: int, N: int) -> Tensor:
     """[P, N], of both signs or not, with dead, duplicate and nearly equal columns, in units of any size."""
-    X = _normal(torch_rng, P, N)
+    normal = partial(torch.randn, generator=torch_rng, dtype=torch.float64)
+    X = normal(P, N)
     X = X.clamp(min=0) if rng.random() < 0.6 else X
     for _ in range(rng.choice((0, 0, 1, 3))):
         j, k = rng.randrange(N), rng.randrange(N)
         change = rng.choice(("dead", "duplicate", "nearly", "nearly"))
-        nearly = X[:, k] + 10 ** rng.uniform(-9, -2) * _normal(torch_rng, P)
+        nearly = X[:, k] + 10 ** rng.uniform(-9, -2) * normal(P)
         X[:, j] = {"dead": torch.zeros(P), "duplicate": X[:, k], "nearly": nearly}[change]
     if rng.random() < 0.3:
-        X *= 10 ** (_normal(torch_rng, N) * rng.choice((0.5, 2.0)))
+        X *= 10 ** (normal(N) * rng.choice((0.5, 2.0)))
     X *= 10 ** rng.uniform(-_DECADES, _DECADES)
     if rng.random() < 0.5:
         X[:, -1] = 1
@@ -142,18 +133,11 @@ def _fit(rng: random.Random, fit: str, X: Tensor, W: Tensor, Y: Tensor, eps: flo
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A solver's answer to a random program.
-
-    Attributes:
-        drawn: The program.
-        outcome: The status, or the name of the exception.
-        faults: What must never be: each one a sentence.
-        solution: The answer, None where an exception took its place.
-    """
+    """A solver's answer to a random program, None where an exception took its place."""
 
     drawn: Drawn
-    outcome: str
-    faults: tuple[str, ...]
+    outcome: str  # the status, or the name of the exception
+    faults: tuple[str, ...]  # what must never be: each one a sentence
     solution: Solution | None
 
     @property
@@ -163,13 +147,7 @@ class Trial:
 
 
 def try_on(drawn: Drawn, solver: str | Solver | None = None, *, judge: bool = False) -> Trial:
-    """Solve a random program at the default settings and look for faults.
-
-    Args:
-        drawn: The program.
-        solver: As in ``solve``.
-        judge: Whether cvxpy, with Clarabel, solves the program too, to judge the bound and the value.
-    """
+    """Solve a random program at the default settings and look for faults; cvxpy, too, to ``judge`` bound and value."""
     try:
         solution = solve(drawn.program, solver)
     except ConvexPruneError as error:

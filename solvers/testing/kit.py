@@ -31,12 +31,7 @@ _ROUNDED = {torch.float64: 1e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A solver under test, with the limits of its runs; answers are kept for the checks that ask for the same.
-
-    Args:
-        solver: A registered name or an instance.
-        tol, feas_tol, time_limit: As in ``solve``, for every run that does not test them.
-    """
+    """A solver under test, by name or instance, with the limits of its runs; answers are kept for other checks."""
 
     solver: str | Solver
     tol: float = 1e-4
@@ -55,11 +50,7 @@ class Candidate:
         return make_solver(self.solver, {})[1]
 
     def solve(self, program: LayerProgram, **limits: Any) -> Solution:
-        """Its answer, which is checked to be judged as it deserves.
-
-        Raises:
-            SolverRefused: It does not take the program. NotConforming: The status is not the certificate's.
-        """
+        """Its answer. SolverRefused: it does not take the program. NotConforming: the status is not as certified."""
         limits = {"tol": self.tol, "feas_tol": self.feas_tol, "time_limit": self.time_limit} | limits
         reason = self.instance.refuses(program)
         if reason:
@@ -90,6 +81,11 @@ class Candidate:
     def easy_program(self) -> LayerProgram:
         """That member's program."""
         return zoo.program(self.easy.name)
+
+    def start(self) -> Start:
+        """A copy of its answer to that."""
+        U, L = self.answer(self.easy).weights, self.answer(self.easy).multipliers
+        return Start(U.clone(), None if L is None else L.clone())
 
 
 def _check_judgement(program: LayerProgram, solution: Solution, tol: float, feas_tol: float) -> None:
@@ -151,12 +147,9 @@ def _time_limit(candidate: Candidate) -> str:
 def _determinism(candidate: Candidate) -> str:
     """Two runs give the same bits."""
     first, second = (candidate.solve(candidate.easy_program) for _ in range(2))
-    for name, a, b in (
-        ("weights", first.weights, second.weights),
-        ("multipliers", first.multipliers, second.multipliers),
-    ):
-        equal = a is b if a is None or b is None else torch.equal(a, b)
-        expect(equal, f"{name} differ between two runs")
+    for name in ("weights", "multipliers"):
+        a, b = getattr(first, name), getattr(second, name)
+        expect(a is b if a is None or b is None else torch.equal(a, b), f"{name} differ between two runs")
     return f"{first.iterations} iterations twice"
 
 
@@ -164,7 +157,7 @@ def _inputs_unchanged(candidate: Candidate) -> str:
     """Inputs, targets and start are as before, and the answer shares no memory with them."""
     mine = candidate.easy_program
     program = LayerProgram(mine.inputs.clone(), mine.fit.map(torch.clone), mine.penalty)
-    start = _start(candidate.answer(candidate.easy))
+    start = candidate.start()
     arrays = [a for a in (program.inputs, program.fit.Y, start.weights, start.multipliers) if a is not None]
     before = [array.clone() for array in arrays]
     solution = candidate.solve(program, start=start)
@@ -193,16 +186,11 @@ def _starts(candidate: Candidate) -> str:
     program, solution = candidate.easy_program, candidate.answer(candidate.easy)
     zeros = torch.zeros(program.shape, dtype=torch.float64)
     counts = []
-    for name, start in (("zeros", zeros), ("weights", _start(solution)), ("solution", solution)):
+    for name, start in (("zeros", zeros), ("weights", candidate.start()), ("solution", solution)):
         found = candidate.solve(program, start=start)
         expect(found.status in _GOOD, f"started from {name}: {_summary(found)}")
         counts.append(f"{name} {found.iterations}")
     return f"iterations from {', '.join(counts)}"
-
-
-def _start(solution: Solution) -> Start:
-    L = solution.multipliers
-    return Start(solution.weights.clone(), None if L is None else L.clone())
 
 
 def _multipliers(candidate: Candidate) -> str:
@@ -303,11 +291,7 @@ class Check:
     test: Callable[[Candidate], str]
 
     def __call__(self, solver: str | Solver | Candidate) -> str:
-        """What was seen, or why the solver does not take the program.
-
-        Raises:
-            NotConforming: The check failed, or the solver raised.
-        """
+        """What was seen, or why the solver does not take the program; NotConforming if the check failed."""
         result = self.result(solver if isinstance(solver, Candidate) else Candidate(solver))
         if not result.passed:
             raise NotConforming(f"{self.name}: {result.detail}")
@@ -340,9 +324,8 @@ _PROTOCOL = {
 def checks(members: Iterable[Member] | None = None) -> list[Check]:
     """The kit as a list, for ``@pytest.mark.parametrize("check", testing.checks(), ids=str)``.
 
-    Args:
-        members: Feasible convex programs to be solved; the whole zoo if None. Impossible programs and exact budgets
-            are always among the checks.
+    ``members`` are feasible convex programs to be solved, the whole zoo if None. Impossible programs and exact budgets
+    are always among the checks.
     """
     chosen = zoo.members() if members is None else tuple(members)
     groups = ((_feasible, chosen), (_infeasible, zoo.infeasible()), (_budget, zoo.budgets()))
@@ -361,14 +344,8 @@ def check(
     """Run the conformance kit on a solver.
 
     A solver conforms if it keeps the protocol: what it takes it solves or says honestly that it did not, plain members
-    it does solve. How much of the awkward rest it solves is in the details.
-
-    Args:
-        solver: A registered name or an instance.
-        members: Feasible convex programs to be solved; the whole zoo if None, ``zoo.representative()`` for slow ones.
-        tol: Certified relative gap to reach.
-        feas_tol: Violation to reach.
-        time_limit: Seconds for each program.
+    it does solve. How much of the awkward rest it solves is in the details. For slow ones ``members`` may be
+    ``zoo.representative()``. Tolerances and the time limit in seconds are those of ``solve`` for each program.
 
     Raises:
         UnknownSolver, InvalidInput: No such solver, or nothing like one.

@@ -49,14 +49,10 @@ def critical_weight(X: Tensor, Y: Tensor, penalty: Penalty) -> float:
 
 
 def program_of(X: Tensor, W: Tensor, fit: str, eps: float = 0.1, penalty: Penalty | None = None) -> LayerProgram:
-    """The program whose targets W reaches: U = 0 is optimal for eps ≥ 1, the data are to be met for eps → 0.
+    """The program of inputs X [P, N] with a fit of ``FITS`` whose targets W [N, M] reaches, by default with L1().
 
-    Args:
-        X: Inputs [P, N].
-        W: Weights [N, M].
-        fit: One of ``FITS``.
-        eps: The radius relative to ‖Y‖_F; for a loss, the critical weight relative to the weight.
-        penalty: L1() if None.
+    eps is the radius relative to ‖Y‖_F; for a loss, the critical weight relative to the weight. So U = 0 is optimal
+    for eps ≥ 1, the data are to be met for eps → 0.
     """
     penalty = penalty or L1()
     return LayerProgram(X, fit_of(fit, X, targets_of(fit, X @ W), eps, penalty), penalty)

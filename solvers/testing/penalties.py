@@ -9,32 +9,13 @@ from torch import Tensor
 
 from convexprune.solvers.programs.claims import fenchel_young
 from convexprune.solvers.programs.penalties import is_homogeneous
-from convexprune.solvers.testing.contract import (
-    ALIKE,
-    Draw,
-    Report,
-    agrees,
-    alike,
-    best_of,
-    checked,
-    expect,
-    needs_cvxpy,
-    same,
-)
+from convexprune.solvers.testing.contract import ALIKE, Draw, Report, agrees, alike, best_of, checked, expect, same
 
 _STEPS = (0.03, 0.5, 20.0)
 
-Drawn = Draw[Any]
-
 
 def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -> Report:
-    """Check every member of a penalty numerically, in float64.
-
-    Args:
-        penalty: An instance, for weights of this shape.
-        inputs: N.
-        outputs: M.
-        points: Random weights for each check.
+    """Check every member of a penalty for weights [inputs, outputs], in float64, at random weights.
 
     Raises:
         NotConforming: Some checks failed; the message says which, what was found and what was expected.
@@ -46,7 +27,7 @@ def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -
     return checked(type(penalty).__name__, Draw(g, shape, points), checks)
 
 
-def _inside(draw: Drawn, size: float = 1.0) -> Tensor:
+def _inside(draw: Draw, size: float = 1.0) -> Tensor:
     """Weights in the domain."""
     return draw.subject.prox(size * draw.normal(), 0.0)  # type: ignore[no-any-return]
 
@@ -55,9 +36,9 @@ def _objective(g: Any, U: Tensor, V: Tensor, step: float) -> float:
     return step * float(g.value(U)) + 0.5 * float((U - V).square().sum())
 
 
-def _value(draw: Drawn) -> str:
+def _value(g: Any, draw: Draw) -> str:
     """g(0) = 0, g ≥ 0, and along segments g is convex; homogeneous where claimed."""
-    g, zero = draw.subject, torch.zeros(draw.shape, dtype=torch.float64)
+    zero = torch.zeros(draw.shape, dtype=torch.float64)
     g.check(draw.shape)
     expect(float(g.value(zero)) == 0, f"value(0): found {float(g.value(zero)):g}, expected 0")
     for size in draw.sizes():
@@ -71,9 +52,8 @@ def _value(draw: Drawn) -> str:
     return "convex, 0 at 0" + (", homogeneous" if is_homogeneous(g) else "")
 
 
-def _domain(draw: Drawn) -> str:
+def _domain(g: Any, draw: Draw) -> str:
     """prox(V, 0) is the nearest point of the domain: it stays where it is, and others are no nearer."""
-    g = draw.subject
     for size in draw.sizes():
         V = size * draw.normal()
         kept, P = V.clone(), g.prox(V, 0.0)
@@ -84,9 +64,8 @@ def _domain(draw: Drawn) -> str:
     return "prox(V, 0) projects on it"
 
 
-def _prox(draw: Drawn, penalty: Any = None) -> str:
+def _prox(g: Any, draw: Draw) -> str:
     """The minimiser of its own definition, against random competitors."""
-    g = penalty or draw.subject
     for step in _STEPS:
         for size in draw.sizes():
             V = size * draw.normal()
@@ -98,9 +77,8 @@ def _prox(draw: Drawn, penalty: Any = None) -> str:
     return "no competitor is better"
 
 
-def _duality(draw: Drawn) -> str:
+def _duality(g: Any, draw: Draw) -> str:
     """Fenchel–Young: ⟨A, U⟩ ≤ g(U) + g*(A), with equality where A = (V − prox)/step is a subgradient at the prox."""
-    g = draw.subject
     free = g.cost(draw.shape) == 0
     for step in _STEPS:
         for size in draw.sizes():
@@ -127,9 +105,8 @@ def _duality(draw: Drawn) -> str:
     return "⟨A, U⟩ ≤ g(U) + g*(A), equal at subgradients"
 
 
-def _dual_norm(draw: Drawn) -> str:
+def _dual_norm(g: Any, draw: Draw) -> str:
     """Columns may be scaled by up to 1/s each: then g* is finite, for homogeneous penalties 0."""
-    g = draw.subject
     free = g.cost(draw.shape) == 0
     for size in draw.sizes():
         A = size * draw.normal().masked_fill(free, 0.0)
@@ -151,9 +128,8 @@ def _dual_norm(draw: Drawn) -> str:
     return "columns may be scaled one by one"
 
 
-def _slack(draw: Drawn) -> str:
+def _slack(g: Any, draw: Draw) -> str:
     """g(U) + ⟨A, U⟩ ≥ c_ij|u_ij| for each entry."""
-    g = draw.subject
     if not hasattr(g, "slack") or not is_homogeneous(g):
         return "not checked: there is none"
     free = g.cost(draw.shape) == 0
@@ -168,7 +144,7 @@ def _slack(draw: Drawn) -> str:
     return "bounds single weights"
 
 
-def _single(draw: Drawn, like: Tensor) -> Tensor:
+def _single(draw: Draw, like: Tensor) -> Tensor:
     """One entry alone, of the sign of ``like``'s."""
     place = int(torch.randint(like.numel(), (1,), generator=draw.generator))
     alone = torch.zeros_like(like).reshape(-1)
@@ -176,9 +152,9 @@ def _single(draw: Drawn, like: Tensor) -> Tensor:
     return draw.subject.prox(alone.reshape(like.shape), 0.0)  # type: ignore[no-any-return]
 
 
-def _cost(draw: Drawn) -> str:
+def _cost(g: Any, draw: Draw) -> str:
     """The price of each entry; 0 exactly where g does not depend on it."""
-    g, cost = draw.subject, draw.subject.cost(draw.shape)
+    cost = g.cost(draw.shape)
     expect(tuple(cost.shape) == draw.shape, f"cost: found shape {list(cost.shape)}, expected {list(draw.shape)}")
     expect(bool((cost >= 0).all()), "cost: found a negative number or NaN")
     U, free = _inside(draw), cost == 0
@@ -198,13 +174,13 @@ def _cost(draw: Drawn) -> str:
     return f"{int(free.sum())} of {free.numel()} entries are free"
 
 
-def _units(draw: Drawn) -> str:
+def _units(g: Any, draw: Draw) -> str:
     """``rescaled`` and ``times`` are the penalty in other units: values, proxes and duals follow."""
-    g, d = draw.subject, draw.normal(draw.shape[0], 1).exp()
+    d = draw.normal(draw.shape[0], 1).exp()
     scaled = g.rescaled(d)
     for name, made in (("to", g.to(d)), ("rescaled", scaled), ("times", g.times(2.0) if hasattr(g, "times") else g)):
         expect(type(made) is type(g), f"{name}: found {type(made).__name__}, expected {type(g).__name__} again")
-    _prox(draw, scaled)
+    _prox(scaled, draw)
     for size in draw.sizes():
         U, A = _inside(draw, size), size * draw.normal()
         alike("rescaled(d): value at diag(d)U", float(scaled.value(d * U)), float(g.value(U)))
@@ -222,21 +198,20 @@ def _units(draw: Drawn) -> str:
     return "rescaled" + (" and times" if hasattr(g, "times") else "")
 
 
-def _precision(draw: Drawn) -> str:
+def _precision(g: Any, draw: Draw) -> str:
     """``to`` another dtype."""
     V = draw.normal()
-    low = draw.subject.to(V.float())
+    low = g.to(V.float())
     found = low.prox(V.float(), 0.3)
     expect(found.dtype == torch.float32, f"to(float32): the prox of float32 weights is in {found.dtype}")
-    same("to(float32): prox", found.double(), draw.subject.prox(V.float().double(), 0.3), 1e-4)
+    same("to(float32): prox", found.double(), g.prox(V.float().double(), 0.3), 1e-4)
     return "float32"
 
 
-def _cvxpy(draw: Drawn) -> str:
+def _cvxpy(g: Any, draw: Draw) -> str:
     """The same value, infinite outside of the domain, and the same prox."""
     import cvxpy as cp
 
-    g = draw.subject
     for size in (0.3, 3.0):
         V, step = size * draw.normal(), 0.4
         U, X = g.prox(V, step), cp.Variable(draw.shape)
@@ -245,9 +220,8 @@ def _cvxpy(draw: Drawn) -> str:
     return "the same prox"
 
 
-def _budget(draw: Drawn) -> str:
+def _budget(g: Any, draw: Draw) -> str:
     """An exact budget: its prox keeps it, and no random point within it is nearer."""
-    g = draw.subject
     for size in draw.sizes():
         V = size * draw.normal()
         U = g.prox(V, 1.0)
@@ -259,8 +233,8 @@ def _budget(draw: Drawn) -> str:
     return "nearest points within the budget"
 
 
-_CONVEX: dict[str, Callable[[Drawn], str]] = {
+_CONVEX: dict[str, Callable[[Any, Draw], str]] = {
     test.__name__.strip("_").replace("_", " "): test
-    for test in (_value, _domain, _prox, _duality, _dual_norm, _slack, _cost, _units, _precision)
-} | {"cvxpy": needs_cvxpy(_cvxpy)}
-_BUDGET: dict[str, Callable[[Drawn], str]] = {"budget": _budget, "precision": _precision}
+    for test in (_value, _domain, _prox, _duality, _dual_norm, _slack, _cost, _units, _precision, _cvxpy)
+}
+_BUDGET: dict[str, Callable[[Any, Draw], str]] = {"budget": _budget, "precision": _precision}

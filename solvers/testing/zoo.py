@@ -22,19 +22,12 @@ KINDS = ("plain", "eps", "awkward", "degenerate", "known", "neurons", "groups", 
 
 @dataclass(frozen=True)
 class Member:
-    """One program of the zoo.
+    """One program of the zoo."""
 
-    Attributes:
-        name: The fit first, then what is special.
-        build: Makes the program anew.
-        optimum: Its optimal value where it is known in closed form, else None. For a budget: of the best support.
-        kind: One of ``KINDS``, "infeasible" or "budget".
-    """
-
-    name: str
-    build: Callable[[], LayerProgram]
-    optimum: float | None = None
-    kind: str = "plain"
+    name: str  # the fit first, then what is special
+    build: Callable[[], LayerProgram]  # makes the program anew
+    optimum: float | None = None  # the optimal value where it is known in closed form; of a budget, of the best support
+    kind: str = "plain"  # one of KINDS, "infeasible" or "budget"
 
     @property
     def reference(self) -> float | None:

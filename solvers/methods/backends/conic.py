@@ -57,28 +57,28 @@ def separable(program: LayerProgram) -> bool:
     return not whole and bool((owner[labels] == column).all())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Outputs:
-    """What a fit says of the outputs of some neurons.
+    """What a fit says of the outputs of some neurons: arrays [P, M] unless said otherwise, most of them masks."""
 
-    Attributes:
-        X: [P, N], and as a sparse matrix ``inputs``.
-        anchor: a [P, M].
-        free: [P, M], whether an output counts on both sides of its anchor.
-        room: [P, M], whether the measure sees an output and leaves it room: if not, it is bound to the anchor.
-        radii: Of the balls that hold outputs with room.
-        ball: [M], which ball a neuron's outputs are in.
-        weight: Of a loss; 0 for sets.
-    """
+    X: Array  # [P, N]
+    inputs: Any  # X as a sparse matrix
+    anchor: Array  # a
+    free: Array  # whether an output counts on both sides of its anchor
+    room: Array  # whether the measure sees an output and leaves it room: if not, it is bound to the anchor
+    radii: Array  # of the balls that hold outputs with room
+    ball: Array  # [M], which ball a neuron's outputs are in
+    weight: float  # of a loss; 0 for sets
 
-    X: Array
-    inputs: Any
-    anchor: Array
-    free: Array
-    room: Array
-    radii: Array
-    ball: Array
-    weight: float
+    def __post_init__(self) -> None:
+        self.unit = self.weight**-0.5 if self.weight else 1.0  # of slacks: that in which a loss is half their square
+        self.below = ~self.free  # one-sided outputs
+        self.two_sided = self.free & self.room & (self.weight == 0)  # outputs on both sides of their anchor in a ball
+        self.equal = self.free & ~self.two_sided  # those that must be at their anchor, but for a slack
+        # Those with a slack of their own: all that a loss sees, and one-sided ones with room in a ball.
+        self.slack = self.room & ~self.two_sided
+        self.in_balls = (self.two_sided, self.slack & (self.weight == 0))  # outputs and slacks; none of a loss
+        self.owner = np.concatenate([np.repeat(self.ball, mask.sum(0)) for mask in self.in_balls])  # the ball of each
 
     @classmethod
     def of(cls, program: LayerProgram) -> "Outputs":
@@ -106,39 +106,6 @@ class Outputs:
         radii, ball = self.radii[used], np.searchsorted(used, ball)
         return replace(self, anchor=anchor, free=free, room=room, radii=radii, ball=ball)
 
-    @property
-    def unit(self) -> float:
-        """Of the slacks: that in which a loss is half their square."""
-        return self.weight**-0.5 if self.weight else 1.0
-
-    @property
-    def equal(self) -> Array:
-        """[P, M]: outputs that must be at their anchor, but for a slack."""
-        return self.free & ~self.two_sided
-
-    @property
-    def below(self) -> Array:
-        """[P, M]: one-sided outputs."""
-        return ~self.free
-
-    @property
-    def slack(self) -> Array:
-        """[P, M]: outputs with a slack of their own: all that a loss sees, and one-sided ones with room in a ball."""
-        return self.room & ~self.two_sided
-
-    @property
-    def two_sided(self) -> Array:
-        """[P, M]: outputs on both sides of their anchor in a ball."""
-        return self.free & self.room & (self.weight == 0)
-
-    def in_balls(self) -> tuple[Array, Array]:
-        """Masks [P, M] of the two-sided outputs and of the slacks that balls hold: none of a loss."""
-        return self.two_sided, self.slack & (self.weight == 0)
-
-    def owner(self) -> Array:
-        """Which ball holds each of those."""
-        return np.concatenate([np.repeat(self.ball, mask.sum(0)) for mask in self.in_balls()])
-
     def rows(self, mask: Array) -> Any:
         """x_p over u, the weights neuron after neuron, for each output of the mask, neuron after neuron."""
         from scipy import sparse
@@ -162,21 +129,13 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class Prices:
-    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron.
+    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron."""
 
-    Attributes:
-        at: Which entries of u are priced.
-        group: The group of each of those, from 0.
-        lengths: ℓ of each of those.
-        weights: w of each group.
-        single: Whether a group is one entry, whose length is |ℓu|.
-    """
-
-    at: Array
-    group: Array
-    lengths: Array
-    weights: Array
-    single: Array
+    at: Array  # which entries of u are priced
+    group: Array  # the group of each of those, from 0
+    lengths: Array  # ℓ of each of those
+    weights: Array  # w of each group
+    single: Array  # whether a group is one entry, whose length is |ℓu|
 
     @classmethod
     def of(cls, program: LayerProgram, columns: slice) -> "Prices":
@@ -221,12 +180,10 @@ def _array(tensor: Tensor) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class ConicForm:
-    """One conic program, with the way there and back.
+    """One conic program, with the way there and back: P, q, A and b, sparse matrices by columns, P whole.
 
-    Attributes:
-        P, q, A, b: The data; sparse matrices by columns, P whole.
-        zero, nonneg: How many rows of these kinds come first.
-        cones: The sizes of the second-order cones that the other rows are in; the head comes first in each.
+    ``zero`` and ``nonneg`` say how many rows of these kinds come first, ``cones`` are the sizes of the second-order
+    cones that the other rows are in; the head comes first in each.
     """
 
     P: Any
@@ -281,8 +238,8 @@ class ConicForm:
         o, p = self.outputs, self.prices
         one, w = p.single[p.group], p.weights[p.group]
         g = (o.X.T @ L).T.reshape(-1)[p.at] / p.lengths
-        balls = [L.T[mask.T] for mask in o.in_balls()]
-        size = np.sqrt(np.bincount(o.owner(), np.concatenate(balls) ** 2, len(o.radii)))
+        balls = [L.T[mask.T] for mask in o.in_balls]
+        size = np.sqrt(np.bincount(o.owner, np.concatenate(balls) ** 2, len(o.radii)))
         flat = [(w - g)[one] / 2, (w + g)[one] / 2, L.T[o.below.T], p.weights[~p.single], g[~one]]
         return np.concatenate([L.T[o.equal.T], *flat, size, *(-ball for ball in balls)])[self.order]
 
@@ -306,7 +263,7 @@ def _form(o: Outputs, p: Prices) -> ConicForm:
     parts = _parts(o, p, widths)
     sizes = [len(b) for _, b in parts]
     groups = int((~p.single).sum())
-    cone = np.concatenate([np.arange(groups), p.many()[1], groups + np.arange(len(o.radii)), groups + o.owner()])
+    cone = np.concatenate([np.arange(groups), p.many()[1], groups + np.arange(len(o.radii)), groups + o.owner])
     flat = sum(sizes[:4])
     order = np.concatenate([np.arange(flat), flat + np.argsort(cone, kind="stable")])
     A = sparse.vstack([_row(blocks, len(b), widths) for blocks, b in parts], format="csr")
@@ -334,7 +291,7 @@ def _parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
     """equal, up, down, below; groups and balls, the heads of each kind before its bodies."""
     one, many, heads = np.flatnonzero(p.single[p.group]), p.many()[0], np.flatnonzero(~p.single)
     u, t = _pick(p.at[one], p.lengths[one], widths[0]), _pick(p.group[one], np.ones(len(one)), widths[1])
-    two_sided, slack = o.in_balls()
+    two_sided, slack = o.in_balls
     held = np.arange(slack.sum())
     return [
         ((o.rows(o.equal), None, -o.slacks(o.equal)), o.anchor.T[o.equal.T]),

@@ -40,18 +40,16 @@ class CVXPY:
         return None if find_spec("cvxpy") else PIP
 
     def refuses(self, program: LayerProgram) -> str | None:
-        """Why this program cannot be taken, or None.
-
-        Raises:
-            MissingExtra: cvxpy is not installed.
-        """
+        """Why this program cannot be taken, or None; MissingExtra where cvxpy is not installed."""
         if self.missing():
             raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
         if not program.penalty.convex:
             return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
         import cvxpy as cp
+        from cvxpy.constraints import SOC
+        from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC as CONIC
 
-        installed = [name for name in cp.installed_solvers() if _takes_cones(name)]
+        installed = [s for s in cp.installed_solvers() if s in CONIC and SOC in CONIC[s].SUPPORTED_CONSTRAINTS]
         if self.backend.upper() not in installed:
             return f"cvxpy has no installed conic solver {self.backend!r} for second-order cones; it has {installed}"
         problem, _ = program.to_cvxpy()
@@ -81,7 +79,12 @@ class CVXPY:
             raise UnknownOption(message) from error
         stats = problem.solver_stats
         iterations = int(stats.num_iters or 0) if stats else 0
-        ended = _ended(problem.status, iterations, limits)
+        # A backend that a limit stopped may call what it has "optimal_inaccurate" all the same.
+        ended = "own rule"
+        if problem.status != "optimal" and limits.max_iter is not None and iterations >= limits.max_iter:
+            ended = "iteration limit"
+        elif problem.status != "optimal" and limits.time_limit is not None:
+            ended = "time limit"
         multipliers = problem.constraints[0].dual_value
         if U.value is None:
             return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
@@ -92,22 +95,6 @@ class CVXPY:
             # cvxpy's Lagrangian has ⟨dual, Z − XU⟩ for the constraint Z == XU.
             multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64)).to(device)
         return Proposal(weights.to(device), multipliers, ended, iterations, setup, problem.status, effective)
-
-
-def _takes_cones(name: str) -> bool:
-    from cvxpy.constraints import SOC
-    from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC
-
-    return name in SOLVER_MAP_CONIC and SOC in SOLVER_MAP_CONIC[name].SUPPORTED_CONSTRAINTS
-
-
-def _ended(status: str, iterations: int, limits: Limits) -> str:
-    """Whether a limit stopped the backend; it may call what it has "optimal_inaccurate" all the same."""
-    if status == "optimal":
-        return "own rule"
-    if limits.max_iter is not None and iterations >= limits.max_iter:
-        return "iteration limit"
-    return "time limit" if limits.time_limit is not None else "own rule"
 
 
 def _settings(backend: str, program: LayerProgram, limits: Limits) -> dict[str, Any]:

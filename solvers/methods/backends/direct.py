@@ -27,25 +27,22 @@ Point = tuple[Array, Array, Array]
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a backend says of one conic form.
-
-    Attributes:
-        point: Where it ended, or None where it has nothing to show.
-        ended: As in ``Proposal``, like the next three.
-        hints: Settings that it should start the next round with.
-    """
+    """What a backend says of one conic form: where it ended, or None, and as in ``Proposal``."""
 
     point: Point | None
     ended: str
     iterations: int
     setup: float
     message: str
-    hints: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)  # settings that it should start the next round with
 
 
 @dataclass(frozen=True)
 class Direct:
-    """Base of the backends: they write ``known``, ``rounds``, ``limited`` and ``answer``."""
+    """Base of the backends: they write ``known``, ``rounds``, ``limited`` and ``answer``.
+
+    ``settings`` are the package's options by its own names; they win over what the call's limits imply.
+    """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     package: ClassVar[str]
@@ -58,11 +55,7 @@ class Direct:
         return None if find_spec(cls.package) else PIP
 
     def refuses(self, program: LayerProgram) -> str | None:
-        """Why this program cannot be taken, or None.
-
-        Raises:
-            MissingExtra: The package is not installed. UnknownOption: It has no setting of a name given.
-        """
+        """Why this program cannot be taken, or None. A missing package and unknown settings raise."""
         if self.missing():
             raise MissingExtra(f"solver {self.package!r} needs {self.package}, which is not installed: {PIP}")
         unknown, known = sorted(set(self.settings) - set(self.known())), ", ".join(self.known())
@@ -83,11 +76,7 @@ class Direct:
         raise NotImplementedError
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
-        """Solve one conic form.
-
-        Raises:
-            InvalidInput: A setting has a value that the backend does not take.
-        """
+        """Solve one conic form; InvalidInput where the backend does not take a setting's value."""
         raise NotImplementedError
 
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
@@ -134,16 +123,11 @@ class Root:
 
     So the N + 1 samples (R; 0), (QᵀY; ‖rest_m‖) make the same program, and Λ = QΛ̃ + rest/‖rest‖·λ̃ is as long as Λ̃, with
     the same XᵀΛ and the same ⟨Λ, Y⟩.
-
-    Attributes:
-        Q: [P, N], orthonormal columns.
-        rest: [P, M], columns of length 1 or, where Y is in the span of X up to rounding, 0.
-        program: The program with N + 1 samples.
     """
 
-    Q: Tensor
-    rest: Tensor
-    program: LayerProgram
+    Q: Tensor  # [P, N], orthonormal columns
+    rest: Tensor  # [P, M], columns of length 1 or, where Y is in the span of X up to rounding, 0
+    program: LayerProgram  # with N + 1 samples
 
     @classmethod
     def of(cls, program: LayerProgram) -> Self | None:
@@ -204,10 +188,8 @@ class Task:
         if L is not None:
             L = self.scaling.b * L.to(torch.float64)
             L = L if self.root is None else self.root.apply_multipliers(L)
-        return [
-            form.start(U[:, part].cpu().numpy(), None if L is None else L[:, part].cpu().numpy())
-            for part, form in self.forms
-        ]
+        pairs = [(form, U[:, part].cpu().numpy(), None if L is None else L[:, part]) for part, form in self.forms]
+        return [form.start(u, None if part is None else part.cpu().numpy()) for form, u, part in pairs]
 
     def proposal(self, effective: Mapping[str, Any]) -> Proposal:
         """What the answers to all forms say together, in the caller's units."""

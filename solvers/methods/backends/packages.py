@@ -28,11 +28,7 @@ def _answer(
 @register("clarabel")
 @dataclass(frozen=True)
 class Clarabel(Direct):
-    """Clarabel, an interior point method for small programs and many digits: convex penalties, all fits of ours.
-
-    Args:
-        settings: Clarabel's own options by its own names; they win over what the call's limits imply.
-    """
+    """Clarabel, an interior point method for small programs and many digits: convex penalties, all fits of ours."""
 
     package: ClassVar[str] = "clarabel"
     packages: ClassVar[tuple[str, ...]] = ("clarabel", "scipy")
@@ -89,9 +85,6 @@ class SCS(Direct):
     """SCS, a first-order conic splitting method with warm starts: convex penalties, all fits of ours.
 
     It runs in rounds, each ten times as accurate and from where the last one ended, until the certificate closes.
-
-    Args:
-        settings: SCS's own options by its own names; they win over what the call's limits imply.
     """
 
     package: ClassVar[str] = "scs"
@@ -136,28 +129,19 @@ class OSQP(Direct):
 
     Neurons are solved one by one, small ones a few at a time. It runs in rounds, each ten times as accurate and from
     where the last one ended, until the certificate closes.
-
-    Args:
-        settings: OSQP's own options by its own names; they win over what the call's limits imply.
     """
 
     package: ClassVar[str] = "osqp"
     packages: ClassVar[tuple[str, ...]] = ("osqp", "scipy")
 
     def refuses(self, program: LayerProgram) -> str | None:
-        """Why this program cannot be taken, or None.
-
-        Raises:
-            MissingExtra: The package is not installed. UnknownOption: It has no setting of a name given.
-        """
+        """Why this program cannot be taken, or None; exceptions as for every backend."""
         reason = super().refuses(program)
         if reason:
             return reason
         if not isinstance(program.fit.measure, HalfSquare):  # type: ignore[attr-defined]
-            return (
-                f"OSQP solves quadratic programs, and the ball of {type(program.fit).__name__} is a second-order cone; "
-                "it takes SquaredLoss, ReluLoss and NetTrimLoss"
-            )
+            cone = f"the ball of {type(program.fit).__name__} is a second-order cone"
+            return f"OSQP solves quadratic programs, and {cone}; it takes SquaredLoss, ReluLoss and NetTrimLoss"
         if not isinstance(program.penalty, L1):
             return f"OSQP solves quadratic programs, and {type(program.penalty).__name__} needs cones; it takes L1"
         return None
@@ -166,8 +150,7 @@ class OSQP(Direct):
         """Those of its settings structure."""
         import osqp
 
-        names = vars(osqp.OSQP().ext.OSQPSettings)
-        return tuple(sorted(name for name in names if not name.startswith("_")))
+        return tuple(sorted(name for name in vars(osqp.OSQP().ext.OSQPSettings) if not name.startswith("_")))
 
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
         """From what is wanted, with polishing."""
