@@ -71,10 +71,11 @@ class Interior(IterativeSolver[_State]):
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """The conic form, or forms."""
-        task = Task.of(program, None)
-        cones = [Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int)) for _, form in task.forms]
-        pairs = zip(task.forms, cones, strict=True)
-        return _State(task.program, task, [Embedding(f.P, f.q, f.A, f.b, cone) for (_, f), cone in pairs], start)
+        task, parts = Task.of(program, None), []
+        for _, form in task.forms:
+            cones = Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int))
+            parts.append(Embedding(form.P, form.q, form.A, form.b, cones))
+        return _State(task.program, task, parts, start)
 
     def step(self, state: _State) -> None:
         """One for each part that is not done."""

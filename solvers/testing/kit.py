@@ -56,7 +56,17 @@ class Candidate:
         if reason:
             raise SolverRefused(reason)
         solution = solve(program, self.instance, **limits)
-        _check_judgement(program, solution, limits["tol"], limits["feas_tol"])
+        U, L = solution.weights, solution.multipliers
+        expect(U.dtype in (torch.float32, torch.float64), f"weights: expected float32 or float64, found {U.dtype}")
+        expect(U.device == program.inputs.device, f"weights are on {U.device}, expected {program.inputs.device}")
+        if not all(bool(torch.isfinite(array).all()) for array in (U, L) if array is not None):
+            expect(solution.status not in _GOOD, f"weights or multipliers are not finite, yet called {solution.status}")
+            return solution
+        c = certify(program, U, L)
+        expect(c == solution.certificate, f"certificate: found {solution.certificate}, expected {c}")
+        meets = c.meets(limits["tol"], limits["feas_tol"])
+        right = meets == (solution.status is Status.SOLVED)
+        expect(right, f"status {solution.status}, but meets the tolerances: {meets}")
         return solution
 
     def answer(self, member: Member) -> Solution:
@@ -86,19 +96,6 @@ class Candidate:
         """A copy of its answer to that."""
         U, L = self.answer(self.easy).weights, self.answer(self.easy).multipliers
         return Start(U.clone(), None if L is None else L.clone())
-
-
-def _check_judgement(program: LayerProgram, solution: Solution, tol: float, feas_tol: float) -> None:
-    U, L = solution.weights, solution.multipliers
-    expect(U.dtype in (torch.float32, torch.float64), f"weights: expected float32 or float64, found {U.dtype}")
-    expect(U.device == program.inputs.device, f"weights are on {U.device}, expected {program.inputs.device}")
-    if not all(bool(torch.isfinite(array).all()) for array in (U, L) if array is not None):
-        expect(solution.status not in _GOOD, f"weights or multipliers are not finite, yet called {solution.status}")
-        return
-    certificate = certify(program, U, L)
-    expect(certificate == solution.certificate, f"certificate: found {solution.certificate}, expected {certificate}")
-    meets = certificate.meets(tol, feas_tol)
-    expect(meets == (solution.status is Status.SOLVED), f"status {solution.status}, but meets the tolerances: {meets}")
 
 
 def _summary(solution: Solution) -> str:

@@ -111,17 +111,6 @@ def infeasible_ceiling() -> LayerProgram:
     return LayerProgram(X, NetTrimSet(Y, 0.5, ceiling=-1.0))
 
 
-def _two_signs() -> LayerProgram:
-    X = torch.tensor([[1.0], [-1.0], [1.0]], dtype=torch.float64)
-    return LayerProgram(X, NetTrimLoss(torch.tensor([[0.0], [0.0], [1.0]]), ceiling=-1.0))
-
-
-def _contradiction() -> LayerProgram:
-    X = torch.ones(30, 1, dtype=torch.float64)
-    Y = torch.where(torch.arange(30)[:, None] % 3 == 0, 5.0, 0.0).double()
-    return LayerProgram(X, ReluBall(Y, 1.0))
-
-
 def _out_of_reach(per_neuron: bool) -> LayerProgram:
     X, Y = gaussian(40, 30, 4), gaussian(41, 30, 3)
     rest = (Y - X @ torch.linalg.pinv(X) @ Y).norm(dim=0)
@@ -131,8 +120,12 @@ def _out_of_reach(per_neuron: bool) -> LayerProgram:
 
 INFEASIBLE: dict[str, Callable[[], LayerProgram]] = {
     "net-trim infeasible ceiling": infeasible_ceiling,
-    "net-trim-loss, a ceiling of both signs": _two_signs,
-    "relu-ball, one output for two targets": _contradiction,
+    "net-trim-loss, a ceiling of both signs": lambda: LayerProgram(
+        torch.tensor([[1.0], [-1.0], [1.0]]).double(), NetTrimLoss(torch.tensor([[0.0], [0.0], [1.0]]), ceiling=-1.0)
+    ),
+    "relu-ball, one output for two targets": lambda: LayerProgram(
+        torch.ones(30, 1).double(), ReluBall(torch.tensor([5.0, 0.0, 0.0]).double().repeat(10)[:, None], 1.0)
+    ),
     "ball out of reach": lambda: _out_of_reach(per_neuron=False),
     "ball, one neuron's out of reach": lambda: _out_of_reach(per_neuron=True),
 }
