@@ -30,8 +30,8 @@ from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, Sampl
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, positive_or_one
 from convexprune.solvers.methods.registry import register
-from convexprune.solvers.programs.penalties import Penalty
-from convexprune.solvers.programs.program import LayerProgram, Samples
+from convexprune.solvers.programs import LayerProgram, Penalty
+from convexprune.solvers.programs.program import Samples
 
 _TINY = 1e-30
 _STEER, _MOST = 1.5, 3.0  # how fast and how far the lead follows what the certificate lacks

@@ -26,9 +26,9 @@ from convexprune.solvers.methods.interface import Deadline, Limits, Proposal, St
 from convexprune.solvers.methods.refit import SETTLED, UNSETTLED, conjugate, descend, unfit, unsettled
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.methods.swaps import improve
+from convexprune.solvers.programs import NM, LayerProgram, TopK
 from convexprune.solvers.programs.claims import BUDGETS, LOSSES, is_plain
-from convexprune.solvers.programs.penalties import NM, TopK
-from convexprune.solvers.programs.program import LayerProgram, leveled
+from convexprune.solvers.programs.program import leveled
 
 
 @register("continuation")

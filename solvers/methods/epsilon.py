@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, checked_positive, checked_radius
-from convexprune.solvers.certificate.certificate import certify, dual_norm_of_sizes
+from convexprune.solvers.certificate import Solution, Status, certify
+from convexprune.solvers.certificate.certificate import dual_norm_of_sizes
 from convexprune.solvers.certificate.guarantees import check_convex
-from convexprune.solvers.certificate.solution import Solution, Status
 from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
 from convexprune.solvers.methods.interface import Solver
 from convexprune.solvers.methods.solve import solve
+from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.claims import LOSSES, SETS, is_plain
 from convexprune.solvers.programs.fits.base import LossFit, SetFit
-from convexprune.solvers.programs.program import LayerProgram, Samples
+from convexprune.solvers.programs.program import Samples
 
 _SENSIBLE = 10.0  # how many times the penalty of the weights found, or of typical ones, is still of a sensible size
 _WEIGHTS = 8  # how many weights of the loss are tried, each up to 10 times the last

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import LayerProgram
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.methods.normal import NormalMatrix, Operator
+from convexprune.solvers.programs import LayerProgram, Penalty, SquaredLoss
 from convexprune.solvers.programs.claims import is_plain
-from convexprune.solvers.programs.fits import SquaredLoss
-from convexprune.solvers.programs.penalties import Penalty
-from convexprune.solvers.programs.program import Block, LayerProgram, Samples
+from convexprune.solvers.programs.program import Block, Samples
 
 _TINY = 1e-30
 _COARSE = 0.25  # of the residual of Z = XU: what coarse products may be wrong by

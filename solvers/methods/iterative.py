@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.methods.interface import Deadline, Excess, Limits, Proposal, Start, Watch
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import LayerProgram
 
 Problem = TypeVar("Problem")
 State = TypeVar("State")

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from convexprune.solvers.arrays import as_number, checked_radius, count_nonfinite
-from convexprune.solvers.certificate.certificate import Certificate
-from convexprune.solvers.certificate.solution import Seconds, Solution, Status, TracePoint
+from convexprune.solvers.certificate import Certificate, Solution, Status
+from convexprune.solvers.certificate.solution import Seconds, TracePoint
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.methods.interface import Excess, Limits, Proposal
 

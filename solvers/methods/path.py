@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 
 from convexprune.solvers.arrays import blocks_of, checked_positive
-from convexprune.solvers.certificate.solution import Solution, Status
+from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, MissingExtra
 from convexprune.solvers.methods.interface import Limits, Solver, Start
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.methods.solve import attempt, default_solver
+from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.claims import SETS, is_plain
 from convexprune.solvers.programs.fits.base import SetFit
-from convexprune.solvers.programs.program import LayerProgram
 
 _UNCONVERGED = 0.01  # a violation, relative to eps, of what did not converge
 

@@ -11,10 +11,8 @@ from convexprune.solvers.methods.interface import Start
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, Operator
 from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs import L1, Ball, Fit, LayerProgram, NetTrimSet
 from convexprune.solvers.programs.claims import is_plain
-from convexprune.solvers.programs.fits import Ball, Fit, NetTrimSet
-from convexprune.solvers.programs.penalties import L1
-from convexprune.solvers.programs.program import LayerProgram
 
 
 @dataclass

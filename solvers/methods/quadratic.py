@@ -24,11 +24,9 @@ from convexprune.solvers.methods.iterate import interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import LowRank, NormalMatrix, Operator
 from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs import Ball, LayerProgram, Penalty, SquaredLoss
 from convexprune.solvers.programs.claims import is_plain
-from convexprune.solvers.programs.fits import Ball, SquaredLoss
 from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, NeuronBalls
-from convexprune.solvers.programs.penalties import Penalty
-from convexprune.solvers.programs.program import LayerProgram
 
 _TINY = 1e-300
 _LOSS = 0.3  # initial sigma over the weight of a loss, the Gram's diagonal having mean 1

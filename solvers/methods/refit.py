@@ -15,9 +15,9 @@ from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, NonFinite, SolverRefused
 from convexprune.solvers.methods.curvature import Model, OneSided, Point, Quadratic, model_of
 from convexprune.solvers.methods.normal import positive_or_one
+from convexprune.solvers.programs import LayerProgram, NetTrimLoss, NetTrimSet
 from convexprune.solvers.programs.claims import FITS, is_plain
-from convexprune.solvers.programs.fits import NetTrimLoss, NetTrimSet
-from convexprune.solvers.programs.program import LayerProgram, leveled, moderated
+from convexprune.solvers.programs.program import leveled, moderated
 
 _log = logging.getLogger(__name__)
 _ENTRIES = 2**22  # of the matrices that are factorised together

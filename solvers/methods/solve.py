@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
-from convexprune.solvers.certificate.certificate import certify
-from convexprune.solvers.certificate.solution import Solution
+from convexprune.solvers.certificate import Solution, certify
 from convexprune.solvers.errors import MissingExtra, SolverRefused
 from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, options_of
 from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
 from convexprune.solvers.methods.registry import make_solver
-from convexprune.solvers.programs.program import LayerProgram, moderated
+from convexprune.solvers.programs import LayerProgram
+from convexprune.solvers.programs.program import moderated
 
 
 def solve(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convexprune.solvers.methods.curvature import Model, Point
 from convexprune.solvers.methods.refit import Packed, descend, factored, packed
-from convexprune.solvers.programs.penalties import NM, TopK
+from convexprune.solvers.programs import NM, TopK
 
 _SETTLED = 1e-4
 _AT_ONCE = 8  # exchanges of each neuron between two refits, at first

@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.certificate.certificate import certify
-from convexprune.solvers.certificate.solution import Solution, Status
+from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.errors import ConvexPruneError
 from convexprune.solvers.methods.interface import Solver
 from convexprune.solvers.methods.solve import solve
-from convexprune.solvers.programs.fits import Fit, NetTrimSet
-from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import L1, Fit, GroupL2, LayerProgram, NetTrimSet, Penalty
 from convexprune.solvers.testing.layers import FITS, LOSSES, SETS, blocks, critical_weight, targets_of
 
 EPS = (0.0, 1e-9, 1e-6, 1e-3, 1e-2, 0.1, 0.5)

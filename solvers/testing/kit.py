@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convexprune.solvers.certificate.certificate import certify
-from convexprune.solvers.certificate.solution import Solution, Status
+from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.errors import MissingExtra, SolverRefused
 from convexprune.solvers.methods.interface import Limits, Proposal, Solver, Start, Watch
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.methods.solve import solve
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.contract import NotConforming, Report, Result, expect, result_of
 from convexprune.solvers.testing.layers import FITS

@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.testing import known, layers
 from convexprune.solvers.testing.layers import FITS, SETS
 

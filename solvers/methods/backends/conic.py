@@ -25,10 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from convexprune.solvers.programs import L1, GroupL2, LayerProgram
 from convexprune.solvers.programs.claims import FITS, NORMS, is_plain
 from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall
-from convexprune.solvers.programs.penalties import L1, GroupL2
-from convexprune.solvers.programs.program import LayerProgram
 
 Array = npt.NDArray[Any]
 _ENTRIES = 50_000  # of X, counted once a neuron, that separable programs are solved together up to

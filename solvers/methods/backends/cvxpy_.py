@@ -13,7 +13,8 @@ from convexprune.solvers.errors import MissingExtra, UnknownOption
 from convexprune.solvers.methods.backends.direct import PIP, wanted_accuracy
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.registry import register
-from convexprune.solvers.programs.program import LayerProgram, Scaling
+from convexprune.solvers.programs import LayerProgram
+from convexprune.solvers.programs.program import Scaling
 
 
 @register("cvxpy")

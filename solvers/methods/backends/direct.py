@@ -13,9 +13,8 @@ from torch import Tensor
 from convexprune.solvers.errors import MissingExtra, UnknownOption
 from convexprune.solvers.methods.backends.conic import Array, ConicForm, conic_forms, refusal
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
-from convexprune.solvers.programs.fits import Ball, ReluLoss, SquaredLoss
-from convexprune.solvers.programs.penalties import L1
-from convexprune.solvers.programs.program import LayerProgram, Scaling
+from convexprune.solvers.programs import L1, Ball, LayerProgram, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.program import Scaling
 
 PIP = 'pip install "convexprune[reference]"'
 _ROUNDING = 1e-13

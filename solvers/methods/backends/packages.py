@@ -11,9 +11,8 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods.backends.conic import ConicForm
 from convexprune.solvers.methods.backends.direct import Answer, Direct, Point, by_tens
 from convexprune.solvers.methods.registry import register
+from convexprune.solvers.programs import L1, LayerProgram
 from convexprune.solvers.programs.fits.measures import HalfSquare
-from convexprune.solvers.programs.penalties import L1
-from convexprune.solvers.programs.program import LayerProgram
 
 
 def _answer(
