@@ -359,7 +359,7 @@ def test_unknown_settings_are_named_with_the_known_ones(solver: str) -> None:
 def test_every_setting_in_use_is_known(solver: str) -> None:
     method = make_solver(solver, {})[1]
     assert isinstance(method, Direct)
-    used = {name for step in method.rounds(1e-5) for name in step} | set(method.limited(5, 1.0))
+    used = {name for step in method.rounds(1e-5) for name in step} | set(method.limits)
     assert used <= set(method.known())
 
 

@@ -30,7 +30,7 @@ from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, Sampl
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, positive_or_one
 from convexprune.solvers.methods.registry import register
-from convexprune.solvers.programs import LayerProgram, Penalty
+from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.program import Samples
 
 _TINY = 1e-30
@@ -110,7 +110,11 @@ class ADMM(IterativeSolver[Iterate]):
         V = self._first(samples, gram, d, start) if sample is None else sample.weights.to(d) * d
         XU = samples.outputs(V / d, V.new_empty(program.fit.shape))
         q, work = XU.clone(), torch.empty_like(XU)
-        rho, sigma = self._parameters(V, XU, penalty) if sample is None else (sample.rho, sample.sigma)
+        if sample is None:  # multiplier over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum
+            cost = float(penalty.value(penalty.prox(V, 0.0)))
+            rho, sigma = (cost / max(float(norm(A)) ** 2, _TINY) or 1.0 for A in (XU, V))
+        else:
+            rho, sigma = sample.rho, sample.sigma
         rounding = torch.finfo(dtype).eps
         parameters = PenaltyParameter(self.rho or rho, rounding), PenaltyParameter(self.sigma or sigma, rounding)
         lead, products, nothing = self._lead(program), self._products(dtype, d.device), torch.zeros(0)
@@ -131,8 +135,7 @@ class ADMM(IterativeSolver[Iterate]):
     def retarget(self, state: Iterate, program: LayerProgram) -> Iterate | None:
         """The state made to go on with another fit of the same samples and penalty: nothing is factorised again.
 
-        From the third fit on, everything is first moved on along the line through the last two, in the logarithm of the
-        fit's scale.
+        From the third fit on, all is first extrapolated from the last two, in the logarithm of the fit's scale.
         """
         last, state.last = state.last, Snapshot.of(state)
         state.program, state.samples = program, Samples.of(program, state.q.dtype)
@@ -238,10 +241,9 @@ class ADMM(IterativeSolver[Iterate]):
         return {"primal Z": rho.primal, "dual Z": rho.change, "primal T": sigma.primal, "dual T": sigma.change}
 
     def finish(self, state: Iterate) -> tuple[Tensor, Tensor]:
-        """The sparse iterate T, restored towards feasibility, in the caller's units; and the multipliers of Z = XU.
+        """The sparse iterate T, restored to the set, or of a loss moved to the targets where that pays; multipliers.
 
-        Of a loss it is moved to the targets where that pays. The multipliers are the state's own memory, and hold until
-        the next step.
+        These are the state's own memory, and hold until the next step.
         """
         weights = state.restored(self.restorations) / state.d
         if weights.dtype == torch.float64:
@@ -281,12 +283,6 @@ class ADMM(IterativeSolver[Iterate]):
         like = d.new_empty(len(d), samples.blocks[0].fit.shape[1])
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
         return (gram.inverse(damping)[0] @ moment.to(torch.float64)).to(d)
-
-    def _parameters(self, V: Tensor, Z: Tensor, penalty: Penalty) -> tuple[float, float]:
-        """Multiplier size over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum."""
-        cost = float(penalty.value(penalty.prox(V, 0.0)))
-        rho, sigma = (cost / max(float(norm(A)) ** 2, _TINY) or 1.0 for A in (Z, V))
-        return rho, sigma
 
     def _on_sample(self, program: LayerProgram) -> SampledStart | None:
         """Some iterations on random samples, at least twice as many as inputs; None if those are over a quarter."""

@@ -175,7 +175,13 @@ class QuadraticADMM(IterativeSolver[_State]):
         penalty = program.penalty.to(basis.d).rescaled(basis.d)
         T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
         state = _State(program, _measure(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
-        state.sigma = self.sigma or self._sigma(state)
+        if self.sigma is not None:
+            state.sigma = self.sigma
+        elif isinstance(state.measure, HalfSquare):
+            state.sigma = _LOSS * state.measure.weight
+        else:  # multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩
+            V = penalty.prox(basis.ridge(1.0), 0.0)
+            state.sigma = float(penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
         gradient = basis.gradient(T)
         # g(T) = −μ⟨gradient, T⟩ at an optimum where g is homogeneous, and of that size where it is not.
         slope = -float((gradient * T).sum())
@@ -244,13 +250,6 @@ class QuadraticADMM(IterativeSolver[_State]):
     def effective(self, state: _State) -> Mapping[str, Any]:
         """sigma at the end, and μ, where each neuron has its own the mean."""
         return {"sigma": state.sigma, "weight": float(state.price.mean()), "iterate dtype": str(state.T.dtype)}
-
-    def _sigma(self, state: _State) -> float:
-        """For a loss in proportion to its weight; for balls multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩."""
-        if isinstance(state.measure, HalfSquare):
-            return _LOSS * state.measure.weight
-        V = state.penalty.prox(state.basis.ridge(1.0), 0.0)
-        return float(state.penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
 
     def _begin(self, state: _State) -> None:
         """The price for the state's measure, and with sigma the resolvent of a loss."""

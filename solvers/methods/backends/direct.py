@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Direct:
-    """Base of the backends: they write ``known``, ``rounds``, ``limited`` and ``answer``.
+    """Base of the backends: they write ``known``, ``rounds`` and ``answer``.
 
     ``settings`` are the package's options by its own names; they win over what the call's limits imply.
     """
@@ -47,6 +47,8 @@ class Direct:
     package: ClassVar[str]
     packages: ClassVar[tuple[str, ...]]
     no_start: ClassVar[str | None] = None
+    limits: ClassVar[tuple[str, str]] = ("max_iter", "time_limit")  # the package's names of the settings for these
+    most: ClassVar[int | None] = 200_000  # iterations where the call sets no limit
 
     @classmethod
     def missing(cls) -> str | None:
@@ -70,10 +72,6 @@ class Direct:
         """Settings for the accuracy wanted, and finer ones to go on with until the certificate closes."""
         raise NotImplementedError
 
-    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
-        """Settings that keep the limits, None where there is none."""
-        raise NotImplementedError
-
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
         """Solve one conic form; InvalidInput where the backend does not take a setting's value."""
         raise NotImplementedError
@@ -81,14 +79,17 @@ class Direct:
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
         task = Task.of(program, None if self.no_start else start)
-        rounds = self.rounds(wanted_accuracy(program, limits))
+        rounds, use = self.rounds(wanted_accuracy(program, limits)), "none given"
+        if start is not None:
+            given = "weights" if start.multipliers is None else "weights and multipliers"
+            use = f"not used: {self.no_start}" if self.no_start else given
         if set(rounds[0]) <= set(self.settings):  # the accuracy is the caller's
             rounds = rounds[:1]
         for number, accuracy in enumerate(rounds, 1):
             for i in range(len(task.forms)):
                 task.answers[i] = self._next(task, i, accuracy, limits)
             effective = {"settings": accuracy | dict(self.settings), "rounds": number, "programs": len(task.forms)}
-            latest = task.proposal(effective | {"start": self._use_of(start)})
+            latest = task.proposal(effective | {"start": use})
             if latest.ended != "own rule" or number == len(rounds):
                 break
             if max(watch(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
@@ -104,16 +105,10 @@ class Direct:
             ended = "iteration limit" if steps is not None and steps <= 0 else "time limit"
             origin = (np.zeros(len(form.q)), np.zeros(len(form.b)), form.b)
             return replace(last, point=last.point or origin, ended=ended)
-        limited = {name: value for name, value in self.limited(steps, seconds).items() if value is not None}
+        pairs = zip(self.limits, (self.most if steps is None else steps, seconds), strict=True)
+        limited = {name: value for name, value in pairs if value is not None}
         new = self.answer(form, accuracy | limited | dict(last.hints) | dict(self.settings), last.point)
         return replace(new, iterations=last.iterations + new.iterations, setup=last.setup + new.setup)
-
-    def _use_of(self, start: Start | None) -> str:
-        if start is None:
-            return "none given"
-        if self.no_start:
-            return f"not used: {self.no_start}"
-        return "weights" if start.multipliers is None else "weights and multipliers"
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ class Clarabel(Direct):
     package: ClassVar[str] = "clarabel"
     packages: ClassVar[tuple[str, ...]] = ("clarabel", "scipy")
     no_start: ClassVar[str | None] = "Clarabel has no warm start"
+    most: ClassVar[int | None] = None
 
     def known(self) -> tuple[str, ...]:
         """Those of ``clarabel.DefaultSettings``."""
@@ -42,10 +43,6 @@ class Clarabel(Direct):
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
         """One: an interior point method gains digits cheaply at the end, and cannot go on from where it stopped."""
         return [dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))]
-
-    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
-        """``max_iter`` and ``time_limit``."""
-        return {"max_iter": max_iter, "time_limit": seconds}
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:  # noqa: ARG002
         """Solve it; the accuracy of what comes back is for the certificate to judge."""
@@ -88,6 +85,7 @@ class SCS(Direct):
 
     package: ClassVar[str] = "scs"
     packages: ClassVar[tuple[str, ...]] = ("scs", "scipy")
+    limits: ClassVar[tuple[str, str]] = ("max_iters", "time_limit_secs")
 
     def known(self) -> tuple[str, ...]:
         """Those of SCS 3.3: the package does not list them."""
@@ -96,10 +94,6 @@ class SCS(Direct):
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
         """From half of what is wanted, by the linear solver of SCS itself: on these sparse forms MKL is slower."""
         return by_tens(0.5 * wanted, linear_solver="qdldl")
-
-    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
-        """``max_iters`` and ``time_limit_secs``."""
-        return {"max_iters": 200_000 if max_iter is None else max_iter, "time_limit_secs": seconds}
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
         """Solve it, from (x, y, s) where there is one."""
@@ -154,10 +148,6 @@ class OSQP(Direct):
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
         """From what is wanted, with polishing."""
         return by_tens(wanted, polishing=True)
-
-    def limited(self, max_iter: int | None, seconds: float | None) -> dict[str, Any]:
-        """``max_iter`` and ``time_limit``."""
-        return {"max_iter": 200_000 if max_iter is None else max_iter, "time_limit": seconds}
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
         """Solve it, from x and y where there are any."""
