@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, TypeAlias
 
 Size: TypeAlias = float | int | str
 """Of a sparsity: the part to be zero, a whole number of weights that stay, or a pattern such as "2:4"."""
@@ -34,8 +34,8 @@ class Target:
         """
         raise NotImplementedError
 
-    def checked(self) -> Self:
-        """The same target with Python's own numbers.
+    def checked(self) -> "Target":
+        """The same target with Python's own numbers, or another that this one stands for.
 
         Raises:
             InvalidInput, InvalidTolerance: A value or a word out of its range.

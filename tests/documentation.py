@@ -8,10 +8,13 @@ block has to run.
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if path.exists())
@@ -67,6 +70,24 @@ def run(page: Path, module: ModuleType) -> Counter[str]:
     return left_out
 
 
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What a page registers is forgotten afterwards."""
+    from convexprune.pruners import PRUNERS
+    from convexprune.runs.fits import FITS
+    from convexprune.solvers.methods.registry import PROGRAMS
+    from convexprune.targets import TARGETS
+
+    tables: tuple[dict[str, Any], ...] = (PROGRAMS.factories, PRUNERS.factories, FITS, TARGETS)
+    before = [dict(table) for table in tables]
+    try:
+        yield
+    finally:
+        for table, known in zip(tables, before, strict=True):
+            table.clear()
+            table.update(known)
+
+
 def installed(extra: str) -> bool:
     """Whether all that an extra asks for is."""
     lines = [line for line in requires("convexprune") or () if re.search(rf"extra == ['\"]{extra}['\"]", line)]
@@ -92,15 +113,12 @@ def main() -> None:
     import torch
 
     import convexprune.solvers
-    from convexprune.solvers.methods import registry
-
     print(f"{convexprune.__file__}, {convexprune.solvers.__file__}, in {Path.cwd()}", flush=True)
-    known = registry.PROGRAMS.factories
     for page in PAGES:
         sys.modules["documentation"] = module = ModuleType("documentation")  # dataclasses look their module up
-        registry.PROGRAMS.factories = dict(known)  # solvers that a page registers are forgotten afterwards
         torch.manual_seed(0)
-        left_out = run(page, module)
+        with forgotten():
+            left_out = run(page, module)
         rest = "".join(f"; {count} need convexprune[{extra}]" for extra, count in left_out.items())
         print(f"{page.name}: {len(blocks(page)) - left_out.total()} blocks ran{rest}", flush=True)
 

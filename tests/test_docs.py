@@ -2,25 +2,24 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from documentation import PAGES, blocks, run
-
-from convexprune.solvers.methods import registry
+from documentation import PAGES, blocks, forgotten, run
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """A namespace in a folder of its own; solvers that a page registers are forgotten afterwards."""
+def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
+    """A namespace in a folder of its own; what a page registers is forgotten afterwards."""
     module = ModuleType("documentation")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
-    monkeypatch.setattr(registry.PROGRAMS, "factories", dict(registry.PROGRAMS.factories))
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    return module
+    with forgotten():
+        yield module
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
