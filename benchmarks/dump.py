@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from convexprune.cli.reference import find_model
 from convexprune.files.arrays import load_array
-from convexprune.layers import input_matrices, weight_matrices
-from convexprune.network.calibration import Calibration
-from convexprune.network.choosing import choose_layers
-from convexprune.network.passes import observe
-from convexprune.network.taps import Received, tap
 from convexprune.network.weights import load_weights_into_
+from convexprune.options import Options
+from convexprune.prune import Request
 from convexprune.solvers import L1, LayerProgram
 from convexprune.solvers.testing.layers import program_of
+from convexprune.targets import Eps
 
 FOLDER = Path(__file__).resolve().parent / "results" / "layers"
 
@@ -44,21 +42,14 @@ class Layer:
 
 def layers(model: nn.Module, inputs: Tensor, patterns: list[str] | None = None, rows: int = 2000) -> Iterator[Layer]:
     """The layers that can be pruned, with at most so many rows of X, drawn at random (seed 0)."""
-    chosen, _ = choose_layers(model, patterns)
-    received: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in chosen}
-
-    def see(name: str, raw: Received) -> None:
-        received[name].append(tuple(X.clone() for X in input_matrices(chosen[name], raw)))
-
-    seen = observe(model, Calibration(inputs), {name: [tap(model, name)] for name in chosen}, see=see).layers
-    for name, layer in seen.items():
-        fit = "relu-ball" if layer.follows.activation == "relu" else "ball"
-        batches = zip(*received[name], strict=True)
-        for group, (parts, W) in enumerate(zip(batches, weight_matrices(chosen[name]), strict=True)):
-            X = torch.cat(parts)
+    options = Options(layers=patterns, mode="parallel", norms="leave")
+    run = Request.of(model, inputs, Eps(0.1), None, options, None, 1).prepared(lambda *_: None).run()
+    run.samples_needed = True
+    for name, layer in run.layers.items():
+        for group, problem in enumerate(run.problems(name)):
+            X, title = problem.inputs, name if layer.groups == 1 else f"{name} group {group}"
             kept = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))[:rows].sort().values
-            title = name if chosen[name].weight.shape[0] == W.shape[1] else f"{name} group {group}"
-            yield Layer(title, X[kept], W, fit, chosen[name].bias is not None)
+            yield Layer(title, X[kept], problem.W, problem.fit.name, problem.biased)
 
 
 def write_layer(path: Path, layer: Layer, eps: float) -> Path:

@@ -25,8 +25,9 @@ from small import SMALL, train
 from torch import Tensor, nn
 from trained import Kept, load
 
-from convexprune import prune_
+from convexprune import Eps, Options, Sparsity, prune_
 from convexprune.costs import accuracy
+from convexprune.targets import Target
 
 _TRAINED = {"lenet-300-100": 2000, "lenet-5": 400, "resnet-20": 300}  # calibration samples
 
@@ -36,7 +37,7 @@ class Run:
     """One network pruned once; ``error`` is that of its outputs, relative, ``memory`` in MiB."""
 
     task: str
-    asked: str
+    target: str
     mode: str
     samples: int
     kept: float
@@ -57,18 +58,17 @@ def task_of(name: str, args: argparse.Namespace) -> tuple[nn.Module, Tensor, tup
     return model, data.x_train[: args.samples or 500], (data.x_test, data.y_test)
 
 
-def requests(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(what is asked, the mode, the arguments)."""
+def requests(args: argparse.Namespace) -> Iterator[tuple[Target, str]]:
+    """(the target, the mode)."""
     for mode in args.modes:
         for eps in args.eps:
-            yield f"eps {eps:g}", mode, {"eps": eps}
+            yield Eps(eps), mode
         for part in args.sparsity:
             for scope in args.scopes:
-                where = "each layer" if scope == "layer" else f"the {scope}"
-                yield f"{part:.0%} zeros of {where}", mode, {"sparsity": part, "scope": scope}
+                yield Sparsity(part, scope), mode
 
 
-def made(task: str, asked: str, mode: str, arguments: dict[str, Any], given: Any) -> Run:
+def made(task: str, target: Target, mode: str, given: Any) -> Run:
     """Prune in a process of its own, and test."""
     model, x, test = given
     inbox, outbox = multiprocessing.Pipe(duplex=False)
@@ -76,10 +76,10 @@ def made(task: str, asked: str, mode: str, arguments: dict[str, Any], given: Any
     def work() -> None:
         before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         pruned = copy.deepcopy(model)
-        report = prune_(pruned, x, mode=mode, **arguments)
+        report = prune_(pruned, x, target, options=Options(mode=mode))
         seconds, memory = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         figures = (report.nonzeros / report.nonzeros_before, accuracy(pruned, *test), report.output_error)
-        outbox.send(Run(task, asked, mode, len(x), *figures, seconds, memory / 1024))
+        outbox.send(Run(task, str(target), mode, len(x), *figures, seconds, memory / 1024))
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -89,20 +89,20 @@ def made(task: str, asked: str, mode: str, arguments: dict[str, Any], given: Any
 
 
 def table(found: list[Run], dense: float) -> Table:
-    """A row for what was asked, beside each other the modes."""
+    """A row for each target, beside each other the modes."""
     modes = list(dict.fromkeys(run.mode for run in found))
     shown = Table(title=f"{found[0].task}: dense {100 * dense:.1f} %, {found[0].samples:,} calibration samples")
-    shown.add_column("asked")
+    shown.add_column("target")
     for figure in ("accuracy, %", "network's error", "kept, %", "seconds", "MiB"):
         for mode in modes:
             shown.add_column(f"{figure}, {mode}", justify="right")
-    for asked in dict.fromkeys(run.asked for run in found):
-        runs = {run.mode: run for run in found if run.asked == asked}
+    for target in dict.fromkeys(run.target for run in found):
+        runs = {run.mode: run for run in found if run.target == target}
         texts = [
             (f"{100 * r.accuracy:.1f}", f"{r.error:.3f}", f"{100 * r.kept:.1f}", f"{r.seconds:.1f}", f"{r.memory:.0f}")
             for r in (runs[mode] for mode in modes)
         ]
-        shown.add_row(asked, *(text for column in zip(*texts, strict=True) for text in column))
+        shown.add_row(target, *(text for column in zip(*texts, strict=True) for text in column))
     return shown
 
 
@@ -120,11 +120,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.tasks:
         given = task_of(name, args)
-        key = lambda run: (run.asked, run.mode, run.samples)  # noqa: E731
+        key = lambda run: (run.target, run.mode, run.samples)  # noqa: E731
         kept = Kept(args.out / f"modes-{name}.jsonl", Run, key, console)
         found = [
-            kept.get((asked, mode, len(given[1])), lambda: made(name, asked, mode, arguments, given))  # noqa: B023
-            for asked, mode, arguments in requests(args)
+            kept.get((str(target), mode, len(given[1])), lambda: made(name, target, mode, given))  # noqa: B023
+            for target, mode in requests(args)
         ]
         console.print(table(found, accuracy(given[0], *given[2])))
 

@@ -25,8 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from trained import Kept, finetune_, load
 
-from convexprune import prune_
-from convexprune.baselines.magnitude import magnitude_prune_
+from convexprune import Options, Sparsity, prune_
 from convexprune.costs import accuracy
 
 Counts = Mapping[str, int]  # nonzeros by layer
@@ -89,39 +88,34 @@ def sparsities(model: nn.Module, counts: Counts) -> dict[str, float]:
     }
 
 
-def global_magnitude_(model: nn.Module, counts: Counts) -> None:
-    """The largest weights of the whole network, as many as in ``counts``."""
-    sizes = {name: model.get_submodule(name).get_parameter("weight").detach().abs().flatten() for name in counts}
-    floor = torch.cat(list(sizes.values())).topk(sum(counts.values())).values[-1]
-    magnitude_prune_(model, {name: int((size >= floor).sum()) for name, size in sizes.items()})
-
-
 def net_trim(task: Task, mode: str, eps: float) -> Callable[[nn.Module], float]:
-    return lambda model: prune_(model, task.calibration, eps, mode=mode).output_error
+    return lambda model: prune_(model, task.calibration, eps=eps, options=Options(mode=mode)).output_error
 
 
 def matched(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float]]:
     """The methods that take a number of nonzeros."""
-    x, each = task.calibration, sparsities(task.model, counts)
-    dense = sum(nonzeros(task.model).values())
-    part = 1 - sum(counts.values()) / dense
-    methods: dict[str, Callable[[nn.Module], float | None]] = {
-        "budget": lambda model: prune_(model, x, sparsity=each, mode="parallel").output_error,
-        "budget, cascade": lambda model: prune_(model, x, sparsity=each, mode="cascade").output_error,
-        "network": lambda model: prune_(model, x, sparsity=part, scope="network", mode="parallel").output_error,
-        "network, cascade": lambda model: prune_(model, x, sparsity=part, scope="network", mode="cascade").output_error,
-        "magnitude": lambda model: magnitude_prune_(model, counts),
-        "magnitude, network": lambda model: global_magnitude_(model, counts),
+    each = Sparsity(sparsities(task.model, counts))
+    whole = Sparsity(1 - sum(counts.values()) / sum(nonzeros(task.model).values()), "network")
+
+    def prune(target: Sparsity, method: str, mode: str, model: nn.Module) -> float:
+        return prune_(model, task.calibration, target, method=method, options=Options(mode=mode)).output_error
+
+    return {
+        "budget": partial(prune, each, "budget", "parallel"),
+        "budget, cascade": partial(prune, each, "budget", "cascade"),
+        "network": partial(prune, whole, "budget", "parallel"),
+        "network, cascade": partial(prune, whole, "budget", "cascade"),
+        "magnitude": partial(prune, each, "magnitude", "parallel"),
+        "magnitude, network": partial(prune, whole, "magnitude", "parallel"),
     }
-    return {name: lambda model, method=method: method(model) or float("nan") for name, method in methods.items()}
 
 
 def supports(task: Task, counts: Counts) -> dict[str, Callable[[nn.Module], float]]:
     """Net-Trim's supports: those of the least eps that leave so many nonzeros in each layer, fitted again."""
-    each = sparsities(task.model, counts)
+    each = Sparsity(sparsities(task.model, counts))
 
     def prune(mode: str, model: nn.Module) -> float:
-        return prune_(model, task.calibration, sparsity=each, search="path", mode=mode).output_error
+        return prune_(model, task.calibration, each, method="net-trim", options=Options(mode=mode)).output_error
 
     return {f"net-trim, {mode}, refit": partial(prune, mode) for mode in ("parallel", "cascade")}
 
@@ -134,7 +128,7 @@ def plans(task: Task, args: argparse.Namespace) -> Iterator[tuple[str, str, Call
         path = args.out / f"counts-{task.name}-{eps:g}-{args.samples}.json"
         if not path.exists():
             model = copy.deepcopy(task.model)
-            prune_(model, task.calibration, eps, mode="parallel")
+            prune_(model, task.calibration, eps=eps, options=Options(mode="parallel"))
             path.write_text(json.dumps(nonzeros(model)))
         for name, method in matched(task, json.loads(path.read_text())).items():
             yield f"eps {eps:g}", name, method

@@ -113,6 +113,7 @@ def main() -> None:
     import torch
 
     import convexprune.solvers
+
     print(f"{convexprune.__file__}, {convexprune.solvers.__file__}, in {Path.cwd()}", flush=True)
     for page in PAGES:
         sys.modules["documentation"] = module = ModuleType("documentation")  # dataclasses look their module up

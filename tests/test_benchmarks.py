@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from convexprune.nettrim import layer_program
+from convexprune import Options, layer_program
 from convexprune.solvers import LayerProgram, certify
 from convexprune.solvers.methods import IterativeSolver, Proposal
 from convexprune.solvers.methods.interface import Limits, Solver, Start, Watch
@@ -254,7 +254,7 @@ def test_dumped_layers_are_the_programs_of_the_network(tmp_path: Path) -> None:
     }
     expected = {
         "0 group 1": layer_program(model[0], inputs, 0.2, group=1),
-        "3": layer_program(model[3], model[:3](inputs).detach(), 0.2, fit="ball"),
+        "3": layer_program(model[3], model[:3](inputs).detach(), 0.2, options=Options(fit="ball")),
     }
     for name, wanted in expected.items():
         found = dump.read_layer(dump.write_layer(tmp_path / f"{name}.npz", dumped[name], 0.2))
