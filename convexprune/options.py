@@ -114,7 +114,8 @@ class Options:
             if not _is_table(getattr(self, name) or {}, str if name == "activations" else object):
                 example = "{'fc1': 'relu'}" if name == "activations" else "{'rho': 2.0}"
                 raise InvalidInput(f"{name}: expected a mapping as {example}, {what}, found {getattr(self, name)!r}")
-        if isinstance(self.fit, Mapping) and not _is_table(self.fit, object):
+        fits = self.fit if isinstance(self.fit, Mapping) else {}
+        if not _is_table(fits, object) or any(fit is None for fit in fits.values()):
             raise InvalidInput(
                 f"fit: expected a name, a LayerFit, or a mapping from patterns to these, found {self.fit!r}"
             )

@@ -140,7 +140,8 @@ class Sparsity(Target):
     def check_entry(self, name: str, value: object) -> object:
         """As ``Target.check_entry``."""
         _word("scope", self.scope, ("layer", "network"))
-        if isinstance(value, str) and self.scope == "network" and not name:
+        values = self.table.values() if self.table is not None else [value]
+        if self.scope == "network" and all(isinstance(each, str) for each in values):
             raise _invalid(f"sparsity: a pattern such as {value!r} is each layer's own; leave scope out")
         return _size(self._where(name), value, "weights")
 

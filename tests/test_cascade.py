@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import resnet
@@ -18,8 +19,7 @@ from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune import prune_
-from convexprune.nettrim.verify import verify
+from convexprune.verify import verify
 
 Made = tuple[nn.Module, list[Tensor]]
 

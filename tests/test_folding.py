@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
 from promises import behind, promised, with_modules_of
@@ -13,11 +14,10 @@ from tolerances import EXACT, HALF
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune import prune_
 from convexprune.layers import output_matrices
-from convexprune.nettrim.folding import Fold, folds
-from convexprune.nettrim.sites import Site
 from convexprune.network.taps import tap
+from convexprune.runs.fits import FITS
+from convexprune.runs.layer import Fold, Layer
 
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda bias: nn.Linear(5, 6, bias=bias), (9, 5)),
@@ -44,8 +44,8 @@ def made(kind: str, bias: bool, seed: int = 0, dtype: torch.dtype = torch.float6
     return nn.Sequential(make(bias), norm, nn.ReLU()).to(dtype).eval(), torch.randn(shape, dtype=dtype)
 
 
-def site(model: nn.Sequential) -> Site:
-    return Site("0", model[0], (tap(model, "0"),), "relu", "1", model[1], "relu-ball", 1)
+def layer_of(model: nn.Sequential) -> Layer:
+    return Layer("0", model[0], (tap(model, "0"),), "relu", "1", model[1], FITS["relu-ball"], 1)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -53,7 +53,7 @@ def site(model: nn.Sequential) -> Site:
 def test_the_programs_weights_give_what_the_norm_gives(kind: str, bias: bool) -> None:
     """BN(layer(x)) = X · apply(stored), for each group, and writing back what was read changes nothing."""
     model, x = made(kind, bias)
-    at, before = site(model), copy.deepcopy(model.state_dict())
+    at, before = layer_of(model), copy.deepcopy(model.state_dict())
     stored = at.read()
     with torch.no_grad():
         Z = output_matrices(model[0], model[:2](x)) if kind != "linear" else (model[:2](x),)
@@ -82,9 +82,10 @@ def test_undo_after_apply_is_the_identity_where_the_scale_is_not_0(seed: int, N:
 
 
 def test_without_a_norm_nothing_happens() -> None:
-    W = torch.randn(4, 3)
-    assert all(fold.apply(W) is W and fold.undo(W) is W for fold in folds(None, None, 2))
-    assert len(folds(None, None, 2)) == 2
+    conv = nn.Conv2d(4, 6, 3, groups=2)
+    folds, W = Layer("0", conv, (), None, None, None, FITS["ball"], 1).folds, torch.randn(4, 3)
+    assert all(fold.apply(W) is W and fold.undo(W) is W for fold in folds)
+    assert len(folds) == 2
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -187,8 +188,8 @@ def test_a_norm_alone_is_folded_whatever_follows_it() -> None:
 def test_a_shift_beyond_the_range_of_its_dtype_is_refused_before_anything_is_written() -> None:
     model, _ = made("linear", bias=True, dtype=torch.float16)
     before = copy.deepcopy(model.state_dict())
-    stored = site(model).read()[0].clone()
+    stored = layer_of(model).read()[0].clone()
     stored[-1, 0] = torch.inf
     with pytest.raises(Exception, match="NaN or infinity as shift of '1'"):
-        site(model).write_([stored])
+        layer_of(model).write_([stored])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calls import prune_
 
-from convexprune import prune_
 from convexprune.cli.reference import find_model
 from convexprune.costs import accuracy
 from convexprune.network.weights import load_weights_into_

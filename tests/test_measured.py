@@ -6,19 +6,19 @@ import math
 
 import pytest
 import torch
+from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
 from promises import behind
 from torch import nn
 from torch.nn import functional
 
-from convexprune import prune_
+from convexprune import Data
 from convexprune.errors import OtherRun
-from convexprune.nettrim.network import LEAST_EPS
-from convexprune.nettrim.outcome import is_vacuous
-from convexprune.nettrim.search import _Search
-from convexprune.nettrim.verify import verify
+from convexprune.pruners.network_eps import _LEAST_EPS, _Search
+from convexprune.runs.outcome import is_vacuous
 from convexprune.solvers.errors import InvalidInput
+from convexprune.verify import verify
 
 
 class Residual(nn.Module):
@@ -84,7 +84,7 @@ def test_the_search_ends_close_below_the_total(total, factor, power, steps):
         search.learn(level, error(level))
         assert search.trials <= 12
     if search.low is None:
-        assert error(LEAST_EPS) > total
+        assert error(_LEAST_EPS) > total
     else:
         found, e = search.low
         assert e <= total
@@ -103,7 +103,7 @@ def test_the_measured_error_is_within_what_was_asked(make, mode, objective):
     assert max(errors) <= 0.3 * (1 + 1e-6)  # forwards in float32 are rounded
     assert max(errors) > 0.24  # what is allowed is used
     assert errors == pytest.approx([report.network.error, report.network.holdout_error], rel=1e-3)
-    assert report.network.guarantee == report.provenance["guarantee"] == "measured"
+    assert report.network.guarantee == report.provenance["target"]["guarantee"] == "measured"
     text = " ".join(str(report).split())
     assert "as measured" in text
     assert "on held-out data (0.3 asked for)" in text
@@ -161,12 +161,12 @@ def test_a_run_that_was_stopped_goes_on_and_is_verified(tmp_path):
     stopped = prune_(cut, x, **arguments, run=tmp_path, stop=late, progress=note)
     assert stopped.provenance["stopped"]
     assert not stopped.certified
-    assert not verify(model, x, tmp_path, holdout=held_out).complete
+    assert not verify(model, Data(x, holdout=held_out), tmp_path).complete
     resumed = copy.deepcopy(model)
     again = prune_(resumed, x, **arguments, run=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     assert again.network.error == report.network.error
-    found = verify(model, x, tmp_path, holdout=held_out)
+    found = verify(model, Data(x, holdout=held_out), tmp_path)
     assert found.ok
     assert found.complete
     with pytest.raises(OtherRun, match="other held-out data"):
@@ -177,5 +177,3 @@ def test_words_that_contradict_each_other_are_refused():
     model, x = normed()
     with pytest.raises(InvalidInput, match="guarantee: expected 'measured' or 'bound', found 'sure'"):
         prune_(model, x, network_eps=0.1, guarantee="sure")
-    with pytest.raises(InvalidInput, match="guarantee: it goes with network_eps"):
-        prune_(model, x, 0.1, guarantee="bound")

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from calls import coreset_prune_
 from torch import nn
 
-from convexprune.coresets import coreset_prune_
-from convexprune.coresets.network import neurons_of
 from convexprune.network.links import find_links
+from convexprune.pruners.sampling import _incoming
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
 
@@ -24,7 +24,7 @@ def test_norms_that_make_no_numbers_are_named(name, value):
     getattr(model[1], name).data[2] = value
     [link] = find_links(model)[0].values()
     with pytest.raises(NonFinite, match=r"^1: its statistics, weight or bias make NaN or infinity"):
-        neurons_of(model, link, {}, None)
+        _incoming(model, link)
 
 
 @pytest.mark.parametrize("method", ["mussay", "lowner"])

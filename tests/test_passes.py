@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from promises import unchanged
 from tolerances import ROUNDING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune import prune_
 from convexprune.errors import EmptyCalibration
 from convexprune.network.passes import observe, received
 from convexprune.network.taps import tap

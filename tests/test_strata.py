@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from convexprune import prune_
-from convexprune.nettrim.folding import Fold
-from convexprune.nettrim.posed import Posed
+from convexprune.runs.fits import FITS
+from convexprune.runs.layer import Fold
+from convexprune.runs.problem import Problem
 from convexprune.solvers import L1, LayerProgram, ReluBall
 from convexprune.solvers.arrays import stratified
 from convexprune.solvers.errors import InvalidTolerance
@@ -43,13 +44,13 @@ def images(count=64, positions=16):
 def test_a_sample_to_measure_on_keeps_step_with_no_positions():
     """As many rows as images: one of each image, and not the same position of all."""
     X = images()
-    posed = Posed(X, X @ torch.eye(2), torch.eye(2), Fold(), biased=False, fit="relu-ball", samples=len(X))
-    thin = posed.thinned(64, seed=0)
-    assert thin.samples == len(thin.X) == 64
-    assert torch.equal(thin.X[:, 0].sort().values, torch.arange(64.0))
-    assert 10 < len(thin.X[:, 1].unique()) <= 16
-    assert torch.equal(thin.X, thin.Y)
-    assert not torch.equal(thin.X, posed.thinned(64, seed=1).X)
+    problem = Problem("fc", X, X @ torch.eye(2), torch.eye(2), Fold(), False, FITS["relu-ball"], len(X))
+    some = problem.sample(64, seed=0)
+    assert some.samples == len(some.X) == 64
+    assert torch.equal(some.X[:, 0].sort().values, torch.arange(64.0))
+    assert 10 < len(some.X[:, 1].unique()) <= 16
+    assert torch.equal(some.X, some.Y)
+    assert not torch.equal(some.X, problem.sample(64, seed=1).X)
 
 
 def test_admm_starts_from_random_samples():

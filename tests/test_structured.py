@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from networks import resnet
 from promises import unchanged
 from safetensors.torch import save_file
 from tolerances import OUTPUTS
 from torch import Tensor, nn
 
-from convexprune import prune_
 from convexprune.errors import NothingToPrune, UnsupportedModule
 from convexprune.network.weights import load_weights_into_
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 
-from convexprune import prune_
+import convexprune
 from convexprune.errors import NothingToPrune, PruningFailed
 from convexprune.solvers import Status
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, InvalidTolerance, SolverRefused
@@ -302,35 +303,40 @@ def test_a_refit_lowers_the_error_at_the_same_support(mode: str) -> None:
 # --- Contradictions ---
 
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "two targets": ({"eps": 0.1, "sparsity": 0.5}, InvalidInput, "eps and sparsity: each says how far"),
-    "three targets": ({"eps": 0.1, "sparsity": 0.5, "network_eps": 0.1}, InvalidInput, "give one of them"),
-    "objective": ({"objective": "nonzeros"}, InvalidInput, "objective: it goes with network_eps"),
-    "scope": ({"scope": "network"}, InvalidInput, "scope: it goes with sparsity"),
-    "search": ({"network_eps": 0.1, "search": "path"}, InvalidInput, "search: it goes with sparsity"),
-    "unit": ({"unit": "neurons"}, InvalidInput, "unit: it goes with sparsity"),
-    "refit": ({"sparsity": 0.5, "refit": True}, InvalidInput, "refit: it goes with eps"),
+    "refit": ({"sparsity": 0.5, "refit": True}, SolverRefused, "fitted on their support anyway: leave refit out"),
+    "a method of others": (
+        {"eps": 0.1, "method": "budget"},
+        SolverRefused,
+        "cannot reach a target .eps.",
+    ),
+    "objective": ({"network_eps": 0.1, "objective": "few"}, InvalidInput, "objective: expected 'l1' or 'nonzeros'"),
+    "scope": ({"sparsity": 0.5, "scope": "all"}, InvalidInput, "scope: expected 'layer' or 'network', found 'all'"),
     "pattern and scope": ({"sparsity": "2:4", "scope": "network"}, InvalidInput, "each layer's own"),
-    "pattern and search": ({"sparsity": "2:4", "search": "path"}, InvalidInput, "each layer's own"),
-    "pattern of neurons": ({"sparsity": "2:4", "unit": "neurons"}, InvalidInput, "give sparsity a number alone"),
-    "neurons by layer": ({"sparsity": {"*": 0.5}, "unit": "neurons"}, InvalidInput, "a number alone"),
+    "pattern and path": ({"sparsity": "2:4", "search": "path"}, InvalidInput, "takes no pattern such as '2:4'; use"),
+    "pattern of neurons": ({"sparsity": "2:4", "unit": "neurons"}, InvalidInput, "the part of neurons that goes"),
+    "a share of each": (
+        {"sparsity": {"*": 0.5}, "unit": "neurons", "scope": "network"},
+        InvalidInput,
+        "one part to share",
+    ),
     "patterns for the network": ({"sparsity": {"*": "2:4"}, "scope": "network"}, InvalidInput, "each layer's own"),
-    "neurons, mixed": ({"sparsity": {"0": "2:4", "*": 0.5}, "unit": "neurons"}, InvalidInput, "a number alone"),
+    "neurons, mixed": ({"sparsity": {"0": "2:4", "*": 0.5}, "unit": "neurons"}, InvalidInput, "the part of neurons"),
     "no pattern in a table": (
         {"sparsity": {"0": "a:b", "*": 0.5}},
         InvalidInput,
         "sparsity of 0: expected a number, or",
     ),
     "no number": ({"sparsity": "half"}, InvalidInput, "or a pattern such as '2:4', found 'half'"),
-    "more than there are": ({"sparsity": "5:4"}, InvalidInput, "5 of 4"),
-    "nothing kept": ({"sparsity": "0:4"}, InvalidInput, "≥ 1"),
+    "more than there are": ({"sparsity": "5:4"}, InvalidInput, "1 ≤ n < m, found '5:4'"),
+    "nothing kept": ({"sparsity": "0:4"}, InvalidInput, "1 ≤ n"),
     "all zeros": ({"sparsity": 1.0}, InvalidTolerance, "0 to below 1"),
     "negative": ({"sparsity": {"*": -0.1}}, InvalidTolerance, "sparsity of"),
     "yes": ({"sparsity": True}, InvalidTolerance, "found True"),
     "a layer without": ({"sparsity": {"0": 0.5}}, InvalidInput, "matches 2"),
     "net-trim": ({"sparsity": 0.5, "fit": "net-trim"}, InvalidInput, "use 'relu-ball'"),
     "a solver of sets": ({"sparsity": 0.5, "solver": "admm"}, SolverRefused, "not convex"),
-    "network_eps": ({"network_eps": -1.0}, InvalidTolerance, "network_eps"),
-    "network_eps NaN": ({"network_eps": math.nan}, InvalidTolerance, "network_eps"),
+    "network_eps": ({"network_eps": -1.0}, InvalidTolerance, "network-eps: expected"),
+    "network_eps NaN": ({"network_eps": math.nan}, InvalidTolerance, "network-eps: expected"),
     "gamma": ({"gamma": 0.9, "mode": "cascade"}, InvalidTolerance, "gamma: expected a number ≥ 1"),
     "time": ({"time_limit": -1.0}, InvalidTolerance, "time_limit: expected a positive number"),
     "no time": ({"time_limit": math.nan}, InvalidTolerance, "time_limit"),
@@ -357,6 +363,14 @@ def test_contradictions_are_refused(case: str) -> None:
         prune_(model, x, **arguments)
     assert isinstance(caught.value, ConvexPruneError)
     assert same()
+
+
+def test_two_targets_are_refused() -> None:
+    model, x = chain(8, 8, 3)
+    with pytest.raises(InvalidInput, match="eps and sparsity: each says how far to prune; give one of them"):
+        convexprune.prune_(model, x, eps=0.1, sparsity=0.5)
+    with pytest.raises(InvalidInput, match="target and eps: each"):
+        convexprune.prune_(model, x, "sparsity 0.5", eps=0.1)
 
 
 # --- An end in time ---

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from promises import promised, unchanged, with_modules_of
 from torch import Tensor, nn
 from torch.nn import functional
-
-from convexprune import prune_
 
 
 def encoder(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[Tensor]]:

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from calls import prune_
 from tolerances import EXACT, ROUNDING, SINGLE
 from torch import Tensor, nn
 
-from convexprune import prune_
 from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, TopK, certify, solve
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import ConvexPruneError, NonFinite
