@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from convexprune.pruners.sizes import without_idle
 from convexprune.report.report import LayerReport, Promise, Report, SkippedModule, emptied_layers, reported_once
 from convexprune.runs.data import Data, as_data, called_on
 from convexprune.runs.executors import several, solver_for
+from convexprune.runs.fits import layer_fit
 from convexprune.runs.journal import Journal, described_run
 from convexprune.runs.outcome import NetworkPromise, amplified, network_errors, network_promise, same_outputs
 from convexprune.runs.plan import Plan, first_names, make_plan
@@ -150,6 +151,9 @@ class Request:
             As ``prune_``, of what it is given.
         """
         chosen = (options or Options()).checked()
+        for pattern, fit in (chosen.fit if isinstance(chosen.fit, Mapping) else {"": chosen.fit}).items():
+            if fit is not None:
+                layer_fit(fit, f"fit of {pattern}" if pattern else "fit")
         name, pruner = make_pruner(method, target)
         if chosen.mode is None:
             default = pruner.default_mode(target, chosen) or ("parallel" if several(jobs) else None)

@@ -142,7 +142,7 @@ def verify(
         FileNotFoundError: The folder holds no run.
         OtherRun: The model or the data are not those of the run.
         DamagedFile: Its run.json cannot be used; damaged entries are differences in their rows.
-        Infeasible, InvalidInput: As in ``prune_``, where the recipe itself cannot be followed.
+        Infeasible, InvalidInput, UnknownSolver: As in ``prune_``, where the recipe itself cannot be followed.
     """
     journal, described = Journal.existing(run)
     request, recipe = recorded_request(model, data, run, described, method, options)

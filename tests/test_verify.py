@@ -12,18 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from torch import Tensor, nn
 
-from convexprune import Report, prune_
+from convexprune import Data, Report, verify
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files.weights import save_json
-from convexprune.nettrim.tasks import Task
-from convexprune.nettrim.verification import Verification, VerifiedLayer
-from convexprune.nettrim.verify import verify
 from convexprune.network.weights import save_weights
+from convexprune.runs.executors import Task
 from convexprune.runs.journal import Journal, Record
+from convexprune.runs.run import Judged
 from convexprune.solvers.errors import UnknownSolver
 from convexprune.solvers.methods import registry
+from convexprune.verify import Verification
 
 Made = tuple[nn.Module, Tensor]
 
@@ -183,7 +184,7 @@ def changed(folder: Path, layer: str, change: Callable[[dict[str, Any], dict[str
                 writing.put(layer, data["goal"], Record(data, tensors))
 
 
-def only_wrong(found: Verification, name: str) -> VerifiedLayer:
+def only_wrong(found: Verification, name: str) -> Judged:
     assert not found.ok
     (row,) = [row for row in found.layers if not row.ok]
     assert row.name == name
@@ -487,16 +488,19 @@ def test_a_recipe_changed_afterwards_is_found(kept: tuple[nn.Module, Tensor, Pat
     model, x, folder = kept
     copied = copy_of(folder, tmp_path)
     described = json.loads((copied / "run.json").read_text())
-    described["recipe"]["limits"]["tol"] = 10.0
+    described["recipe"]["tol"] = 10.0
     (copied / "run.json").write_text(json.dumps(described))
     found = verify(model, x, copied)
     assert not found.ok
     assert all("belongs to another run" in row.differences[0] for row in found.layers)
-    described["recipe"]["limits"]["tol"] = 1e-3
+    described["recipe"]["tol"] = 1e-3
     for recipe in (None, [], {}, 5, "limits", *({**described["recipe"], **change} for change in WRONG)):
         (copied / "run.json").write_text(json.dumps({**described, "recipe": recipe}))
         with pytest.raises(DamagedFile, match=r"run\.json"):
             verify(model, x, copied)
+    (copied / "run.json").write_text(json.dumps({**described, "recipe": {**described["recipe"], "method": "os.system"}}))
+    with pytest.raises(UnknownSolver, match=r"no method named 'os\.system'"):
+        verify(model, x, copied)
 
 
 WRONG: list[dict[str, Any]] = [
@@ -507,21 +511,28 @@ WRONG: list[dict[str, Any]] = [
     {"gamma": "x"},
     {"batch_size": "x"},
     {"batch_size": 0},
-    {"limits": {}},
-    {"limits": [1]},
-    {"limits": {"tol": "x", "feas_tol": 1e-4, "max_iter": None, "time_limit": None}},
+    {"tol": "x"},
+    {"feas_tol": None},
+    {"max_iter": [1]},
+    {"layer_time_limit": "x"},
     {"fit": [1]},
     {"fit": {"*": [1]}},
     {"activations": 5},
     {"activations": ["relu"]},
     {"activations": {"*": 5}},
     {"layers": 5},
-    {"eps": "x"},
-    {"eps": {"*": {"0": 1}}},
-    {"eps": [0.1, "x", 0.1]},
-    {"eps": None, "sparsity": [0.5]},
-    {"eps": None, "sparsity": {"*": "x"}},
-    {"eps": None, "network_eps": "x"},
+    {"target": None},
+    {"target": {"kind": "os.system", "value": 0.1}},
+    {"target": {"kind": "eps"}},
+    {"target": {"kind": "eps", "value": "x"}},
+    {"target": {"kind": "eps", "value": {"*": {"0": 1}}}},
+    {"target": {"kind": "eps", "value": [0.1, "x", 0.1]}},
+    {"target": {"kind": "eps", "value": 0.1, "scope": "layer"}},
+    {"target": {"kind": "sparsity", "value": [0.5]}},
+    {"target": {"kind": "sparsity", "value": {"*": "x"}}},
+    {"target": {"kind": "network-eps", "value": "x"}},
+    {"method_options": [1]},
+    {"method_options": {"size": 1}},
     {"refit": "x"},
     {"penalise_bias": "x"},
 ]
@@ -549,9 +560,9 @@ def test_a_forward_of_ones_own_and_batches_are_used_as_in_the_run(tmp_path: Path
         return result
 
     prune_(copy.deepcopy(model), iter(data), forward=forward, run=tmp_path)
-    assert verify(model, data, tmp_path, forward=forward).ok
+    assert verify(model, Data(data, forward=forward), tmp_path).ok
     with pytest.raises(OtherRun, match="other calibration data"):
-        verify(model, [data[0], {**data[1], "label": 3}], tmp_path, forward=forward)
+        verify(model, Data([data[0], {**data[1], "label": 3}], forward=forward), tmp_path)
 
 
 def test_the_result_is_plain_data_and_a_table(kept: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
@@ -561,7 +572,7 @@ def test_the_result_is_plain_data_and_a_table(kept: tuple[nn.Module, Tensor, Pat
     assert told["ok"] is told["complete"] is True
     assert [row["name"] for row in told["layers"]] == ["0", "2", "4"]
     assert math.isclose(told["layers"][0]["recomputed"]["value"], asdict(found.layers[0].recomputed)["value"])  # type: ignore[arg-type]
-    assert told["provenance"]["recipe"]["eps"] == 0.1
+    assert told["provenance"]["recipe"]["target"] == {"kind": "eps", "value": 0.1}
     assert len(found.table(140).columns) > len(found.table(80).columns)
     assert "3 of 3 entries are as recorded" in str(found)
     copied = copy_of(folder, tmp_path)

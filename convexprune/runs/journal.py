@@ -264,6 +264,8 @@ def _read_run(path: Path) -> dict[str, Any]:
     missing = [key for key in _SOLVED if key not in found]
     if missing:
         raise DamagedFile(f"{path} lacks {', '.join(missing)}; restore it, or start in another folder")
+    if not isinstance(found["recipe"], dict):
+        raise DamagedFile(f"{path} holds no recipe, but {found['recipe']!r}; restore it, or start in another folder")
     return found
 
 

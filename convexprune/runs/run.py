@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,7 @@ from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
 
 _log = logging.getLogger(__name__)
+_NONE = (None, math.inf)  # what a time limit may be where there is none
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, object], bool | None]
@@ -323,7 +325,7 @@ class Run:
 
     def _task(self, name: str, goal: Goal) -> Task:
         _log.info("%s: %s", visible(name), goal)
-        limits = [seconds for seconds in (self.watch.left(), self.options.layer_time_limit) if seconds is not None]
+        limits = [seconds for seconds in (self.watch.left(), self.options.layer_time_limit) if seconds not in _NONE]
         threads, seconds = torch.get_num_threads(), min(limits, default=None)
         return Task(name, goal, self.problems(name), self.options, threads, seconds)
 
