@@ -302,11 +302,53 @@ def test_an_interrupt_ends_the_judging_of_what_is_known_and_nothing_is_lost(tmp_
     assert prune_(model, x, run=tmp_path, time_limit=1e-9).certified  # a time limit is for solving
 
 
+KINDS = {
+    "magnitude": {"target": "sparsity 0.6 scope=network", "refit": True},
+    "wanda": {"target": "sparsity 2:4"},
+    "corenet": {"target": "sparsity 0.5"},
+    "lowner": {"target": "neurons 0.5"},
+}
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_runs_of_pruners_of_every_kind_go_on_where_they_stopped_and_are_verified(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = mlp()
+    whole, again, folder = copy.deepcopy(model), copy.deepcopy(model), tmp_path / "run"
+    prune_(whole, x, method=method, **KINDS[method])
+    part = prune_(copy.deepcopy(model), x, method=method, run=folder, stop=lambda: kept(folder), **KINDS[method])
+    assert part.provenance["stopped"] is not None
+    found = verify(model, x, folder)
+    assert (found.ok, found.complete, len(found.layers)) == (True, False, 1)
+
+    first, solved, solve = kept(folder), list[str](), Task.run
+    monkeypatch.setattr(Task, "run", lambda self, *rest: solved.append(self.name) or solve(self, *rest))
+    report = prune_(again, x, method=method, run=folder, **KINDS[method])
+    assert sorted([*first, *solved]) == kept(folder)
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    save_json(report.to_dict(), folder / "report.json")
+    save_weights(again, folder / "model.safetensors")
+    found = verify(model, x, folder)
+    assert (found.ok, found.complete, found.results) == (True, True, ())
+
+    changed(folder, solved[-1], smaller_weights)
+    assert only_wrong(verify(model, x, folder), solved[-1]).differences
+    with pytest.raises(DamagedFile, match=f"layer '{solved[-1]}' does not hold"):
+        prune_(copy.deepcopy(model), x, method=method, run=folder, **KINDS[method])
+
+
+def kept(folder: Path) -> list[str]:
+    """The layers that have an entry."""
+    return sorted(path.name.partition("-")[0] for path in (folder / "layers").glob("*.json"))
+
+
 CLAIMS = ["value", "bound", "gap", "violation", "scale", "radius", "promised", "size", "error", "samples", "before"]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, Path]:
+def known(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, Path]:
     model, x = mlp()
     folder = tmp_path_factory.mktemp("kept")
     prune_(copy.deepcopy(model), x, max_iter=10, run=folder)
@@ -314,8 +356,8 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, P
 
 
 @pytest.mark.parametrize("claim", [*CLAIMS, "nonzeros", "infeasible"])
-def test_every_changed_figure_is_found(kept: tuple[nn.Module, Tensor, Path], claim: str, tmp_path: Path) -> None:
-    model, x, folder = kept
+def test_every_changed_figure_is_found(known: tuple[nn.Module, Tensor, Path], claim: str, tmp_path: Path) -> None:
+    model, x, folder = known
     copied = copy_of(folder, tmp_path)
 
     def change(group: dict[str, Any], _: dict[str, Tensor]) -> None:
@@ -328,8 +370,8 @@ def test_every_changed_figure_is_found(kept: tuple[nn.Module, Tensor, Path], cla
     assert difference.startswith(f"{claim}: recorded ")
 
 
-def test_a_status_that_does_not_follow_is_found(kept: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
-    model, x, folder = kept
+def test_a_status_that_does_not_follow_is_found(known: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
+    model, x, folder = known
     for number, status in enumerate(("solved", "refitted", "no bound")):
         copied = copy_of(folder, tmp_path / str(number))
         retold(copied, "0", lambda group, _, status=status: group.update(status=status))  # type: ignore[misc]
@@ -360,9 +402,9 @@ def copy_of(folder: Path, target: Path) -> Path:
 
 
 def test_a_damaged_entry_is_told_of_in_its_row_and_the_others_are_verified(
-    kept: tuple[nn.Module, Tensor, Path], tmp_path: Path
+    known: tuple[nn.Module, Tensor, Path], tmp_path: Path
 ) -> None:
-    model, x, folder = kept
+    model, x, folder = known
     copied = copy_of(folder, tmp_path)
     damaged = next((copied / "layers").glob("2-*.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
@@ -405,9 +447,9 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
     ],
 )
 def test_a_report_beside_the_entries_is_verified_by_them(
-    kept: tuple[nn.Module, Tensor, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
+    known: tuple[nn.Module, Tensor, Path], tmp_path: Path, change: Callable[[dict[str, Any]], object], told: str
 ) -> None:
-    model, x, folder = kept
+    model, x, folder = known
     copied = copy_of(folder, tmp_path)
     assert verify(model, x, copied).results is None
     report = prune_(copy.deepcopy(model), x, max_iter=10, run=copied).to_dict()
@@ -425,9 +467,9 @@ def test_a_report_beside_the_entries_is_verified_by_them(
 
 
 def test_an_entry_that_the_recipe_does_not_lead_to_is_told_of(
-    kept: tuple[nn.Module, Tensor, Path], tmp_path: Path
+    known: tuple[nn.Module, Tensor, Path], tmp_path: Path
 ) -> None:
-    model, x, folder = kept
+    model, x, folder = known
     copied = copy_of(folder, tmp_path)
     journal, described = Journal.existing(copied)
     record = next(journal.entries())
@@ -471,8 +513,8 @@ def test_multipliers_in_a_basis_that_rounding_turned_do_not_count_against_a_boun
     assert any("bound" in difference for difference in only_wrong(verify(model, x, tmp_path), "0").differences)
 
 
-def test_another_model_other_data_and_the_pruned_model_are_refused(kept: tuple[nn.Module, Tensor, Path]) -> None:
-    model, x, folder = kept
+def test_another_model_other_data_and_the_pruned_model_are_refused(known: tuple[nn.Module, Tensor, Path]) -> None:
+    model, x, folder = known
     pruned = copy.deepcopy(model)
     prune_(pruned, x)
     for given, data, told in (
@@ -484,8 +526,8 @@ def test_another_model_other_data_and_the_pruned_model_are_refused(kept: tuple[n
             verify(given, data, folder)
 
 
-def test_a_recipe_changed_afterwards_is_found(kept: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
-    model, x, folder = kept
+def test_a_recipe_changed_afterwards_is_found(known: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
+    model, x, folder = known
     copied = copy_of(folder, tmp_path)
     described = json.loads((copied / "run.json").read_text())
     described["recipe"]["tol"] = 10.0
@@ -565,8 +607,8 @@ def test_a_forward_of_ones_own_and_batches_are_used_as_in_the_run(tmp_path: Path
         verify(model, Data([data[0], {**data[1], "label": 3}], forward=forward), tmp_path)
 
 
-def test_the_result_is_plain_data_and_a_table(kept: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
-    model, x, folder = kept
+def test_the_result_is_plain_data_and_a_table(known: tuple[nn.Module, Tensor, Path], tmp_path: Path) -> None:
+    model, x, folder = known
     found = verify(model, x, folder)
     told = json.loads(json.dumps(found.to_dict()))
     assert told["ok"] is told["complete"] is True

@@ -25,6 +25,8 @@ REFITTED = "refitted"
 """The status of weights that keep the promise on a certified support, and no longer have the least ℓ1 norm."""
 MASKED, MASKED_REFITTED = "masked", "masked, refitted"
 """The statuses of weights of which a score or a sample chose what stays."""
+SAMPLED = ("sampled", "largest kept", "kept whole", "assumption fails")
+"""The statuses of weights that a coreset is made of."""
 ROUNDED = "rounded"
 """The status of weights whose certificate only held before they were rounded to the module's dtype."""
 

@@ -7,7 +7,7 @@ from typing import TypeVar, cast, get_type_hints
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.runs.answer import KEPT, MASKED, MASKED_REFITTED, REFITTED, ROUNDED, Answer, Goal
+from convexprune.runs.answer import KEPT, MASKED, MASKED_REFITTED, REFITTED, ROUNDED, SAMPLED, Answer, Goal
 from convexprune.runs.journal import Record
 from convexprune.runs.layer import Fold
 from convexprune.solvers.arrays import working_dtype
@@ -16,7 +16,7 @@ from convexprune.solvers.certificate.solution import Seconds, TracePoint
 
 T = TypeVar("T")
 Plain = Mapping[str, object]
-_ENDS = (*map(str, Status), KEPT, REFITTED, ROUNDED, MASKED, MASKED_REFITTED)
+_ENDS = (*map(str, Status), KEPT, REFITTED, ROUNDED, MASKED, MASKED_REFITTED, *SAMPLED)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
