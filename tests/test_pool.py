@@ -5,7 +5,6 @@ import gc
 import importlib.util
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
@@ -13,29 +12,29 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from joblib import parallel_config
+from calls import prune_
 from joblib.externals.loky import get_reusable_executor
 from torch import Tensor, nn
 
-from convexprune import prune_
 from convexprune.errors import PruningFailed, WorkerLost
-from convexprune.nettrim.folding import Fold
-from convexprune.nettrim.goals import Within
-from convexprune.nettrim.packing import packed
-from convexprune.nettrim.pool import apart, cluster
-from convexprune.nettrim.posed import How, Posed
-from convexprune.nettrim.tasks import Task, executor, serially
-from convexprune.solvers.errors import ConvexPruneError, InvalidInput, MissingExtra, NonFinite
+from convexprune.options import Options
+from convexprune.pruners.tolerance import Within
+from convexprune.runs import executors
+from convexprune.runs.executors import Task, cluster, serially, solver_for
+from convexprune.runs.fits import FITS
+from convexprune.runs.layer import Fold
+from convexprune.runs.problem import Problem, Watch
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance, MissingExtra, NonFinite
 from convexprune.solvers.methods.registry import make_solver
 
 Made = tuple[nn.Module, Tensor]
@@ -84,10 +83,10 @@ def untimed(value: Any) -> Any:
     return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
-def assert_same(one: Made, other: Made, **options: Any) -> None:
-    """That ``jobs=2`` gives ``other`` what one process gives ``one``."""
+def assert_same(one: Made, other: Made, jobs: Any = 2, **options: Any) -> None:
+    """That these jobs give ``other`` what one process gives ``one``."""
     want = prune_(*one, mode="parallel", **{name: value for name, value in options.items() if name != "run"})
-    got = prune_(*other, mode="parallel", jobs=2, **options)
+    got = prune_(*other, mode="parallel", jobs=jobs, **options)
     assert untimed(got.to_dict()) == untimed(want.to_dict())
     assert want.nonzeros < sum(p.numel() for p in one[0].parameters())
     for a, b in zip(one[0].parameters(), other[0].parameters(), strict=True):
@@ -144,18 +143,18 @@ def tasks(count: int, made: list[Any]) -> Iterator[Callable[[], Task]]:
         made.append(weakref.ref(X))
         W = torch.ones(5, 2, dtype=torch.float64)
         data = torch.from_numpy(X)
-        posed = Posed(data, data @ W, W, Fold(), False, "ball", 30)
-        return Task(str(number), Within(0.1), (posed,), How(), 1)
+        problem = Problem(str(number), data, data @ W, W, Fold(), False, FITS["ball"], 30)
+        return Task(str(number), Within(0.1), (problem,), Options(mode="parallel").checked(), 1)
 
     for number in range(count):
         yield lambda number=number: make(number)
 
 
-def alive(made: list[Any]) -> int:
-    return sum(ref() is not None for ref in made)
+def watching(_: Task) -> Watch:
+    return Watch()
 
 
-@pytest.mark.parametrize(("make", "threads"), [(mlp, 2), (convolutions, 1), (half, 1)])
+@pytest.mark.parametrize(("make", "threads"), [(mlp, 1), (convolutions, 2), (half, 1)])
 def test_two_processes_give_what_one_gives(make: Callable[[], Made], threads: int) -> None:
     torch.set_num_threads(threads)
     try:
@@ -172,34 +171,24 @@ def test_two_processes_keep_a_run_that_one_process_goes_on_with(tmp_path: Path) 
     assert [row.name for row in report.layers] == ["0", "2", "4"]
 
 
-@pytest.mark.parametrize("backend", ["threading", "sequential"])
-def test_joblibs_other_backends_give_the_same(backend: str) -> None:
-    with parallel_config(backend):
-        assert_same(mlp(), mlp(), sparsity=0.7)
+def test_any_executor_of_the_standard_library_gives_the_same() -> None:
+    with ThreadPoolExecutor(2) as threads:
+        assert_same(mlp(), mlp(), threads, sparsity=0.7)
 
 
-def test_a_backend_that_cannot_tell_of_dead_workers_is_refused() -> None:
-    with parallel_config("multiprocessing"), pytest.raises(InvalidInput, match="expected 'loky'"):
-        prune_(*mlp(), jobs=2)
-
-
-@pytest.mark.parametrize("backend", ["loky", "threading"])
+@pytest.mark.parametrize("backend", ["loky", "threads"])
 def test_tasks_are_made_when_there_is_room_and_let_go_when_answered(backend: str) -> None:
     made: list[Any] = []
-    want = dict(serially(tasks(12, [])))
-    answered = most = 0
-    with parallel_config(backend):
-        for number, (answer,) in apart(tasks(12, made), jobs=2):
+    want = dict(serially(tasks(12, []), watching))
+    answered = 0
+    with ThreadPoolExecutor(2) as threads:
+        for number, (answer,) in solver_for(2 if backend == "loky" else threads)(tasks(12, made), watching):
             assert torch.equal(answer.stored, want[number][0].stored)
             answered += 1
-            most = max(most, alive(made))
             assert len(made) - answered <= 4
+            assert not any(reference() is not None for reference in made)  # they travel as bytes
     assert answered == 12
-    assert 2 <= most <= 5  # those just answered may still be on their way out
-    end = time.monotonic() + 30
-    while alive(made) and time.monotonic() < end:  # nobody waits for a thread that has answered to let go of its task
-        time.sleep(0.01)
-    assert alive(made) == 0
+    assert not any(reference() is not None for reference in made)
 
 
 def test_layers_of_a_worker_that_died_are_solved_again(tmp_path: Path) -> None:
@@ -209,7 +198,10 @@ def test_layers_of_a_worker_that_died_are_solved_again(tmp_path: Path) -> None:
     assert marker.exists()
 
 
-def test_workers_that_die_always_end_the_run_and_what_was_solved_is_kept(tmp_path: Path) -> None:
+def test_workers_that_die_always_end_the_run_and_what_was_solved_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executors, "_ATTEMPTS", 2)  # each takes seconds to start processes
     entries = tmp_path / "layers"
 
     def kept() -> bool:
@@ -219,20 +211,39 @@ def test_workers_that_die_always_end_the_run_and_what_was_solved_is_kept(tmp_pat
 
     model, x = mlp()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(WorkerLost, match=r"3 times in a row.*memory"):
+    with pytest.raises(WorkerLost, match=r"2 times in a row.*memory"):
         prune_(model, x, solver=solver(killer((9, 4), kept, os.getpid())), run=tmp_path, jobs=2)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sorted(path.name[0] for path in entries.glob("*.json")) == ["0", "2"]
 
 
+def test_an_executor_whose_workers_died_is_said_to_have_lost_them() -> None:
+    class Broken(Executor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise BrokenExecutor("a process died")
+
+    with pytest.raises(WorkerLost, match="a process died"):
+        prune_(*mlp(), jobs=Broken())
+
+
 @needs_dask
 def test_a_cluster_gives_the_same_though_a_worker_is_killed(scheduler: str, tmp_path: Path) -> None:
     deadly = solver(killer((17, 8), once(tmp_path / "killed"), os.getpid()))
-    with cluster(scheduler) as cores:
-        assert cores == 2
-        assert_same(mlp(), mlp(), solver=deadly)
+    with cluster(scheduler) as client:
+        assert_same(mlp(), mlp(), client, solver=deadly)
         assert (tmp_path / "killed").exists()
-        assert_same(convolutions(), convolutions())
+        assert_same(convolutions(), convolutions(), client)
+
+
+@needs_dask
+def test_a_cluster_is_sent_each_layer_once(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster(scheduler) as client:
+        sent, scatter = [], client.scatter
+        monkeypatch.setattr(client, "scatter", lambda data, **how: sent.append(len(data)) or scatter(data, **how))
+        model, x = mlp()
+        prune_(model, torch.cat([x] * 20), jobs=client)
+        assert len(sent) == 3
+        assert max(sent) < 1.1 * 4 * len(x) * 20 * (17 + 16) + 20_000  # inputs and targets of the widest layer
 
 
 @needs_dask
@@ -240,8 +251,8 @@ def test_what_a_solve_raises_on_a_cluster_comes_out_as_itself(scheduler: str) ->
     def act(program: Any) -> None:
         raise NonFinite("as itself")
 
-    with cluster(scheduler), pytest.raises(NonFinite, match="as itself"):
-        prune_(*mlp(), solver=solver(act), jobs=2)
+    with cluster(scheduler) as client, pytest.raises(NonFinite, match="as itself"):
+        prune_(*mlp(), solver=solver(act), jobs=client)
 
 
 @needs_dask
@@ -289,8 +300,6 @@ def test_an_address_that_is_none_is_one_error(address: str, capfd: pytest.Captur
 
 def test_a_cluster_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with cluster(None) as cores:
-        assert cores == 1
     with pytest.raises(MissingExtra, match=r"convexprune\[cluster\]"), cluster("tcp://127.0.0.1:9"):
         pass
 
@@ -300,30 +309,31 @@ def test_an_exception_of_a_maker_comes_out_as_itself() -> None:
         raise error
 
     error, made = TimeoutError("of the data, not of a worker"), []
-    with parallel_config("threading"), pytest.raises(TimeoutError) as raised:
-        list(apart([*tasks(3, made), bad, *tasks(3, made)], jobs=2))
+    with ThreadPoolExecutor(2) as threads, pytest.raises(TimeoutError) as raised:
+        list(solver_for(threads)([*tasks(3, made), bad, *tasks(3, made)], watching))
     assert raised.value is error
     assert len(made) == 3
 
 
 def test_whoever_asks_for_no_more_ends_it_in_silence() -> None:
     made: list[Any] = []
-    with parallel_config("threading"):
-        answers = apart(tasks(12, made), jobs=2)
+    with ThreadPoolExecutor(2) as threads:
+        answers = solver_for(threads)(tasks(12, made), watching)
         next(answers)
         answers.close()
         assert len(made) == 4
-        assert len(list(apart(tasks(3, made), jobs=2))) == 3
+        assert len(list(solver_for(threads)(tasks(3, made), watching))) == 3
 
 
-def test_an_exception_of_a_solve_comes_out_as_itself_and_says_where() -> None:
+@pytest.mark.parametrize("kind", [NonFinite, TimeoutError])
+def test_an_exception_of_a_solve_comes_out_as_itself_and_says_where(kind: type[Exception]) -> None:
     def act(program: Any) -> None:
-        raise NonFinite("as itself")
+        raise kind("as itself")
 
     model, x = mlp()
     before = copy.deepcopy(model.state_dict())
-    with parallel_config("threading"), pytest.raises(NonFinite, match="as itself") as raised:
-        prune_(model, x, solver=solver(act), jobs=2)
+    with ThreadPoolExecutor(2) as threads, pytest.raises(kind, match="as itself") as raised:
+        prune_(model, x, solver=solver(act), jobs=threads)
     assert "in act" in "".join(raised.value.__notes__)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -332,38 +342,32 @@ def test_an_exception_that_cannot_travel_is_told() -> None:
     def act(program: Any) -> None:
         raise Stuck("here")
 
-    with parallel_config("threading"), pytest.raises(PruningFailed, match="Stuck: here"):
-        prune_(*mlp(), solver=solver(act), jobs=2)
+    with ThreadPoolExecutor(2) as threads, pytest.raises(PruningFailed, match="Stuck: here"):
+        prune_(*mlp(), solver=solver(act), jobs=threads)
 
 
 def test_a_solver_that_cannot_travel_is_refused() -> None:
     lock = threading.Lock()
-    with parallel_config("threading"), pytest.raises(InvalidInput, match=r"layer '0' cannot be sent.*jobs=1"):
-        prune_(*mlp(), solver=solver(lambda program: lock.acquire()), jobs=2)
+    with ThreadPoolExecutor(2) as threads, pytest.raises(InvalidInput, match=r"layer '0' cannot be sent.*jobs=1"):
+        prune_(*mlp(), solver=solver(lambda program: lock.acquire()), jobs=threads)
 
 
 def test_jobs_are_for_layers_that_do_not_wait() -> None:
-    assert executor(1, cascade=True) is serially
-    with pytest.raises(InvalidInput, match="cascade"):
-        executor(2, cascade=True)
-    with pytest.raises(ConvexPruneError, match="jobs"):
-        executor(0, cascade=False)
+    assert solver_for(1) is serially
+    with pytest.raises(InvalidInput, match="jobs: expected 1 in cascade"):
+        prune_(*mlp(), mode="cascade", jobs=2)
+    with pytest.raises(InvalidTolerance, match="jobs"):
+        prune_(*mlp(), jobs=0)
+    with pytest.raises(InvalidInput, match="an Executor of concurrent"):
+        prune_(*mlp(), jobs="two")
 
 
-@given(
-    st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool]),
-    st.lists(st.integers(0, 4), max_size=3),
-    st.booleans(),
-    st.integers(1, 3),
-)
-def test_tensors_arrive_as_they_lay(dtype: torch.dtype, shape: list[int], turned: bool, step: int) -> None:
-    tensor = (torch.rand(shape) * 8).to(dtype)
-    tensor = tensor.mT if turned and tensor.dim() > 1 else tensor
-    tensor = tensor[::step] if tensor.dim() else tensor
-    sent = pickle.loads(pickle.dumps(packed({"one": tensor, "same": tensor, "other": [3, "x"]})))  # noqa: S301 - ours
-    there = sent.opened()
-    assert torch.equal(there["one"], tensor)
-    assert (there["one"].dtype, there["one"].stride()) == (dtype, tensor.stride())
-    assert there["same"] is there["one"]
-    assert there["other"] == [3, "x"]
-    assert sys.getsizeof(sent) >= tensor.numel() * tensor.element_size()
+def test_tensors_arrive_as_they_lay() -> None:
+    """Else sums would be added up in another order there."""
+    X = torch.rand(7, 6).mT[::2]
+    here = Problem("a", X, X @ torch.ones(7, 2), torch.ones(2, 7).to(torch.bfloat16).mT, Fold(), False, FITS["ball"], 3)
+    there = cloudpickle.loads(cloudpickle.dumps(here))
+    for name in ("X", "Y", "stored"):
+        one, other = getattr(here, name), getattr(there, name)
+        assert torch.equal(one, other)
+        assert (one.dtype, one.stride()) == (other.dtype, other.stride())

@@ -540,7 +540,9 @@ def test_a_recipe_changed_afterwards_is_found(known: tuple[nn.Module, Tensor, Pa
         (copied / "run.json").write_text(json.dumps({**described, "recipe": recipe}))
         with pytest.raises(DamagedFile, match=r"run\.json"):
             verify(model, x, copied)
-    (copied / "run.json").write_text(json.dumps({**described, "recipe": {**described["recipe"], "method": "os.system"}}))
+    (copied / "run.json").write_text(
+        json.dumps({**described, "recipe": {**described["recipe"], "method": "os.system"}})
+    )
     with pytest.raises(UnknownSolver, match=r"no method named 'os\.system'"):
         verify(model, x, copied)
 

@@ -129,8 +129,25 @@ def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[Task], Watch
         try:
             yield from _attempt(queue, jobs)
             return
-        except _losses() as error:  # all workers are gone: the next attempt has new ones
-            queue.lose(None, error)
+        except _Gone as gone:  # the next attempt has new ones
+            queue.lose(None, gone.error)
+
+
+class _Gone(Exception):
+    """All workers are."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def _about_workers() -> Iterator[None]:
+    """What is raised in here is about workers; of makers and solves the same exceptions come out as themselves."""
+    try:
+        yield
+    except _losses() as error:
+        raise _Gone(error) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,19 +195,23 @@ def _ignore_interrupts() -> None:
 
 def _attempt(queue: "_Queue", jobs: object) -> Solved:
     """Everything in the queue, until workers die; after an exception no task goes on."""
-    workers, running = _workers(jobs), dict[Future[bytes], int]()
+    with _about_workers():
+        workers = _workers(jobs)
+    running: dict[Future[bytes], int] = {}
     try:
         while True:
             while len(running) < workers.room and (item := queue.take()) is not None:
-                running[workers.executor.submit(_solve, workers.send(_packed(item[1]())))] = item[0]
+                number, packed = item[0], _packed(item[1]())
+                with _about_workers():
+                    running[workers.executor.submit(_solve, cast(bytes, workers.send(packed)))] = number
             if not running:
                 return
             for future in wait(list(running), return_when=FIRST_COMPLETED).done:
                 number = running.pop(future)
                 try:
                     result = cloudpickle.loads(future.result())
-                except BrokenExecutor:
-                    raise
+                except BrokenExecutor as error:
+                    raise _Gone(error) from error
                 except _losses() as error:
                     queue.lose(number, error)
                     continue
