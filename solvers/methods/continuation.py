@@ -42,9 +42,9 @@ class Continuation:
     Args:
         steps: Iterations of the continuation, unless max_iter is lower.
         penalty: First and last σ, relative to a curvature of 1 in each weight.
-        damping: δ, relative to the mean diagonal of XᵀX: a pull towards the start (or least squares) while a support
+        damping: δ, relative to the mean diagonal of XᵀX: a ridge around the start (or least squares) while a support
             is sought. It is not part of what is minimised in the end.
-        ridge: The same pull on what is minimised in the end, against few samples; 0 leaves the program's own loss.
+        ridge: The same in what is minimised in the end, against few samples; 0 leaves the program's own loss.
         exact: In place of a ReLU loss minimise what it bounds, ½‖ReLU(XU) − Y‖²: not convex, even on a support.
         batches: Blocks of samples of the ReLU loss; each iteration sees one.
         rounds: Rounds of exchanges at most; 0 for none.

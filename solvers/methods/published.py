@@ -61,9 +61,8 @@ class Published(IterativeSolver[_State]):
         """Why this program cannot be taken, or None."""
         if not is_plain(program.fit, (NetTrimSet, Ball)):
             return f"it was published for NetTrimSet and Ball, not {type(program.fit).__name__}"
-        penalty = program.penalty
-        plain = isinstance(penalty, L1) and is_plain(penalty, (L1,))
-        if not plain or bool((penalty.to(torch.ones(1, 1)).w != 1).any()):
+        ones, penalty = torch.ones(1, 1), program.penalty
+        if not isinstance(penalty, L1) or not is_plain(penalty, (L1,)) or bool((penalty.to(ones).w != 1).any()):
             return "it was published for the unweighted L1 norm (the bias is penalised like the rest)"
         return None
 

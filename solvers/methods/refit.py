@@ -37,6 +37,7 @@ def refit(program: LayerProgram, support: Tensor, stop: Callable[[], bool] | Non
     reported by a warning in the log. Where inputs depend on each other the minimiser is not unique: steps then use a
     curvature damped by 1e-12 of its diagonal (1e-6 in float32), which leaves the loss as small and chooses weights that
     are not large.
+
     Of the program its loss counts, of a set (``Ball``, ``ReluBall``) the loss of the same geometry; not its penalty.
     The support is a boolean [N, M], U [N, M] in the program's dtype; a true answer of ``stop``, called between steps,
     ends the search with the best weights so far.

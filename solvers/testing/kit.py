@@ -200,22 +200,18 @@ def _multipliers(candidate: Candidate) -> str:
         if L is None:
             seen.append(f"{member.name}: none")
             continue
-        _check_signs(member.name, program, solution, L)
+        L64, name, bound = L.double(), member.name, solution.certificate.bound
+        flipped = certify(program, solution.weights, -L64).bound
+        expect(flipped <= bound / 2, f"{name}: −Λ proves {flipped:.4g}, Λ proves {bound:.4g}; is the sign right?")
+        projected = program.fit.map(lambda array: array.double()).project_dual(L64)
+        off = float((projected - L64).norm() / L64.norm().clamp(min=1e-300))
+        expect(off <= 1e-2, f"{name}: Λ must be ≥ 0 where outputs are one-sided; {off:.1%} of its length is not")
+        size = float(program.penalty.dual_norm(-program.inputs.double().T @ L64).max())
+        expect(abs(size - 1) <= 0.1, f"{name}: dual norm of XᵀΛ {size:.3g}, expected 1; are the units the caller's?")
         seen.append(member.name.split()[0])
     if not seen:
         raise SolverRefused("it takes no convex plain member")
     return ", ".join(seen)
-
-
-def _check_signs(name: str, program: LayerProgram, solution: Solution, L: Tensor) -> None:
-    L64, fit = L.double(), program.fit.map(lambda array: array.double())
-    bound = solution.certificate.bound
-    flipped = certify(program, solution.weights, -L64).bound
-    expect(flipped <= bound / 2, f"{name}: −Λ proves {flipped:.4g}, Λ proves {bound:.4g}; is the sign right?")
-    off = float((fit.project_dual(L64) - L64).norm() / L64.norm().clamp(min=1e-300))
-    expect(off <= 1e-2, f"{name}: Λ must be ≥ 0 where outputs are one-sided; {off:.1%} of its length is not")
-    size = float(program.penalty.dual_norm(-program.inputs.double().T @ L64).max())
-    expect(abs(size - 1) <= 0.1, f"{name}: dual norm of XᵀΛ {size:.3g}, expected 1; are the units the caller's?")
 
 
 @dataclass(frozen=True, eq=False)
