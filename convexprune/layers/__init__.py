@@ -5,7 +5,22 @@ is ones if the layer has a bias), U [N, M] the weights (its last row is the bias
 of matrices of its own, and so is each of the projections of queries, keys and values in a MultiheadAttention.
 """
 
-from convexprune.layers.products import input_matrices, input_positions, output_matrices, weight_matrices, write_back_
+from convexprune.layers.products import (
+    gradient_matrices,
+    input_matrices,
+    input_positions,
+    output_matrices,
+    weight_matrices,
+    write_back_,
+)
 from convexprune.layers.support import unsupported
 
-__all__ = ["input_matrices", "input_positions", "output_matrices", "unsupported", "weight_matrices", "write_back_"]
+__all__ = [
+    "gradient_matrices",
+    "input_matrices",
+    "input_positions",
+    "output_matrices",
+    "unsupported",
+    "weight_matrices",
+    "write_back_",
+]

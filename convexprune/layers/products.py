@@ -1,6 +1,7 @@
 """Modules as matrices, samples first, and back; the only place where weights change."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,18 @@ def weight_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
     if not all(U.isfinite().all() for U in matrices):
         raise NonFinite(f"the weights of this {type(layer).__name__} hold NaN or infinity: load or train it again")
     return matrices
+
+
+def gradient_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
+    """Gradients by U [N, M] of each group, from the parameters' ``grad``; zeros where there is none.
+
+    Raises:
+        UnsupportedModule: the module is not a matrix product that can be written down.
+    """
+    held = {name: p if p is None else p.grad for name, p in layer._parameters.items()}
+    zeros = {name: torch.zeros_like(p) for name, p in layer._parameters.items() if p is not None and p.grad is None}
+    gradients = SimpleNamespace(**vars(layer) | held | zeros)
+    return tuple(_matrix(weight, bias) for weight, bias in supported(layer).groups(gradients))
 
 
 def input_matrices(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -7,27 +7,31 @@ groups of convolutions, attention, records and rows come from this base.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from convexprune.layers import gradient_matrices, weight_matrices, write_back_
+from convexprune.network.forwards import evaluating
 from convexprune.options import Options
 from convexprune.pruners.neurons import Worth, prune_neurons
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sizes import count_of, shared_counts, wanted_of
+from convexprune.pruners.sizes import compared_counts, wanted_of
 from convexprune.runs.answer import MASKED, MASKED_REFITTED, Answer, Goal, answered, unproven
 from convexprune.runs.problem import Problem, Watch
 from convexprune.runs.run import Run
+from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.certificate import Status
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 from convexprune.solvers.methods.refit import refit_told
 from convexprune.solvers.programs import TopK
 from convexprune.targets import Neurons, Sparsity, Target
 
 Scores = tuple[Tensor, ...]
-"""Of a layer's weights, a matrix [N, M] for each group, without the bias."""
+"""Of a layer's weights, or which of them stay: a matrix [N, M] for each group, without the bias."""
 
 
 class Scoring(Pruner):
@@ -54,8 +58,9 @@ class Scoring(Pruner):
         """
         raise NotImplementedError
 
-    def score_network(self, run: Run, target: Target) -> Mapping[str, Scores] | None:
-        """Scores of all layers that hang together; None: each layer is scored by itself, when its turn comes."""
+    def score_network(self, run: Run, target: Target) -> Mapping[str, Scores]:
+        """Scores of layers that hang together; each that is left out is scored by itself, when its turn comes."""
+        return {}
 
     def weights(
         self,
@@ -65,7 +70,7 @@ class Scoring(Pruner):
         options: Options,
     ) -> list[Tensor]:
         """The weights [N, M] of each group, bias included, where ``keep`` [N, M] says which stay: the trained ones."""
-        return [_masked(problem.stored, mask) for problem, mask in zip(problems, keep, strict=True)]
+        return [masked(problem.stored, mask) for problem, mask in zip(problems, keep, strict=True)]
 
     def prune(self, run: Run, target: Target) -> None:
         """Score, choose and write."""
@@ -78,35 +83,118 @@ class Scoring(Pruner):
         assert isinstance(target, Sparsity)  # noqa: S101 - refuses says so
         run.prune({name: goal for name, goal in self._goals(run, target, found).items() if name not in run.left})
 
-    def _goals(self, run: Run, target: Sparsity, found: Mapping[str, Scores] | None) -> dict[str, Goal]:
-        wanted = {name: wanted_of(target, name) for name in run.layers}
-        counts: dict[str, int] = {}
-        for names, total in (shared_counts(run.layers, target) if target.scope == "network" else {}).items():
-            counts |= _split({name: self._scores(run, name, found) for name in names}, total)
-        goals: dict[str, Goal] = {}
-        for name, layer in run.layers.items():
-            value, scores = wanted[name], None if found is None else found[name]
-            if isinstance(value, tuple):
-                goals[name] = Mask(self, None, value, scores)
-            else:
-                goals[name] = Mask(self, counts[name] if name in counts else count_of(value, layer), None, scores)
-        return goals
+    def checked_scores(self, problem: Problem, options: Options) -> Tensor:
+        """``score``, with −∞ for weights that are zero and stay so.
 
-    def _scores(self, run: Run, name: str, found: Mapping[str, Scores] | None) -> Scores:
-        if found is not None:
+        Raises:
+            ShapeMismatch, NonFinite: The scores have another shape, or hold NaN.
+        """
+        scores, expected = self.score(problem, options).detach(), (problem.rows, problem.stored.shape[1])
+        if tuple(scores.shape) != expected:
+            raise ShapeMismatch(
+                f"layer {problem.name!r}: expected scores [inputs without the bias, outputs], {expected}, found "
+                f"{tuple(scores.shape)}"
+            )
+        if bool(scores.isnan().any()):
+            raise NonFinite(f"layer {problem.name!r}: its scores hold NaN")
+        support = problem.support(options)
+        return scores if support is None else scores.where(support[: problem.rows].to(scores.device), -torch.inf)
+
+    def _goals(self, run: Run, target: Sparsity, found: Mapping[str, Scores]) -> dict[str, Goal]:
+        goals: dict[str, Mask] = {}
+        for names, total in compared_counts(run.layers, target).items():
+            counts = {names[0]: total}
+            if len(names) > 1:
+                keep = largest({name: self._scores(run, name, found) for name in names}, total)
+                counts = {name: sum(int(mask.sum()) for mask in masks) for name, masks in keep.items()}
+            goals |= {name: Mask(self, count) for name, count in counts.items()}
+        patterns = {name: wanted_of(target, name) for name in run.layers if name not in goals}
+        goals |= {name: Mask(self, None, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
+        known = {name: tuple(goals[name].chosen(scores)) for name, scores in found.items()}
+        return {name: replace(goals[name], keep=known.get(name)) for name in run.layers}
+
+    def _scores(self, run: Run, name: str, found: Mapping[str, Scores]) -> Scores:
+        if name in found:
             return found[name]
-        return tuple(self.score(problem, run.options).detach().cpu() for problem in run.problems(name))
+        return tuple(self.checked_scores(problem, run.options).cpu() for problem in run.problems(name))
 
-    def _worth(self, run: Run, found: Mapping[str, Scores] | None) -> dict[str, Worth]:
+    def _worth(self, run: Run, found: Mapping[str, Scores]) -> dict[str, Worth]:
         """Of each neuron the sum of the scores of all weights with which it goes on."""
         worth: dict[str, Worth] = {}
         widths = run.widths()
         for name, link in run.links.items():
-            each = [
-                self._scores(run, user, found)[0].double().reshape(widths[name], -1).sum(1) for user in link.consumers
-            ]
-            worth[name] = [(float(value), 0.0) for value in torch.stack(each).sum(0)]
+            scores = [self._scores(run, user, found)[0].double() for user in link.consumers]
+            each = torch.stack([S.reshape(widths[name], -1).sum(1) for S in scores])
+            worth[name] = [(float(value), 0.0) for value in each.sum(0)]
         return worth
+
+
+class GradientScoring(Scoring):
+    """Base of pruners that score weights by |w·∂R/∂w| in float64, R any function of the whole network.
+
+    In each of the rounds the weights of the smallest scores go from a copy of the model, and those that stay are scored
+    anew. Neurons and patterns are chosen by the scores of the whole network, in one round.
+
+    Attributes:
+        rounds: How often weights are scored.
+        schedule: Of the density ρ over rounds e of n: "exponential", ρ^(e/n), or "linear", 1 − (1 − ρ)e/n.
+    """
+
+    rounds: int = 1
+    schedule: str = "exponential"
+
+    def __post_init__(self) -> None:
+        checked_count("rounds", self.rounds)
+        if self.schedule not in ("exponential", "linear"):
+            raise InvalidInput(f"schedule: expected 'exponential' or 'linear', found {self.schedule!r}")
+
+    def prepare_(self, model: nn.Module) -> None:
+        """Change the copy of the model that is scored."""
+
+    def objective(self, model: nn.Module, run: Run) -> Tensor:
+        """R, a number; gradients are taken of it."""
+        raise NotImplementedError
+
+    def score_network(self, run: Run, target: Target) -> Mapping[str, Scores]:
+        """Scores of the last round; −1 for weights that went before."""
+        counts, fan_in = compared_counts(run.layers, target), {name: layer.fan_in for name, layer in run.layers.items()}
+        with evaluating(run.model):
+            model = deepcopy(run.model).double()
+            self.prepare_(model)
+            for parameter in model.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+            scores = self._scored(model, run, fan_in)
+            for e in range(1, self.rounds if counts else 1):
+                keep = dict[str, Scores]()
+                for names, count in counts.items():
+                    keep |= largest(pool := {name: scores[name] for name in names}, self._count(pool, count, e))
+                for name, masks in keep.items():
+                    layer = model.get_submodule(name)
+                    write_back_(layer, [masked(W, mask) for W, mask in zip(weight_matrices(layer), masks, strict=True)])
+                scores = self._scored(model, run, fan_in)
+                for name, masks in keep.items():
+                    scores[name] = tuple(S.where(mask, -1.0) for S, mask in zip(scores[name], masks, strict=True))
+        return scores
+
+    def _scored(self, model: nn.Module, run: Run, fan_in: Mapping[str, Sequence[int]]) -> dict[str, Scores]:
+        model.zero_grad()
+        with torch.enable_grad():
+            R = self.objective(model, run)
+            if not bool(R.isfinite()):
+                raise NonFinite(f"{type(self).__name__}: R, whose gradients score weights, is {float(R.detach())}")
+            R.backward()  # type: ignore[no-untyped-call]
+        found = dict[str, Scores]()
+        for name, inputs in fan_in.items():
+            layer = model.get_submodule(name)
+            groups = zip(weight_matrices(layer), gradient_matrices(layer), inputs, strict=True)
+            found[name] = tuple((W[:rows] * G[:rows]).abs().cpu() for W, G, rows in groups)
+        return found
+
+    def _count(self, pool: Mapping[str, Scores], final: int, e: int) -> int:
+        """How many weights stay after round e."""
+        total = sum(S.numel() for scores in pool.values() for S in scores)
+        rho, part = final / total, e / self.rounds
+        return max(final, round(total * (rho**part if self.schedule == "exponential" else 1 - (1 - rho) * part)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,20 +205,20 @@ class Mask(Goal):
         pruner: Whose scores.
         count: How many weights stay, or None.
         pattern: (n, m), or None.
-        scores: Those of the layer's weights, if they were computed with those of others.
+        keep: Which weights [N, M] of each group these are, if that was decided for several layers together.
     """
 
     pruner: Scoring
     count: int | None
     pattern: tuple[int, int] | None = None
-    scores: Scores | None = field(default=None, repr=False)
+    keep: tuple[Tensor, ...] | None = field(default=None, repr=False)
     kind: ClassVar[str] = "mask"
 
     def solve(self, problems: Sequence[Problem], options: Options, watch: Watch) -> tuple[Answer, ...]:
         """Score, choose, and fit again if that was wanted."""
         began = time.perf_counter()
-        scores = self.scores or tuple(self.pruner.score(problem, options) for problem in problems)
-        keep = self.chosen([s.to(p.stored.device) for s, p in zip(scores, problems, strict=True)])
+        keep: Sequence[Tensor] = self.keep or self.chosen([self.pruner.checked_scores(p, options) for p in problems])
+        keep = [mask.to(problem.stored.device) for mask, problem in zip(keep, problems, strict=True)]
         weights = self.pruner.weights(problems, keep, self.pattern, options)
         each = (time.perf_counter() - began) / len(problems)
         return tuple(
@@ -142,18 +230,13 @@ class Mask(Goal):
         """Which weights [N, M] of each group stay, exactly as many as wanted; among equal scores the first."""
         if self.pattern is not None:
             n, m = self.pattern
-            return [_of_each(s.reshape(-1, m, s.shape[1]), n, 1).reshape(s.shape) for s in scores]
-        flat = torch.cat([s.flatten() for s in scores])
+            return [of_each(s.reshape(-1, m, s.shape[1]), n, 1).reshape(s.shape) for s in scores]
         if self.pruner.per_output:
-            ranks = torch.cat([_ranks(s, 0).flatten() for s in scores])
-            columns = sum(s.shape[1] for s in scores)
             # Every output keeps as many; what is left over goes to the largest scores among the next ones.
-            each = (self.count or 0) // columns
-            flat = torch.where(ranks < each, torch.inf, torch.where(ranks == each, flat, -torch.inf))
-        keep = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-        keep[flat.argsort(descending=True, stable=True)[: self.count]] = True
-        parts = torch.split(keep, [s.numel() for s in scores])
-        return [part.reshape(s.shape) for part, s in zip(parts, scores, strict=True)]
+            each = (self.count or 0) // sum(s.shape[1] for s in scores)
+            ranked = [(s, _ranks(s, 0)) for s in scores]
+            scores = [torch.where(r < each, torch.inf, s.where(r == each, -torch.inf)) for s, r in ranked]
+        return list(largest({"": tuple(scores)}, self.count or 0)[""])
 
     def _answer(
         self, problem: Problem, keep: Tensor, stored: Tensor, options: Options, watch: Watch, seconds: float
@@ -166,9 +249,8 @@ class Mask(Goal):
             support &= allowed
         program = problem.program(problem.loss(), TopK(max(1, int(keep.sum())), rows=problem.rows))
         fitted, effective = refit_told(program, support, watch)
-        solution = unproven(
-            stored, problem, method, seconds, options, program, watch.ended or Status.NO_BOUND, effective
-        )
+        status = watch.ended or Status.NO_BOUND
+        solution = unproven(stored, problem, method, seconds, options, program, status, effective)
         answer = answered(program, replace(solution, weights=fitted), problem)
         return replace(answer, status=MASKED_REFITTED) if watch.ended is None else answer
 
@@ -194,21 +276,20 @@ class Mask(Goal):
         return False
 
     def to_dict(self) -> dict[str, object]:
-        """The method, its options, and what is wanted; scores by their digest."""
+        """The method, its options, and what is wanted; a mask by its digest."""
         own: dict[str, object] = {"kind": self.kind, "method": type(self.pruner).__name__, **self.pruner.to_dict()}
         own |= {"count": self.count, "pattern": self.pattern}
-        if self.scores is not None:
-            digest = hashlib.sha256()
-            for scores in self.scores:
-                digest.update(scores.contiguous().cpu().numpy().tobytes())
-            own["scores"] = digest.hexdigest()[:16]
+        if self.keep is not None:
+            masks = b"".join(mask.contiguous().cpu().numpy().tobytes() for mask in self.keep)
+            own["mask"] = hashlib.sha256(masks).hexdigest()[:16]
         return own
 
     def __str__(self) -> str:
         return f"keep {self.count:,}" if self.pattern is None else "{}:{}".format(*self.pattern)
 
 
-def _masked(stored: Tensor, keep: Tensor) -> Tensor:
+def masked(stored: Tensor, keep: Tensor) -> Tensor:
+    """The weights [N, M] where ``keep`` says so, and all of the bias."""
     weights = stored.clone()
     weights[: len(keep)][~keep] = 0
     return weights
@@ -219,15 +300,18 @@ def _ranks(scores: Tensor, dim: int) -> Tensor:
     return scores.argsort(dim=dim, descending=True, stable=True).argsort(dim=dim)
 
 
-def _of_each(scores: Tensor, count: int, dim: int) -> Tensor:
-    """Boolean, the ``count`` largest along an axis."""
+def of_each(scores: Tensor, count: int, dim: int = 0) -> Tensor:
+    """Boolean, the ``count`` largest along an axis; among equal ones the first."""
     return _ranks(scores, dim) < count
 
 
-def _split(scores: Mapping[str, Scores], total: int) -> dict[str, int]:
-    """How many of the ``total`` largest scores of all layers each layer has."""
-    flat = {name: torch.cat([s.flatten().double() for s in each]) for name, each in scores.items()}
-    owners = torch.cat([torch.full((len(s),), number) for number, s in enumerate(flat.values())])
-    chosen = owners[torch.cat(list(flat.values())).argsort(descending=True, stable=True)[:total]]
-    counts = torch.bincount(chosen, minlength=len(flat)).tolist()
-    return dict(zip(flat, counts, strict=True))
+def largest(scores: Mapping[str, Scores], count: int) -> dict[str, Scores]:
+    """Boolean, the ``count`` largest scores of all layers together; among equal ones the first."""
+    flat = torch.cat([matrix.flatten() for matrices in scores.values() for matrix in matrices])
+    keep = torch.full_like(flat, count >= len(flat), dtype=torch.bool)
+    if 0 < count < len(flat):
+        least = flat.kthvalue(len(flat) - count + 1).values
+        keep = flat > least
+        keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
+    parts = iter(keep.split([matrix.numel() for matrices in scores.values() for matrix in matrices]))
+    return {name: tuple(next(parts).view(m.shape) for m in matrices) for name, matrices in scores.items()}

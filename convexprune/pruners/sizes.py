@@ -77,3 +77,13 @@ def shared_counts(layers: Mapping[str, Layer], target: Sparsity) -> dict[tuple[s
         count = part if isinstance(part, int) else round((1 - part) * sum(layer.weights for layer in sharing))
         found[tuple(layer.name for layer in sharing)] = max(count, sum(layer.groups for layer in sharing))
     return found
+
+
+def compared_counts(layers: Mapping[str, Layer], target: Target) -> dict[tuple[str, ...], int]:
+    """Which layers' weights are compared with each other, and how many stay; nothing of neurons and patterns."""
+    if not isinstance(target, Sparsity):
+        return {}
+    if target.scope == "network":
+        return shared_counts(layers, target)
+    wanted = {name: wanted_of(target, name) for name in layers}
+    return {(name,): count_of(part, layers[name]) for name, part in wanted.items() if not isinstance(part, tuple)}

@@ -1,7 +1,6 @@
 """SparseGPT: a sweep over the inputs that makes up for each removed weight with those behind it.
 
-Source: Frantar and Alistarh, SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023,
-algorithm 1.
+Frantar and Alistarh, SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023, algorithm 1.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from convexprune.options import Options
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.scoring import Scoring
+from convexprune.pruners.scoring import Scoring, largest, of_each
 from convexprune.runs.problem import Problem
 from convexprune.solvers.arrays import checked_count, checked_positive
 
@@ -38,43 +37,38 @@ class SparseGPT(Scoring):
 
     def score(self, problem: Problem, options: Options) -> Tensor:
         """w²/(H⁻¹)_ii of the trained weights (the saliency of the optimal brain surgeon), by which layers share."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._hessian(problem)))
-        return problem.W[: problem.rows].double().square() / inverse.diagonal()[: problem.rows, None]
+        inverse, U = self._inverse(problem)
+        return U[: problem.rows].square() / inverse.diagonal()[: problem.rows, None]
 
     def weights(
         self, problems: Sequence[Problem], keep: Sequence[Tensor], pattern: tuple[int, int] | None, options: Options
     ) -> list[Tensor]:
-        """The sweep; each block keeps as large a part of its weights as the layer does, or n of each m inputs."""
-        del options
-        return [self._swept(problem, int(mask.sum()), pattern) for problem, mask in zip(problems, keep, strict=True)]
+        """The sweep; each block keeps as large a part of its weights as the layer does, of each m inputs n."""
+        return [self._swept(p, int(mask.sum()), pattern, options) for p, mask in zip(problems, keep, strict=True)]
 
-    def _hessian(self, problem: Problem) -> Tensor:
-        """XᵀX with damping; dead inputs have a diagonal of 1. The bias comes last, so that the sweep ends with it."""
-        X = problem.inputs.double()
+    def _inverse(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """H⁻¹ of the damped H = XᵀX, and the weights, those of dead inputs 0; the bias is the last input."""
+        X, U = problem.inputs.double(), problem.W.double().clone()
         H = X.T @ X
-        H.diagonal()[H.diagonal() == 0] = 1
+        dead = H.diagonal() == 0
+        H.diagonal()[dead], U[dead] = 1.0, 0.0
         H.diagonal().add_(self.damping * float(H.diagonal().mean()))
-        return H
+        return torch.cholesky_inverse(torch.linalg.cholesky(H)), U
 
-    def _swept(self, problem: Problem, count: int, pattern: tuple[int, int] | None) -> Tensor:
-        U, rows = problem.W.double().clone(), problem.rows
+    def _swept(self, problem: Problem, count: int, pattern: tuple[int, int] | None, options: Options) -> Tensor:
+        (inverse, U), rows, support = self._inverse(problem), problem.rows, problem.support(options)
         # The rows of the upper Cholesky factor of H⁻¹ are those of the inverses of what is left of H, scaled.
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self._hessian(problem)))
         factor = torch.linalg.cholesky(inverse, upper=True)
         for first in range(0, rows, size := pattern[1] if pattern else self.block or rows):
             part = slice(first, min(first + size, rows))
-            saliency = U[part].square() / factor.diagonal()[part, None].square()
-            if pattern is not None:
-                stay = saliency.argsort(dim=0, descending=True, stable=True).argsort(dim=0) < pattern[0]
-            else:
-                most = round(count * part.stop / rows) - round(count * first / rows)
-                order = saliency.flatten().argsort(descending=True, stable=True)
-                stay = torch.zeros(len(order), dtype=torch.bool, device=U.device)
-                stay = stay.index_fill(0, order[:most], True).reshape(saliency.shape)
-            for i, kept in zip(range(part.start, part.stop), stay, strict=True):
-                removed = torch.where(kept, 0.0, U[i])
-                U[i + 1 :] -= torch.outer(factor[i, i + 1 :], removed / factor[i, i])
-                U[i] = torch.where(kept, U[i], 0.0)
-        stored = problem.fold.undo(U.to(problem.dtype)).to(problem.stored.dtype)
-        stored[:rows][U[:rows] == 0] = 0
-        return stored
+            saliency = (U[part] / factor.diagonal()[part, None]).square()
+            most = round(count * part.stop / rows) - round(count * first / rows)
+            stay = of_each(saliency, pattern[0]) if pattern else largest({"": (saliency,)}, most)[""][0]
+            stay = stay if support is None else stay & support[part]
+            errors = torch.zeros_like(saliency)
+            for i, kept in enumerate(stay, start=first):
+                errors[i - first] = torch.where(kept, 0.0, U[i]) / factor[i, i]
+                U[i : part.stop] -= torch.outer(factor[i, i : part.stop], errors[i - first])
+            U[part] = torch.where(stay, U[part], 0.0)
+            U[part.stop :] -= factor[part, part.stop :].T @ errors
+        return problem.fold.undo(U.to(problem.dtype)).to(problem.stored.dtype)

@@ -1,7 +1,6 @@
 """Wanda: weights times how large their inputs get.
 
-Source: Sun, Liu, Bair and Kolter, A simple and effective pruning approach for large language models, ICLR 2024,
-section 3.
+Sun, Liu, Bair and Kolter, A simple and effective pruning approach for large language models, ICLR 2024, section 3.
 """
 
 from dataclasses import dataclass

@@ -101,12 +101,12 @@ class Layer:
         first, *rest = (W.shape for W in weight_matrices(self.module))
         return (first[1] + sum(shape[1] for shape in rest), first[0] - has_bias(self.module))
 
-    @property
+    @cached_property
     def weights(self) -> int:
         """How many there are, biases not counted."""
         return sum((len(W) - has_bias(self.module)) * W.shape[1] for W in weight_matrices(self.module))
 
-    @property
+    @cached_property
     def fan_in(self) -> tuple[int, ...]:
         """How many inputs a neuron of each group has, the bias not counted."""
         return tuple(len(W) - has_bias(self.module) for W in weight_matrices(self.module))
