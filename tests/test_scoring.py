@@ -1,8 +1,10 @@
 """Pruners that score weights: what each keeps, SynFlow's laws, and what their base does for all of them."""
 
 import copy
+import inspect
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,13 +13,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import JOINT
 from tolerances import EXACT, ROUNDING
 from torch import Tensor, nn
 
-from convexprune import Data, Neurons, Options, Sparsity, prune_, verify
+from convexprune import Neurons, Options, Sparsity, prune_, verify
 from convexprune.layers import gradient_matrices, weight_matrices
-from convexprune.pruners import PRUNERS, Scoring, available_pruners
-from convexprune.pruners.scoring import GradientScoring, largest
+from convexprune.pruners import PRUNERS, Scoring, available_pruners, register_pruner
+from convexprune.pruners.scoring import GradientScoring, Mask, largest
 from convexprune.pruners.sparsegpt import SparseGPT
 from convexprune.pruners.synflow import SynFlow
 from convexprune.pruners.wanda import Wanda
@@ -462,16 +465,21 @@ def test_sparsegpt_is_its_first_algorithm(
     torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-9, atol=1e-12)
 
 
-@given(seed=st.integers(0, 1000), sparsity=st.sampled_from([0.3, 0.5, 0.8]))
-def test_sparsegpt_in_one_block_is_no_worse_than_magnitude_with_as_many(seed: int, sparsity: float) -> None:
-    errors = {}
-    for name, method in (("magnitude", "magnitude"), ("sparsegpt", SparseGPT(block=0))):
+@pytest.mark.parametrize("sparsity", [0.3, 0.5])
+@pytest.mark.parametrize("seed", range(8))
+def test_sparsegpt_in_one_block_beats_magnitude_with_as_many(seed: int, sparsity: float) -> None:
+    """Of inputs that hardly correlate; of others nearly always, for a sweep that does not look back proves nothing."""
+    errors = []
+    for method in (SparseGPT(block=0), "magnitude"):
         torch.manual_seed(seed)
-        model, X = nn.Sequential(nn.Linear(12, 5)).double(), torch.randn(60, 12).double() @ torch.randn(12, 12).double()
-        report = prune_(model, X, Sparsity(sparsity), method=method, options=Options(fit="ball"))
-        assert report.layers[0].nonzeros == round((1 - sparsity) * 60)
-        errors[name] = report.layers[0].output_error
-    assert errors["sparsegpt"] <= errors["magnitude"]
+        model, X = (
+            nn.Sequential(nn.Linear(24, 8)).double(),
+            torch.randn(200, 24) @ (torch.eye(24) + 0.1 * torch.randn(24, 24)),
+        )
+        report = prune_(model, X.double(), Sparsity(sparsity), method=method, options=Options(fit="ball"))
+        assert report.layers[0].nonzeros == round((1 - sparsity) * 192)
+        errors.append(report.layers[0].output_error)
+    assert errors[0] < errors[1]
 
 
 # What the base does for all of them
@@ -511,24 +519,23 @@ def test_each_method_on_each_network_keeps_exact_counts_and_is_verified(
     assert found.complete
 
 
-@pytest.mark.parametrize("refit", [False, True])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "attention"])
+@pytest.mark.parametrize(("name", "refit"), [("mlp", False), ("mlp", True), ("cnn", False), ("attention", False)])
 @pytest.mark.parametrize("method", METHODS)
-def test_runs_go_on_and_workers_find_the_same(method: str, name: str, refit: bool, tmp_path: Path) -> None:
-    if refit and name != "mlp":
-        pytest.skip("one network is enough")
+def test_runs_go_on_and_workers_find_the_same(
+    method: str, name: str, refit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results, options = [], Options(mode="parallel", refit=refit)
-    for folder, jobs in (("one", 1), ("one", 1), ("two", 2)) if name == "mlp" else (("one", 1), ("one", 1)):
+    for folder, jobs in (("one", 1), ("two", 2), ("one", 1)):
+        if len(results) == 2:
+            monkeypatch.setattr(Mask, "solve", None)  # nothing is solved again
         model, x = network(name)
-        solved: list[str] = []
-        watched = {} if jobs > 1 else {"progress": lambda stage, done, total, to=solved: to.append(stage)}
+        jobs = jobs if name == "mlp" else 1
         report = prune_(
             *(model, x, Sparsity(0.7, "network")),
             method=method_of(method),
             options=options,
             run=tmp_path / folder,
             jobs=jobs,
-            **watched,
         )
         results.append((model.state_dict(), report.output_error))
     for state, error in results[1:]:
@@ -552,7 +559,9 @@ def test_zeros_stay_zeros_and_a_refit_lowers_the_error(method: str) -> None:
         row = next(row for row in report.layers if row.name == "2")
         assert not bool(model[2].weight[:, ::2].any())
         assert row.returned == 0
-        assert row.nonzeros == (round(0.4 * 144) if method != "sparsegpt" else row.nonzeros) <= round(0.4 * 144)
+        assert row.nonzeros <= round(0.4 * 144)
+        if method != "sparsegpt" and not refit:
+            assert row.nonzeros == round(0.4 * 144)
         errors.append(row.output_error)
     assert errors[1] <= errors[0] + ROUNDING
 
@@ -561,10 +570,12 @@ def test_zeros_stay_zeros_and_a_refit_lowers_the_error(method: str) -> None:
 @pytest.mark.parametrize("scope", ["layer", "network"])
 @pytest.mark.parametrize("method", METHODS)
 def test_neurons_go_by_every_method(method: str, scope: str, refit: bool) -> None:
-    model, x = network("cnn")
+    torch.manual_seed(0)
+    model, x = JOINT["resnet"][0]().eval(), torch.randn(96, *JOINT["resnet"][1])
+    before = sum(p.numel() for p in model.parameters())
     report = prune_(model, x, Neurons(0.25, scope), method=method_of(method), options=Options(refit=refit))
-    assert model(x).shape == (96, 4)
-    assert model[0].out_channels < 8 or model[4].out_channels < 8
+    assert model(x).shape == (96, 3)
+    assert sum(p.numel() for p in model.parameters()) < before
     assert 0 < report.output_error < 2
 
 
@@ -629,6 +640,48 @@ def test_gradients_of_another_objective_score_as_well() -> None:
         assert torch.equal(mask.T.flatten(), each >= cut)
 
 
+@dataclass(frozen=True)
+class Relative(Scoring):
+    """Relative importance and activations (Zhang et al., Plug-and-play, ICLR 2024): a method of a user's own."""
+
+    power: float = 0.5
+    needs_data: ClassVar[bool] = True
+
+    def score(self, problem: Problem, options: Options) -> Tensor:
+        W, X = problem.stored[: problem.rows].double().abs(), problem.inputs[:, : problem.rows].double()
+        return (W / W.sum(0) + W / W.sum(1, keepdim=True)) * X.norm(dim=0)[:, None] ** self.power
+
+
+@pytest.fixture
+def relative(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Known by name while a test runs."""
+    monkeypatch.setattr(PRUNERS, "factories", dict(PRUNERS.factories))
+    register_pruner("relative")(Relative)
+    return "relative"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["conv1d", "attention", "transposed"])
+def test_a_method_of_ones_own_does_all_that_ours_do(name: str, target: str, relative: str, tmp_path: Path) -> None:
+    assert len(inspect.getsource(Relative).splitlines()) < 40
+    states, options = [], Options(mode="parallel")
+    for folder, jobs in (("one", 1), ("one", 1), ("two", 2)):
+        model, x = network(name)
+        report = prune_(model, x, TARGETS[target], method=relative, options=options, run=tmp_path / folder, jobs=jobs)
+        states.append(model.state_dict())
+        if target == "network":
+            assert report.nonzeros == round(0.4 * report.nonzeros_before)
+        else:
+            part = 0.5 if target == "2:4" else 0.4
+            assert all(row.nonzeros == round(part * row.nonzeros_before) for row in report.layers)
+        assert report.provenance["method"] == "relative"
+        assert report.provenance["method_options"] == {"power": 0.5}
+        assert "masked" in str(report)
+    assert all(torch.equal(value, state[key]) for state in states for key, value in states[0].items())
+    assert verify(network(name)[0], x, tmp_path / "one").ok
+    assert prune_(network(name)[0], x, TARGETS[target], method=Relative(1.0)).output_error != report.output_error
+
+
 def test_all_are_listed_with_their_options() -> None:
     found = available_pruners()
     assert {name for name, kind in PRUNERS.factories.items() if issubclass(kind, Scoring)} >= set(METHODS)  # type: ignore[arg-type]
@@ -639,4 +692,3 @@ def test_all_are_listed_with_their_options() -> None:
         SparseGPT(damping=0.0)
     with pytest.raises(InvalidTolerance, match="block"):
         SparseGPT(block=-1)
-    assert Data is not None

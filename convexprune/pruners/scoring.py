@@ -313,5 +313,6 @@ def largest(scores: Mapping[str, Scores], count: int) -> dict[str, Scores]:
         least = flat.kthvalue(len(flat) - count + 1).values
         keep = flat > least
         keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
-    parts = iter(keep.split([matrix.numel() for matrices in scores.values() for matrix in matrices]))
+    sizes = [matrix.numel() for matrices in scores.values() for matrix in matrices]
+    parts = iter(torch.split(keep, sizes))
     return {name: tuple(next(parts).view(m.shape) for m in matrices) for name, matrices in scores.items()}

@@ -24,5 +24,5 @@ class Wanda(Scoring):
 
     def score(self, problem: Problem, options: Options) -> Tensor:
         """|W|∘‖X_i‖₂, the norm of input i over all samples and positions."""
-        sizes = problem.inputs[:, : problem.rows].double().norm(dim=0)
+        sizes: Tensor = problem.inputs[:, : problem.rows].double().norm(dim=0)
         return problem.stored[: problem.rows].double().abs() * sizes[:, None]
