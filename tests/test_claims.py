@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls import prune_
+from calls import preview, prune_
 from promises import promised, unchanged
 from torch import Tensor, nn
 from torch.nn import functional
@@ -606,6 +606,25 @@ def test_the_error_of_a_layer_that_is_called_twice_is_that_of_both_calls() -> No
 
 
 # --- The tests themselves ---
+
+
+@pytest.mark.parametrize("kind", ["norm over tokens", "leaky by script", "cnn"])
+def test_a_preview_says_what_the_run_says(kind: str) -> None:
+    model, x = ARCHITECTURES[kind]()
+    model.eval()
+    same = unchanged(model)
+    shown = preview(model, x, 0.1)
+    assert same()
+    report = prune_(model, x, 0.1)
+    rows = rows_of(report).values()
+    assert [(row.fit, row.norm, row.notes) for row in shown.layers] == [(row.fit, row.norm, row.notes) for row in rows]
+    assert shown.notices == report.notices
+    assert report.provenance["plan_tests"]["forwards"] <= (7 if kind == "cnn" else 16)
+
+
+def test_a_preview_says_what_the_promise_holds_for() -> None:
+    model = MIXING["no running statistics"]()
+    assert preview(model, noise(40, 6)).notices == prune_(model, noise(40, 6)).notices != ()
 
 
 @pytest.mark.parametrize("call", range(3, 14))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from calls import prune_
+from calls import preview, prune_
 from torch import nn
 
 from convexprune.errors import OtherRun
@@ -71,6 +71,9 @@ def test_layers_at_the_same_time_make_it_parallel_and_are_said_to():
     assert report.provenance["mode"] == "parallel"
     assert report.head[1].startswith("parallel mode, since of 2 layers at a time none can wait")
     assert torch.equal(weights(one), weights(pruned(model, x, sparsity=0.5, mode="parallel")[0]))
+    assert preview(model, x, sparsity=0.5, jobs=2).recipe["mode"] == "parallel"
+    assert preview(model, x, sparsity=0.5).recipe["mode"] == "cascade"
+    assert preview(model, x, eps=0.5).recipe["mode"] == "parallel"
 
 
 def test_a_layer_called_twice_makes_it_parallel_and_is_named():

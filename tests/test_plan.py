@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import prune_
+from calls import preview, prune_
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -418,6 +418,8 @@ def test_a_table_may_name_a_layer_by_any_of_its_names(asked: dict[str, Any], sam
     assert told == [(row.name, row.nonzeros, row.output_error) for row in again.layers]
     assert "enc" in {row.name for row in report.layers}
     assert torch.equal(model.dec.weight, expected.enc.weight)
+    shown = [preview(TwoNames(), x, mode="parallel", **given).layers[0].goal for given in (asked, same)]
+    assert shown[0] == shown[1]
 
 
 @pytest.mark.parametrize("argument", ["eps", "sparsity"])

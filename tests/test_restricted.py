@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls import prune_
+from calls import preview, prune_
 from tolerances import REFERENCE
 from torch import Tensor, nn
 
@@ -268,6 +268,8 @@ def test_where_eps_allows_no_weights_at_all_the_report_begins_with_it(
     assert line[:40] in str(report)
     (tmp_path / "report.json").write_text(report.to_json())
     assert line[1:60] in write_page(tmp_path).read_text()
+    assert any("eps is 1 or more for 0" in text for text in preview(dense, x, {"0": 1.5, "*": 0.05}).notices)
+    assert "eps is 1" not in str(preview(dense, x, 0.5))
 
 
 def test_a_layer_without_weights_is_said_whatever_emptied_it() -> None:

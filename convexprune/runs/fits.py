@@ -46,6 +46,18 @@ class LayerFit:
         """
         raise InvalidInput(f"fit: {self.name!r} has no loss that a budget could minimise; use another")
 
+    def reach(self, Y: Tensor | Gram, Z: Tensor) -> float:
+        """The least radius whose set holds the outputs Z [P, M]: ‖h(Z)‖_F of the set's residual h, which balls have.
+
+        Raises:
+            InvalidInput: The set has no residual.
+        """
+        residual = getattr(self.within(Y, 1.0), "residual", None)
+        if residual is None:
+            raise InvalidInput(f"fit: {self.name!r} gives no residual, which cascade needs; use mode='parallel'")
+        # Not the error behind the ReLU, which is smaller where a positive target meets a negative output.
+        return float(norm(residual(Z)))
+
     def program_fit(
         self, X: Tensor, Y: Tensor | Gram, W: Tensor, radius: float, options: Options
     ) -> tuple[Fit, float, float]:
@@ -61,16 +73,10 @@ class LayerFit:
             radius: What was allowed.
             options: gamma, ceiling and the mode.
         """
-        fit = self.within(Y, radius)
         if options.cascade:
-            # h and not the error behind the ReLU, which is smaller where a positive target meets a negative output.
-            residual = getattr(fit, "residual", None)
-            if residual is None:
-                raise InvalidInput(f"fit: {self.name!r} gives no residual, which cascade needs; use mode='parallel'")
             dtype = Y.dtype if isinstance(Y, Tensor) else X.dtype
-            reach = float(norm(residual(X.to(dtype) @ W.to(dtype))))
-            radius = max(radius, options.gamma**0.5 * reach)
-            fit = self.within(Y, radius)
+            radius = max(radius, options.gamma**0.5 * self.reach(Y, X.to(dtype) @ W.to(dtype)))
+        fit = self.within(Y, radius)
         return fit, radius, radius
 
 
