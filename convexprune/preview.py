@@ -124,7 +124,8 @@ def preview(
     began = time.perf_counter()
     prepared = request.prepared(partial(silent, "capture"))
     reading, plan, run = time.perf_counter() - began, prepared.plan, prepared.run()
-    layers, goals = [plan.layers[name] for name in plan.order if name not in run.left], _goals(request.target, run)
+    layers = [plan.layers[name] for name in plan.order if name not in run.left]
+    goals = _goals(prepared.request.target, run)
     rows = [_row(layer, goals[layer.name], prepared) for layer in layers]
     _check_programs(prepared, rows)
     left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]

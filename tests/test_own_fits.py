@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from calls import prune_
 from documented import get
 from torch import Tensor, nn
 
-from calls import prune_
 from convexprune import Options, layer_program, verify
 from convexprune.runs.fits import FITS, LayerFit, register_fit
 from convexprune.solvers import certify
@@ -190,7 +190,7 @@ class Bare(LayerFit):
     [
         ({"sparsity": 0.5, "fit": Bare()}, "fit: 'bare' has no loss that a budget could minimise"),
         ({"eps": 0.1, "fit": Bare(), "mode": "cascade"}, "fit: 'bare' gives no residual, which cascade needs"),
-        ({"eps": 0.1, "fit": Huber}, "fit of 0: expected one of relu-ball, ball, net-trim, or a LayerFit"),
+        ({"eps": 0.1, "fit": Huber}, "expected one of relu-ball, ball, net-trim, or a LayerFit"),
         ({"eps": 0.1, "penalty": "l2"}, r"penalty: expected 'l1' or a function \(N, M, biased\), found 'l2'"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_table_may_speak_of_layers_that_are_not_chosen():
         ({"activations": ["relu"]}, "activations: expected a mapping"),
         ({"activations": "relu"}, "activations: expected a mapping"),
         ({"activations": {"0": 1}}, "activations: expected a mapping"),
-        ({"fit": 3}, "fit of 0: expected one of relu-ball, ball, net-trim, or a LayerFit"),
+        ({"fit": 3}, "fit: expected one of relu-ball, ball, net-trim, or a LayerFit"),
         ({"fit": {"0": None}}, "fit: expected a name"),
         ({"eps": {0: 0.1}}, "eps: expected patterns of names"),
         ({"sparsity": {0: 0.1}}, "sparsity: expected patterns of names"),
