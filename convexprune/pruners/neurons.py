@@ -26,7 +26,7 @@ from convexprune.solvers.arrays import norm
 from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.certificate.solution import Seconds
 from convexprune.solvers.methods import EpsPath
-from convexprune.solvers.methods.refit import refit_told
+from convexprune.solvers.methods.refit import refit_with_record
 from convexprune.solvers.methods.solve import environment
 from convexprune.solvers.programs import GroupL2, LayerProgram, TopK
 from convexprune.targets import Neurons
@@ -185,7 +185,7 @@ class KeepInputs(Goal):
             return Answer.of(unproven(stored, problem, "mask", seconds, options), stored, problem, MASKED)
         program = self.program(problem, options)
         every = len(self.kept) == self.neurons and not options.cascade
-        weights, effective = (problem.W, {}) if every else refit_told(program, self.support(problem, options), watch)
+        weights, effective = (problem.W, {}) if every else refit_with_record(program, self.support(problem, options), watch)
         solved = time.perf_counter() - began
         provenance = {"solver": "refit", "message": "", "effective": effective} | environment(weights)
         provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}

@@ -26,7 +26,7 @@ from convexprune.runs.run import Run
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
-from convexprune.solvers.methods.refit import refit_told
+from convexprune.solvers.methods.refit import refit_with_record
 from convexprune.solvers.programs import TopK
 from convexprune.targets import Neurons, Sparsity, Target
 
@@ -248,7 +248,7 @@ class Mask(Goal):
         if (allowed := problem.support(options)) is not None:
             support &= allowed
         program = problem.program(problem.loss(), TopK(max(1, int(keep.sum())), rows=problem.rows))
-        fitted, effective = refit_told(program, support, watch)
+        fitted, effective = refit_with_record(program, support, watch)
         status = watch.ended or Status.NO_BOUND
         solution = unproven(stored, problem, method, seconds, options, program, status, effective)
         answer = answered(program, replace(solution, weights=fitted), problem)

@@ -15,7 +15,7 @@ from convexprune.runs.layer import Layer
 from convexprune.runs.problem import Problem, Watch
 from convexprune.solvers.certificate import Certificate, Solution, Status, certify
 from convexprune.solvers.certificate.solution import Seconds
-from convexprune.solvers.methods.refit import SHORT, refit_told
+from convexprune.solvers.methods.refit import UNSETTLED, refit_with_record
 from convexprune.solvers.methods.solve import environment
 from convexprune.solvers.programs import Gram, LayerProgram
 
@@ -201,7 +201,7 @@ def set_solver(problem: Problem, options: Options) -> object:
 
 def refitted(program: LayerProgram, solution: Solution, stop: Watch | None = None) -> Solution:
     """The same support with the weights that fit best on it; if it is stopped, the best so far."""
-    weights, effective = refit_told(program, solution.weights != 0, stop)
+    weights, effective = refit_with_record(program, solution.weights != 0, stop)
     provenance = dict(solution.provenance)
     provenance["effective"] = dict(provenance.get("effective", {})) | effective
     certificate = certify(program, weights, solution.multipliers)
@@ -228,7 +228,7 @@ def answered(
     if not torch.equal(U.to(solution.weights.dtype), solution.weights):
         certificate = certify(program, U, solution.multipliers)
     judged = replace(solution, weights=U, certificate=certificate)
-    if short := solution.provenance.get("effective", {}).get(SHORT):
+    if short := solution.provenance.get("effective", {}).get(UNSETTLED):
         notes = [*notes, f"{short} of {U.shape[1]} neurons are short of the minimum of their loss"]
     return Answer.of(judged, stored, problem, _status(solution, certificate), notes, radius=radius, promised=promised)
 

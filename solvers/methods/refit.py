@@ -79,7 +79,6 @@ def refit_with_record(
     return (U / d.to(U)).to(program.dtype), record
 
 
-SHORT, refit_told = UNSETTLED, refit_with_record
 
 
 def unsettled(at: Point) -> int:
