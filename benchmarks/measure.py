@@ -89,7 +89,7 @@ def _judged(blank: Answer, program: LayerProgram, solution: Solution) -> Answer:
     c = certify(program, solution.weights, solution.multipliers)
     return replace(
         answer,
-        certified=c.meets(blank.tol, blank.tol / 10),
+        certified=c.within(blank.tol, blank.tol / 10),
         value=c.value,
         bound=c.bound,
         gap=c.gap,

@@ -171,7 +171,7 @@ def test_the_first_claim_counts_even_if_the_solver_goes_on() -> None:
     """A backend that says "solved" too early and is sent back by the certificate was wrong once."""
     program = zoo.member("squared-loss plain 20x8x5").build()
     answer = certify(program, program.inputs.new_zeros(program.shape))
-    assert not answer.meets(1e-4, 1e-5)
+    assert not answer.within(1e-4, 1e-5)
 
     @dataclass(frozen=True)
     class Corrected(Fake):

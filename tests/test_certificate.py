@@ -440,7 +440,7 @@ def test_a_budget_is_certified_to_be_kept_and_nothing_more(fit: str, budget: Any
         assert (found.bound, found.gap, found.infeasible) == (-math.inf, math.inf, False)
         assert found.violation == pytest.approx(convex.violation, rel=ROUNDING)
         assert found.value == pytest.approx(loss if U is kept else math.inf, rel=ROUNDING, abs=ROUNDING)
-        assert not found.meets(1e300, 1e300)
+        assert not found.within(1e300, 1e300)
     program = LayerProgram(program.inputs, program.fit.as_loss(1.0), budget)  # type: ignore[attr-defined]
     if "net-trim" not in fit:
         assert solve(program, Proposes(kept)).status is Status.NO_BOUND
@@ -524,9 +524,9 @@ def test_gap_and_scale_are_what_they_say() -> None:
     found = certify(*rough("relu-ball plain 20x8x5"))
     assert found.scale == found.value
     assert found.gap == pytest.approx((found.value - found.bound) / found.scale)
-    assert found.meets(found.gap, found.violation)
-    assert not found.meets(found.gap * 0.99, found.violation)
-    assert not found.meets(found.gap, found.violation * 0.99)
+    assert found.within(found.gap, found.violation)
+    assert not found.within(found.gap * 0.99, found.violation)
+    assert not found.within(found.gap, found.violation * 0.99)
     assert set(found.to_dict()) == {"value", "bound", "gap", "violation", "scale", "infeasible"}
 
 

@@ -138,7 +138,7 @@ def test_the_optimum_is_that_of_the_samples(fit: str, penalty: str, inputs: str)
     assert found.certificate.value == pytest.approx(direct.certificate.value, abs=3e-6 * scale)
     assert found.certificate.bound <= direct.certificate.value + OPTIMUM * scale
     judged = certify(samples, found.weights, multipliers(direct))
-    assert judged.meets(3e-6, 2e-7)
+    assert judged.within(3e-6, 2e-7)
 
 
 @pytest.mark.parametrize("fit", FITS)

@@ -37,7 +37,7 @@ class Objective(BaseObjective):
             c = certify(self.program, weights, multipliers)
         except NonFinite:
             c = Certificate(math.inf, 0.0, math.inf, math.inf, math.inf)
-        certified = int(c.meets(self.tol, self.feas_tol))
+        certified = int(c.within(self.tol, self.feas_tol))
         figures = {"value": c.value, "bound": c.bound, "gap": c.gap, "violation": c.violation}
         return figures | {"nonzeros": int((weights != 0).sum()), "certified": certified}
 

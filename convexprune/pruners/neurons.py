@@ -185,7 +185,9 @@ class KeepInputs(Goal):
             return Answer.of(unproven(stored, problem, "mask", seconds, options), stored, problem, MASKED)
         program = self.program(problem, options)
         every = len(self.kept) == self.neurons and not options.cascade
-        weights, effective = (problem.W, {}) if every else refit_with_record(program, self.support(problem, options), watch)
+        weights, effective = (
+            (problem.W, {}) if every else refit_with_record(program, self.support(problem, options), watch)
+        )
         solved = time.perf_counter() - began
         provenance = {"solver": "refit", "message": "", "effective": effective} | environment(weights)
         provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}

@@ -255,7 +255,7 @@ def unproven(
 def _status(solution: Solution, certificate: Certificate) -> str:
     """The solution's status; "rounded" where only the weights before rounding were within the tolerances."""
     limits = solution.provenance["limits"]
-    kept = certificate.meets(limits["tol"], limits["feas_tol"])
+    kept = certificate.within(limits["tol"], limits["feas_tol"])
     return ROUNDED if solution.status is Status.SOLVED and not kept else str(solution.status)
 
 

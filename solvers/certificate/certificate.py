@@ -62,7 +62,7 @@ class Certificate:
     scale: float
     infeasible: bool = False
 
-    def meets(self, tol: float, feas_tol: float) -> bool:
+    def within(self, tol: float, feas_tol: float) -> bool:
         """Whether gap ≤ tol and violation ≤ feas_tol."""
         return self.gap <= tol and self.violation <= feas_tol
 

@@ -46,7 +46,7 @@ class Judge:
         c, limits = self.judge(iteration, proposal(), residuals), self.limits
         if c is None:
             return Excess(math.nan, math.nan)
-        if self.stopped or self._infeasible(c) or c.meets(limits.tol, limits.feas_tol):
+        if self.stopped or self._infeasible(c) or c.within(limits.tol, limits.feas_tol):
             return Excess(0.0, 0.0)
         pairs = ((c.gap, limits.tol), (c.violation, limits.feas_tol))
         excess = Excess(*(a / tol if tol > 0 else math.inf if a > 0 else 0.0 for a, tol in pairs))
@@ -107,7 +107,7 @@ class Judge:
     def _status(self, proposal: Proposal, certificate: Certificate | None) -> Status:
         if certificate is None:
             return Status.FAILED if proposal.weights is None else Status.DIVERGED
-        if certificate.meets(self.limits.tol, self.limits.feas_tol):
+        if certificate.within(self.limits.tol, self.limits.feas_tol):
             return Status.SOLVED
         if self._infeasible(certificate):
             return Status.INFEASIBLE

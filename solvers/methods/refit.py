@@ -79,8 +79,6 @@ def refit_with_record(
     return (U / d.to(U)).to(program.dtype), record
 
 
-
-
 def unsettled(at: Point) -> int:
     """How many neurons a descent has left before their minimum."""
     return 0 if at.settled is None else int((~at.settled).sum())

@@ -63,9 +63,9 @@ class Candidate:
             return solution
         c = certify(program, U, L)
         expect(c == solution.certificate, f"certificate: found {solution.certificate}, expected {c}")
-        meets = c.meets(limits["tol"], limits["feas_tol"])
-        right = meets == (solution.status is Status.SOLVED)
-        expect(right, f"status {solution.status}, but meets the tolerances: {meets}")
+        within = c.within(limits["tol"], limits["feas_tol"])
+        right = within == (solution.status is Status.SOLVED)
+        expect(right, f"status {solution.status}, but within the tolerances: {within}")
         return solution
 
     def answer(self, member: Member) -> Solution:
