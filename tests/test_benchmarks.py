@@ -51,6 +51,26 @@ def test_help(script: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage" in capsys.readouterr().out
 
 
+def test_synflow_makes_each_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synflow = importlib.import_module("synflow")
+    few = torch.rand(128, 3, 16, 16), torch.arange(128) % 10
+    monkeypatch.setattr(synflow, "images", lambda *_: (few, few))
+    monkeypatch.setitem(synflow.VGG, "narrow", (8, synflow.POOL, 8))
+    small = ["--networks", "vgg-11", "--width", "0.05", "--alphas", "0", "3", "--no-published"]
+    small += ["--compressions", "20", "--seeds", "1", "--epochs", "1", "--out", str(tmp_path)]
+    for _ in range(2):
+        synflow.main(["collapse", "accuracy", *small])
+        rows = [json.loads(line) for path in sorted(tmp_path.iterdir()) for line in path.read_text().splitlines()]
+        assert len(rows) == 6 + 8
+    trained, pruned = rows[:6], {row["method"]: row["densities"] for row in rows[6:] if row["compression"] > 1}
+    total = trained[0]["weights"]
+    assert [row["weights"] for row in trained] == [total, *[round(total / 20)] * 5]
+    assert min(pruned["synflow"]) > 0
+    assert "published" in capsys.readouterr().out
+
+
 # Performance profiles (Dolan and Moré, 2002).
 
 

@@ -579,6 +579,16 @@ def test_neurons_go_by_every_method(method: str, scope: str, refit: bool) -> Non
     assert 0 < report.output_error < 2
 
 
+def test_weights_that_stay_zero_add_nothing_to_the_worth_of_a_neuron() -> None:
+    model, x = network("mlp")
+    with torch.no_grad():
+        model[2].weight[:, 3], model[2].weight[0] = 0, 0
+    again = copy.deepcopy(model)
+    for each, keep_zeros in ((model, False), (again, True)):
+        prune_(each, x, Neurons(0.3), method="magnitude", options=Options(keep_zeros=keep_zeros))
+    assert torch.equal(model[2].weight, again[2].weight)
+
+
 def test_tables_mix_parts_and_patterns() -> None:
     model, x = network("mlp")
     table = {"0": "2:4", "2": 0.75, "4": 0.75}

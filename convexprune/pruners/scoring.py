@@ -59,7 +59,7 @@ class Scoring(Pruner):
         raise NotImplementedError
 
     def score_network(self, run: Run, target: Target) -> Mapping[str, Scores]:
-        """Scores of layers that hang together; each that is left out is scored by itself, when its turn comes."""
+        """Scores of layers that depend on each other; a layer left out is scored by itself, when its turn comes."""
         return {}
 
     def weights(
@@ -123,7 +123,7 @@ class Scoring(Pruner):
         worth: dict[str, Worth] = {}
         widths = run.widths()
         for name, link in run.links.items():
-            scores = [self._scores(run, user, found)[0].double() for user in link.consumers]
+            scores = [self._scores(run, user, found)[0].double().nan_to_num(neginf=0.0) for user in link.consumers]
             each = torch.stack([S.reshape(widths[name], -1).sum(1) for S in scores])
             worth[name] = [(float(value), 0.0) for value in each.sum(0)]
         return worth
