@@ -229,6 +229,17 @@ def as_target(target: object = None, eps: object = None, sparsity: object = None
     return target.checked()
 
 
+def target_from_dict(data: Mapping[str, object]) -> Target:
+    """A target from the plain data of ``Target.to_dict``.
+
+    Raises:
+        KeyError, TypeError, ValueError: They are none; InvalidInput and InvalidTolerance are such, too.
+    """
+    own = dict(data)
+    kind, value = TARGETS[str(own.pop("kind"))], own.pop("value")
+    return kind(tuple(value) if isinstance(value, list) else value, **own).checked()  # type: ignore[call-arg]
+
+
 def read_target(text: str) -> Target:
     """A target from text: its kind, its value or PATTERN=value several times, and its settings.
 

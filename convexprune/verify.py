@@ -29,7 +29,7 @@ from convexprune.runs.outcome import dtype_of, network_errors, network_promise
 from convexprune.runs.problem import Watch
 from convexprune.runs.run import Judged, Run, silent
 from convexprune.solvers.errors import InvalidInput
-from convexprune.targets import TARGETS, NetworkEps, Target
+from convexprune.targets import NetworkEps, target_from_dict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -187,7 +187,7 @@ def recorded_request(
     if how is not None and is_own(recipe.get("mask")) != callable(how.mask):
         raise InvalidInput(f"mask: the run was given {recipe.get('mask')!r}; give the same, as Data(…, mask=…)")
     try:
-        target = _target(recipe)
+        target = target_from_dict(cast(Mapping[str, object], recipe["target"]))
         name, own = str(recipe["method"]), cast(dict[str, object], recipe["method_options"])
         if any(is_own(value) for value in own.values()) and method is None:
             raise InvalidInput(f"method: {name!r} was given objects that no file can hold; give the same, as method=")
@@ -217,13 +217,6 @@ def _made(name: str, own: Mapping[str, object]) -> Pruner:
 
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
     return PRUNERS.make(name, values)[1]
-
-
-def _target(recipe: Mapping[str, object]) -> Target:
-    own = dict(cast(Mapping[str, object], recipe["target"]))
-    kind = TARGETS[str(own.pop("kind"))]
-    value = own.pop("value")
-    return kind(tuple(value) if isinstance(value, list) else value, **own).checked()  # type: ignore[call-arg]
 
 
 def _consumers(run: Run) -> set[str]:

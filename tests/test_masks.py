@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from convexprune import load_weights_into_, prune_, save_weights
+from convexprune import Options, load_weights_into_, prune_, save_weights
 from convexprune.errors import NothingToPrune, UnsupportedModule
 from convexprune.files.weights import load_weights
 from convexprune.layers import weight_matrices
@@ -546,7 +546,7 @@ def test_masks_of_torch_prune_that_cannot_be_taken_over_are_refused() -> None:
 def test_a_model_pruned_by_net_trim_keeps_its_nonzeros_in_training() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.rand(60, 5)
-    report = prune_(model, x, eps=0.1, tol=1e-2, feas_tol=1e-2)
+    report = prune_(model, x, eps=0.1, options=Options(tol=1e-2, feas_tol=1e-2))
     masks = keep_masks_(model)
     assert [int(mask.sum()) for mask in masks.values()] == [row.nonzeros for row in report.layers]
     train(model, x, OPTIMISERS["adam"](model.parameters()))

@@ -133,8 +133,8 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
 def test_every_public_name_is_found_and_no_other() -> None:
     assert all(hasattr(convexprune, name) for name in convexprune.__all__)
     assert set(convexprune.__all__) <= set(dir(convexprune))
-    with pytest.raises(AttributeError, match="no attribute 'prune'"):
-        _ = convexprune.prune  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'prune_model'"):
+        _ = convexprune.prune_model  # type: ignore[attr-defined]
 
 
 def test_all_holds_every_extra_that_users_may_need() -> None:

@@ -20,7 +20,7 @@ import hashlib
 from pathlib import Path
 import torch
 from torch import nn
-from convexprune import prune_, save_weights
+from convexprune import Options, prune_, save_weights
 from convexprune.files.weights import save_json
 from convexprune.masks import keep_masks_
 from convexprune.report.extras import save_extras
@@ -39,7 +39,7 @@ torch.manual_seed(0)
 model, x, out = Net().eval(), torch.rand(60, 6), Path(sys.argv[1])
 state = {key: value.clone() for key, value in model.state_dict().items()}
 chosen = {"first", "second", "last"}  # in an order that the hash seed decides
-report = prune_(model, x, sparsity=0.5, layers=chosen, run=out)
+report = prune_(model, x, sparsity=0.5, options=Options(layers=chosen), run=out)
 save_json(report.to_dict(), out / "report.json")
 save_extras(out, state, model, report=report)
 write_page(out)

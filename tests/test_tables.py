@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from calls import prune_
 from torch import Tensor, nn
 
-from convexprune import prune_
+from convexprune import Eps, verify
 from convexprune.files.weights import save_json
-from convexprune.nettrim.verify import verify
+from convexprune.preview import preview
 from convexprune.report.page import write_page
 from convexprune.report.tables import short_names
-from convexprune.runs.preview import preview
 
 NAMES = [f"bert.encoder.layer.{i}.{part}" for i in range(12) for part in ("attention.self.query", "output.dense")]
 
@@ -61,7 +61,7 @@ def test_a_layer_takes_one_line_of_80_characters(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("COLUMNS", "80")
     model, x = encoder(), torch.randn(50, 6)
     trained = copy.deepcopy(model)
-    shown = [preview(model, x, 0.1), prune_(model, x, 0.1, run=tmp_path), verify(trained, x, tmp_path)]
+    shown = [preview(model, x, Eps(0.1)), prune_(model, x, 0.1, run=tmp_path), verify(trained, x, tmp_path)]
     for table in shown:
         lines = lines_of(str(table))
         assert max(map(len, str(table).splitlines())) <= 80

@@ -12,21 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from calls import prune_
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from convexprune import prune_, save_weights
+import convexprune
+from convexprune import Eps, Options, save_weights, verify
 from convexprune.cli.app import app
 from convexprune.cli.live import VisibleFormatter
 from convexprune.errors import DamagedFile
 from convexprune.files.arrays import load_array
 from convexprune.files.texts import utf8, visible
 from convexprune.files.weights import load_weights, save_json
-from convexprune.nettrim.verify import verify
+from convexprune.preview import preview
 from convexprune.report.extras import save_extras
 from convexprune.report.page import write_page
-from convexprune.runs.journal import Journal, data_fingerprint, read_json
-from convexprune.runs.preview import preview
+from convexprune.runs.fingerprints import data_fingerprint
+from convexprune.runs.journal import Journal, read_json
 from convexprune.solvers.errors import InvalidInput
 
 HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -60,7 +62,7 @@ def test_a_run_with_strange_names_is_kept_resumed_verified_and_shown(
 ) -> None:
     caplog.set_level("DEBUG", "convexprune")
     dense, x = Named(names), inputs()
-    assert not HIDDEN.search(str(preview(dense, x, 0.3, mode=mode)).replace("\n", ""))
+    assert not HIDDEN.search(str(preview(dense, x, Eps(0.3), options=Options(mode=mode))).replace("\n", ""))
     model, again = copy.deepcopy(dense), copy.deepcopy(dense)
     report = prune_(model, x, 0.3, mode=mode, run=tmp_path)
     resumed = prune_(again, x, 0.3, mode=mode, run=tmp_path)
@@ -130,6 +132,7 @@ def test_paths_that_are_no_text_are_shown_by_the_command_line(tmp_path: Path) ->
     """Of bytes, as Linux has them; and a terminal that has ASCII alone."""
     command = [sys.executable, "-m", "convexprune", "report", b"no\xff\x1b[2Jfolder"]
     environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin", "PYTHONSAFEPATH": "1"}
+    environment["PYTHONPATH"] = str(Path(convexprune.__file__).parents[1])
     done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)  # noqa: S603
     assert done.returncode == 1, done.stderr
     assert b"no\\udcff\\x1b[2Jfolder: no such folder" in done.stderr

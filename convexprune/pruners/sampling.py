@@ -464,10 +464,7 @@ class _Driver:
         own |= {"sampling": choices[0].sampling, "draws": sum(int(choice.draws.sum()) for choice in choices)}
         own |= {"promise": found[0].promise, "assumptions": assumptions, "terms": _terms(found)}
         if guarantee is not None:
-            words = {True: "holds", False: "does not hold", None: "cannot be checked"}
             own["guarantee"] = (guarantee.eps, guarantee.delta)
-            first = f"eps = {guarantee.eps:g}, delta = {guarantee.delta:g}: {found[0].promise}"
-            notes = (first, *(f"{a.text}: {words[a.holds]}" for a in assumptions), *notes)
         return own | {"notes": (*found[0].notes, *notes) if guarantee is None else tuple(notes)}
 
     def status(self, found: Sensitivities, choices: Sequence[Choice], guarantee: Guarantee | None) -> str:
@@ -598,8 +595,6 @@ class _Weights(_Driver):
             holds = all(_no_weaker(other.guarantee, row.guarantee) or _is_whole(other) for other in rows.values())
             text = "every layer has a guarantee that is no weaker, or is kept whole"
             run.extra[name]["assumptions"] = (*row.assumptions, Assumption(text, holds))
-            word = "holds" if holds else "does not hold"
-            run.extra[name]["notes"] = (*run.extra[name]["notes"], f"{text}: {word}")  # type: ignore[misc]
             if not holds:
                 run.extra[name]["status"] = "assumption fails"
 

@@ -21,6 +21,7 @@ from convexprune.report.report import COLUMNS, Column, LayerReport
 from convexprune.runs.consistency import Results, read_results
 from convexprune.solvers import Status
 from convexprune.solvers.errors import MissingExtra
+from convexprune.targets import target_from_dict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +95,7 @@ def _view(results: Results, extras: tuple[dict[str, Any], dict[str, Tensor]] | N
     return {
         "results": results,
         "report": results.report,
+        "asked": _asked(results.report.provenance),
         "advice": _ADVICE,
         "costs": costs and {"flops": None, "latency": None} | costs,
         "columns": [column for column in _COLUMNS if column is COLUMNS[0] or any(map(column.text, rows))],
@@ -104,6 +106,13 @@ def _view(results: Results, extras: tuple[dict[str, Any], dict[str, Tensor]] | N
         "shown": _most(numbered, MOST_MAPS, lambda pair: math.prod(pair[1]["before"]), left_out, "weight maps"),
         "left_out": left_out,
     }
+
+
+def _asked(provenance: Mapping[str, Any]) -> list[str]:
+    """The target, and by which method and in which way it was to be reached."""
+    target = [str(target_from_dict(provenance["target"]))] if "target" in provenance else []
+    names = [name for name in ("method", "mode", "refit", "keep_zeros") if provenance.get(name)]
+    return [*target, *(f"{name} {_text(provenance[name])}" for name in names)]
 
 
 def _promises(row: LayerReport) -> bool:

@@ -39,7 +39,7 @@ class LayerReport:
         status: How it ended: "solved" (certified within the tolerances), "refitted" (within the promise on a certified
             support), "as trained" (the trained weights, which keep the promise), "no bound" (a budget, kept), "rounded"
             (no longer certified after rounding to the module's dtype), or a solver's other status; "sampled", "largest
-            kept", "inputs only", "kept whole" (a guarantee asks for at least as many draws as there are items),
+            kept", "kept whole" (a guarantee asks for at least as many draws as there are items),
             "assumption fails"; "inputs", "neurons", "inputs and neurons" (what was removed); "masked", "masked,
             refitted" (the mask that was asked for, by scores).
         goal: What was asked of the layer, in words.
@@ -53,7 +53,7 @@ class LayerReport:
         value, bound, gap, violation: The certificate, groups of a layer added up.
         iterations: The solver's (the most that a group took).
         returned: Weights that were zero before and are not any more.
-        items: What a coreset was taken of: "neurons", "edges", or "inputs" where only inputs went.
+        items: What a coreset was taken of: "neurons" or "weights"; "" elsewhere.
         kept_items, all_items: How many.
         sampling: How they were chosen.
         draws: Asked for, in all groups; items, where there are no draws.
@@ -143,7 +143,7 @@ class LayerReport:
 
 
 _PROVEN = frozenset({"solved", "refitted"})
-_CERTIFIED = _PROVEN | {"no bound", "as trained", "sampled", "largest kept", "inputs only", "kept whole"}
+_CERTIFIED = _PROVEN | {"no bound", "as trained", "sampled", "largest kept", "kept whole"}
 _CERTIFIED |= {"inputs", "neurons", "inputs and neurons", "masked", "masked, refitted"}
 _ROUNDING = 1e-9
 

@@ -355,6 +355,7 @@ def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -
     """All of a row that follows from the answers alone; groups of a layer are added up."""
     certificates = [answer.solution.certificate for answer in answers]
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
+    gap = math.inf if bound == -math.inf else max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0)
     size = math.hypot(*(answer.size for answer in answers)) or 1.0
     scales = [answer.radius or answer.size for answer in answers]
     outside = math.hypot(*(c.violation * scale for c, scale in zip(certificates, scales, strict=True) if c.violation))
@@ -371,7 +372,7 @@ def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -
         "promised": math.hypot(*(answer.promised for answer in answers)) / size,
         "value": value,
         "bound": bound,
-        "gap": max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0),
+        "gap": gap,
         "violation": 0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
         "iterations": max(answer.solution.iterations for answer in answers),
         "notes": tuple(dict.fromkeys(note for answer in answers for note in answer_notes(answer))),
