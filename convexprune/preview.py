@@ -10,7 +10,7 @@ from timeit import repeat
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convexprune.options import Options
 from convexprune.prune import Prepared, Request
@@ -198,7 +198,7 @@ def _check_programs(prepared: Prepared, rows: Iterable[LayerPreview]) -> None:
         goal, layer = goals[row.name], prepared.plan.layers[row.name]
         W = layer.folds[0].apply(layer.read()[0].to(working_dtype(layer.read()[0].dtype)))
         X, Y = W.new_ones(2, len(W)), W.new_ones(2, W.shape[1])  # targets such that no set is a point
-        given = (Gram.of([(X, Y)], torch.float64), None) if row.gram else (X, Y)
+        given: tuple[Tensor | Gram, Tensor | None] = (Gram.of([(X, Y)], torch.float64), None) if row.gram else (X, Y)
         problem = Problem(row.name, *given, layer.read()[0], layer.folds[0], layer.biased, layer.fit, 2)
         program = goal.program(problem, options)  # type: ignore[attr-defined]
         if isinstance(goal, KeepByPath):  # its own program is what a refit is judged by

@@ -202,14 +202,14 @@ def recorded_request(
     return found, recipe
 
 
-def recorded_mask(run: StrPath) -> object:
+def recorded_mask(run: StrPath) -> str | bool | None:
     """The mask that a run was given: a name, None for the usual one, False, or the name of a function.
 
     Raises:
         FileNotFoundError, DamagedFile: As ``verify``.
     """
     recipe = cast(Mapping[str, object], Journal.existing(run)[1]["recipe"])
-    return recipe.get("mask")
+    return cast(str | bool | None, recipe.get("mask"))
 
 
 def _made(name: str, own: Mapping[str, object]) -> Pruner:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_padding import SAMPLES, Pooled, data
 from typer.testing import CliRunner
 
 from convexprune.cli.app import app
@@ -43,19 +42,28 @@ WRITERS: dict[str, Callable[[dict[str, Array], Path], object]] = {
 }
 
 
+SAMPLES = 60
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder: a module, the weights of its text model, and padded texts with labels."""
     (tmp_path / "my_text_model.py").write_text(MODEL)
-    save_file(Pooled().state_dict(), tmp_path / "w.safetensors")
+    names: dict[str, Any] = {}
+    exec(MODEL, names)  # noqa: S102 - as the command imports it
+    torch.manual_seed(1)
+    save_file(names["Pooled"]().state_dict(), tmp_path / "w.safetensors")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
 
 def texts() -> dict[str, Array]:
-    labels = np.arange(SAMPLES) % 3
-    return {name: value.numpy() for name, value in data().items()} | {"labels": labels}
+    """Tokens, the shorter samples filled up, their mask, and labels."""
+    rng = np.random.default_rng(0)
+    mask = np.arange(12)[None] < rng.integers(3, 6, (SAMPLES, 1))
+    ids = np.where(mask, rng.integers(1, 30, (SAMPLES, 12)), 0)
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64), "labels": np.arange(SAMPLES) % 3}
 
 
 def pruned(folder: Path, *extra: str, out: str = "out", data: str = "x.npz") -> Any:
@@ -92,18 +100,17 @@ def test_a_mask_goes_by_any_name(folder: Path, method: str) -> None:
     """One that the model does not take decides which rows count all the same, and in a verification, too."""
     arrays = texts()
     np.savez(folder / "x.npz", **arrays, keep=arrays["attention_mask"] > 0, other=np.full((SAMPLES, 2), 3))
-    asked = ["--eps", "0.1"] if method == "net-trim" else ["--method", method, "--keep", "0.5"]
+    asked = ["--eps", "0.1"] if method == "net-trim" else ["--method", method, "--sparsity", "0.5"]
     _, told = pruned(folder, "--mask", "keep", "--layers", "layer", *asked)
     assert told["report"]["layers"][0]["samples"] == int(arrays["attention_mask"].sum())
     assert told["report"]["mask"]["name"] == "keep"
-    if method == "net-trim":
-        source = ["my_text_model:Pooled", "--weights", "w.safetensors", "--calibration", "x.npz"]
-        assert CliRunner().invoke(app, ["verify", "out", *source]).exit_code == 0
-        report = json.loads((folder / "out" / "report.json").read_text())
-        report["mask"]["rows_left_out"]["layer"] += 1
-        report["sha256"] = seal(report, folder / "out" / "model.safetensors")
-        save_json(report, folder / "out" / "report.json")
-        assert "mask is" in CliRunner().invoke(app, ["verify", "out", *source]).output
+    source = ["my_text_model:Pooled", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    assert CliRunner().invoke(app, ["verify", "out", *source]).exit_code == 0
+    report = json.loads((folder / "out" / "report.json").read_text())
+    report["mask"]["rows_left_out"]["layer"] += 1
+    report["sha256"] = seal(report, folder / "out" / "model.safetensors")
+    save_json(report, folder / "out" / "report.json")
+    assert "mask is" in CliRunner().invoke(app, ["verify", "out", *source]).output
     for wrong in (["--mask", "absent"], ["--mask", "keep", "--no-mask"], ["--mask", "other"]):
         status, told = pruned(folder, *wrong, *asked, out="wrong")
         assert status == 1
@@ -115,7 +122,7 @@ def test_a_key_names_the_array_for_the_first_argument(folder: Path) -> None:
     np.savez(folder / "x.npz", tokens=arrays["input_ids"], attention_mask=arrays["attention_mask"])
     read = Source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz", "tokens").read()
     assert list(read.inputs[0]) == ["input_ids", "attention_mask"]
-    assert torch.equal(read.inputs[0]["input_ids"], data()["input_ids"])
+    assert torch.equal(read.inputs[0]["input_ids"], torch.from_numpy(arrays["input_ids"]))
     np.savez(folder / "x.npz", input_ids=arrays["input_ids"], attention_mask=arrays["attention_mask"][1:])
     with pytest.raises(ShapeMismatch, match=r"\[59, 60\] samples"):
         Source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz").read()
@@ -159,3 +166,10 @@ def test_samples_are_of_all_parts_of_the_data_and_the_same_each_time(folder: Pat
     assert told["samples"] == 50
     assert any("fitted to 50 of 300 samples" in line for line in told["head"])
     assert CliRunner().invoke(app, ["verify", "out", *arguments]).exit_code == 0
+    balanced = [*arguments, "--labels-key", "y"]  # of any method: each label has its share of the samples
+    result = CliRunner().invoke(
+        app, ["prune", *balanced, "--out", "balanced", "--method", "wanda", "--sparsity", "0.5"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "of each label its share" in " ".join(result.output.split())
+    assert CliRunner().invoke(app, ["verify", "balanced", *balanced]).exit_code == 0

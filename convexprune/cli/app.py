@@ -1,12 +1,13 @@
 """The command line: ``convexprune demo``, ``prune``, ``verify``, ``report``, ``methods``, ``solvers``."""
 
-import dataclasses
+import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
@@ -21,8 +22,15 @@ from convexprune.cli.live import (
     errors,
     print_json,
     say,
+    show,
     show_anything,
 )
+from convexprune.options import Options
+
+if TYPE_CHECKING:
+    from convexprune.solvers.methods.registry import SolverInfo
+
+C = TypeVar("C", bound=Callable[..., None])
 
 app = typer.Typer(
     help="Prune trained networks by convex optimisation, with a certificate for every layer.",
@@ -32,16 +40,21 @@ app = typer.Typer(
     context_settings={"default_map": {"help": False}},  # typer loads pydantic to convert an option that has no value
 )
 
-_NET_TRIM, _CORESET = "Net-Trim", "Coresets (--method)"  # panels of --help: the ones refuse the options of the others
-_goal = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the goal, in the place of --eps")
-_program = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the programs, and how they are solved")
-_runs = partial(typer.Option, rich_help_panel=f"{_NET_TRIM}: the run")
-_coreset = partial(typer.Option, rich_help_panel=_CORESET)
+_target = partial(typer.Option, rich_help_panel="How far")
+_data = partial(typer.Option, rich_help_panel="The data")
+_run = partial(typer.Option, rich_help_panel="The run")
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+_Holdout = Annotated[int | None, _data(help="Samples at random that errors are only measured on.", min=1)]
+_Samples = Annotated[int | None, _data(help="Use so many samples, chosen at random.", min=1)]
+_Key = Annotated[str | None, _data(help="The array in the file, such as x_train.")]
+_LabelsKey = Annotated[
+    str | None, _data(help="The labels there: samples have their share of each, for corenet's bound.")
+]
 _CALIBRATION = (
-    "Inputs: .npz, .npy, .safetensors or .pt; several arrays if named as the model's arguments. lowner and mussay need "
-    "none."
+    "Inputs: .npz, .npy, .safetensors or .pt; several arrays if named as the model's arguments. Some methods need none."
 )
 _MAX_RATIO = "How many times its size a file that is read may unpack to; 256 MiB always pass."
+_MaxRatio = Annotated[float, _data(help=_MAX_RATIO)]
 _STATUSES = (
     "Exit status: 0 all holds; 1 an error; 2 a misspelt command; 3 written, but a certificate or a guarantee does not "
     "hold; 4 the time limit ran out; 5 written, but nothing could be pruned; 130 interrupted. After 4 and 130 the same "
@@ -57,161 +70,104 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
 ) -> None:
     """Train a small ReLU network on scikit-learn's digits and prune it at a few eps; needs no files and no network."""
-    from convexprune.cli.demo import run_demo
+    from convexprune.cli.demo import run_demo, tables
 
     with _people_errors(), bars(errors) as shown:
         result = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
-    console.print(_accuracy_table(result), _layer_table(result))
+    console.print(*tables(result))
     say(console, f"Picture: {result.picture}\nSparse model: {result.model}\nFigures: {result.json}")
 
 
-def _accuracy_table(result: Any) -> Table:
-    table = _table(
-        "The network: test accuracy, no fine-tuning",
-        ("eps", "nonzeros", "kept", "output error", "dense", "Net-Trim", "magnitude"),
-    )
-    for row in result.rows:
-        report, accuracies = row.report, (result.dense_accuracy, row.accuracy, row.magnitude_accuracy)
-        size = [f"{report.nonzeros:,}", f"{report.nonzeros / report.nonzeros_before:.1%}", f"{report.output_error:.4f}"]
-        table.add_row(f"{row.eps:g}", *size, *[f"{100 * accuracy:.1f} %" for accuracy in accuracies])
-    return table
+def _with_options(command: C) -> C:
+    """A command with one more flag for each field of ``Options`` that text can say, in the place of ``**options``."""
+    signature = inspect.signature(command)
+    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    flags = [_flag(each) for each in fields(Options) if each.name != "keep_solutions"]  # no file keeps these
+    command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+    return command
 
 
-def _layer_table(result: Any) -> Table:
-    headings = ("eps", "layer", "nonzeros", "kept", "output error", "certified gap", "violation")
-    table = _table("Layer by layer: error and certificate", headings)
-    for row in result.rows:
-        for layer in row.report.layers:
-            kept = f"{layer.nonzeros / max(layer.nonzeros_before, 1):.1%}"
-            proof = (f"{layer.output_error:.4f}", f"{layer.gap:.1e}", f"{layer.violation:.1e}")
-            table.add_row(f"{row.eps:g}", layer.name, f"{layer.nonzeros:,}", kept, *proof)
-        table.add_section()
-    return table
-
-
-def _table(title: str, headings: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def _flag(field: "Field[Any]") -> inspect.Parameter:
+    """The flag of a field: its help and its default are the field's own."""
+    flag, help_, kind = f"--{field.name.replace('_', '-')}", field.metadata["help"], field.type
+    names = [f"{flag}/--no-{flag[2:]}"] if field.default is True else [flag]
+    if "Mapping" in str(kind):
+        names, help_, kind = (
+            [flag.removesuffix("s")],
+            f"{help_.removesuffix('.')}: NAME=VALUE; repeatable.",
+            list[str] | None,
+        )
+    elif "Iterable" in str(kind):
+        help_, kind = f"{help_.removesuffix('.')}; repeatable.", list[str] | None
+    elif kind not in (bool, int, float, str, int | None, float | None):
+        kind = str | None
+    panel = "How" if field.compare else "The run"
+    option = typer.Option(field.default, *names, help=help_, rich_help_panel=panel)
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
 @app.command(epilog=_STATUSES)
+@_with_options
 def prune(
-    context: typer.Context,
     model: Annotated[str, typer.Argument(help="lenet-300-100, lenet-5, or your own as package.module:factory.")],
     weights: Annotated[Path, typer.Option(help="The trained weights: .safetensors, or .pt without pickled code.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. A run of Net-Trim in it goes on.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. A run in it goes on.")] = None,
     calibration: Annotated[Path | None, typer.Option(help=_CALIBRATION)] = None,
-    method: Annotated[str, typer.Option(help="net-trim, or a coreset: see `convexprune methods`.")] = "net-trim",
-    key: Annotated[str | None, typer.Option(help="The array in the file, such as x_train.")] = None,
-    mask: Annotated[
-        str | None, typer.Option(help="The array of 1 where a position counts; attention_mask if not given.")
-    ] = None,
-    no_mask: Annotated[bool, typer.Option("--no-mask", help="All positions count, whatever masks there are.")] = False,
-    samples: Annotated[int | None, typer.Option(help="Use so many samples, chosen at random.", min=1)] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="Name pattern of layers to prune, or '!stem' for all but it; repeatable.")
-    ] = None,
-    eps: Annotated[list[str] | None, typer.Option(help="Error allowed: 0.1, or PATTERN=0.1; repeatable.")] = None,
-    scope: Annotated[str, typer.Option(help="The size is each layer's, or the network's: layer or network.")] = "layer",
-    remove: Annotated[bool, typer.Option(help="Neurons that go are really removed, or left as zeros.")] = True,
-    data: Annotated[Path | None, typer.Option(help="Labelled samples, for the accuracy before and after.")] = None,
-    data_key: Annotated[str | None, typer.Option(help="Its inputs, such as x_test.")] = None,
-    label_key: Annotated[str | None, typer.Option(help="Its labels, such as y_test.")] = None,
-    max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    method: Annotated[str | None, typer.Option(help="See `convexprune methods`; else the one that suits.")] = None,
+    method_option: Annotated[list[str] | None, typer.Option(help="The method's own NAME=VALUE; repeatable.")] = None,
+    eps: Annotated[list[str] | None, _target(help="Error allowed: 0.1, or PATTERN=0.1; repeatable.")] = None,
     sparsity: Annotated[
-        list[str] | None, _goal(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
+        list[str] | None, _target(help="Part to be zero: 0.8; or 2:4; or PATTERN=either; repeatable.")
     ] = None,
-    network_eps: Annotated[float | None, _goal(help="Error allowed of the network's outputs.")] = None,
-    guarantee: Annotated[
-        str, _goal(help="With --network-eps: the error that is measured, or the bound on it.")
-    ] = "measured",
-    objective: Annotated[str, _goal(help="With --network-eps: l1, or nonzeros.")] = "l1",
-    search: Annotated[str, _goal(help="With --sparsity: budget, or path.")] = "budget",
-    unit: Annotated[str, _goal(help="With --sparsity: weights, or neurons.")] = "weights",
-    mode: Annotated[
-        str | None, _program(help="parallel, or cascade; if not given parallel with --eps and --jobs.")
+    target: Annotated[
+        str | None, _target(help="'KIND VALUE[ PATTERN=VALUE] setting=word': 'neurons 0.5', 'network-eps 0.05', …")
     ] = None,
-    fit: Annotated[str | None, _program(help="relu-ball, net-trim or ball for every layer.")] = None,
-    norms: Annotated[str, _program(help="A BatchNorm is part of its layer's program, or not: fold or leave.")] = "fold",
-    gamma: Annotated[float, _program(help="In cascade: room for the trained weights, at least 1.")] = 1.1,
-    refit: Annotated[bool, _program(help="With an eps: fit again on the support found.")] = False,
-    keep_zeros: Annotated[bool, _program("--keep-zeros", help="Weights that are zero stay zero.")] = False,
-    solver: Annotated[str | None, _program(help="See `convexprune solvers`; else the one that suits.")] = None,
-    tol: Annotated[float, _program(help="Certified relative gap to reach.")] = 1e-3,
-    feas_tol: Annotated[float, _program(help="Violation to reach, relative to eps.")] = 1e-4,
-    max_iter: Annotated[int | None, _program(help="Iterations a layer at most.")] = None,
-    layer_time_limit: Annotated[float | None, _program(help="Seconds a layer at most.")] = None,
-    time_limit: Annotated[float | None, _runs(help="Seconds for everything; the same command then goes on.")] = None,
-    holdout: Annotated[int | None, _runs(help="Samples at random that errors are only measured on.", min=1)] = None,
-    jobs: Annotated[int | None, _runs(help="Layers at a time, in processes of their own.", min=1)] = None,
-    scheduler: Annotated[str | None, _runs(help="A Dask cluster's: tcp://host:8786.")] = None,
-    dry_run: Annotated[bool, _runs("--dry-run", help="Show the plan, with time and memory; write nothing.")] = False,
-    keep: Annotated[list[str] | None, _coreset(help="Ratio (0.1) or count (30), or PATTERN=…; repeatable.")] = None,
-    delta: Annotated[float | None, _coreset(help="With --eps, a guarantee instead of --keep.")] = None,
-    order: Annotated[str, _coreset(help="bottom-up or top-down.")] = "bottom-up",
-    baseline: Annotated[bool, _coreset(help="Report uniform sampling at the same size, too.")] = False,
-    seed: Annotated[int, typer.Option(help="Of random samples.", min=0)] = 0,
-    labels_key: Annotated[str | None, _coreset(help="The calibration labels, for corenet's bound.")] = None,
-    option: Annotated[list[str] | None, _coreset(help="The method's own NAME=VALUE; repeatable.")] = None,
+    key: _Key = None,
+    mask: Annotated[
+        str | None, _data(help="The array of 1 where a position counts; attention_mask if not given.")
+    ] = None,
+    no_mask: Annotated[bool, _data("--no-mask", help="All positions count, whatever masks there are.")] = False,
+    samples: _Samples = None,
+    holdout: _Holdout = None,
+    labels_key: _LabelsKey = None,
+    data: Annotated[Path | None, _data(help="Labelled samples, for the accuracy before and after.")] = None,
+    data_key: Annotated[str | None, _data(help="Its inputs, such as x_test.")] = None,
+    label_key: Annotated[str | None, _data(help="Its labels, such as y_test.")] = None,
+    max_ratio: _MaxRatio = 100.0,
+    jobs: Annotated[int | None, _run(help="Layers at a time, in processes of their own.", min=1)] = None,
+    scheduler: Annotated[str | None, _run(help="A Dask cluster's: tcp://host:8786.")] = None,
+    dry_run: Annotated[bool, _run("--dry-run", help="Show the plan, with time and memory; write nothing.")] = False,
+    as_json: _Json = False,
+    **options: object,
 ) -> None:
     """Prune a trained model and write the smaller one, with a report, to a folder.
 
-    With Net-Trim the folder keeps each layer as soon as it is solved: the same command goes on where it was. Ctrl-C
-    ends a run in order, a second one at once.
+    The folder keeps each layer as soon as it is solved: the same command goes on where it was. Ctrl-C ends a run in
+    order, a second one at once.
     """
-    given = dict(locals())
+    flags = {name: value for name, value in locals().items() if name != "options"} | options
     with _people_errors(as_json):
-        from convexprune.solvers.errors import InvalidInput
+        from convexprune.cli.prune import prune as pruned
 
-        if out is None and not dry_run:
-            raise InvalidInput("--out: expected a folder to write to, found none")
-        if method == "net-trim":
-            _refuse_given(context, _CORESET, "for coresets only; give --method, too")
-        else:
-            _refuse_given(context, _NET_TRIM, f"for Net-Trim only, and {method} takes no notice; leave it out")
-        from convexprune.cli.prune import coreset, net_trim
-
-        status = net_trim(given) if method == "net-trim" else coreset(given)
+        status = pruned(flags)
     raise typer.Exit(status)
-
-
-def _refuse_given(context: typer.Context, panel: str, reason: str) -> None:
-    """No option of the panels that begin so may have been given.
-
-    Raises:
-        InvalidInput: One was.
-    """
-    from convexprune.solvers.errors import InvalidInput
-
-    params = context.command.params
-    options = (option for option in params if (getattr(option, "rich_help_panel", None) or "").startswith(panel))
-    given = [option.opts[0] for option in options if not _is_default(context, option.name or "")]
-    if given:
-        raise InvalidInput(f"{', '.join(given)}: {reason}")
-
-
-def _is_default(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is None or source.name.startswith("DEFAULT")
 
 
 @app.command(epilog=_STATUSES)
 def verify(
-    folder: Annotated[Path, typer.Argument(help="The --out of a run of Net-Trim.")],
+    folder: Annotated[Path, typer.Argument(help="The --out of a run.")],
     model: Annotated[str, typer.Argument(help="As for `prune`.")],
     weights: Annotated[Path, typer.Option(help="The trained weights, as given to `prune`.")],
-    calibration: Annotated[Path, typer.Option(help="The same inputs.")],
-    key: Annotated[str | None, typer.Option(help="As for `prune`.")] = None,
-    samples: Annotated[int | None, typer.Option(help="As for `prune`.", min=1)] = None,
+    calibration: Annotated[Path | None, typer.Option(help="The same inputs.")] = None,
+    key: _Key = None,
+    samples: _Samples = None,
+    holdout: _Holdout = None,
+    labels_key: _LabelsKey = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="A run that is not complete may be in order, too.")
     ] = False,
-    holdout: Annotated[int | None, typer.Option(help="As for `prune`.", min=1)] = None,
-    max_ratio: Annotated[float, typer.Option(help=_MAX_RATIO)] = 100.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    max_ratio: _MaxRatio = 100.0,
+    as_json: _Json = False,
 ) -> None:
     """Judge a run again, without any solver: every certificate is recomputed in float64.
 
@@ -219,17 +175,16 @@ def verify(
     """
     with _people_errors(as_json):
         from convexprune.cli.source import Source
-        from convexprune.nettrim.verify import recorded_mask
-        from convexprune.nettrim.verify import verify as verified
+        from convexprune.runs.data import Data
+        from convexprune.verify import recorded_mask
+        from convexprune.verify import verify as verified
 
-        source = Source(model, weights, calibration, key, recorded_mask(folder), samples, max_ratio, holdout)
-        read = source.read()
-        found = verified(read.model, read.inputs, folder, holdout=read.holdout)
+        mask = recorded_mask(folder)
+        read = Source(model, weights, calibration, key, mask, samples, max_ratio, holdout).read(labels_key)
+        data = None if read.inputs is None else Data(read.inputs, mask=mask, holdout=read.holdout)
+        found = verified(read.model, data, folder)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
-        if as_json:
-            print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
-        else:
-            console.print(found.table(console.width))
+        show({"status": "verified", "exit_status": status, "verification": found.to_dict()} if as_json else found)
     raise typer.Exit(status)
 
 
@@ -251,17 +206,10 @@ def report(
 
 @app.command()
 def methods() -> None:
-    """List the coreset methods, what each chooses, and its options."""
-    from convexprune.coresets import METHODS
+    """List the methods of pruning: what each chooses, its options, and what is missing."""
+    from convexprune.pruners import available_pruners
 
-    table = Table()
-    for heading in ("name", "what it is", "options"):
-        table.add_column(heading)
-    for name, kind in METHODS.items():
-        summary = " ".join((kind.__doc__ or "").strip().split("\n\n")[0].split())
-        options = "\n".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))  # type: ignore[arg-type]
-        table.add_row(name, summary, options)
-    console.print(table)
+    console.print(_listed("methods", available_pruners().values()))
 
 
 @app.command()
@@ -270,14 +218,18 @@ def solvers() -> None:
     from convexprune.solvers import available
     from convexprune.solvers.geometry.method import ELLIPSOIDS
 
-    for title, found in (("layer programs", available()), ("Löwner ellipsoids", ELLIPSOIDS.available())):
-        table = Table(title=title, title_justify="left")
-        for heading in ("name", "what it is", "options", "missing"):
-            table.add_column(heading)
-        for info in found.values():
-            options = "\n".join(f"{name}={value}" for name, value in info.options.items())
-            table.add_row(info.name, info.summary, options, info.missing or "")
-        console.print(table)
+    console.print(_listed("layer programs", available().values()))
+    console.print(_listed("Löwner ellipsoids", ELLIPSOIDS.available().values()))
+
+
+def _listed(title: str, infos: "Iterable[SolverInfo]") -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("name", "what it is", "options", "missing"):
+        table.add_column(heading)
+    for info in infos:
+        options = "\n".join(f"{name}={value}" for name, value in info.options.items())
+        table.add_row(info.name, info.summary, options, info.missing or "")
+    return table
 
 
 @contextmanager

@@ -7,17 +7,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
-from convexprune.baselines import magnitude_prune_
 from convexprune.costs import accuracy
 from convexprune.files.weights import make_folder, save_json
-from convexprune.nettrim import prune_
 from convexprune.network.weights import save_weights
-from convexprune.progress import silent
+from convexprune.prune import prune_
 from convexprune.report.report import Report
-from convexprune.solvers.certificate.solution import TracePoint
+from convexprune.runs.run import LayerCallback, silent
 from convexprune.solvers.errors import MissingExtra
+from convexprune.targets import Eps, Sparsity
 
 DEMO_EPS = (0.02, 0.05, 0.1, 0.2, 0.3)
 _TRAIN = 1300  # of 1,797 images
@@ -113,7 +113,7 @@ def run_demo(
     eps: Sequence[float] = DEMO_EPS,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
-    callback: Callable[[str, TracePoint], bool | None] | None = None,
+    callback: LayerCallback | None = None,
 ) -> DemoResult:
     """Train on the digits, prune at each eps, compare with magnitude pruning at the same nonzeros in every layer.
 
@@ -132,7 +132,8 @@ def run_demo(
     rows, models = [], []
     for radius in eps:
         model = copy.deepcopy(dense)
-        report = prune_(model, data.x_train, radius, progress=partial(_with_eps, notify, radius), callback=callback)
+        show = partial(_with_eps, notify, radius)
+        report = prune_(model, data.x_train, Eps(radius), progress=show, callback=callback)
         rows.append(DemoRow(radius, report, accuracy(model, data.x_test, data.y_test), _magnitude(dense, data, report)))
         models.append(model)
     good = [i for i, row in enumerate(rows) if row.accuracy >= before - 0.01]
@@ -141,13 +142,38 @@ def run_demo(
     return DemoResult(before, tuple(rows), *_write(out, before, rows, models[chosen]))
 
 
+def tables(result: DemoResult) -> tuple[Table, Table]:
+    """The network's accuracies, and each layer's error and certificate, at each eps."""
+    headings = ("eps", "nonzeros", "kept", "output error", "dense", "Net-Trim", "magnitude")
+    network = _table("The network: test accuracy, no fine-tuning", headings)
+    headings = ("eps", "layer", "nonzeros", "kept", "output error", "certified gap", "violation")
+    layers = _table("Layer by layer: error and certificate", headings)
+    for row in result.rows:
+        report, accuracies = row.report, (result.dense_accuracy, row.accuracy, row.magnitude_accuracy)
+        size = [f"{report.nonzeros:,}", f"{report.nonzeros / report.nonzeros_before:.1%}", f"{report.output_error:.4f}"]
+        network.add_row(f"{row.eps:g}", *size, *[f"{100 * accuracy:.1f} %" for accuracy in accuracies])
+        for layer in report.layers:
+            kept = f"{layer.nonzeros / max(layer.nonzeros_before, 1):.1%}"
+            proof = (f"{layer.output_error:.4f}", f"{layer.gap:.1e}", f"{layer.violation:.1e}")
+            layers.add_row(f"{row.eps:g}", layer.name, f"{layer.nonzeros:,}", kept, *proof)
+        layers.add_section()
+    return network, layers
+
+
+def _table(title: str, headings: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def _with_eps(notify: Callable[[str, int, int], None], eps: float, stage: str, done: int, total: int) -> None:
     notify(f"eps {eps:g}: {stage}", done, total)
 
 
 def _magnitude(dense: nn.Module, data: Digits, report: Report) -> float:
     model = copy.deepcopy(dense)
-    magnitude_prune_(model, {row.name: row.nonzeros for row in report.layers})
+    prune_(model, target=Sparsity({row.name: row.nonzeros for row in report.layers}), method="magnitude")
     return accuracy(model, data.x_test, data.y_test)
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from convexprune.files.texts import visible
@@ -55,6 +55,18 @@ def print_json(data: Mapping[str, object]) -> None:
     typer.echo(json.dumps(plain(data), indent=2, default=str))
 
 
+class _Table(Protocol):
+    def table(self, width: int) -> RenderableType: ...
+
+
+def show(what: Mapping[str, object] | _Table) -> None:
+    """One JSON object, or a table as wide as the terminal."""
+    if isinstance(what, Mapping):
+        print_json(what)
+    else:
+        console.print(what.table(console.width))
+
+
 class Bars:
     """Two rows: the layers, and the solve that is running; ``progress`` and ``callback`` are for the library."""
 
@@ -94,13 +106,13 @@ def bars(console: Console) -> Iterator[Bars]:
 
 
 class Interrupt:
-    """Whether a signal asked to stop."""
+    """Whether a signal came that ends the run in order."""
 
-    asked = False
+    requested = False
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self.asked
+        return self.requested
 
 
 @contextmanager
@@ -109,9 +121,9 @@ def interruptible(notify: Callable[[], None]) -> Iterator[Interrupt]:
     interrupt = Interrupt()
 
     def note(_number: int, _frame: FrameType | None) -> None:
-        if interrupt.asked:
+        if interrupt.requested:
             raise KeyboardInterrupt
-        interrupt.asked = True
+        interrupt.requested = True
         notify()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -122,13 +134,3 @@ def interruptible(notify: Callable[[], None]) -> Iterator[Interrupt]:
         for number, handler in before.items():
             with suppress(TypeError):  # None: it was not set from Python, and cannot be put back from there
                 signal.signal(number, handler)
-
-
-@contextmanager
-def deaf() -> Iterator[None]:
-    """SIGINT is ignored. Processes started meanwhile stay so: a terminal's Ctrl-C is for the parent."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

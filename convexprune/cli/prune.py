@@ -1,12 +1,17 @@
-"""``convexprune prune``: from options to a folder with results, and what the terminal is told."""
+"""``convexprune prune``: everything is read and checked before anything is solved, then solved, written and shown."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ast
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convexprune.cli.job import Job
+from torch import nn
+
 from convexprune.cli.live import (
     INTERRUPTED,
     NOTHING_PRUNED,
@@ -14,164 +19,230 @@ from convexprune.cli.live import (
     UNCERTIFIED,
     bars,
     console,
-    deaf,
     errors,
     interruptible,
     print_json,
     say,
+    show,
 )
-from convexprune.cli.parsing import parsed_options, parsed_size, parsed_sparsity, parsed_table
-from convexprune.cli.source import Labelled, Source
-from convexprune.coresets.methods import make_method
+from convexprune.cli.source import Labelled, Source, chosen_mask
+from convexprune.costs import accuracy
+from convexprune.errors import DamagedFile
+from convexprune.files.weights import check_folder, save_json
+from convexprune.network.weights import load_weights_into_, save_weights
+from convexprune.options import Options
+from convexprune.preview import preview
+from convexprune.prune import Request, prune_, recorded_mode
+from convexprune.pruners.pruner import Pruner, make_pruner
 from convexprune.report.report import Report
-from convexprune.runs.preview import Preview
-from convexprune.solvers.errors import InvalidInput
+from convexprune.runs.consistency import seal
+from convexprune.runs.data import Data
+from convexprune.runs.executors import cluster
+from convexprune.runs.journal import Journal, check_same, read_json
+from convexprune.runs.plan import first_names
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput
+from convexprune.targets import as_target, read_table
+from convexprune.verify import verify
+
+_log = logging.getLogger(__name__)
+_RESULTS = ("model.safetensors", "report.json")
+_AGAIN = "the results in {} are not as they were written: written again from its layers"
 
 
-def net_trim(given: dict[str, Any]) -> int:
-    """With the options of ``convexprune prune`` by name; the exit status."""
-    if not given["remove"] and given["unit"] != "neurons":
-        raise InvalidInput("--no-remove: it goes with --unit neurons; leave it out")
-    if given["scheduler"] is not None and given["jobs"] == 1:
-        raise InvalidInput("--jobs: expected at least 2 with --scheduler, for one at a time is solved here; found 1")
-    arguments = _arguments(given)
-    job = Job(_source(given), given["out"], resumes=True, labelled=_labelled(given))
-    if given["dry_run"]:
-        _show_plan(job.plan(**arguments, jobs=_jobs(given)), given["as_json"])
+def prune(flags: Mapping[str, Any]) -> int:
+    """With the flags of the command by name; the exit status."""
+    if flags["scheduler"] is not None and flags["jobs"] is not None:
+        raise InvalidInput("--jobs: a cluster solves as many layers at a time as it has room for; leave it out")
+    job, as_json = Job(flags), flags["as_json"]
+    if flags["dry_run"]:
+        plan = preview(job.model, **job.arguments, jobs=flags["jobs"] or (1 if flags["scheduler"] is None else 2))
+        show({"status": "planned", "exit_status": 0, "plan": plan.to_dict()} if as_json else plan)
         return 0
-    if (told := job.finished(**arguments)) is not None:
-        return _nothing_to_do(job, told, given["as_json"])
-    with _workers(given) as jobs, interruptible(partial(_say_stopping, jobs == 1)) as interrupt, bars(errors) as shown:
-        callback = shown.callback if jobs == 1 else None  # what workers do is not seen here
-        report = job.net_trim(**arguments, jobs=jobs, stop=interrupt, progress=shown.progress, callback=callback)
-    return _finish(job, report, given, interrupted=interrupt.asked)
+    if (finished := job.finished()) is not None:
+        return _nothing_to_do(job, finished, as_json)
+    alone = flags["scheduler"] is None and flags["jobs"] in (None, 1)
+    workers = nullcontext(flags["jobs"] or 1) if flags["scheduler"] is None else cluster(flags["scheduler"])
+    with workers as jobs, interruptible(partial(_say_stopping, alone)) as interrupt, bars(errors) as shown:
+        callback = shown.callback if alone else None  # what workers do is not seen here
+        report = job.run(jobs=jobs, stop=interrupt, progress=shown.progress, callback=callback)
+    return _finish(job, report, as_json, interrupted=interrupt.requested)
 
 
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``prune_`` that go by the same names here, and those that are read from texts."""
-    eps, sparsity = given["eps"], given["sparsity"]
-    texts = {
-        "eps": parsed_table("--eps", eps) if eps else None,
-        "sparsity": parsed_sparsity(sparsity) if sparsity else None,
-    }
-    return {name: given[name] for name in _SAME} | texts | {"mask": _mask(given)}
+class Job:
+    """What the flags mean, checked and read: a model, what ``prune_`` is given, and the folder for the results."""
 
+    def __init__(self, flags: Mapping[str, Any]) -> None:
+        self.out = _checked(flags["out"], flags["dry_run"])
+        values = {name: read_table(f"--{name}", flags[name]) for name in ("eps", "sparsity") if flags[name]}
+        target = as_target(flags["target"], **values)
+        method = make_pruner(flags["method"], target, _named("--method-option", flags["method_option"]))[1]
+        options, mask = _options(flags).checked(), chosen_mask(flags["mask"], flags["no_mask"])
+        own = ("model", "weights", "calibration", "key", "samples", "max_ratio", "holdout")
+        self.read = Source(**{name: flags[name] for name in own}, mask=mask).read(flags["labels_key"])
+        self.model, self.dense = self.read.model, copy.deepcopy(self.read.model)
+        for notice in self.read.notices:
+            _log.info("%s", notice)
+        bounded = type(method).generalisation is not Pruner.generalisation  # else labels only balance the samples
+        labels = self.read.labels if bounded else None
+        data = Data(self.read.inputs, mask=mask, holdout=self.read.holdout, labels=labels)
+        self.data = None if self.read.inputs is None else data
+        self.arguments: dict[str, Any] = {"data": self.data, "target": target, "method": method, "options": options}
+        labelled = ("data", "data_key", "label_key", "max_ratio")
+        self.labelled = Labelled(*(flags[name] for name in labelled)).read(self.read) if flags["data"] else None
+        self.accuracy: dict[str, float] = {}
+        self.written: dict[str, Any] = {}
+        self.notes: list[str] = []
 
-_SAME = (
-    *("network_eps", "guarantee", "objective", "scope", "search", "unit", "remove", "mode", "fit", "norms"),
-    *("gamma", "refit", "keep_zeros", "seed", "solver", "layers", "tol", "feas_tol", "max_iter"),
-    *("layer_time_limit", "time_limit"),
-)
+    def finished(self) -> dict[str, Any] | None:
+        """The report of this very run if the folder holds all its results, verified, else None; ``notes`` says why.
 
+        Raises:
+            OtherRun: It holds those of another run.
+        """
+        if self.out is None or not all((self.out / name).exists() for name in ("run.json", *_RESULTS)):
+            return None
+        request = Request.of(self.model, **self.arguments, mode=recorded_mode(self.out), jobs=1)
+        options, target = first_names(request.model, request.options, request.target)
+        described = Journal.existing(self.out)[1]
+        check_same(
+            self.out, described, described | {"recipe": replace(request, options=options, target=target).recipe()}
+        )
+        report = self._sound(self.out)
+        if report is None or report["provenance"]["stopped"] is not None:
+            return None
+        found = verify(self.model, self.data, self.out, method=request.pruner, options=options)
+        if not (found.complete and all(row.ok for row in found.layers)):
+            return None  # the run that goes on says what is wrong
+        if found.results:
+            self.notes.append(_AGAIN.format(self.out))
+            return None
+        if self.labelled is None:
+            return report
+        load_weights_into_(self.model, self.out / "model.safetensors", resize=True)
+        self._measure(self.dense, "before")
+        self._measure(self.model, "after")
+        return report | {"accuracy": self.accuracy}
 
-def coreset(given: dict[str, Any]) -> int:
-    """With the options of ``convexprune prune`` by name; the exit status."""
-    _, pruner = make_method(given["method"], parsed_options(given["option"] or []))
-    size = parsed_size(given["keep"], given["eps"], given["delta"])
-    job = Job(_source(given), given["out"], labels_key=given["labels_key"], labelled=_labelled(given))
-    recipe = {name: given[name] for name in ("layers", "scope", "order", "remove", "baseline", "seed")}
-    recipe["mask"] = _mask(given)
-    with bars(errors) as shown:
-        report = job.coreset(pruner, size, progress=shown.progress, **recipe)
-    return _finish(job, report, given)
+    def _sound(self, out: Path) -> dict[str, Any] | None:
+        """The report, if the results are those that were written; else None, and a note."""
+        from convexprune.report.extras import read_extras
 
-
-def _source(given: dict[str, Any]) -> Source:
-    names = ("model", "weights", "calibration", "key", "samples", "max_ratio", "holdout")
-    return Source(**{name: given[name] for name in names}, mask=_mask(given))
-
-
-def _mask(given: dict[str, Any]) -> str | bool | None:
-    """The array that says which positions count; False for none, None for the one of the usual name."""
-    if given["no_mask"] and given["mask"] is not None:
-        raise InvalidInput("--mask, --no-mask: one names a mask, the other ignores it; leave one of them out")
-    mask: str | None = given["mask"]
-    return False if given["no_mask"] else mask
-
-
-def _labelled(given: dict[str, Any]) -> Labelled | None:
-    if given["data"] is None:
+        try:
+            report = read_json(out / "report.json")
+            read_extras(out)
+        except DamagedFile:
+            report = {}
+        if report.get("sha256") == seal(report, out / "model.safetensors"):
+            return report
+        self.notes.append(_AGAIN.format(out))
         return None
-    return Labelled(*(given[name] for name in ("data", "data_key", "label_key", "max_ratio")))
+
+    def run(self, **call: Any) -> Report:
+        """``prune_`` with the folder as run directory, and the accuracy before and after."""
+        self._measure(self.dense, "before")  # a forward may leave its marks on the model, which is to be fingerprinted
+        report = prune_(self.model, **self.arguments, run=self.out, **call)
+        self._measure(self.model, "after")
+        return replace(report, notices=(*self.read.notices, *report.notices))
+
+    def write(self, report: Report) -> dict[str, Path]:
+        """Write the results, the report sealed with a SHA-256 of itself and the model; paths by what they are."""
+        from convexprune.report.extras import save_extras
+
+        assert self.out is not None  # noqa: S101 - without a folder nothing was pruned
+        files = {"model": save_weights(self.model, self.out / "model.safetensors")}
+        data = report.to_dict() | {"accuracy": self.accuracy}
+        self.written = data | {"sha256": seal(data, files["model"])}
+        files["report"] = save_json(self.written, self.out / "report.json")
+        if report.provenance.get("stopped") is None:
+            try:
+                files["extras"] = save_extras(self.out, self.dense, self.model, self.read.batch, report)
+            except (ConvexPruneError, RuntimeError) as error:  # the results are written, and count for more
+                self.notes.append(f"what sparsity buys could not be measured: {error}")
+        return files
+
+    def _measure(self, model: nn.Module, when: str) -> None:
+        if self.labelled is not None:
+            self.accuracy[when] = accuracy(model, *self.labelled)
 
 
-def _jobs(given: dict[str, Any], workers: int = 1) -> int:
-    """How many layers at a time; on a cluster as many as it has workers, unless told otherwise."""
-    least = 1 if given["scheduler"] is None else 2  # one at a time would be solved here
-    jobs: int = given["jobs"] or max(least, workers)
-    return jobs
+def _checked(out: Path | None, dry_run: bool) -> Path | None:
+    if out is None:
+        if not dry_run:
+            raise InvalidInput("--out: expected a folder to write to, found none")
+        return None
+    check_folder(out)
+    existing = [str(out / name) for name in _RESULTS if (out / name).exists()]
+    if existing and not (out / "run.json").exists():
+        raise InvalidInput(f"{', '.join(existing)}: there already, and not overwritten; choose another --out")
+    return out
 
 
-@contextmanager
-def _workers(given: dict[str, Any]) -> Iterator[int]:
-    """Whoever solves layers, ready; how many at a time."""
-    if given["scheduler"] is None:
-        jobs = _jobs(given)
-        if jobs > 1:
-            with deaf():
-                _start(jobs)
-        yield jobs
-        return
-    from convexprune.nettrim.pool import cluster
-
-    with cluster(given["scheduler"]) as workers:
-        yield _jobs(given, workers)
+def _options(flags: Mapping[str, Any]) -> Options:
+    """The options that were given as flags of the same names; tables as NAME=VALUE."""
+    values = {each.name: flags[each.name] for each in fields(Options) if each.name in flags}
+    for name in ("activations", "solver_options"):
+        values[name] = _named(f"--{name[:-1].replace('_', '-')}", values[name]) or None
+    return Options(**values)
 
 
-def _start(jobs: int) -> None:
-    """joblib's workers, which then stay."""
-    from joblib import Parallel, delayed
+def _named(flag: str, texts: Iterable[str] | None) -> dict[str, object]:
+    """["beta=2", "points=incoming"] by name: Python's own numbers, True, False and None where they are such.
 
-    Parallel(n_jobs=jobs)(delayed(int)() for _ in range(jobs))
+    Raises:
+        InvalidInput: Something that is not NAME=VALUE.
+    """
+    found: dict[str, object] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidInput(f"{flag}: expected NAME=VALUE, found {text!r}")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
 
 
 def _say_stopping(alone: bool) -> None:
     rest = "" if alone else "; layers that workers are solving are waited for"
-    errors.print(
-        f"stopping in order{rest}. Press Ctrl-C again to abort at once: what is solved is kept", soft_wrap=True
-    )
+    say(errors, f"stopping in order{rest}. Press Ctrl-C again to abort at once: what is solved is kept")
 
 
-def _show_plan(plan: Preview, as_json: bool) -> None:
-    if as_json:
-        print_json({"status": "planned", "exit_status": 0, "plan": plan.to_dict()})
-    else:
-        console.print(plan.table(console.width))
-
-
-def _nothing_to_do(job: Job, told: dict[str, Any], as_json: bool) -> int:
+def _nothing_to_do(job: Job, report: Mapping[str, Any], as_json: bool) -> int:
     assert job.out is not None  # noqa: S101 - a report was found there
-    status = _status(certified=told["certified"], pruned=told["pruned"])
+    status = _status(certified=report["certified"], pruned=report["pruned"])
     if as_json:
-        print_json({"status": "finished before", "exit_status": status, "files": _files(job.out), "report": told})
+        names = {"model": "model.safetensors", "report": "report.json", "extras": "extras.json"}
+        files = {what: str(job.out / name) for what, name in names.items() if (job.out / name).exists()}
+        print_json({"status": "finished before", "exit_status": status, "files": files, "report": report})
         return status
-    kept = f"{told['nonzeros']:,} of {told['nonzeros_before']:,} weights kept"
+    kept = f"{report['nonzeros']:,} of {report['nonzeros_before']:,} weights kept"
     say(console, f"{job.out} holds this very run, finished: {kept}. Nothing to do")
-    for line in told.get("head", ()):
+    for line in report.get("head", ()):
         say(console, line)
     _show_accuracy(job)
     return status
 
 
-def _files(out: Path) -> dict[str, str]:
-    names = {"model": "model.safetensors", "report": "report.json", "extras": "extras.json"}
-    return {what: str(out / name) for what, name in names.items() if (out / name).exists()}
-
-
-def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: bool = False) -> int:
+def _finish(job: Job, report: Report, as_json: bool, *, interrupted: bool) -> int:
     """Write and show; an exit status of its own where something is open."""
-    own = {"removed": given["remove"]} if given["method"] == "net-trim" else {}
-    files = job.write(report, **own)
+    files = job.write(report)
     stopped = report.provenance.get("stopped")
     status = _status(certified=report.certified, pruned=report.pruned)
     if stopped is not None:
         status = INTERRUPTED if interrupted else TIME_LIMIT
-    if given["as_json"]:
-        told: dict[str, Any] = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
-        told |= {"files": files, "notes": job.notes, "report": job.told}
-        print_json(told)
+    if as_json:
+        shown: dict[str, Any] = {"status": "finished" if stopped is None else "stopped", "exit_status": status}
+        print_json(shown | {"files": files, "notes": job.notes, "report": job.written})
         return status
-    _show_report(job, report, files)
+    if report.layers or stopped is None:
+        console.print(report.table(console.width))
+    _show_accuracy(job)
+    names = {"model": "pruned model", "extras": "what sparsity buys"}
+    for what, path in files.items():
+        say(console, f"{names.get(what, what)}: {path}")
+    for note in job.notes:
+        say(errors, note)
     if stopped is not None:
         say(errors, _unfinished(report, stopped))
     elif status == UNCERTIFIED:
@@ -182,17 +253,6 @@ def _finish(job: Job, report: Report, given: dict[str, Any], *, interrupted: boo
 def _status(*, certified: bool, pruned: bool) -> int:
     """The exit status of a run that came to its end."""
     return (0 if pruned else NOTHING_PRUNED) if certified else UNCERTIFIED
-
-
-def _show_report(job: Job, report: Report, files: dict[str, Path]) -> None:
-    if report.layers or report.provenance.get("stopped") is None:
-        console.print(report.table(console.width))
-    _show_accuracy(job)
-    names = {"model": "pruned model", "extras": "what sparsity buys"}
-    for what, path in files.items():
-        say(console, f"{names.get(what, what)}: {path}")
-    for note in job.notes:
-        say(errors, note)
 
 
 def _show_accuracy(job: Job) -> None:

@@ -81,6 +81,8 @@ class Source:
             InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
             ShapeMismatch: Arrays of one file that are not equally long.
         """
+        if labels_key is not None and self.calibration is None:
+            raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
         reference = find_model(self.model, Path.cwd)
         model = reference.build()
         load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
@@ -137,6 +139,13 @@ class Labelled:
             counts = f"{_length(self.data, inputs)} inputs and {len(labels)} labels"
             raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
         return _batches(read.prepare(inputs)), torch.from_numpy(np.asarray(labels))
+
+
+def chosen_mask(mask: str | None, no_mask: bool) -> str | bool | None:
+    """The array that says which positions count; False for none, None for the one of the usual name."""
+    if no_mask and mask is not None:
+        raise InvalidInput("--mask, --no-mask: one names a mask, the other ignores it; leave one of them out")
+    return False if no_mask else mask
 
 
 def _arguments(model: nn.Module) -> tuple[str, ...]:

@@ -33,13 +33,14 @@ from convexprune.runs.problem import Accumulator, Problem, TraceCallback, Watch
 from convexprune.runs.records import recalled, recorded
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
+from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
-LayerCallback = Callable[[str, object], bool | None]
+LayerCallback = Callable[[str, TracePoint], bool | None]
 Progress = Callable[[str, int, int], None]
 
 
