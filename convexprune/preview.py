@@ -16,7 +16,7 @@ from convexprune.options import Options
 from convexprune.prune import Prepared, Request
 from convexprune.pruners.net_trim import KeepByPath, layer_eps
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sampling import items_kept
+from convexprune.pruners.sampling import kept_of
 from convexprune.pruners.sizes import count_of, shared_counts, value_of, wanted_of
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
@@ -149,9 +149,7 @@ def _goals(target: Target, run: Run) -> dict[str, str]:
         shared = shared_counts(run.layers, target) if target.scope == "network" else {}
         goals |= {name: f"share of {count:,}" for names, count in shared.items() for name in names}
     elif isinstance(target, Neurons) and target.scope == "layer":
-        kept = {
-            name: f"{items_kept(value_of(target, name), size):,} of {size:,}" for name, size in run.widths().items()
-        }
+        kept = {name: f"{kept_of(value_of(target, name), size):,} of {size:,}" for name, size in run.widths().items()}
         goals |= {name: f"{words} neurons" for name, words in kept.items()}
         goals |= {user: f"{kept[name]} inputs" for name, link in run.links.items() for user in link.consumers}
     return goals

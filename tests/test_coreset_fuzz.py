@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from calls import coreset_prune_
 from torch import Tensor, nn
-
-from convexprune import coreset_prune_
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("lowner", {}),
@@ -18,15 +17,13 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("pfp", {}),
     ("pfp", {"share": "sum"}),
     ("uniform", {}),
-    ("magnitude", {"items": "neurons"}),
     ("corenet", {}),
     ("sipp", {}),
     ("sipp", {"variant": "hybrid"}),
     ("sipp", {"variant": "deterministic"}),
-    ("uniform", {"items": "edges"}),
-    ("magnitude", {"items": "edges"}),
+    ("uniform", {"items": "weights"}),
 ]
-BY_WEIGHTS = ("lowner", "mussay", "magnitude")  # they judge (w, b), whose parts have other units where there is a b
+BY_WEIGHTS = ("lowner", "mussay")  # they judge (w, b), whose parts have other units where there is a b
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 KINDS = ("plain", "convolution", "one neuron", "dead", "doubled", "one sample", "zero weights", "constant", "zeros")
 

@@ -15,22 +15,19 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune.coresets import Guarantee
-from convexprune.coresets.activations import below_identity, largest, monotone
-from convexprune.coresets.allocation import proportional
-from convexprune.coresets.base import Edges, Method, Neurons, Product, Scores, bernstein, hoeffding
-from convexprune.coresets.baseline import Magnitude, Uniform
-from convexprune.coresets.lowner import Lowner, peeled
-from convexprune.coresets.methods import METHODS, make_method
-from convexprune.coresets.mussay import Mussay
-from convexprune.coresets.network import edges_of, neurons_of, product_error, reach_of_inputs
-from convexprune.coresets.sampling import inclusion
-from convexprune.coresets.sizes import Choice, choose, items_kept, layer_sizes
 from convexprune.layers import input_matrices
-from convexprune.network.capture import capture
-from convexprune.network.links import find_links
-from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption
+from convexprune.options import Options
+from convexprune.prune import Request
+from convexprune.pruners.draws import Choice, choose, inclusion, proportional, shared_sizes
+from convexprune.pruners.lowner import Lowner, peeled
+from convexprune.pruners.mussay import MONOTONE, Mussay, below_identity, largest
+from convexprune.pruners.pruner import PRUNERS
+from convexprune.pruners.sampling import NeuronSampler, Sampling, kept_of
+from convexprune.pruners.uniform import Uniform
+from convexprune.pruners.views import NeuronView, Product, Sensitivities, WeightView, bernstein, hoeffding
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption, UnknownSolver
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
+from convexprune.targets import Guarantee
 
 SEEDS = 2000
 ERRORS = 4.0
@@ -56,17 +53,17 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
-def layer(incoming: Tensor, W: Tensor, activation: str | None = "relu", x: Tensor | None = None) -> Neurons:
-    """Neurons φ(p_iᵀ(x, 1)) of which one linear layer W [n, M] takes the outputs."""
+def layer(incoming: Tensor, W: Tensor, activation: str | None = "relu", x: Tensor | None = None) -> NeuronView:
+    """NeuronView φ(p_iᵀ(x, 1)) of which one linear layer W [n, M] takes the outputs."""
     if x is None:
-        return Neurons("layer", incoming, activation, (Product(W, None),), None)
+        return NeuronView("layer", incoming, activation, (Product(W, None),))
     hidden = PHI[activation](with_one(x) @ incoming.T)
     reach = float(with_one(x).norm(dim=1).max())
-    return Neurons("layer", incoming, activation, (Product(W, hidden),), reach)
+    return NeuronView("layer", incoming, activation, (Product(W, hidden),), lambda: reach)
 
 
-def some_layer(n: int = 40, d: int = 5, M: int = 3, activation: str | None = "relu", seed: int = 0) -> Neurons:
-    """Neurons of all sizes, with 60 inputs."""
+def some_layer(n: int = 40, d: int = 5, M: int = 3, activation: str | None = "relu", seed: int = 0) -> NeuronView:
+    """NeuronView of all sizes, with 60 inputs."""
     sizes = torch.logspace(-1, 1, n, dtype=torch.float64)[:, None]
     return layer(normal(n, d + 1, seed=seed), sizes * normal(n, M, seed=seed + 1), activation, normal(60, d, seed=7))
 
@@ -75,37 +72,43 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def many(method: Method, of: Neurons, size: int | Guarantee, seeds: int = SEEDS) -> Choice:
+def many(method: Sampling, of: NeuronView, size: int | Guarantee, seeds: int = SEEDS) -> Choice:
     """A choice for each of so many seeds: scores of the layer once, and a group of the same items for each."""
-    [scores] = method.score([of])
+    [scores] = method.of_layers([of])
     one = scores.draws
     repeated = replace(
         scores,
-        sensitivities=scores.sensitivities.expand(seeds, -1),
+        values=scores.values.expand(seeds, -1),
         draws=lambda guarantee: one(guarantee).expand(seeds),
     )
-    return choose(method, repeated, size if isinstance(size, Guarantee) else torch.full((seeds,), size), rng())
+    wanted = size if isinstance(size, Guarantee) else torch.full((seeds,), size)
+    return choose(repeated, wanted, method.sampling, rng())
 
 
-def outputs(of: Neurons, factors: Tensor) -> Tensor:
+def sampled(method: Sampling, scores: Sensitivities, count: int) -> Tensor:
+    """Factors of a sample of so many neurons."""
+    [size] = shared_sizes(method.allocate, [scores], count)
+    return choose(scores, size, method.sampling, rng()).factors
+
+
+def outputs(of: NeuronView, factors: Tensor) -> Tensor:
     """[seeds, samples, M]: what the next layer makes of the reweighted neurons, without its bias."""
     [product] = of.products
     assert product.inputs is not None
     return torch.einsum("sn,pn,nm->spm", factors, product.inputs, product.weights)
 
 
-def ones(of: Neurons) -> Tensor:
+def ones(of: NeuronView) -> Tensor:
     return torch.ones(1, len(of.incoming), dtype=torch.float64)
 
 
-METHODS_OF_NEURONS: dict[str, Method] = {
+METHODS_OF_NEURONS: dict[str, Sampling] = {
     "lowner": Lowner(),
     "lowner, incoming": Lowner(points="incoming"),
     "lowner, peeling": Lowner(construction="peeling"),
     "lowner, peeling, incoming": Lowner(construction="peeling", points="incoming"),
     "mussay": Mussay(),
     "uniform": Uniform(),
-    "magnitude, sampled": Magnitude("neurons", "fixed"),
 }
 
 
@@ -134,9 +137,8 @@ def test_all_neurons_with_a_sensitivity_are_the_layer_itself(name: str) -> None:
     of = some_layer()
     for sampling in ("fixed", "draws"):
         method = replace(METHODS_OF_NEURONS[name], sampling=sampling)  # type: ignore[type-var]
-        for size in (40, 41, 1.0):
-            choice = choose(method, method.score([of])[0], size, rng(), 40)
-            assert (choice.factors == 1).all()
+        for size in (40, 41):
+            assert (sampled(method, method.of_layers([of])[0], size) == 1).all()
 
 
 def test_contact_points_are_kept_for_certain_where_they_fit() -> None:
@@ -153,20 +155,21 @@ def test_contact_points_are_kept_for_certain_where_they_fit() -> None:
 def test_all_contact_points_and_nothing_else_would_be_biased() -> None:
     """Where they are as many as are asked for, they are sampled like all others."""
     of = some_layer()
-    [scores] = Lowner().score([of])
+    [scores] = Lowner().of_layers([of])
     assert scores.kept is not None
     factors = many(Lowner(), of, int(scores.kept.sum())).factors
     found, true = outputs(of, factors), outputs(of, ones(of))[0]
     assert ((found.mean(0) - true).abs() <= ERRORS * found.std(0) / math.sqrt(SEEDS) + tolerances.EXACT).all()
-    alone = replace(scores, sensitivities=scores.sensitivities.masked_fill(~scores.kept, 0))
-    choice = choose(Lowner(), alone, int(scores.kept.sum()), rng(), 40)
-    assert torch.equal(choice.factors[0], scores.kept.double())  # the others add nothing
+    alone = replace(scores, values=scores.values.masked_fill(~scores.kept, 0))
+    assert torch.equal(
+        sampled(Lowner(), alone, int(scores.kept.sum()))[0], scores.kept.double()
+    )  # the others add nothing
 
 
 # Promises
 
 
-def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[Neurons, Tensor]:
+def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[NeuronView, Tensor]:
     """A layer of near-copies of a few neurons, and inputs: far more neurons than the draws that a promise takes."""
     kinds = torch.arange(n) % 7
     incoming = normal(7, 4, seed=1)[kinds] + 1e-2 * normal(n, 4, seed=2)
@@ -175,7 +178,7 @@ def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[Neurons, T
     return layer(incoming, W, activation, x), x
 
 
-def scale_of(method: Method, of: Neurons, x: Tensor) -> Tensor:
+def scale_of(method: Sampling, of: NeuronView, x: Tensor) -> Tensor:
     """What eps is relative to, [samples, M], as the promise has it."""
     [product] = of.products
     W, length = product.weights.abs(), with_one(x).norm(dim=1, keepdim=True)
@@ -187,7 +190,7 @@ def scale_of(method: Method, of: Neurons, x: Tensor) -> Tensor:
     return whole * (length if beta == 1.0 else torch.ones_like(length)) * torch.ones(1, W.shape[1])
 
 
-PROMISES: dict[str, tuple[Method, str | None, Guarantee]] = {
+PROMISES: dict[str, tuple[Sampling, str | None, Guarantee]] = {
     "mussay": (Mussay(), "relu", Guarantee(0.1, 0.1)),
     "mussay, sigmoid": (Mussay(), "sigmoid", Guarantee(0.1, 0.1)),
     "mussay, softplus, beta": (Mussay(beta=8.0), "softplus", Guarantee(0.1, 0.1)),
@@ -206,8 +209,8 @@ def test_a_promise_fails_no_more_often_than_it_may(case: str) -> None:
     of, x = crowd(activation)
     choice = many(method, of, guarantee, 400)
     assert not choice.whole.any()
-    assert int(choice.asked[0]) < 2000
-    assert all(a.holds for a in method.score([of])[0].assumptions(None))
+    assert int(choice.draws[0]) < 2000
+    assert all(a.holds for a in method.of_layers([of])[0].assumptions(None))
     wrong = (outputs(of, choice.factors) - outputs(of, ones(of))).abs()
     fails = (wrong > guarantee.eps * scale_of(method, of, x)).any(2)
     assert float(fails.double().mean(0).max()) <= guarantee.delta
@@ -236,7 +239,7 @@ def test_no_neuron_makes_up_more_than_its_sensitivity(name: str, seed: int) -> N
     of = layer(of.incoming, of.products[0].weights, "relu", x)
     assert of.products[0].inputs is not None
     terms = of.products[0].inputs[:, :, None] * of.products[0].weights
-    s = method.score([of])[0].sensitivities[0]
+    s = method.of_layers([of])[0].values[0]
     scale = scale_of(method, of, x)
     if isinstance(method, Mussay):
         scale = scale / s.sum()
@@ -251,29 +254,29 @@ def test_draws_by_hand() -> None:
 
 
 @pytest.mark.parametrize("method", [Mussay(), Lowner(), Lowner(points="incoming")])
-def test_where_draws_would_be_no_fewer_than_neurons_all_are_kept(method: Method) -> None:
+def test_where_draws_would_be_no_fewer_than_neurons_all_are_kept(method: Sampling) -> None:
     of, _ = crowd("relu", n=300)
-    [scores] = method.score([of])
-    choice = choose(method, scores, Guarantee(0.01, 0.1), rng())
+    [scores] = method.of_layers([of])
+    choice = choose(scores, Guarantee(0.01, 0.1), method.sampling, rng())
     assert choice.whole.all()
-    assert int(choice.asked[0]) >= 300
+    assert int(choice.draws[0]) >= 300
     assert (choice.factors == 1).all()
     for draws in (299, 300):
         asked = replace(scores, draws=lambda _, draws=draws: torch.tensor([draws]))
-        assert bool(choose(method, asked, Guarantee(0.01, 0.1), rng()).whole) == (draws == 300)
+        assert bool(choose(asked, Guarantee(0.01, 0.1), method.sampling, rng()).whole) == (draws == 300)
 
 
 @pytest.mark.parametrize("kind", [Mussay, Lowner])
-def test_the_largest_guarantee_nothing(kind: type[Method]) -> None:
+def test_the_largest_guarantee_nothing(kind: type[Sampling]) -> None:
     method = kind(sampling="top")  # type: ignore[call-arg]
     with pytest.raises(InvalidInput, match="guarantees nothing"):
-        choose(method, method.score([some_layer()])[0], Guarantee(0.1, 0.1), rng())
+        choose(method.of_layers([some_layer()])[0], Guarantee(0.1, 0.1), method.sampling, rng())
 
 
-@pytest.mark.parametrize("method", [Uniform(), Magnitude("neurons", "fixed")])
-def test_baselines_promise_nothing(method: Method) -> None:
+@pytest.mark.parametrize("method", [Uniform()])
+def test_baselines_promise_nothing(method: Sampling) -> None:
     with pytest.raises(InvalidInput, match="proves nothing"):
-        choose(method, method.score([some_layer()])[0], Guarantee(0.1, 0.1), rng())
+        choose(method.of_layers([some_layer()])[0], Guarantee(0.1, 0.1), method.sampling, rng())
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,7 @@ def test_baselines_promise_nothing(method: Method) -> None:
 )
 def test_a_guarantee_is_of_an_error_and_a_probability(eps: float, delta: float) -> None:
     with pytest.raises(InvalidTolerance, match=r"eps|delta"):
-        Guarantee(eps, delta)
+        Guarantee(eps, delta).checked()
 
 
 # Sensitivities of the ellipsoid
@@ -321,7 +324,7 @@ def test_sensitivities_bound_every_share(name: str) -> None:
     A = CLOUDS[name]
     of = layer(torch.eye(60, dtype=torch.float64), A)
     lewis, peeling = (
-        Lowner(construction=kind).score([of])[0].sensitivities[0]  # type: ignore[arg-type]
+        Lowner(construction=kind).of_layers([of])[0].values[0]  # type: ignore[arg-type]
         for kind in ("lewis", "peeling")
     )
     values = (normal(10_000, 4, seed=3) @ A.T).abs()
@@ -336,16 +339,16 @@ def test_sensitivities_bound_every_share(name: str) -> None:
 @pytest.mark.parametrize("name", CLOUDS)
 def test_lewis_sensitivities_add_up_to_the_rank(name: str) -> None:
     of = layer(torch.eye(60, dtype=torch.float64), CLOUDS[name])
-    [scores] = Lowner().score([of])
-    assert float(scores.sensitivities.sum()) == pytest.approx(4, rel=tolerances.LEWIS_FIXED)
+    [scores] = Lowner().of_layers([of])
+    assert float(scores.values.sum()) == pytest.approx(4, rel=tolerances.LEWIS_FIXED)
     assert scores.terms == pytest.approx({"t": 4, "rank": 4}, rel=tolerances.LEWIS_FIXED)
     flat = layer(torch.eye(60, dtype=torch.float64), CLOUDS[name] @ normal(4, 2) @ normal(2, 9))
-    assert float(Lowner().score([flat])[0].sensitivities.sum()) == pytest.approx(2, rel=tolerances.LEWIS_FIXED)
+    assert float(Lowner().of_layers([flat])[0].values.sum()) == pytest.approx(2, rel=tolerances.LEWIS_FIXED)
 
 
 def test_a_point_alone_in_its_direction_has_sensitivity_1() -> None:
     of = layer(torch.eye(60, dtype=torch.float64), CLOUDS["one apart"])
-    assert float(Lowner().score([of])[0].sensitivities[0, -1]) == pytest.approx(1, rel=tolerances.LEWIS_FIXED)
+    assert float(Lowner().of_layers([of])[0].values[0, -1]) == pytest.approx(1, rel=tolerances.LEWIS_FIXED)
 
 
 @pytest.mark.parametrize("points", ["outgoing", "incoming"])
@@ -353,15 +356,15 @@ def test_a_point_alone_in_its_direction_has_sensitivity_1() -> None:
 def test_independent_points_are_all_alike_and_the_note_says_so(points: Any, dead: int) -> None:
     incoming, W = normal(6, 9), normal(6, 8, seed=1)
     W[:dead] = 0
-    [scores] = Lowner(points=points).score([layer(incoming, W)])
-    assert scores.sensitivities[0, dead:].tolist() == pytest.approx([1] * (6 - dead), rel=tolerances.LEWIS_FIXED)
-    assert (scores.sensitivities[0, :dead] == 0).all()
+    [scores] = Lowner(points=points).of_layers([layer(incoming, W)])
+    assert scores.values[0, dead:].tolist() == pytest.approx([1] * (6 - dead), rel=tolerances.LEWIS_FIXED)
+    assert (scores.values[0, :dead] == 0).all()
     assert any("linearly independent" in note and "uniform" in note for note in scores.notes)
     assert scores.kept is None
 
 
 def test_dependent_points_have_no_such_note() -> None:
-    assert Lowner().score([some_layer()])[0].notes == ()
+    assert Lowner().of_layers([some_layer()])[0].notes == ()
 
 
 def brute_peeling(A: Tensor) -> Tensor:
@@ -385,7 +388,7 @@ def test_peeling_is_as_published(n: int, d: int) -> None:
     assert rank == d
     torch.testing.assert_close(s, brute_peeling(A), rtol=tolerances.EXACT, atol=0)
     assert len(s.unique()) > 2
-    assert Lowner(construction="peeling").score([layer(torch.eye(n, dtype=torch.float64), A)])[0].notes == ()
+    assert Lowner(construction="peeling").of_layers([layer(torch.eye(n, dtype=torch.float64), A)])[0].notes == ()
 
 
 def test_peeling_few_points_is_uniform_and_the_note_says_so() -> None:
@@ -393,9 +396,9 @@ def test_peeling_few_points_is_uniform_and_the_note_says_so() -> None:
     A = normal(31, 4)
     s, rank = peeled(A)
     assert (s == s[0]).all()
-    [scores] = Lowner(construction="peeling").score([layer(torch.eye(31, dtype=torch.float64), A)])
+    [scores] = Lowner(construction="peeling").of_layers([layer(torch.eye(31, dtype=torch.float64), A)])
     assert any("fewer than 2r² = 32" in note and "uniform" in note for note in scores.notes)
-    assert inclusion(scores.sensitivities, torch.tensor([10]))[0].tolist() == pytest.approx([10 / 31] * 31)
+    assert inclusion(scores.values, torch.tensor([10]))[0].tolist() == pytest.approx([10 / 31] * 31)
     assert rank == 4
     assert len(peeled(normal(32, 4))[0].unique()) > 1
 
@@ -408,11 +411,9 @@ def test_no_invertible_map_of_the_points_changes_lewis_sensitivities(seed: int) 
     mixed = replace(of, products=(Product(product.weights @ normal(3, 3, seed=seed + 9), None),))
     moved = replace(of, incoming=of.incoming @ normal(4, 4, seed=seed + 9))
     for method, other in ((Lowner(), mixed), (Lowner(points="incoming"), moved)):
-        one, two = (method.score([view])[0] for view in (of, other))
-        torch.testing.assert_close(
-            one.sensitivities, two.sensitivities, rtol=tolerances.LEWIS_FIXED, atol=tolerances.LEWIS_FIXED
-        )
-    assert torch.equal(Lowner().score([of])[0].kept, Lowner().score([mixed])[0].kept)  # type: ignore[arg-type]
+        one, two = (method.of_layers([view])[0] for view in (of, other))
+        torch.testing.assert_close(one.values, two.values, rtol=tolerances.LEWIS_FIXED, atol=tolerances.LEWIS_FIXED)
+    assert torch.equal(Lowner().of_layers([of])[0].kept, Lowner().of_layers([mixed])[0].kept)  # type: ignore[arg-type]
 
 
 def test_incoming_points_are_weighted_by_each_output_and_the_worst_one_counts() -> None:
@@ -421,7 +422,7 @@ def test_incoming_points_are_weighted_by_each_output_and_the_worst_one_counts() 
     each = [lewis_weights(W[:, j, None].abs() * of.incoming) for j in range(3)]
     expected = torch.stack(each).amax(0)
     torch.testing.assert_close(
-        Lowner(points="incoming").score([of])[0].sensitivities[0],
+        Lowner(points="incoming").of_layers([of])[0].values[0],
         expected,
         rtol=tolerances.LEWIS_FIXED,
         atol=tolerances.LEWIS_FIXED,
@@ -434,23 +435,23 @@ def test_two_consumers_are_one_cloud_of_longer_points() -> None:
     split = replace(of, products=(Product(W[:, :1], None), Product(W[:, 1:], None)))
     for method in METHODS_OF_NEURONS.values():
         torch.testing.assert_close(
-            method.score([of])[0].sensitivities,
-            method.score([split])[0].sensitivities,
+            method.of_layers([of])[0].values,
+            method.of_layers([split])[0].values,
             rtol=tolerances.LEWIS_FIXED,
             atol=tolerances.LEWIS_FIXED,
         )
 
 
 @pytest.mark.parametrize("method", METHODS_OF_NEURONS.values(), ids=METHODS_OF_NEURONS)
-def test_a_neuron_that_goes_nowhere_has_no_sensitivity_and_all_of_them_no_error(method: Method) -> None:
+def test_a_neuron_that_goes_nowhere_has_no_sensitivity_and_all_of_them_no_error(method: Sampling) -> None:
     of = some_layer()
     for dead in (torch.arange(40) % 3 == 0, torch.ones(40, dtype=torch.bool)):
         W = of.products[0].weights.masked_fill(dead[:, None], 0)
-        [scores] = method.score([replace(of, products=(Product(W, of.products[0].inputs),))])
-        assert scores.sensitivities.isfinite().all()
+        [scores] = method.of_layers([replace(of, products=(Product(W, of.products[0].inputs),))])
+        assert scores.values.isfinite().all()
         if not isinstance(method, Uniform):
-            assert (scores.sensitivities[0, dead] == 0).all()
-            assert (scores.sensitivities[0, ~dead] > 0).all()
+            assert (scores.values[0, dead] == 0).all()
+            assert (scores.values[0, ~dead] > 0).all()
 
 
 # Mussay
@@ -469,9 +470,9 @@ def test_a_neuron_that_goes_nowhere_has_no_sensitivity_and_all_of_them_no_error(
 def test_mussay_by_hand(activation: str, phi: Callable[[float], float]) -> None:
     """s = max(|1|, |−2|)·φ(β·5), max(|−0.5|, |0.25|)·φ(β·13) for p = (3, 4) and (5, 12)."""
     of = layer(torch.tensor([[3.0, 4], [5, 12]]), torch.tensor([[1.0, -2], [-0.5, 0.25]]), activation)
-    [scores] = Mussay(beta=0.3).score([of])
+    [scores] = Mussay(beta=0.3).of_layers([of])
     expected = [2 * phi(1.5), 0.5 * phi(3.9)]
-    assert scores.sensitivities[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert scores.values[0].tolist() == pytest.approx(expected, rel=1e-6)
     assert scores.terms == pytest.approx({"t": sum(expected), "beta": 0.3}, rel=1e-6)
 
 
@@ -479,15 +480,15 @@ def test_mussay_by_hand(activation: str, phi: Callable[[float], float]) -> None:
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", None])
 def test_beta_cancels_where_the_activation_scales(kind: Any, activation: str | None) -> None:
     of, size = some_layer(activation=activation), torch.tensor([11])
-    free = inclusion(kind().score([replace(of, reach=None)])[0].sensitivities, size)
+    free = inclusion(kind().of_layers([replace(of, measure=lambda: None)])[0].values, size)
     for beta in (0.1, 7.0):
-        given_ = inclusion(kind(beta=beta).score([of])[0].sensitivities, size)
+        given_ = inclusion(kind(beta=beta).of_layers([of])[0].values, size)
         torch.testing.assert_close(given_, free, rtol=tolerances.LEWIS_FIXED, atol=tolerances.LEWIS_FIXED)
 
 
 def test_beta_matters_for_a_sigmoid() -> None:
     of, size = some_layer(activation="sigmoid"), torch.tensor([11])
-    small, large = (inclusion(Mussay(beta=beta).score([of])[0].sensitivities, size) for beta in (0.1, 5.0))
+    small, large = (inclusion(Mussay(beta=beta).of_layers([of])[0].values, size) for beta in (0.1, 5.0))
     assert float((small - large).abs().max()) > 0.02
 
 
@@ -496,9 +497,9 @@ def test_beta_matters_for_a_sigmoid() -> None:
 def test_where_beta_is_needed_it_is_asked_for_or_measured(kind: Any, activation: str) -> None:
     of = some_layer(activation=activation)
     with pytest.raises(InvalidInput, match="give beta, or data"):
-        kind().score([replace(of, reach=None)])
-    measured, given_ = kind().score([of])[0], kind(beta=of.reach).score([of])[0]
-    assert torch.equal(measured.sensitivities, given_.sensitivities)
+        kind().of_layers([replace(of, measure=lambda: None)])
+    measured, given_ = kind().of_layers([of])[0], kind(beta=of.reach).of_layers([of])[0]
+    assert torch.equal(measured.values, given_.values)
     assert [a.holds for a in measured.assumptions(None) if "β" in a.text] == [True]
 
 
@@ -511,7 +512,7 @@ def test_a_given_beta_is_checked_against_the_data(kind: Any) -> None:
         (of.reach / 1.01, of.reach, False),
         (1.0, None, None),
     ):
-        [scores] = kind(beta=beta).score([replace(of, reach=reach)])
+        [scores] = kind(beta=beta).of_layers([replace(of, measure=lambda reach=reach: reach)])
         assert [a.holds for a in scores.assumptions(None) if "β" in a.text] == [holds]
 
 
@@ -519,7 +520,7 @@ def test_a_given_beta_is_checked_against_the_data(kind: Any) -> None:
 @pytest.mark.parametrize("name", ["mussay", "lowner"])
 def test_beta_is_a_positive_number(name: str, beta: Any) -> None:
     with pytest.raises(InvalidTolerance, match="beta"):
-        make_method(name, {"beta": beta})
+        PRUNERS.make(name, {"beta": beta})
 
 
 @pytest.mark.parametrize("activation", PHI)
@@ -527,7 +528,7 @@ def test_what_is_known_of_activations_is_so(activation: str | None) -> None:
     """Monotone, below |z|, and bounded over |z| ≤ ρ: on a grid, with torch's own functions."""
     z = torch.linspace(-12, 12, 24001, dtype=torch.float64)
     values = PHI[activation](z)
-    if monotone(activation):
+    if activation in MONOTONE:
         assert (values >= 0).all()
         assert (values.diff() >= 0).all()
     if below_identity(activation):
@@ -538,16 +539,16 @@ def test_what_is_known_of_activations_is_so(activation: str | None) -> None:
 
 
 def test_mussay_s_assumption_is_of_the_activation() -> None:
-    assert [a.holds for a in Mussay().score([some_layer()])[0].assumptions(None)] == [True]
-    assert not Mussay().score([some_layer(activation="leaky_relu")])[0].assumptions(None)[0].holds
-    assert not Lowner(points="incoming").score([some_layer(activation="sigmoid")])[0].assumptions(None)[0].holds
+    assert [a.holds for a in Mussay().of_layers([some_layer()])[0].assumptions(None)] == [True]
+    assert not Mussay().of_layers([some_layer(activation="leaky_relu")])[0].assumptions(None)[0].holds
+    assert not Lowner(points="incoming").of_layers([some_layer(activation="sigmoid")])[0].assumptions(None)[0].holds
 
 
 @pytest.mark.parametrize("kind", [Mussay, Lowner])
 def test_of_an_unknown_activation_nothing_is_claimed(kind: Any) -> None:
     of = replace(some_layer(), activation="several: relu, tanh")
     with pytest.raises(InvalidInput, match="several: relu, tanh"):
-        kind(beta=1.0).score([of])
+        kind(beta=1.0).of_layers([of])
 
 
 # Layers of a network
@@ -589,12 +590,12 @@ def maps(name: str = "affine", seed: int = 0) -> tuple[nn.Module, Tensor]:
     return model.eval(), normal(8, 2, 8, 8)
 
 
-def views(model: nn.Module, x: Tensor | None) -> dict[str, Neurons]:
-    links = find_links(model)[0]
-    touched = {name for link in links.values() for name in (link.producer, *link.consumers)}
-    seen = {} if x is None else capture(model, x, touched).layers
-    reach = {name: reach_of_inputs(model.get_submodule(name), seen.get(name)) for name in links}
-    return {name: neurons_of(model, link, seen, reach[name]) for name, link in links.items()}
+def views(model: nn.Module, x: Tensor | None) -> dict[str, NeuronView]:
+    """As a run makes them, before anything is pruned."""
+    request = Request.of(model, x, Guarantee(0.5), "mussay", Options(), None, 1)
+    run = request.prepared(lambda *_: None).run()
+    sampler = NeuronSampler(request.pruner, run, request.target, rng())
+    return {name: sampler.view(link, {}) for name, link in run.links.items()}
 
 
 def outputs_of(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -648,7 +649,7 @@ def test_mussay_sums_over_kernel_positions_and_takes_the_largest_output() -> Non
     weight = model.get_submodule("b").get_parameter("weight").detach()
     loads = [max(float(weight[j, i].abs().sum()) for j in range(5)) for i in range(6)]
     expected = [load * float(p.norm()) for load, p in zip(loads, of.incoming, strict=True)]
-    assert Mussay().score([of])[0].sensitivities[0].tolist() == pytest.approx(expected, rel=tolerances.EXACT)
+    assert Mussay().of_layers([of])[0].values[0].tolist() == pytest.approx(expected, rel=tolerances.EXACT)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS_OF_NEURONS)[:4])
@@ -658,7 +659,7 @@ def test_no_filter_makes_up_more_than_its_sensitivity(name: str) -> None:
     model, x = maps()
     seen = outputs_of(model, x)
     for (producer, of), consumer in zip(views(model, x).items(), "bcd", strict=True):
-        s, [product] = method.score([of])[0].sensitivities[0], of.products
+        s, [product] = method.of_layers([of])[0].values[0], of.products
         assert product.inputs is not None
         rows = product.inputs.reshape(len(product.inputs), len(s), -1)
         terms = torch.einsum("pnk,nkm->pnm", rows, product.weights.reshape(len(s), -1, product.weights.shape[1]))
@@ -680,11 +681,11 @@ def test_promises_are_about_outputs_not_about_weights() -> None:
     """5 filters, 9 kernel positions each: a union over 5 outputs, not over 45 weights."""
     of = views(maps()[0], None)["a"]
     for method in (Mussay(), Lowner(), Lowner(points="incoming")):
-        [scores] = method.score([of])
+        [scores] = method.of_layers([of])
         assert "each of 5 outputs" in scores.promise
     guarantee = Guarantee(0.5, 0.1)
-    t = Lowner().score([of])[0].terms["t"]
-    assert Lowner().score([of])[0].draws(guarantee).tolist() == bernstein(torch.tensor([t]), guarantee, 5).tolist()
+    t = Lowner().of_layers([of])[0].terms["t"]
+    assert Lowner().of_layers([of])[0].draws(guarantee).tolist() == bernstein(torch.tensor([t]), guarantee, 5).tolist()
 
 
 @pytest.mark.parametrize("case", NORMS)
@@ -701,22 +702,25 @@ def test_reach_is_not_lost_in_half_precision() -> None:
     """300² is more than float16 holds, and (3e-4)² less."""
     for size in (300.0, 3e-4):
         x = torch.full((2, 10), size, dtype=torch.float16)
-        seen = capture(nn.Linear(10, 2, bias=False, dtype=torch.float16), x, [""]).layers[""]
-        found = reach_of_inputs(nn.Linear(10, 2, bias=False), seen)
+        model = nn.Sequential(nn.Linear(10, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).half()
+        found = views(model, x)["0"].reach
         assert found == pytest.approx(math.sqrt(10 * float(x[0, 0]) ** 2 + 1), rel=1e-6)
 
 
 # Errors of products
 
 
-def test_the_error_is_that_of_all_products_together() -> None:
-    X, Y, U, V = normal(30, 6), normal(20, 6, seed=1), normal(6, 3, seed=2), normal(6, 4, seed=3)
+def error_of(product: Product, f: Tensor) -> float:
+    wrong, right = product.squared_errors(f)
+    return math.sqrt(wrong / (right or 1.0))
+
+
+def test_the_error_is_that_of_the_product() -> None:
+    X, U = normal(30, 6), normal(6, 3, seed=2)
     f = torch.tensor([0.0, 2, 1, 0, 1.5, 1], dtype=torch.float64)[:, None]
-    wrong = math.hypot(float((X @ (f * U - U)).norm()), float((Y @ (f * V - V)).norm()))
-    right = math.hypot(float((X @ U).norm()), float((Y @ V).norm()))
-    products = [Product(U, X), Product(V, Y)]
-    assert product_error(products, [f, f]) == pytest.approx(wrong / right, rel=tolerances.EXACT)
-    assert math.isnan(product_error([Product(U, None)], [f]))
+    expected = float((X @ (f * U - U)).norm()) / float((X @ U).norm())
+    assert error_of(Product(U, X), f) == pytest.approx(expected, rel=tolerances.EXACT)
+    assert math.isnan(error_of(Product(U, None), f))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -724,22 +728,21 @@ def test_the_error_is_that_of_all_products_together() -> None:
 def test_the_error_is_not_computed_in_half_precision(dtype: torch.dtype, size: float) -> None:
     X, U = (size * normal(40, 6)).to(dtype), normal(6, 3, seed=1).to(dtype)
     f = torch.tensor([0.0, 2, 1, 0, 1.5, 1])[:, None]
-    exact = product_error([Product(U.double(), X.double())], [f])
-    assert product_error([Product(U, X)], [f]) == pytest.approx(exact, rel=1e-5)
+    exact = error_of(Product(U.double(), X.double()), f)
+    assert error_of(Product(U, X), f) == pytest.approx(exact, rel=1e-5)
 
 
 def test_an_error_where_nothing_was_is_not_hidden() -> None:
     """Two neurons that cancel, one of which goes."""
     X = normal(30, 1).expand(-1, 2)
-    error = product_error([Product(torch.tensor([[1.0], [-1.0]]).double(), X)], [torch.tensor([[1.0], [0.0]])])
-    assert error > 0
+    assert error_of(Product(torch.tensor([[1.0], [-1.0]]).double(), X), torch.tensor([[1.0], [0.0]])) > 0
 
 
 # Sizes
 
 
-def test_counts_and_ratios() -> None:
-    assert [items_kept(size, 10) for size in (3, 30, 0.25, 0.01, 1.0)] == [3, 10, 2, 1, 10]
+def test_counts_and_parts() -> None:
+    assert [kept_of(value, 10) for value in (3, 30, 0.75, 0.99, 0.0)] == [3, 10, 2, 1, 10]
 
 
 @given(
@@ -752,7 +755,7 @@ def test_a_budget_is_used_up_and_never_exceeded(candidates: list[list[int]], mor
     layers = []
     for groups in candidates:
         s = (torch.arange(9) < torch.tensor(groups)[:, None]).double()
-        layers.append(Scores(s, lambda _: torch.zeros(1), ""))
+        layers.append(Sensitivities(s, lambda _: torch.zeros(1), ""))
     sizes = proportional(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= budget)
     for size, groups in zip(sizes, candidates, strict=True):
         assert (size <= torch.tensor(groups).clamp(min=int(sum(groups) == 0))).all()
@@ -762,79 +765,41 @@ def test_a_budget_is_used_up_and_never_exceeded(candidates: list[list[int]], mor
 
 
 def test_layers_of_a_budget_keep_the_same_part() -> None:
-    layers = [Scores(torch.ones(1, n), lambda _: torch.zeros(1), "") for n in (1000, 200, 10)]
+    layers = [Sensitivities(torch.ones(1, n), lambda _: torch.zeros(1), "") for n in (1000, 200, 10)]
     sizes = proportional(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= 121)
     assert [int(size) for size in sizes] == [100, 20, 1]
 
 
-@pytest.mark.parametrize("size", [0, -3, 0.0, -0.5, 1.5, math.nan, math.inf, True, "half", None, torch.tensor(3)])
-def test_sizes_that_mean_nothing(size: Any) -> None:
-    with pytest.raises(InvalidInput, match=r"size of 0: expected a (ratio|count)"):
-        layer_sizes(size, ["0"])
-
-
-def test_sizes_by_pattern_are_looked_up_in_order() -> None:
-    table = {"conv*": 3, "*": Guarantee(0.1, 0.2)}
-    assert layer_sizes(table, ["conv1", "fc"]) == {"conv1": 3, "fc": Guarantee(0.1, 0.2)}
-    with pytest.raises(InvalidInput, match=r"\['conv\*'\] matches fc"):
-        layer_sizes({"conv*": 3}, ["conv1", "fc"])
-    with pytest.raises(InvalidInput, match=r"matches \['fc9'\]; there are conv1, fc"):
-        layer_sizes({"fc9": 3} | table, ["conv1", "fc"])
-
-
-# Baselines and names
-
-
-def test_magnitude_of_neurons_does_not_change_when_a_factor_moves_on() -> None:
-    of = some_layer()
-    factor = torch.logspace(-3, 3, 40, dtype=torch.float64)[:, None]
-    other = layer(of.incoming * factor, of.products[0].weights / factor)
-    one, two = (Magnitude("neurons").score([view])[0].sensitivities for view in (of, other))
-    torch.testing.assert_close(one, two, rtol=tolerances.EXACT, atol=0)
-
-
-def test_baselines_of_weights() -> None:
-    U = torch.tensor([[1.0, 0.0], [-3.0, 2.0]])
-    edges = Edges("layer", Product(U, None), None)
-    assert Magnitude().score([edges])[0].sensitivities.tolist() == [[1, 0, 3, 2]]
-    assert Uniform("edges").score([edges])[0].sensitivities.tolist() == [[1, 0, 1, 1]]
+def test_uniform_sampling_is_of_weights_that_are_not_0() -> None:
+    view = WeightView("layer", Product(torch.tensor([[1.0, 0.0], [-3.0, 2.0]]), None), None)
+    assert Uniform("weights").sensitivities(view).values.tolist() == [[1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("method", [Lowner(), Mussay()])
-def test_methods_of_neurons_refuse_weights(method: Method) -> None:
-    [edges] = edges_of("fc", nn.Linear(3, 2), None)
+def test_methods_of_neurons_refuse_weights(method: Sampling) -> None:
+    edges = WeightView("fc", Product(torch.ones(3, 2), None), None)
     with pytest.raises(InvalidInput, match=r"chooses neurons.*'fc'"):
-        method.score([edges])
-
-
-def test_methods_have_names_options_and_a_summary() -> None:
-    for name, kind in METHODS.items():
-        found, method = make_method(name, {})
-        assert found == name == make_method(method, {})[0]
-        assert isinstance(method, kind)
-        assert (kind.__doc__ or "").strip()
-    assert make_method("mussay", {"beta": 2.0})[1] == make_method(Mussay(), {"beta": 2.0})[1] == Mussay(2.0)
+        method.of_layers([edges])
 
 
 @pytest.mark.parametrize(
     ("method", "options", "error", "says"),
     [
-        ("lownr", {}, InvalidInput, "did you mean 'lowner'"),
+        ("lownr", {}, UnknownSolver, "did you mean 'lowner'"),
         ("lowner", {"bta": 1.0}, UnknownOption, "did you mean 'beta'"),
         (Lowner(), {"bta": 1.0}, UnknownOption, "did you mean 'beta'"),
         ("lowner", {"construction": "mvee"}, InvalidInput, "construction: expected 'lewis' or 'peeling'"),
         ("lowner", {"points": "both"}, InvalidInput, "points: expected 'outgoing' or 'incoming'"),
-        ("uniform", {"items": "filters"}, InvalidInput, "items: expected one of neurons, edges"),
-        ("magnitude", {"items": "weights"}, InvalidInput, "items: expected one of neurons, edges"),
+        ("uniform", {"items": "filters"}, InvalidInput, "items: expected one of neurons, weights"),
         ("mussay", {"sampling": "best"}, InvalidInput, "sampling: expected one of fixed, draws, top"),
         ("pfp", {"sampling": ["top"]}, InvalidInput, "sampling: expected one of fixed, draws, top"),
         (Mussay(sampling="best"), {}, InvalidInput, "sampling: expected one of fixed, draws, top"),  # type: ignore[arg-type]
-        (3, {}, InvalidInput, "expected a name or an instance"),
-        (Lowner, {}, InvalidInput, "expected a name or an instance"),
+        (3, {}, InvalidInput, "expected a name or a Pruner"),
+        (Lowner, {}, InvalidInput, "expected a name or a Pruner"),
     ],
 )
 def test_names_and_options_that_are_not(
     method: Any, options: dict[str, Any], error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):
-        make_method(method, options)
+        PRUNERS.make(method, options)[1].refuses(Guarantee(0.5), Options())

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexprune.coresets.allocation import largest_scale
-from convexprune.coresets.base import Edges, Guarantee, Neurons, Product, by_sign, of_edges
-from convexprune.coresets.corenet import CoreNet, Place
-from convexprune.coresets.pfp import PFP
-from convexprune.coresets.sampling import draws_for, expected_distinct, sample
-from convexprune.coresets.sensitivities import cancellation, edge_sensitivities, neuron_sensitivities
-from convexprune.coresets.sipp import SiPP, least_error_sizes, relative_error
+from convexprune.pruners.corenet import CoreNet, Place
+from convexprune.pruners.draws import draws_for, expected_distinct, largest_scale, sample
+from convexprune.pruners.pfp import PFP
+from convexprune.pruners.sensitivities import cancellation, edge_sensitivities, neuron_sensitivities
+from convexprune.pruners.sipp import SiPP, least_error_sizes, relative_error
+from convexprune.pruners.views import NeuronView, Product, WeightView, by_sign, of_weights
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch
+from convexprune.targets import Guarantee
 
 
 def problem(seed=0, samples=5, N=6, M=3, patches=1, negative=False):
@@ -33,11 +33,11 @@ def problem(seed=0, samples=5, N=6, M=3, patches=1, negative=False):
 
 
 def edges(U, X, name="layer", activation="relu", **of_product):
-    return Edges(name, Product(U, X, **of_product), activation)
+    return WeightView(name, Product(U, X, **of_product), activation)
 
 
 def neurons(n, *products):
-    return Neurons("layer", torch.ones(n, 2), "relu", products, None)
+    return NeuronView("layer", torch.ones(n, 2), "relu", products)
 
 
 def brute_shares(U, X, patches, mean):
@@ -161,14 +161,14 @@ class TestUnbiased:
         """2,000 seeds in one call: each group of items once for each seed. Four standard errors of each output."""
         seeds, method = 2000, METHODS[name](sampling)
         U, X = problem(1, samples=4, N=12, M=3)
-        layer = edges(U, X) if method.items == "edges" else neurons(12, Product(U, X))
-        scores = method.scores(layer)
+        layer = edges(U, X) if method.items == "weights" else neurons(12, Product(U, X))
+        scores = method.sensitivities(layer)
         sizes = method.allocate([scores], lambda sizes: int(sizes[0].sum()) <= int(scores.candidates.sum()) // 2)[0]
-        s = scores.sensitivities
+        s = scores.values
         asked = draws_for(s, sizes) if sampling == "draws" else sizes
         found = sample(s.repeat(seeds, 1), asked.repeat(seeds), sampling, np.random.default_rng(0))
         factors = found.factors.reshape(seeds, *s.shape)
-        mine = [of_edges(f, U) if method.items == "edges" else f[0][:, None].expand_as(U) for f in factors]
+        mine = [of_weights(f, U) if method.items == "weights" else f[0][:, None].expand_as(U) for f in factors]
         outputs = torch.stack([X @ (F * U) for F in mine])
         spread = outputs.std(0) / math.sqrt(seeds)
         assert (spread > 0).any()
@@ -198,45 +198,47 @@ class TestCoreNet:
     def test_a_network_tells_its_layers_what_comes_behind_and_groups_are_one_layer(self):
         method = CoreNet(delta=0.1)
         (U, X), (V, Y) = problem(1, M=3), problem(2, M=2)
-        found = method.score([edges(U, X, "1"), edges(U, Y, "2"), edges(V, Y, "2")])
+        found = method.of_layers([edges(U, X, "1"), edges(U, Y, "2"), edges(V, Y, "2")])
         ratios = [cancellation(*pair)[0] for pair in ((U, X), (U, Y), (V, Y))]
         last = Place(8, 5, 2, (max(ratios[1:]),))
         first = Place(8, 5, 2, (ratios[0], *last.ratios))
         guarantee = Guarantee(0.3, 0.2)
         for scores, place in zip(found, (first, last, last), strict=True):
-            assert torch.equal(scores.draws(guarantee), place.draws(scores.sensitivities.sum(1), guarantee))
+            assert torch.equal(scores.draws(guarantee), place.draws(scores.values.sum(1), guarantee))
             assert scores.terms["Delta_onwards"] == pytest.approx(place.onwards(0.1))
-        alone = method.scores(edges(U, X))
-        assert torch.equal(alone.sensitivities, found[0].sensitivities)
+        alone = method.sensitivities(edges(U, X))
+        assert torch.equal(alone.values, found[0].values)
         assert torch.equal(alone.draws(guarantee), Place(3, 3, 1, (ratios[0],)).draws(alone.shares, guarantee))
 
     def test_assumptions_are_looked_at(self):
         U, X = problem(samples=300)
-        found = CoreNet().scores(edges(U, X)).assumptions(None)
+        found = CoreNet().sensitivities(edges(U, X)).assumptions(None)
         assert [a.holds for a in found] == [True, True, True, True, True, True, None]
         U, X = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0], [-1.0, 2.0]])
-        found = CoreNet().scores(replace(edges(U, X, activation="tanh", positions=2), biased=True)).assumptions(None)
+        found = (
+            CoreNet().sensitivities(replace(edges(U, X, activation="tanh", positions=2), biased=True)).assumptions(None)
+        )
         assert [a.holds for a in found] == [False, False, False, False, False, False, None]
         assert "1 exceptions in 2 outputs" in found[4].text
 
     def test_a_bias_anywhere_is_one_of_the_network(self):
         layers = [edges(*problem(), "1"), replace(edges(*problem(), "2"), biased=True)]
-        for scores in CoreNet().score(layers):
+        for scores in CoreNet().of_layers(layers):
             assert [a.holds for a in scores.assumptions(None) if "bias" in a.text] == [False]
 
     def test_the_guarantee_holds_on_a_layer_where_the_draws_can_be_made(self):
         """Positive weights with one reachable eps: each output within 1 ± eps in all but delta of 200 samples."""
         rng = np.random.default_rng(0)
         U, X = torch.from_numpy(rng.random((20, 2))), torch.from_numpy(rng.random((50, 20)))
-        scores = CoreNet().scores(edges(U, X))
+        scores = CoreNet().sensitivities(edges(U, X))
         guarantee = Guarantee(0.5, 0.2)
         draws = scores.draws(guarantee)
         assert draws.max() < 2**31
         assert (draws[:2] > 0).all()
         right, failures = X @ U, 0
         for _ in range(200):
-            factors = sample(scores.sensitivities, draws, "draws", rng).factors
-            failures += bool(((X @ (of_edges(factors, U) * U) / right - 1).abs() > guarantee.eps).any())
+            factors = sample(scores.values, draws, "draws", rng).factors
+            failures += bool(((X @ (of_weights(factors, U) * U) / right - 1).abs() > guarantee.eps).any())
         assert failures <= guarantee.delta * 200
 
     def test_the_error_of_a_part_falls_as_the_draws_say(self):
@@ -253,7 +255,7 @@ class TestCoreNet:
 
     def test_a_budget_is_shared_by_the_sums_of_sensitivities(self):
         U, X = problem(N=40, samples=30)
-        scores = CoreNet().scores(edges(U, X))
+        scores = CoreNet().sensitivities(edges(U, X))
         [sizes] = CoreNet().allocate([scores], lambda sizes: int(sizes[0].sum()) <= 20)
         share = scores.shares / scores.shares.sum()
         assert sizes.sum() == 20
@@ -301,7 +303,7 @@ class TestSiPP:
 
     def test_allocation_spends_the_budget_and_never_more_than_there_is(self):
         method = SiPP()
-        layers = [method.scores(edges(*problem(seed, N=30, samples=9))) for seed in range(3)]
+        layers = [method.sensitivities(edges(*problem(seed, N=30, samples=9))) for seed in range(3)]
         most = sum(int(scores.candidates.sum()) for scores in layers)
         before = [torch.zeros(6, dtype=torch.int64)] * 3
         for budget in (10, 40, most // 2, most - 1, most, 10 * most):
@@ -315,15 +317,15 @@ class TestSiPP:
     def test_a_wide_layers_groups_weigh_less(self):
         """1/η^ℓ: twice the same outputs, in one layer and half of them in another."""
         U, X = problem(N=30, samples=9)
-        layers = [SiPP().scores(edges(U, X)), SiPP().scores(edges(torch.cat([U, U], 1), X))]
+        layers = [SiPP().sensitivities(edges(U, X)), SiPP().sensitivities(edges(torch.cat([U, U], 1), X))]
         narrow, wide = SiPP().allocate(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= 90)
         assert narrow.double().mean() > wide.double().mean()
 
     def test_draws_are_those_whose_error_is_eps(self):
         U, X = problem(samples=20, patches=4, N=18)
-        scores = SiPP().scores(edges(U, X, positions=4, kernel=9))
+        scores = SiPP().sensitivities(edges(U, X, positions=4, kernel=9))
         guarantee = Guarantee(0.2, 0.05)
-        alpha = 6 * scores.sensitivities.sum(1) * math.log(8 * 5 * 9 / 0.05)
+        alpha = 6 * scores.values.sum(1) * math.log(8 * 5 * 9 / 0.05)
         draws = scores.draws(guarantee)
         assert torch.equal(draws, (alpha * (3 + 0.4) / 0.24).ceil().to(torch.int64))
         assert (relative_error(alpha, draws.double()) <= 0.2).all()
@@ -332,13 +334,15 @@ class TestSiPP:
 
     def test_the_deterministic_variant_keeps_the_largest_of_all(self):
         method = SiPP("deterministic")
-        layers = [method.scores(edges(*problem(seed, N=20, samples=9, patches=2), positions=2)) for seed in range(3)]
-        flat = torch.cat([scores.sensitivities.flatten() for scores in layers])
+        layers = [
+            method.sensitivities(edges(*problem(seed, N=20, samples=9, patches=2), positions=2)) for seed in range(3)
+        ]
+        flat = torch.cat([scores.values.flatten() for scores in layers])
         assert method.sampling == "top"
         for k in (1, 17, 60):
             sizes = method.allocate(layers, lambda sizes, k=k: sum(int(size.sum()) for size in sizes) <= k)
             kept = [
-                sample(scores.sensitivities, size, "top", np.random.default_rng(0)).factors
+                sample(scores.values, size, "top", np.random.default_rng(0)).factors
                 for scores, size in zip(layers, sizes, strict=True)
             ]
             threshold = flat.sort(descending=True).values[k - 1]
@@ -349,13 +353,13 @@ class TestSiPP:
     def test_the_deterministic_variant_takes_means_over_positions(self):
         U, X = problem(samples=6, patches=5)
         layer = edges(U, X, positions=5)
-        assert torch.equal(SiPP("deterministic").scores(layer).sensitivities, edge_sensitivities(U, X, 5, True))
-        assert torch.equal(SiPP("hybrid").scores(layer).sensitivities, edge_sensitivities(U, X))
+        assert torch.equal(SiPP("deterministic").sensitivities(layer).values, edge_sensitivities(U, X, 5, True))
+        assert torch.equal(SiPP("hybrid").sensitivities(layer).values, edge_sensitivities(U, X))
 
     def test_the_hybrid_keeps_the_largest_where_little_is_left(self):
         U, X = problem(N=30, samples=9)
-        scores = SiPP("hybrid").scores(edges(U, X))
-        s, alpha = scores.sensitivities, scores.shares
+        scores = SiPP("hybrid").sensitivities(edges(U, X))
+        s, alpha = scores.values, scores.shares
         for budget in (5, 25, 60):
             [sizes] = SiPP("hybrid").allocate([scores], lambda sizes, b=budget: int(sizes[0].sum()) <= b)
             expected = [
@@ -364,14 +368,14 @@ class TestSiPP:
             ]
             assert scores.top(sizes).tolist() == expected
         assert scores.top(scores.candidates).all()
-        assert SiPP().scores(edges(U, X)).top is None
+        assert SiPP().sensitivities(edges(U, X)).top is None
 
 
 class TestPFP:
     def test_the_draws_by_hand(self):
         U, X = problem(samples=20, patches=4, N=18)
-        scores = PFP().scores(neurons(2, Product(U, X, positions=4, kernel=9)))
-        S = float(scores.sensitivities.sum())
+        scores = PFP().sensitivities(neurons(2, Product(U, X, positions=4, kernel=9)))
+        S = float(scores.values.sum())
         tilde = 6 * S * math.log(8 * 5 * 9 / 0.05)
         assert scores.draws(Guarantee(0.2, 0.05)).tolist() == [math.ceil(3 * 6.4 * tilde / 0.04)]
         assert float(scores.shares) == pytest.approx(6 * S * math.log(8 * 5 * 9 / 1e-16))
@@ -379,21 +383,21 @@ class TestPFP:
     @pytest.mark.parametrize("share", ["sum", "largest"])
     def test_several_consumers_and_a_flattened_map(self, share):
         (U, X), (V, Y) = problem(1), problem(2, N=24)
-        scores = PFP(share=share).scores(neurons(6, Product(U, X), Product(V, Y)))
+        scores = PFP(share=share).sensitivities(neurons(6, Product(U, X), Product(V, Y)))
         expected = torch.maximum(neuron_sensitivities(U, X, 6, share), neuron_sensitivities(V, Y, 6, share))
-        assert torch.equal(scores.sensitivities, expected[None])
+        assert torch.equal(scores.values, expected[None])
         assert scores.assumptions(None)[1].holds is (share == "sum")
 
     def test_permuted_neurons_have_permuted_scores_and_scales_change_none(self):
         U, X = problem(4, N=24, M=5)
         order = torch.randperm(12, generator=torch.manual_seed(0))
         rows = (2 * order[:, None] + torch.arange(2)).flatten()
-        s = PFP().scores(neurons(12, Product(U, X))).sensitivities
-        assert torch.allclose(PFP().scores(neurons(12, Product(U[rows], X[:, rows]))).sensitivities, s[:, order])
-        assert torch.allclose(PFP().scores(neurons(12, Product(7 * U, X / 3))).sensitivities, s)
+        s = PFP().sensitivities(neurons(12, Product(U, X))).values
+        assert torch.allclose(PFP().sensitivities(neurons(12, Product(U[rows], X[:, rows]))).values, s[:, order])
+        assert torch.allclose(PFP().sensitivities(neurons(12, Product(7 * U, X / 3))).values, s)
 
     def test_a_budget_buys_what_draws_of_one_eps_find(self):
-        layers = [PFP().scores(neurons(20, Product(*problem(seed, N=20, M=4)))) for seed in range(3)]
+        layers = [PFP().sensitivities(neurons(20, Product(*problem(seed, N=20, M=4)))) for seed in range(3)]
         before = 0
         for budget in (6, 20, 40, 1000):
             sizes = PFP().allocate(layers, lambda sizes, b=budget: sum(int(size) for size in sizes) <= b)
@@ -406,15 +410,15 @@ class TestPFP:
 
     @staticmethod
     def found(layers, scale):
-        q = [scores.sensitivities / scores.sensitivities.sum() for scores in layers]
+        q = [scores.values / scores.values.sum() for scores in layers]
         return torch.cat([expected_distinct(p, scale * s.shares) for p, s in zip(q, layers, strict=True)])
 
     def test_top_keeps_the_largest(self):
         U, X = problem(N=10, M=4)
-        scores = PFP(sampling="top").scores(neurons(10, Product(U, X)))
+        scores = PFP(sampling="top").sensitivities(neurons(10, Product(U, X)))
         [size] = PFP().allocate([scores], lambda sizes: int(sizes[0]) <= 4)
-        factors = sample(scores.sensitivities, size, "top", np.random.default_rng(0)).factors[0]
-        s = scores.sensitivities[0]
+        factors = sample(scores.values, size, "top", np.random.default_rng(0)).factors[0]
+        s = scores.values[0]
         assert set(factors.tolist()) == {0.0, 1.0}
         assert s[factors > 0].min() >= s[factors == 0].max()
         assert (factors > 0).sum() == 4
@@ -430,27 +434,27 @@ class TestPFP:
 class TestEveryMethod:
     def layer(self, method, X):
         U = problem(samples=400, N=12, M=2)[0]
-        return edges(U, X) if method.items == "edges" else neurons(12, Product(U, X))
+        return edges(U, X) if method.items == "weights" else neurons(12, Product(U, X))
 
     def test_it_needs_inputs_and_its_own_kind_of_item(self, method):
         X = problem(N=12)[1]
-        other = neurons(12, Product(X.T, X)) if method.items == "edges" else edges(X.T, X)
+        other = neurons(12, Product(X.T, X)) if method.items == "weights" else edges(X.T, X)
         with pytest.raises(InvalidInput, match="give calibration data"):
-            method.scores(self.layer(method, None))
+            method.sensitivities(self.layer(method, None))
         with pytest.raises(InvalidInput, match="was given"):
-            method.scores(other)
+            method.sensitivities(other)
 
     def test_a_dead_layer_keeps_its_place(self, method):
         """All inputs 0: no sensitivities, no draws, no division by zero."""
-        scores = method.scores(self.layer(method, torch.zeros(7, 12)))
-        assert not scores.sensitivities.any()
-        assert scores.sensitivities.isfinite().all()
+        scores = method.sensitivities(self.layer(method, torch.zeros(7, 12)))
+        assert not scores.values.any()
+        assert scores.values.isfinite().all()
         assert all(math.isfinite(value) for value in scores.terms.values())
         if method.sampling != "top":
             assert not scores.draws(Guarantee(0.5, 0.1)).any()
 
     def test_more_is_asked_for_more(self, method):
-        scores = method.scores(self.layer(method, problem(samples=400, N=12)[1]))
+        scores = method.sensitivities(self.layer(method, problem(samples=400, N=12)[1]))
         if method.sampling == "top":
             return
         asked = [scores.draws(Guarantee(*pair)) for pair in ((0.5, 0.1), (0.25, 0.1), (0.25, 0.01))]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convexprune.coresets.generalisation import (
+from convexprune.pruners.generalisation import (
     CodedLayer,
     description_length,
     generalisation_terms,

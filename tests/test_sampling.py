@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convexprune.coresets.sampling import SAMPLINGS, Sampling, draws_for, expected_distinct, inclusion, sample
+from convexprune.pruners.draws import SAMPLINGS, Scheme, draws_for, expected_distinct, inclusion, sample
 from convexprune.solvers.errors import InvalidInput
 
 SEEDS = 2000
@@ -154,7 +154,7 @@ def test_equal_items_are_a_simple_random_sample() -> None:
 
 
 @pytest.mark.parametrize("how", ["fixed", "draws"])
-def test_factors_have_mean_1(how: Sampling) -> None:
+def test_factors_have_mean_1(how: Scheme) -> None:
     s = ranges(1, 12, 1.5, seed=3)
     s[0, 4] = 0
     F = sample(s.expand(SEEDS, -1), torch.full((SEEDS,), 5), how, rng()).factors
@@ -252,7 +252,7 @@ def test_no_item_that_top_leaves_out_is_larger_than_one_it_keeps(seed: int) -> N
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
-def test_the_seed_decides(how: Sampling) -> None:
+def test_the_seed_decides(how: Scheme) -> None:
     s, sizes = ranges(3, 40, 1), whole(5, 10, 20)
     first, again, other = (sample(s, sizes, how, rng(seed)).factors for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -260,7 +260,7 @@ def test_the_seed_decides(how: Sampling) -> None:
 
 
 @pytest.mark.parametrize("how", SAMPLINGS)
-def test_groups_of_nothing_and_items_of_no_sensitivity_are_never_kept(how: Sampling) -> None:
+def test_groups_of_nothing_and_items_of_no_sensitivity_are_never_kept(how: Scheme) -> None:
     s = torch.zeros(3, 5, dtype=torch.float64)
     s[1, 3] = 1e-12
     found = sample(s, whole(2, 2, 0), how, rng())
@@ -272,7 +272,7 @@ def test_groups_of_nothing_and_items_of_no_sensitivity_are_never_kept(how: Sampl
 
 @pytest.mark.parametrize("how", SAMPLINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_low_precision_and_gradients_do_not_matter(how: Sampling, dtype: torch.dtype) -> None:
+def test_low_precision_and_gradients_do_not_matter(how: Scheme, dtype: torch.dtype) -> None:
     s = ranges(2, 9, 1).to(dtype)
     before, learned = s.clone(), s.clone().requires_grad_()
     exact = sample(s.double(), whole(3, 4), how, rng()).factors

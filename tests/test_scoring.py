@@ -365,6 +365,25 @@ def test_refusals() -> None:
 # The other methods
 
 
+def test_magnitude_ranks_neurons_alike_when_a_factor_moves_on_to_the_next_layer() -> None:
+    """By ‖(w_i, b_i)‖·‖outgoing_i‖, a norm on the way included: all of a model's choices, whatever is moved."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    found = []
+    for factor in (torch.ones(8), torch.logspace(-2, 2, 8)):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other[1].weight.mul_(factor)
+            other[1].bias.mul_(factor)
+            other[4].weight.div_(factor.repeat_interleave(36))
+        prune_(other, None, Neurons(0.5), method="magnitude", options=Options(remove=False))
+        found.append(other[4].weight != 0)
+    lengths = model[0].weight.square().sum((1, 2, 3)) + model[0].bias.square()
+    worth = lengths * model[4].weight.square().reshape(4, 8, 36).sum((0, 2))
+    assert torch.equal(found[0], found[1])
+    assert set(worth.argsort()[4:].tolist()) == set(found[0].reshape(4, 8, 36).any(2).all(0).nonzero()[:, 0].tolist())
+
+
 @given(seed=st.integers(0, 1000), sparsity=st.sampled_from([0.1, 0.5, 0.9, 17]))
 def test_magnitude_keeps_the_largest_weights_of_layers_and_of_the_network(seed: int, sparsity: float) -> None:
     for scope in ("layer", "network"):

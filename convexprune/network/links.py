@@ -282,12 +282,12 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
 
     Args:
         model: Any module that torch.fx can trace; UnsupportedModule is raised for others, InvalidInput for no module.
-        residual: False: Linear and Conv2d layers that can lose neurons alone, with nothing but batch norms,
-            activations and pools on the way. True: also layers that are added to each other, or multiplied, as one link
-            by the name of the first that is called; Conv1d and Conv3d; and on the way depthwise convolutions, PReLUs
-            with a slope for each channel, arithmetic with numbers, and means, sums and maxima over positions.
+        residual: False: layers that can lose neurons alone, with nothing but batch norms, activations and pools on the
+            way. True: also layers that are added to each other, or multiplied, as one link by the name of the first
+            that is called; and on the way depthwise convolutions, PReLUs with a slope for each channel, arithmetic with
+            numbers, and means, sums and maxima over positions.
     """
-    network = Network(check_module(model), LAYERS if residual else (nn.Linear, nn.Conv2d))
+    network = Network(check_module(model), LAYERS)
     groups, links = _Flow(network, residual).groups, dict[str, Link]()
     skipped, linked = [], set[str]()
     for name in network.calls:

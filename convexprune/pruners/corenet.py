@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import How, whole_draws
+from convexprune.pruners.draws import Scheme
 from convexprune.pruners.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, weights_of
+from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.sensitivities import (
     cancellation,
     edge_sensitivities,
@@ -26,6 +26,7 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     nonnegative,
 )
+from convexprune.pruners.views import Sensitivities, View, weights_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.runs.run import Run
 from convexprune.targets import Guarantee
@@ -132,7 +133,7 @@ class CoreNet(Sampling):
     items: ClassVar[Items] = "weights"
     needs_data: ClassVar[bool] = True
     whole_network: ClassVar[bool] = True
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
     margin: float = 1.0
 
     def __post_init__(self) -> None:

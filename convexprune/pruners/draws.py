@@ -6,15 +6,17 @@ factor of an item, 0 if it is not kept, has mean 1. Randomness is numpy's, so th
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from convexprune.pruners.views import MOST_DRAWS, Sensitivities
 from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import Guarantee
 
-How = Literal["fixed", "draws", "top"]
+Scheme = Literal["fixed", "draws", "top"]
 
 SAMPLINGS: dict[str, str] = {
     "fixed": "exactly as many items as wanted: inclusion probabilities min(1, c·s), so that large sensitivities are "
@@ -22,9 +24,7 @@ SAMPLINGS: dict[str, str] = {
     "draws": "independent draws with replacement, as published; factors count/(draws·probability)",
     "top": "the largest sensitivities; factors 1, biased, and no guarantee",
 }
-"""What each way does."""
-
-_MOST = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
+"""What each scheme does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Sample:
     draws: Tensor
 
 
-def sample(s: Tensor, sizes: Tensor, how: How, rng: np.random.Generator) -> Sample:
+def sample(s: Tensor, sizes: Tensor, how: Scheme, rng: np.random.Generator) -> Sample:
     """Keep items of sensitivities s [G, n] ≥ 0; those of sensitivity 0 are never kept.
 
     Args:
@@ -89,12 +89,7 @@ def expected_distinct(q: Tensor, draws: Tensor) -> Tensor:
     return -torch.expm1(draws[:, None] * torch.log1p(-q.clamp(max=1 - 1e-16))).sum(1)
 
 
-def whole_draws(m: Tensor) -> Tensor:
-    """⌈m⌉ [G], but no more than 2^40 each."""
-    return m.ceil().clamp(max=_MOST).to("cpu", torch.int64)
-
-
-def draws_for(s: Tensor, distinct: Tensor, most: int = _MOST) -> Tensor:
+def draws_for(s: Tensor, distinct: Tensor, most: int = MOST_DRAWS) -> Tensor:
     """The fewest draws [G] after which at least so many distinct items [G] are expected; ``most`` if none suffice."""
     q = _normalised(s.detach().to("cpu", torch.float64))
     low, high = torch.zeros(len(s), dtype=torch.int64), torch.full((len(s),), most, dtype=torch.int64)
@@ -145,30 +140,11 @@ def _systematic(pi: Tensor, rng: np.random.Generator) -> Tensor:
     return (chosen & (pi > 0)) | (pi == 1)
 
 
-class Candidates(Protocol):
-    """What splitting a budget needs to know of a layer's items: ``Sensitivities``."""
-
-    @property
-    def values(self) -> Tensor:
-        """As there."""
-        ...
-
-    @property
-    def shares(self) -> Tensor | None:
-        """As there."""
-        ...
-
-    @property
-    def candidates(self) -> Tensor:
-        """As there."""
-        ...
-
-
 Allowed = Callable[[Sequence[Tensor]], bool]
 """Whether a budget allows sizes [G] of each layer."""
 
 
-def proportional(layers: Sequence[Candidates], allowed: Allowed) -> list[Tensor]:
+def proportional(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
     """Sizes min(candidates, λ·shares), rounded, with the largest λ that is allowed; at least one in each layer."""
     shares = [_shares(scores) for scores in layers]
 
@@ -183,7 +159,7 @@ def proportional(layers: Sequence[Candidates], allowed: Allowed) -> list[Tensor]
     return found
 
 
-def largest_of_all(layers: Sequence[Candidates], allowed: Allowed) -> list[Tensor]:
+def largest_of_all(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
     """How many of each group are among the k largest of all, for the most k that is allowed."""
     groups = [len(scores.values) for scores in layers]
     s = torch.cat([scores.values.detach().cpu().flatten() for scores in layers])
@@ -209,7 +185,7 @@ def largest_scale(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def _shares(scores: Candidates) -> Tensor:
+def _shares(scores: Sensitivities) -> Tensor:
     shares = scores.candidates if scores.shares is None else scores.shares
     return shares.detach().to("cpu", torch.float64)
 
@@ -220,3 +196,69 @@ def rounded(sizes: Tensor) -> Tensor:
     extra = max(int(sizes.sum().round()), 1) - int(whole.sum())
     whole[(sizes - whole).argsort(descending=True, stable=True)[:extra]] += 1
     return whole.to(torch.int64)
+
+
+def shared_sizes(
+    allocate: Callable[[Sequence[Sensitivities], Allowed], list[Tensor]],
+    layers: Sequence[Sensitivities],
+    budget: int,
+    cost: Callable[[Sequence[Tensor]], int] | None = None,
+) -> list[Tensor]:
+    """Sizes [G] of each layer whose cost, that of an item 1 unless told otherwise, is within a budget.
+
+    Raises:
+        InvalidInput: One item a layer is too many already.
+    """
+    spent = cost or (lambda sizes: sum(int(size.sum()) for size in sizes))
+    sizes = allocate(layers, lambda sizes: spent(sizes) <= budget)
+    if spent(sizes) > budget:
+        raise InvalidInput(f"{spent(sizes):,} weights are the fewest that can be left, {budget:,} were wanted")
+    return sizes
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What became of a layer's items.
+
+    Attributes:
+        factors: [G, n], 0 for those that go.
+        scheme: How they were chosen.
+        draws: [G] draws, or items, that were wanted.
+        whole: [G] groups that are kept as they are, because a guarantee would need at least as many draws.
+    """
+
+    factors: Tensor
+    scheme: Scheme
+    draws: Tensor
+    whole: Tensor
+
+
+def choose(found: Sensitivities, size: Guarantee | Tensor, scheme: Scheme, rng: np.random.Generator) -> Choice:
+    """Sample a layer's items: so many [G] of each group, or by as many draws as a guarantee needs.
+
+    Raises:
+        InvalidInput: A guarantee of a method that proves nothing, or of one that keeps the largest.
+    """
+    s, candidates = found.values, found.candidates.cpu()
+    if isinstance(size, Guarantee):
+        if scheme == "top":
+            raise InvalidInput("keeping the largest guarantees nothing: give a count or a part, or sampling='draws'")
+        draws = found.draws(size).to("cpu", torch.int64)
+        whole = draws >= candidates
+        factors = sample(s, draws, "draws", rng).factors
+        return Choice(torch.where(whole.to(s.device)[:, None], 1.0, factors), "draws", draws, whole)
+    draws, kept = size, found.kept
+    if scheme == "draws":
+        every = size >= candidates  # no number of draws is sure to find them all
+        draws = torch.where(every, size, draws_for(s, torch.minimum(size, candidates)))
+        factors = torch.where(every.to(s.device)[:, None], (s > 0).double(), sample(s, draws, "draws", rng).factors)
+    elif scheme == "fixed" and kept is not None and int(kept.sum()) < int(size[0]):
+        rest = sample(s.masked_fill(kept, 0), size - int(kept.sum()), "fixed", rng).factors
+        factors = torch.where(kept, 1.0, rest)
+    else:
+        factors = sample(s, size, scheme, rng).factors
+    if found.top is not None:
+        top = found.top(size)
+        factors = torch.where(top.to(s.device)[:, None], sample(s, size, "top", rng).factors, factors)
+        draws = torch.where(top, size, draws)
+    return Choice(factors, scheme, draws, torch.zeros(len(size), dtype=torch.bool))

@@ -95,6 +95,11 @@ class GeneralisationBound:
         """Whether the bound says nothing: every network errs with probability at most 1."""
         return self.bound >= 1
 
+    @property
+    def kept(self) -> bool:
+        """Nothing was promised that might not hold."""
+        return True
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return asdict(self) | {"vacuous": self.vacuous}

@@ -13,19 +13,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.activations import below_identity, needs_reach
-from convexprune.pruners.draws import How
-from convexprune.pruners.mussay import reach_of, sizes_of, within_reach
+from convexprune.pruners.draws import Scheme
+from convexprune.pruners.mussay import below_identity, reach_of, sizes_of, within_reach
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import (
-    Items,
-    NeuronView,
-    Sampling,
-    Sensitivities,
-    View,
-    bernstein,
-    neurons_of,
-)
+from convexprune.pruners.sampling import Items, Sampling
+from convexprune.pruners.views import NeuronView, Sensitivities, View, bernstein, neurons_of
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
@@ -60,7 +52,7 @@ class Lowner(Sampling):
     points: Literal["outgoing", "incoming"] = "outgoing"
     beta: float | None = None
     items: ClassVar[Items] = "neurons"
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -116,7 +108,7 @@ class Lowner(Sampling):
         return "Σ c_i|W_ji|" if self._bounded(layer) else "√(‖x‖² + 1)·Σ c_i|W_ji|"
 
     def _bounded(self, layer: NeuronView) -> bool:
-        return self.beta is not None or needs_reach(layer.activation)
+        return self.beta is not None or not below_identity(layer.activation)
 
     def _assumptions(self, layer: NeuronView) -> tuple[Assumption, ...]:
         if self.points == "incoming":

@@ -6,28 +6,34 @@ networks via coresets, 2020. The sensitivities are those of the authors' code; o
 be read, so that the draws that a guarantee asks for are derived here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from convexprune.pruners.activations import largest, monotone, needs_reach
-from convexprune.pruners.draws import How
+from convexprune.pruners.draws import Scheme
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import (
-    Items,
-    NeuronView,
-    Sampling,
-    Sensitivities,
-    View,
-    hoeffding,
-    neurons_of,
-)
+from convexprune.pruners.sampling import Items, Sampling
+from convexprune.pruners.views import NeuronView, Sensitivities, View, hoeffding, neurons_of
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
+
+MONOTONE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "sigmoid": torch.sigmoid,
+    "softplus": functional.softplus,
+    "hardsigmoid": functional.hardsigmoid,
+}  # φ ≥ 0 and non-decreasing: on [−ρ, ρ] the largest value is φ(ρ)
+_BELOW = {
+    *("relu", "relu6", "leaky_relu", "gelu", "silu", "tanh", "elu", "hardswish", "hardtanh", "mish", "softsign"),
+    *("hardshrink", "softshrink", "tanhshrink"),
+}  # |φ(z)| ≤ |z|, with their default parameters
 
 
 @register_pruner("mussay")
@@ -46,7 +52,7 @@ class Mussay(Sampling):
 
     beta: float | None = None
     items: ClassVar[Items] = "neurons"
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
         if self.beta is not None:
@@ -63,7 +69,7 @@ class Mussay(Sampling):
         loads = layer.loads.to(torch.float64)
         s = loads.amax(1) * sizes_of(layer, beta)
         total, queries = float(s.sum()), layer.outputs
-        bounded = self.beta is not None or needs_reach(layer.activation)
+        bounded = self.beta is not None or not below_identity(layer.activation)
         error = "eps·t" if bounded else "eps·t·√(‖x‖² + 1)"
         return Sensitivities(
             s[None],
@@ -71,7 +77,7 @@ class Mussay(Sampling):
             f"each of {queries} outputs within {error}, t = {total:.4g}, for every one input x, "
             "with probability 1 − delta",
             lambda _: (
-                Assumption("the activation is ≥ 0 and non-decreasing", monotone(layer.activation)),
+                Assumption("the activation is ≥ 0 and non-decreasing", layer.activation in MONOTONE),
                 *within_reach(layer, self.beta),
             ),
             terms={"t": total, "beta": beta},
@@ -90,7 +96,7 @@ def reach_of(layer: NeuronView, beta: float | None) -> float:
         raise InvalidInput(f"layer {layer.name!r}: {error}") from error
     if beta is not None:
         return float(beta)
-    if not needs_reach(layer.activation):
+    if below_identity(layer.activation):
         return 1.0
     if layer.reach is None:
         raise InvalidInput(f"layer {layer.name!r}: {layer.activation} needs a bound on its inputs: give beta, or data")
@@ -99,7 +105,7 @@ def reach_of(layer: NeuronView, beta: float | None) -> float:
 
 def within_reach(layer: NeuronView, beta: float | None) -> tuple[Assumption, ...]:
     """That inputs are no larger than β, where that matters: checked if β was given and there are data."""
-    if beta is None and not needs_reach(layer.activation):
+    if beta is None and below_identity(layer.activation):
         return ()
     inside = None if layer.reach is None else layer.reach <= reach_of(layer, beta)
     return (Assumption(f"√(‖x‖² + 1) ≤ β = {reach_of(layer, beta):.4g} for the inputs x of the layer", inside),)
@@ -108,3 +114,25 @@ def within_reach(layer: NeuronView, beta: float | None) -> tuple[Assumption, ...
 def sizes_of(layer: NeuronView, beta: float) -> Tensor:
     """How large each neuron [n] can get: |φ(p_iᵀ(x, 1))| ≤ φ(β‖p_i‖)."""
     return largest(layer.activation, beta * torch.linalg.vector_norm(layer.incoming, dim=1, dtype=torch.float64))
+
+
+def below_identity(activation: str | None) -> bool:
+    """Whether |φ(z)| ≤ |z|."""
+    return activation is None or activation in _BELOW
+
+
+def largest(activation: str | None, radius: Tensor) -> Tensor:
+    """A bound on |φ(z)| over |z| ≤ ρ, for each ρ ≥ 0.
+
+    Raises:
+        InvalidInput: Nothing is known of this activation.
+    """
+    if below_identity(activation):
+        return radius
+    if activation in MONOTONE:
+        return MONOTONE[activation](radius)
+    known = ", ".join(sorted({*MONOTONE, *_BELOW}))
+    raise InvalidInput(
+        f"activation {activation!r}: nothing is known of how large it gets; known are {known}, with their default "
+        "parameters and behind all norms. Leave the layer out"
+    )

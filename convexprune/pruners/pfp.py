@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, How, expected_distinct, largest_scale, rounded, whole_draws
+from convexprune.pruners.draws import Allowed, Scheme, expected_distinct, largest_scale, rounded
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, neurons_of
+from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.sensitivities import (
     Share,
     coefficients,
@@ -23,6 +23,7 @@ from convexprune.pruners.sensitivities import (
     neuron_sensitivities,
     samples_needed,
 )
+from convexprune.pruners.views import Sensitivities, View, neurons_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
@@ -56,7 +57,7 @@ class PFP(Sampling):
     delta: float = 1e-16
     items: ClassVar[Items] = "neurons"
     needs_data: ClassVar[bool] = True
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
         Guarantee(1.0, self.delta).checked()  # looks at delta

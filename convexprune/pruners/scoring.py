@@ -6,7 +6,7 @@ groups of convolutions, attention, records and rows come from this base.
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from convexprune.layers import gradient_matrices, weight_matrices, write_back_
 from convexprune.network.forwards import evaluating
+from convexprune.network.links import Link
 from convexprune.options import Options
 from convexprune.pruners.neurons import Worth, prune_neurons
 from convexprune.pruners.pruner import Pruner
@@ -119,14 +120,22 @@ class Scoring(Pruner):
         return tuple(self.checked_scores(problem, run.options).cpu() for problem in run.problems(name))
 
     def _worth(self, run: Run, found: Mapping[str, Scores]) -> dict[str, Worth]:
-        """Of each neuron the sum of the scores of all weights with which it goes on."""
-        worth: dict[str, Worth] = {}
-        widths = run.widths()
-        for name, link in run.links.items():
-            scores = [self._scores(run, user, found)[0].double().nan_to_num(neginf=0.0) for user in link.consumers]
-            each = torch.stack([S.reshape(widths[name], -1).sum(1) for S in scores])
-            worth[name] = [(float(value), 0.0) for value in each.sum(0)]
-        return worth
+        def scores(name: str) -> Tensor:
+            return self._scores(run, name, found)[0].double().nan_to_num(neginf=0.0)
+
+        each = {name: self.worth(run, link, scores) for name, link in run.links.items()}
+        return {name: [(value, 0.0) for value in values.tolist()] for name, values in each.items()}
+
+    def worth(self, run: Run, link: Link, scores: Callable[[str], Tensor]) -> Tensor:
+        """The worth [n] of a link's neurons: of each the sum of the scores of all weights with which it goes on.
+
+        Args:
+            run: With the model.
+            link: The layers that have the neurons, and those that take them.
+            scores: Of a consumer's weights [N, M], by its name, in float64.
+        """
+        width = run.widths()[link.producer]
+        return torch.stack([scores(name).reshape(width, -1).sum(1) for name in link.consumers]).sum(0)
 
 
 class GradientScoring(Scoring):

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.sampling import Product, by_sign
+from convexprune.pruners.views import Product, by_sign
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, How, largest_of_all, largest_scale, rounded, whole_draws
+from convexprune.pruners.draws import Allowed, Scheme, largest_of_all, largest_scale, rounded
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, weights_of
+from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.sensitivities import (
     coefficients,
     edge_sensitivities,
@@ -24,6 +24,7 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     samples_needed,
 )
+from convexprune.pruners.views import Sensitivities, View, weights_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
@@ -59,7 +60,7 @@ class SiPP(Sampling):
     delta: float = 1e-16
     items: ClassVar[Items] = "weights"
     needs_data: ClassVar[bool] = True
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
         Guarantee(1.0, self.delta).checked()  # looks at delta

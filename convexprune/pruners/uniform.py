@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import How
+from convexprune.pruners.draws import Scheme
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling, Sensitivities, View, WeightView
+from convexprune.pruners.sampling import Items, Sampling
+from convexprune.pruners.views import Sensitivities, View, WeightView
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
@@ -23,7 +24,7 @@ class Uniform(Sampling):
     """
 
     items: Items = "neurons"
-    sampling: How = "fixed"
+    sampling: Scheme = "fixed"
 
     def sensitivities(self, view: View) -> Sensitivities:
         """Every item alike."""

@@ -53,7 +53,7 @@ class LayerReport:
         value, bound, gap, violation: The certificate, groups of a layer added up.
         iterations: The solver's (the most that a group took).
         returned: Weights that were zero before and are not any more.
-        items: What a coreset was taken of: "neurons" or "weights"; "" elsewhere.
+        items: What a coreset was taken of: "neurons", "weights", or "inputs" where only inputs went.
         kept_items, all_items: How many.
         sampling: How they were chosen.
         draws: Asked for, in all groups; items, where there are no draws.

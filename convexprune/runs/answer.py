@@ -86,9 +86,14 @@ class Answer:
         *,
         radius: float = math.inf,
         promised: float = math.inf,
+        error: float | None = None,
+        size: float | None = None,
     ) -> "Answer":
-        """With all that follows from the weights; ``promised`` is without what they violate."""
-        violation, size = solution.certificate.violation, problem.size
+        """With all that follows from the weights; ``promised`` is without what they violate.
+
+        ``error`` and ``size`` are those of the layer's outputs unless they are given.
+        """
+        violation, size = solution.certificate.violation, problem.size if size is None else size
         return cls(
             solution=solution,
             stored=stored,
@@ -96,7 +101,7 @@ class Answer:
             # A violation is relative to the radius, or to ‖Y‖ where there is none.
             promised=promised * (1 + violation) if radius else promised + violation * size,
             size=size,
-            error=problem.error(solution.weights),
+            error=problem.error(solution.weights) if error is None else error,
             samples=problem.samples,
             before=int(problem.stored[: problem.rows].count_nonzero()),
             nonzeros=int(stored[: problem.rows].count_nonzero()),

@@ -195,7 +195,7 @@ def network_promise(run: Run, size: float, asked: float | None, guarantee: str) 
 
 @contextmanager
 def same_outputs(run: Run) -> Iterator[None]:
-    """What happens inside may not change what the model gives for the first batch, but for rounding.
+    """What happens inside may not change what the model gives for the first batch, if there is one, but for rounding.
 
     Raises:
         PruningFailed: It does, or the model cannot be called any more.

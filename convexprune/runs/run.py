@@ -38,6 +38,7 @@ from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInpu
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
+_ROOM = 2**28  # bytes of data that are kept between a layer's score and its answer
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, TracePoint], bool | None]
@@ -122,6 +123,7 @@ class Run:
     terms: dict[str, Mapping[str, float]] = field(default_factory=dict)
     trained: dict[str, tuple[Tensor, ...]] = field(init=False)
     versions: Versions = field(init=False)
+    _held: dict[str, tuple[Problem, ...]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.trained = {name: layer.read() for name, layer in self.layers.items()}
@@ -219,8 +221,20 @@ class Run:
 
     # Problems
 
-    def problems(self, name: str) -> tuple[Problem, ...]:
-        """The data of a layer's groups, from one pass over the calibration data."""
+    def problems(self, name: str, *, hold: bool = False) -> tuple[Problem, ...]:
+        """The data of a layer's groups, from one pass over the calibration data.
+
+        With ``hold`` they are kept, unless they depend on what is written meanwhile, or there is no room, for the next
+        who wants them.
+        """
+        held = self._held.get(name) if hold else self._held.pop(name, None)
+        if held is None:
+            held = self._problems(name)
+            if hold and not self.cascade and sum(map(_size, [*self._held.values(), held])) <= _ROOM:
+                self._held[name] = held
+        return held
+
+    def _problems(self, name: str) -> tuple[Problem, ...]:
         layer, trained, original = self.layers[name], self.trained[name], False
         gathered: list[Accumulator | None] = [None for _ in trained]
         positions = 1
@@ -414,6 +428,12 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
+
+
+def _size(problems: Sequence[Problem]) -> int:
+    """Bytes of a layer's data."""
+    tensors = (tensor for problem in problems for tensor in (problem.X, problem.Y) if isinstance(tensor, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _OtherRows(Exception):
