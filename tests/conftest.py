@@ -1,7 +1,11 @@
 """One thread and repeatable examples: the same tests see the same numbers everywhere."""
 
-import torch
-from hypothesis import settings
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before libraries size their pools: threads of several workers collide
+
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=15)
