@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from convexprune.runs.data import Data
     from convexprune.runs.layer_program import layer_program
     from convexprune.targets import Eps, Guarantee, NetworkEps, Neurons, Sparsity
-    from convexprune.verify import verify
+    from convexprune.verification import verify
 
     __version__: str
 
@@ -59,7 +59,7 @@ _HOMES = {
     "make_permanent_": "masks",
     "prune_": "prune",
     "save_weights": "network.weights",
-    "verify": "verify",
+    "verify": "verification",
 } | dict.fromkeys(("Eps", "Guarantee", "NetworkEps", "Neurons", "Sparsity"), "targets")
 
 

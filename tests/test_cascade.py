@@ -19,7 +19,7 @@ from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune.verify import verify
+from convexprune import verify
 
 Made = tuple[nn.Module, list[Tensor]]
 

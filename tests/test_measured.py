@@ -13,12 +13,11 @@ from promises import behind
 from torch import nn
 from torch.nn import functional
 
-from convexprune import Data
+from convexprune import Data, verify
 from convexprune.errors import OtherRun
 from convexprune.pruners.network_eps import _LEAST_EPS, _Search
 from convexprune.runs.outcome import is_vacuous
 from convexprune.solvers.errors import InvalidInput
-from convexprune.verify import verify
 
 
 class Residual(nn.Module):

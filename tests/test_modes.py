@@ -9,10 +9,10 @@ import torch
 from calls import preview, prune_
 from torch import nn
 
+from convexprune import verify
 from convexprune.errors import OtherRun
 from convexprune.runs.outcome import amplified
 from convexprune.solvers.errors import InvalidInput
-from convexprune.verify import verify
 
 
 class Twice(nn.Module):

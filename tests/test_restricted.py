@@ -12,13 +12,13 @@ from calls import preview, prune_
 from tolerances import REFERENCE
 from torch import Tensor, nn
 
+from convexprune import verify
 from convexprune.report.page import write_page
 from convexprune.runs.journal import Journal, Record
 from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, TopK, solve
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
 from convexprune.solvers.programs import NM, GroupL2, Restricted, SquaredLoss
 from convexprune.solvers.testing import check_penalty
-from convexprune.verify import verify
 
 N, M = 7, 4
 

@@ -1,6 +1,7 @@
 """Verifying a run: what is recorded is found to hold, and whatever was changed is found."""
 
 import copy
+import importlib.util
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 from calls import prune_
 from torch import Tensor, nn
 
+import convexprune
 from convexprune import Data, Report, verify
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files.weights import save_json
@@ -24,7 +26,7 @@ from convexprune.runs.journal import Journal, Record
 from convexprune.runs.run import Judged
 from convexprune.solvers.errors import UnknownSolver
 from convexprune.solvers.methods import registry
-from convexprune.verify import Verification
+from convexprune.verification import Verification
 
 Made = tuple[nn.Module, Tensor]
 
@@ -624,3 +626,9 @@ def test_the_result_is_plain_data_and_a_table(known: tuple[nn.Module, Tensor, Pa
     text = str(verify(model, x, copied))
     assert "2 of 3 entries are as recorded" in text
     assert "differs" in text
+
+
+def test_the_function_is_not_hidden_by_a_module_of_its_name() -> None:
+    """Importing a submodule sets its name in the package, over what is looked up there when it is first used."""
+    for name in convexprune.__all__:
+        assert importlib.util.find_spec(f"convexprune.{name}") is None

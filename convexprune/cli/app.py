@@ -176,8 +176,8 @@ def verify(
     with _people_errors(as_json):
         from convexprune.cli.source import Source
         from convexprune.runs.data import Data
-        from convexprune.verify import recorded_mask
-        from convexprune.verify import verify as verified
+        from convexprune.verification import recorded_mask
+        from convexprune.verification import verify as verified
 
         mask = recorded_mask(folder)
         read = Source(model, weights, calibration, key, mask, samples, max_ratio, holdout).read(labels_key)

@@ -42,7 +42,7 @@ from convexprune.runs.journal import Journal, check_same, read_json
 from convexprune.runs.plan import first_names
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 from convexprune.targets import as_target, read_table
-from convexprune.verify import verify
+from convexprune.verification import verify
 
 _log = logging.getLogger(__name__)
 _RESULTS = ("model.safetensors", "report.json")
