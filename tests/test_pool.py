@@ -226,6 +226,14 @@ def test_an_executor_whose_workers_died_is_said_to_have_lost_them() -> None:
         prune_(*mlp(), jobs=Broken())
 
 
+def test_an_interrupt_of_the_terminal_is_for_the_parent_alone() -> None:
+    """From when processes are started on, for importing torch takes them seconds."""
+    handler = signal.getsignal(signal.SIGINT)
+    executor = executors._started(2)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert executor.submit(signal.getsignal, signal.SIGINT).result() is signal.SIG_IGN
+
+
 @needs_dask
 def test_a_cluster_gives_the_same_though_a_worker_is_killed(scheduler: str, tmp_path: Path) -> None:
     deadly = solver(killer((17, 8), once(tmp_path / "killed"), os.getpid()))

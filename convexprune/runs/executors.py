@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 import sys
+import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -175,9 +176,7 @@ def _is_client(jobs: object) -> bool:
 
 def _workers(jobs: object) -> _Workers:
     if isinstance(jobs, int):
-        from joblib.externals.loky import get_reusable_executor
-
-        executor = get_reusable_executor(jobs, timeout=300, initializer=_ignore_interrupts)
+        executor = _started(jobs)
         return _Workers(executor, 2 * jobs, stop=partial(executor.shutdown, wait=True, kill_workers=True))
     if isinstance(jobs, Executor):
         return _Workers(jobs, 2 * int(getattr(jobs, "_max_workers", 2)))
@@ -186,6 +185,22 @@ def _workers(jobs: object) -> _Workers:
     room = 2 * max(2, sum(client.ncores().values()))
     # Scattered: sent once, to one worker, and not kept in the scheduler's graph.
     return _Workers(client.get_executor(pure=False), room, partial(client.scatter, hash=False))
+
+
+def _started(jobs: int) -> Executor:
+    """Processes of loky's, for which a terminal's Ctrl-C, which is for the parent, is nothing even while they start."""
+    from joblib.externals.loky import get_reusable_executor
+
+    executor: Executor = get_reusable_executor(jobs, timeout=300, initializer=_ignore_interrupts)
+    handled = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT)
+    try:
+        if handled:  # who is started meanwhile ignores it, too
+            _ignore_interrupts()
+        executor.submit(int)
+    finally:
+        if handled:
+            signal.signal(signal.SIGINT, handled)
+    return executor
 
 
 def _ignore_interrupts() -> None:
