@@ -1,12 +1,16 @@
 """Random small programs of every kind: proven answers, no exception of another package, no fault."""
 
+import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 
 from convexprune.solvers import Ball, LayerProgram, Status, solve
-from convexprune.solvers.testing.fuzzing import FAMILIES, Trial, draw, table, try_on
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # scripts, not a package
+from fuzz import FAMILIES, FuzzedProgram, draw, table, try_on
 
 # The last ones ask for all digits of the linear systems, a step to the apex of a cone, large weights, or a proof that
 # rounded targets cannot be met.
@@ -15,7 +19,7 @@ MOST = 1  # of those, that may be left unsolved
 
 
 @cache
-def trial(seed: int) -> Trial:
+def trial(seed: int) -> FuzzedProgram:
     return try_on(draw(seed))
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from convexprune.solvers import LayerProgram, Solution, solve
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.known import infeasible_ceiling
-from convexprune.solvers.testing.layers import SETS, awkward, gaussian, layer
+from convexprune.solvers.testing.layers import SETS, awkward, gaussian, infeasible_ceiling, layer
 from convexprune.solvers.testing.layers import program_of as program
 
 __all__ = [

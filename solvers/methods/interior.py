@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.methods.backends.conic import refusal
-from convexprune.solvers.methods.backends.direct import Answer, Task
+from convexprune.solvers.methods.backends.direct import ConicTask, RawSolution
 from convexprune.solvers.methods.homogeneous import Cones, Embedding
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.iterative import IterativeSolver
@@ -28,7 +28,7 @@ _CORRECTIONS = 3
 @dataclass
 class _State:
     program: LayerProgram  # in float64
-    task: Task
+    task: ConicTask
     parts: list[Embedding]
     start: Start | None
 
@@ -71,7 +71,7 @@ class Interior(IterativeSolver[_State]):
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """The conic form, or forms."""
-        task, parts = Task.of(program, None), []
+        task, parts = ConicTask.of(program, None), []
         for _, form in task.forms:
             cones = Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int))
             parts.append(Embedding(form.P, form.q, form.A, form.b, cones))
@@ -104,7 +104,7 @@ class Interior(IterativeSolver[_State]):
         """Sparse weights and multipliers; where the parts tell of no solution, the multipliers that prove it."""
         impossible = [part.kappa > _INFEASIBLE * part.tau for part in state.parts]
         points = [part.ray() if ray else part.point() for part, ray in zip(state.parts, impossible, strict=True)]
-        state.task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in points]
+        state.task.answers = [RawSolution(point, "own rule", 0, 0.0, "") for point in points]
         found = state.task.proposal({})
         assert found.weights is not None  # noqa: S101 - every part has an answer
         if any(impossible):

@@ -6,7 +6,7 @@
 """
 
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.contract import NotConforming, Report, Result
+from convexprune.solvers.testing.contract import ConformanceReport, NotConforming, Result
 from convexprune.solvers.testing.fits import check_fit
 from convexprune.solvers.testing.kit import Candidate, Check, check, checks
 from convexprune.solvers.testing.penalties import check_penalty
@@ -15,9 +15,9 @@ from convexprune.solvers.testing.zoo import Member
 __all__ = [
     "Candidate",
     "Check",
+    "ConformanceReport",
     "Member",
     "NotConforming",
-    "Report",
     "Result",
     "check",
     "check_fit",

@@ -39,7 +39,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConformanceReport:
     """All results of one solver, fit or penalty; ``str()`` gives a table."""
 
     solver: str
@@ -130,7 +130,7 @@ def agrees(name: str, objective: Any, constraints: list[Any], expected: float, u
     expect(near, f"{name}: cvxpy finds {found:.7g}, here it is {expected:.7g}")
 
 
-def checked(name: str, draw: Draw, checks: dict[str, Callable[[Any, Draw], str]]) -> Report:
+def checked(name: str, draw: Draw, checks: dict[str, Callable[[Any, Draw], str]]) -> ConformanceReport:
     """The report of all checks, functions of the subject and the draw; that called "cvxpy" needs the package.
 
     Raises:
@@ -143,7 +143,7 @@ def checked(name: str, draw: Draw, checks: dict[str, Callable[[Any, Draw], str]]
         else Result(check, True, "not checked: cvxpy or clarabel is not installed")
         for check, test in checks.items()
     ]
-    report = Report(name, tuple(results))
+    report = ConformanceReport(name, tuple(results))
     report.raise_if_failed()
     return report
 

@@ -8,14 +8,24 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import norm
-from convexprune.solvers.testing.contract import ALIKE, Draw, Report, agrees, alike, best_of, checked, expect, same
+from convexprune.solvers.testing.contract import (
+    ALIKE,
+    ConformanceReport,
+    Draw,
+    agrees,
+    alike,
+    best_of,
+    checked,
+    expect,
+    same,
+)
 
 _WEIGHTS = (0.02, 1.0, 30.0)  # of a prox
 _CHANCE = 2.0  # how far random samples may be from the average
 _SECTIONS = 40  # of a line, in search of the highest point: thirds
 
 
-def check_fit(fit: Any, *, points: int = 6) -> Report:
+def check_fit(fit: Any, *, points: int = 6) -> ConformanceReport:
     """Check every member of a fit with a few dozen samples and a few outputs, in float64, at random outputs.
 
     Raises:

@@ -19,7 +19,7 @@ from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.methods.solve import solve
 from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.testing import zoo
-from convexprune.solvers.testing.contract import NotConforming, Report, Result, expect, result_of
+from convexprune.solvers.testing.contract import ConformanceReport, NotConforming, Result, expect, result_of
 from convexprune.solvers.testing.layers import FITS
 from convexprune.solvers.testing.zoo import Member
 
@@ -332,7 +332,7 @@ def check(
     tol: float = 1e-4,
     feas_tol: float = 1e-5,
     time_limit: float = 10.0,
-) -> Report:
+) -> ConformanceReport:
     """Run the conformance kit on a solver.
 
     A solver conforms if it keeps the protocol: what it takes it solves or says honestly that it did not, plain members
@@ -344,4 +344,4 @@ def check(
         MissingExtra: The solver's package is not installed.
     """
     candidate = Candidate(solver, tol, feas_tol, time_limit)
-    return Report(candidate.name, tuple(each.result(candidate) for each in checks(members)))
+    return ConformanceReport(candidate.name, tuple(each.result(candidate) for each in checks(members)))

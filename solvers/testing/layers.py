@@ -1,4 +1,11 @@
-"""Programs of the zoo, built from weights that reach the targets, so that eps (or the loss) is the only slack."""
+"""Programs of the zoo, built from weights that reach the targets, so that eps (or the loss) is the only slack.
+
+The optimum of some is known before any solver runs; others have no solution, or an exact budget.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -6,7 +13,7 @@ from torch import Tensor
 from convexprune.solvers.programs.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
 from convexprune.solvers.programs.fits.base import LossFit, SetFit
 from convexprune.solvers.programs.gram import Gram
-from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.penalties import L1, NM, GroupL2, Penalty, TopK
 from convexprune.solvers.programs.program import LayerProgram
 
 SETS: dict[str, type[SetFit]] = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
@@ -175,3 +182,171 @@ def grams(kind: str, dtype: torch.dtype = torch.float64) -> LayerProgram:
         return LayerProgram(gram, Ball(gram, 0.2 * lengths if kind == "ball a neuron" else 0.2 * float(lengths.norm())))
     penalty: Penalty = GroupL2("rows") if kind == "rows" else L1()
     return LayerProgram(gram, SquaredLoss(gram, 10 * critical_weight(X, Y, penalty)), penalty)
+
+
+Known = tuple[LayerProgram, float]
+"""A program and its optimum; of a budget, that of the best support."""
+
+
+def zero(fit: str) -> Known:
+    """eps = 1.5, so U = 0 is optimal: it costs nothing, or half the squared length of the targets."""
+    program = program_of(*layer(5, 80, 12, 8), fit, 1.5)
+    return program, program.fit.value(program.fit.sums(torch.zeros_like(program.fit.Y)))
+
+
+def all_inactive(fit: str) -> Known:
+    """Targets of zeros: U = 0 costs nothing."""
+    X, W = layer(16, 60, 10, 8)
+    Y = torch.zeros(60, 8, dtype=torch.float64)
+    return LayerProgram(X, SETS[fit](Y, 0.1 * float((X @ W).norm())) if fit in SETS else LOSSES[fit](Y)), 0.0
+
+
+def one_column(fit: str) -> Known:
+    """One input of ones, one neuron, 25 targets 2: u = 2 − eps/5, or 2 − 1/(25·weight)."""
+    X = torch.ones(25, 1, dtype=torch.float64)
+    if fit in SETS:
+        return LayerProgram(X, SETS[fit](2 * X, 1.0)), 2 - 1 / 5
+    return LayerProgram(X, LOSSES[fit](2 * X, 1.0)), 1.96 + 25 * 0.04**2 / 2
+
+
+def one_column_a_neuron(fit: str) -> Known:
+    """The same for three neurons with a ball each: u_m = 2 − eps_m/5, one of them exact, one 0."""
+    X = torch.ones(25, 1, dtype=torch.float64)
+    return LayerProgram(X, SETS[fit](2 * X.expand(25, 3), torch.tensor([1.0, 0.0, 11.0]))), 1.8 + 2.0 + 0.0
+
+
+def exact(fit: str) -> Known:
+    """eps = 0 and more active samples than inputs: only the trained weights are feasible."""
+    X, W = layer(24, 60, 8, 5)
+    W[-1] = 2
+    return program_of(X, W, fit, 0.0), float(W.abs().sum())
+
+
+def backwards(fit: str, penalty: L1 | GroupL2 | None = None) -> Known:
+    """Sparse U and multipliers that prove it optimal are chosen first, the targets follow.
+
+    Λ lives on the active outputs of each neuron and has XᵀΛ = −S, S in the subdifferential of the penalty at U. The
+    targets are Y = XU − s·Λ/‖Λ‖ with s so small that Y > 0 stays the same Ω: then Λ is normal to the ball of radius s
+    around Y at XU, and the gradient there of the loss of weight ‖Λ‖/s. The optimum is g(U), for a loss g(U) + ½s‖Λ‖.
+    """
+    penalty = penalty or L1()
+    X, W = layer(23, 120, 10, 6)
+    if isinstance(penalty, L1):
+        U = torch.where(W.abs() > W.abs().median(), W, 0.0)
+        U[-1] = 2  # a bias that keeps most outputs active
+        inside = 0.9 * torch.rand(U.shape, generator=torch.Generator().manual_seed(3)).double()
+        S = torch.where(U == 0, inside, U.sign())
+    else:  # every other row is 0, the last one 2, and S is a subgradient of Σ ‖row‖
+        U = W.clone()
+        U[::2], U[-1] = 0, 2
+        inside = uniform(4, *W.shape) / math.sqrt(W.shape[1])
+        S = torch.where(U == 0, inside, U / U.norm(dim=1, keepdim=True).clamp(min=1e-300))
+    Z = X @ U
+    L = torch.zeros_like(Z)
+    for m in range(Z.shape[1]):
+        active = X[Z[:, m] > 0]
+        L[Z[:, m] > 0, m] = -active @ torch.linalg.solve(active.T @ active, S[:, m])
+    direction = L / L.norm()
+    s = 0.9 * float((Z / direction)[(Z > 0) & (direction > 0)].min())
+    Y, cost = targets_of(fit, Z - s * direction), float(penalty.value(U))
+    if fit in SETS:
+        return LayerProgram(X, SETS[fit](Y, s), penalty), cost
+    return LayerProgram(X, LOSSES[fit](Y, float(L.norm()) / s), penalty), cost + s * float(L.norm()) / 2
+
+
+ORTHONORMAL = ("L1", "rows", "columns", "blocks")
+
+
+def orthonormal(kind: str) -> Known:
+    """XᵀX = I and the squared loss: U is the block soft threshold of XᵀY at 1/weight, entry by entry for L1."""
+    N, M, weight = 9, 6, 1.5
+    X = torch.linalg.qr(layer(34, 50, N, M)[0]).Q.contiguous()
+    Y = X @ layer(35, 1, N, M)[1] + 0.1 * uniform(36, 50, M)
+    V, row, column = X.T @ Y, torch.arange(N)[:, None], torch.arange(M)
+    labels = {"L1": row * M + column, "rows": row, "columns": column, "blocks": (row // 3) * M + column // 2}[kind]
+    labels = labels.expand(N, M).contiguous()
+    U = torch.zeros_like(V)
+    cost = 0.0
+    for g in sorted(set(labels.reshape(-1).tolist())):  # not every label below the largest is there
+        length = float(V[labels == g].norm())
+        U[labels == g] = max(0.0, 1 - 1 / (weight * length)) * V[labels == g]
+        cost += max(0.0, length - 1 / weight)
+    penalties: dict[str, Penalty] = {"L1": L1(), "rows": GroupL2("rows"), "columns": GroupL2("columns")}
+    penalty = penalties.get(kind) or GroupL2(labels)
+    return LayerProgram(X, SquaredLoss(Y, weight), penalty), cost + weight * float((X @ U - Y).square().sum()) / 2
+
+
+def infeasible_ceiling() -> LayerProgram:
+    """Outputs must be ≤ −1 off Ω and near 5 on it, from one positive input."""
+    X = torch.linspace(1, 2, 40, dtype=torch.float64)[:, None]
+    Y = torch.where(torch.arange(40)[:, None] % 2 == 0, 5.0, 0.0).double()
+    return LayerProgram(X, NetTrimSet(Y, 0.5, ceiling=-1.0))
+
+
+def _out_of_reach(per_neuron: bool) -> LayerProgram:
+    X, Y = gaussian(40, 30, 4), gaussian(41, 30, 3)
+    rest = (Y - X @ torch.linalg.pinv(X) @ Y).norm(dim=0)
+    eps = torch.stack([0.5 * rest[0], 2 * rest[1], 2 * rest[2]]) if per_neuron else 0.5 * float(rest.norm())
+    return LayerProgram(X, Ball(Y, eps))
+
+
+INFEASIBLE: dict[str, Callable[[], LayerProgram]] = {
+    "net-trim infeasible ceiling": infeasible_ceiling,
+    "net-trim-loss, a ceiling of both signs": lambda: LayerProgram(
+        torch.tensor([[1.0], [-1.0], [1.0]]).double(), NetTrimLoss(torch.tensor([[0.0], [0.0], [1.0]]), ceiling=-1.0)
+    ),
+    "relu-ball, one output for two targets": lambda: LayerProgram(
+        torch.ones(30, 1).double(), ReluBall(torch.tensor([5.0, 0.0, 0.0]).double().repeat(10)[:, None], 1.0)
+    ),
+    "ball out of reach": lambda: _out_of_reach(per_neuron=False),
+    "ball, one neuron's out of reach": lambda: _out_of_reach(per_neuron=True),
+}
+"""Programs that no weights satisfy, by name."""
+
+Budget = TopK | NM
+BUDGETS: dict[str, Callable[[], Budget]] = {
+    "top-k a layer": lambda: TopK(10),
+    "top-k a neuron": lambda: TopK(3, per="neuron"),
+    "2:4": lambda: NM(2, 4),
+    "top-k a neuron, free bias": lambda: TopK(2, per="neuron", rows=7),
+}
+"""Budgets for 8 inputs and 4 neurons."""
+
+
+def orthonormal_budget(kind: str) -> Known:
+    """XᵀX = I and the squared loss: what is lost is the sum of squares of XᵀY off the support, the largest stay."""
+    X = torch.linalg.qr(layer(42, 40, 8, 4)[0]).Q.contiguous()
+    Y, budget = gaussian(43, 40, 4), BUDGETS[kind]()
+    V = X.T @ Y
+    U = torch.where(_largest(V, budget), V, 0.0)
+    return LayerProgram(X, SquaredLoss(Y), budget), float((X @ U - Y).square().sum()) / 2
+
+
+def _largest(V: Tensor, budget: Budget) -> Tensor:
+    """The support of the largest entries that the budget allows, by counting the larger ones."""
+    size, rows = V.abs(), budget.rows or len(V)
+    if isinstance(budget, NM):
+        blocks = size.reshape(-1, budget.m, V.shape[1])
+        return ((blocks[:, None] > blocks[:, :, None]).sum(2) < budget.n).reshape(V.shape)
+    compared = size[:rows] if budget.per == "neuron" else size.reshape(-1, 1)
+    kept = (compared[None] > compared[:, None]).sum(1) < budget.k
+    return torch.cat([kept.reshape(-1, V.shape[1]), torch.ones(len(V) - rows, V.shape[1], dtype=torch.bool)])
+
+
+def small_budget() -> Known:
+    """Correlated inputs, three of seven weights a neuron: all supports are tried."""
+    X, W = layer(44, 40, 7, 3)
+    Y = X @ W + 0.2 * gaussian(45, 40, 3)
+    best = 0.0
+    for m in range(3):
+        parts = [X[:, list(kept)] for kept in combinations(range(7), 3)]
+        best += min(float((Y[:, m] - x @ torch.linalg.pinv(x) @ Y[:, m]).square().sum()) for x in parts) / 2
+    return LayerProgram(X, SquaredLoss(Y), TopK(3, per="neuron")), best
+
+
+def planted_budget(fit: str) -> Known:
+    """Targets that weights within the budget reach: nothing need be lost."""
+    X, W = layer(46, 200, 12, 6, bias=False)
+    W = torch.where(_largest(W, TopK(4, per="neuron")), W, 0.0)
+    loss = SquaredLoss(X @ W) if fit == "squared-loss" else ReluLoss((X @ W).clamp(min=0))
+    return LayerProgram(X, loss, TopK(4, per="neuron")), 0.0

@@ -9,12 +9,22 @@ from torch import Tensor
 
 from convexprune.solvers.programs.claims import fenchel_young
 from convexprune.solvers.programs.penalties import is_homogeneous
-from convexprune.solvers.testing.contract import ALIKE, Draw, Report, agrees, alike, best_of, checked, expect, same
+from convexprune.solvers.testing.contract import (
+    ALIKE,
+    ConformanceReport,
+    Draw,
+    agrees,
+    alike,
+    best_of,
+    checked,
+    expect,
+    same,
+)
 
 _STEPS = (0.03, 0.5, 20.0)
 
 
-def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -> Report:
+def check_penalty(penalty: Any, inputs: int, outputs: int, *, points: int = 6) -> ConformanceReport:
     """Check every member of a penalty for weights [inputs, outputs], in float64, at random weights.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs import LayerProgram
-from convexprune.solvers.testing import known, layers
+from convexprune.solvers.testing import layers
 from convexprune.solvers.testing.layers import FITS, SETS
 
 KINDS = ("plain", "eps", "awkward", "degenerate", "known", "neurons", "groups", "gram", "low precision")
@@ -82,15 +82,15 @@ def feasible() -> tuple[Member, ...]:
 @cache
 def infeasible() -> tuple[Member, ...]:
     """Programs that no weights satisfy."""
-    return tuple(Member(name, build, kind="infeasible") for name, build in known.INFEASIBLE.items())
+    return tuple(Member(name, build, kind="infeasible") for name, build in layers.INFEASIBLE.items())
 
 
 @cache
 def budgets() -> tuple[Member, ...]:
     """Exact budgets with a loss; ``optimum`` is that of the best support."""
-    recipes = {f"orthonormal {name}": partial(known.orthonormal_budget, name) for name in known.BUDGETS}
-    recipes |= {"all supports tried": known.small_budget}  # type: ignore[dict-item]
-    recipes |= {f"{fit} planted": partial(known.planted_budget, fit) for fit in ("squared-loss", "relu-loss")}
+    recipes = {f"orthonormal {name}": partial(layers.orthonormal_budget, name) for name in layers.BUDGETS}
+    recipes |= {"all supports tried": layers.small_budget}  # type: ignore[dict-item]
+    recipes |= {f"{fit} planted": partial(layers.planted_budget, fit) for fit in ("squared-loss", "relu-loss")}
     return tuple(_known(name, recipe, "budget") for name, recipe in recipes.items())
 
 
@@ -99,7 +99,7 @@ def _by_name() -> dict[str, Member]:
     return {member.name: member for member in (*feasible(), *infeasible(), *budgets())}
 
 
-def _known(name: str, recipe: Callable[[], known.Known], kind: str) -> Member:
+def _known(name: str, recipe: Callable[[], layers.Known], kind: str) -> Member:
     return Member(name, lambda: recipe()[0], recipe()[1], kind)
 
 
@@ -121,18 +121,18 @@ def _plain(fit: str, shape: tuple[int, int, int, int], eps: float) -> LayerProgr
 
 def _with_known_optimum() -> Iterator[Member]:
     for fit in FITS:
-        yield _known(f"{fit} eps 1.5, U = 0", partial(known.zero, fit), "degenerate")
-        yield _known(f"{fit} one_column", partial(known.one_column, fit), "degenerate")
-        yield _known(f"{fit} backwards", partial(known.backwards, fit), "known")
+        yield _known(f"{fit} eps 1.5, U = 0", partial(layers.zero, fit), "degenerate")
+        yield _known(f"{fit} one_column", partial(layers.one_column, fit), "degenerate")
+        yield _known(f"{fit} backwards", partial(layers.backwards, fit), "known")
         if fit not in ("ball", "squared-loss"):
-            yield _known(f"{fit} all inactive, U = 0", partial(known.all_inactive, fit), "degenerate")
+            yield _known(f"{fit} all inactive, U = 0", partial(layers.all_inactive, fit), "degenerate")
     for fit in SETS:
-        yield _known(f"{fit} exact", partial(known.exact, fit), "degenerate")
-        yield _known(f"{fit} neurons one_column", partial(known.one_column_a_neuron, fit), "neurons")
-    for kind in known.ORTHONORMAL:
-        yield _known(f"squared-loss orthonormal {kind}", partial(known.orthonormal, kind), "known")
+        yield _known(f"{fit} exact", partial(layers.exact, fit), "degenerate")
+        yield _known(f"{fit} neurons one_column", partial(layers.one_column_a_neuron, fit), "neurons")
+    for kind in layers.ORTHONORMAL:
+        yield _known(f"squared-loss orthonormal {kind}", partial(layers.orthonormal, kind), "known")
     for fit in ("relu-ball", "net-trim-loss"):
-        yield _known(f"{fit} backwards rows", partial(known.backwards, fit, layers.GROUPS["rows"]()), "known")
+        yield _known(f"{fit} backwards rows", partial(layers.backwards, fit, layers.GROUPS["rows"]()), "known")
 
 
 _GROUPED = {

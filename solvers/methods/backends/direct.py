@@ -25,7 +25,7 @@ Point = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class RawSolution:
     """What a backend says of one conic form: where it ended, or None, and as in ``Proposal``."""
 
     point: Point | None
@@ -72,13 +72,13 @@ class Direct:
         """Settings for the accuracy wanted, and finer ones to go on with until the certificate closes."""
         raise NotImplementedError
 
-    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:
         """Solve one conic form; InvalidInput where the backend does not take a setting's value."""
         raise NotImplementedError
 
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
-        task = Task.of(program, None if self.no_start else start)
+        task = ConicTask.of(program, None if self.no_start else start)
         rounds, use = self.rounds(wanted_accuracy(program, limits)), "none given"
         if start is not None:
             given = "weights" if start.multipliers is None else "weights and multipliers"
@@ -96,7 +96,7 @@ class Direct:
                 return replace(latest, ended="watch")
         return latest
 
-    def _next(self, task: "Task", i: int, accuracy: dict[str, Any], limits: Limits) -> Answer:
+    def _next(self, task: "ConicTask", i: int, accuracy: dict[str, Any], limits: Limits) -> RawSolution:
         """The answer to one of the forms, from where its last one ended, within what is left of the limits."""
         last, form = task.answers[i], task.forms[i][1]
         steps = None if limits.max_iter is None else limits.max_iter - last.iterations
@@ -149,7 +149,7 @@ class Root:
 
 
 @dataclass
-class Task:
+class ConicTask:
     """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
 
     program: LayerProgram
@@ -157,12 +157,12 @@ class Task:
     scaling: Scaling
     root: Root | None
     forms: list[tuple[slice, ConicForm]]
-    answers: list[Answer]
+    answers: list[RawSolution]
     began: float
     built: float
 
     @classmethod
-    def of(cls, program: LayerProgram, start: Start | None) -> "Task":
+    def of(cls, program: LayerProgram, start: Start | None) -> "ConicTask":
         """The program in units of its own, and where a backend can go on, where it starts."""
         began = time.perf_counter()
         program = program.to(torch.float64)
@@ -171,7 +171,7 @@ class Task:
         root = Root.of(scaled)
         forms = conic_forms(scaled if root is None else root.program)
         task = cls(program, left, scaling, root, forms, [], began, 0.0)
-        task.answers = [Answer(point, "own rule", 0, 0.0, "") for point in task._points(start)]
+        task.answers = [RawSolution(point, "own rule", 0, 0.0, "") for point in task._points(start)]
         task.built = time.perf_counter() - began
         return task
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods.backends.conic import ConicForm
-from convexprune.solvers.methods.backends.direct import Answer, Direct, Point, by_tens
+from convexprune.solvers.methods.backends.direct import Direct, Point, RawSolution, by_tens
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import L1, LayerProgram
 from convexprune.solvers.programs.fits.measures import HalfSquare
@@ -17,11 +17,11 @@ from convexprune.solvers.programs.fits.measures import HalfSquare
 
 def _answer(
     point: tuple[Any, Any, Any], infeasible: bool, ended: str, steps: int, setup: float, status: str, **hints: Any
-) -> Answer:
+) -> RawSolution:
     """An answer without its point where a package says infeasible or has no finite numbers."""
     if infeasible or not all(values is not None and bool(np.isfinite(values).all()) for values in point):
-        return Answer(None, "failed", steps, setup, status)
-    return Answer(point, ended, steps, setup, status, hints)
+        return RawSolution(None, "failed", steps, setup, status)
+    return RawSolution(point, ended, steps, setup, status, hints)
 
 
 @register("clarabel")
@@ -44,7 +44,7 @@ class Clarabel(Direct):
         """One: an interior point method gains digits cheaply at the end, and cannot go on from where it stopped."""
         return [dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))]
 
-    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:  # noqa: ARG002
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:  # noqa: ARG002
         """Solve it; the accuracy of what comes back is for the certificate to judge."""
         import clarabel
         from scipy import sparse
@@ -95,7 +95,7 @@ class SCS(Direct):
         """From half of what is wanted, by the linear solver of SCS itself: on these sparse forms MKL is slower."""
         return by_tens(0.5 * wanted, linear_solver="qdldl")
 
-    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:
         """Solve it, from (x, y, s) where there is one."""
         import scs
 
@@ -149,7 +149,7 @@ class OSQP(Direct):
         """From what is wanted, with polishing."""
         return by_tens(wanted, polishing=True)
 
-    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> Answer:
+    def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:
         """Solve it, from x and y where there are any."""
         import osqp
         from scipy import sparse
