@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from calls import coreset_prune_, preview, prune_
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from convexprune import prune_
-from convexprune.coresets import coreset_prune_
-from convexprune.nettrim.verify import verify
+from convexprune import verify
 from convexprune.network.calibration import Calibration, Fitting, fitted
-from convexprune.runs.preview import preview
 from convexprune.solvers.errors import InvalidInput
 
 PART = "the model is called on the first part of each batch: of the 2 it does not take the rest"

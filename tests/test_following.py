@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from calls import prune_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune import prune_
 from convexprune.errors import NothingToPrune
 from convexprune.network.following import followed
 from convexprune.network.forwards import evaluating

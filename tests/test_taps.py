@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from calls import prune_
 from torch import nn
 from torch.nn import functional
 
-from convexprune import prune_
 from convexprune.errors import UnsupportedModule
 from convexprune.layers import input_matrices, weight_matrices
 from convexprune.network.taps import tap
