@@ -358,7 +358,8 @@ def _side_by_side(request: Request, options: Options | None, jobs: object) -> tu
     chosen = options is not None and options.mode is not None
     if chosen or not several(jobs) or isinstance(request.target, Eps):
         return ()
+    count = jobs if isinstance(jobs, int) else "several"
     return (
-        f"parallel mode, since of {jobs} layers at a time none can wait for another; with jobs=1, in cascade, each "
+        f"parallel mode, since of {count} layers at a time none can wait for another; with jobs=1, in cascade, each "
         "makes up for those before it",
     )

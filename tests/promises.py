@@ -30,6 +30,12 @@ def behind(
     return values.clamp(min=0) if relu else values
 
 
+def network_error(dense: nn.Module, pruned: nn.Module, x: Tensor) -> float:
+    """‖f̂(x) − f(x)‖_F/‖f(x)‖_F."""
+    Y, Z = behind(dense, "", [x]), behind(pruned, "", [x])
+    return float((Z - Y).norm() / Y.norm())
+
+
 def with_modules_of(model: nn.Module, other: nn.Module, names: Sequence[str | None]) -> nn.Module:
     """A copy of a model, with the weights of some modules of another."""
     mixed = copy.deepcopy(model)

@@ -9,7 +9,7 @@ import torch
 from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
-from promises import behind
+from promises import network_error
 from torch import nn
 from torch.nn import functional
 
@@ -57,11 +57,6 @@ def residual():
 def normed():
     torch.manual_seed(0)
     return Normed().eval(), torch.randn(80, 8)
-
-
-def network_error(dense, pruned, x):
-    Y, Z = behind(dense, "", [x]), behind(pruned, "", [x])
-    return float((Z - Y).norm() / Y.norm())
 
 
 @given(

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -67,9 +68,10 @@ def test_an_eps_is_kept_as_it_was_asked_for():
 
 def test_layers_at_the_same_time_make_it_parallel_and_are_said_to():
     model, x = chain()
-    one, report = pruned(model, x, sparsity=0.5, jobs=2)
+    with ThreadPoolExecutor(2) as jobs:
+        one, report = pruned(model, x, sparsity=0.5, jobs=jobs)
     assert report.provenance["mode"] == "parallel"
-    assert report.head[1].startswith("parallel mode, since of 2 layers at a time none can wait")
+    assert report.head[1].startswith("parallel mode, since of several layers at a time none can wait")
     assert torch.equal(weights(one), weights(pruned(model, x, sparsity=0.5, mode="parallel")[0]))
     assert preview(model, x, sparsity=0.5, jobs=2).recipe["mode"] == "parallel"
     assert preview(model, x, sparsity=0.5).recipe["mode"] == "cascade"

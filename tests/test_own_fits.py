@@ -79,7 +79,7 @@ OWN = {fit.name: fit for fit in (Huber(), EachNeuron(), EachBehindRelu())}
 
 def network() -> tuple[nn.Sequential, Tensor]:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(40, 6)
+    return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(24, 6)
 
 
 def missed(fit: LayerFit, Z: Tensor, Y: Tensor) -> float:
@@ -113,7 +113,7 @@ def test_a_run_and_a_layer_by_hand_are_the_same_program_and_keep_the_sets_promis
 def test_in_cascade_the_set_is_as_large_as_trained_weights_need(name: str) -> None:
     """Its least radius for these outputs holds them, a smaller one does not; and each layer is solved."""
     fit, (model, x) = OWN[name], network()
-    Z, Y = torch.randn(40, 5).double(), fit.targets(torch.randn(40, 5).double())
+    Z, Y = torch.randn(24, 4).double(), fit.targets(torch.randn(24, 4).double())
     radius = fit.reach(Y, Z)
     for factor, inside in ((1 + 1e-6, True), (0.99, False)):
         held = fit.within(Y, factor * radius)
@@ -168,7 +168,7 @@ def test_budgets_and_refits_take_a_fits_loss_where_solvers_know_it() -> None:
     report = prune_(model, x, sparsity=0.5, layers="2", fit=OWN["each-neuron"])
     prune_(plain, x, sparsity=0.5, layers="2", fit="ball")
     assert torch.equal(model[2].weight, plain[2].weight)
-    assert report.nonzeros == 8
+    assert report.nonzeros == 6
     refitted = prune_(dense, x, 0.2, layers="2", fit=OWN["each-neuron"], refit=True)
     assert refitted.layers[0].status == "refitted"
     for asked in ({"sparsity": 0.5}, {"eps": 0.2, "refit": True}):

@@ -64,7 +64,7 @@ def test_neurons_of_layers_that_are_left_out_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("mlp", {}), ("mlp", CASCADE), ("convolutions", {}), ("residual", CASCADE | {"max_iter": 20})]
+    ("name", "options"), [("mlp", {}), ("mlp", CASCADE), ("convolutions", {}), ("residual", CASCADE | {"max_iter": 8})]
 )
 def test_removed_is_masked_and_smaller(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """The same outputs; every row says the shapes that are there; a fresh network takes the file."""

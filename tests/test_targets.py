@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calls import prune_
-from promises import behind, promised, unchanged, with_modules_of
+from promises import behind, network_error, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 
 import convexprune
@@ -54,11 +54,6 @@ def twice() -> Made:
     for layer in model.children():
         nn.init.normal_(layer.weight, std=6**-0.5)
     return model, torch.randn(40, 6)
-
-
-def network_error(dense: nn.Module, pruned: nn.Module, x: Tensor) -> float:
-    Y, Z = behind(dense, "", [x]), behind(pruned, "", [x])
-    return float((Z - Y).norm() / Y.norm())
 
 
 # --- An error of the network's outputs ---
@@ -440,7 +435,7 @@ def test_without_time_nothing_is_touched_and_everything_is_named(target: dict[st
 
 def test_a_run_for_the_networks_error_is_the_same_with_and_without_a_folder(tmp_path: Any) -> None:
     """In cascade a layer's answer depends on those before it, and these on how often eps was halved."""
-    made = [chain(8, 10, 9, 7, 4, samples=80) for _ in range(3)]
+    made = [chain(8, 9, 7, 4) for _ in range(3)]
     told = []
     for number, (model, x) in enumerate(made):
         report = prune_(model, x, network_eps=0.05, mode="cascade", run=tmp_path if number else None)
@@ -466,7 +461,7 @@ def test_the_groups_of_a_layer_spend_its_whole_budget(search: str) -> None:
     """10 weights over 6 groups of 9 are no 6: what is rounded off one group goes to the next."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
-    report = prune_(model, torch.randn(40, 6, 6, 6), sparsity=1 - 10 / 54, layers="0", search=search)
+    report = prune_(model, torch.randn(16, 6, 6, 6), sparsity=1 - 10 / 54, layers="0", search=search)
     assert report.nonzeros == 10 if search == "budget" else 6 <= report.nonzeros <= 10
 
 
@@ -489,29 +484,29 @@ def test_a_path_search_ends_when_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    ("asked", "widths"),
     [
-        {"network_eps": 0.0005, "objective": "nonzeros"},
-        {"network_eps": 0.0009},
-        {"network_eps": 0.02, "objective": "nonzeros"},
-        {"sparsity": 0.1, "scope": "network"},
-        {"sparsity": 0.5, "scope": "network"},
-        {"eps": 0.1, "layers": "0"},
+        ({"network_eps": 0.0005, "objective": "nonzeros"}, (8, 30, 1)),
+        ({"network_eps": 0.0009}, (8, 16, 16, 1)),
+        ({"network_eps": 0.02, "objective": "nonzeros"}, (8, 16, 16, 1)),
+        ({"sparsity": 0.1, "scope": "network"}, (8, 30, 1)),
+        ({"sparsity": 0.5, "scope": "network"}, (8, 16, 16, 1)),
+        ({"eps": 0.1, "layers": "0"}, (8, 30, 1)),
     ],
 )
-def test_in_cascade_only_layers_that_are_pruned_make_up_for_those_before(asked: dict[str, Any]) -> None:
+def test_in_cascade_only_layers_that_are_pruned_make_up_for_those_before(
+    asked: dict[str, Any], widths: tuple[int, ...]
+) -> None:
     """One that is left as trained passes on what reaches it: the bound counts that."""
-    for widths in ((8, 60, 1), (8, 30, 30, 1)):
-        model, x = chain(*widths)
-        dense = copy.deepcopy(model)
-        report = prune_(model, x, **asked, mode="cascade")
-        assert report.network is not None
-        assert report.network.kept
-        with torch.no_grad():
-            error = float((model(x) - dense(x)).norm() / dense(x).norm())
-        assert error == pytest.approx(report.network.error, rel=1e-3, abs=1e-6)
-        assert error <= report.network.bound + report.network.rounding
-        assert error <= asked.get("network_eps", math.inf) + report.network.rounding
+    model, x = chain(*widths)
+    dense = copy.deepcopy(model)
+    report = prune_(model, x, **asked, mode="cascade")
+    assert report.network is not None
+    assert report.network.kept
+    error = network_error(dense, model, x)
+    assert error == pytest.approx(report.network.error, rel=1e-3, abs=1e-6)
+    assert error <= report.network.bound + report.network.rounding
+    assert error <= asked.get("network_eps", math.inf) + report.network.rounding
 
 
 @pytest.mark.parametrize("asked", [{"network_eps": 0.3, "objective": "nonzeros"}, {"eps": 0.2}])
@@ -557,7 +552,7 @@ def test_whatever_is_asked_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not
     full = prune_(whole, x, **TARGETS[case], stop=lambda: next(asked) < 0)
     steps = next(asked)
     assert steps > 30
-    for number in range(1, steps, max(1, steps // 3)):
+    for number in range(1, steps, max(1, steps // 2)):
         folder = tmp_path / str(number)
         stopped = prune_(copy.deepcopy(model), x, **TARGETS[case], run=folder, stop=stops_after(number))
         assert stopped.provenance["stopped"]
@@ -619,7 +614,7 @@ def test_neurons_go_from_all_layers_or_from_none_when_a_run_is_stopped() -> None
     same = unchanged(model)
     asked = itertools.count()
     counts = []
-    for most in range(0, 120, 8):
+    for most in range(0, 120, 16):
         copied = copy.deepcopy(model)
         asked = itertools.count()
         report = prune_(copied, x, sparsity=0.4, unit="neurons", stop=lambda: next(asked) > most)  # noqa: B023

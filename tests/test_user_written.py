@@ -121,7 +121,7 @@ def _wrong(Z: Tensor) -> Tensor:
 
 
 @cache
-def posed(fit: str, penalty: str) -> LayerProgram:
+def program_of(fit: str, penalty: str) -> LayerProgram:
     """A program that weights in the penalty's domain satisfy."""
     X = gaussian(1, P, N)
     X[:, -1] = 1
@@ -132,13 +132,13 @@ def posed(fit: str, penalty: str) -> LayerProgram:
 @cache
 def optimum(fit: str, penalty: str) -> float:
     """That of the cvxpy form in the caller's own units, by an interior point."""
-    problem, _ = posed(fit, penalty).to_cvxpy()
+    problem, _ = program_of(fit, penalty).to_cvxpy()
     return float(problem.solve(solver="CLARABEL"))
 
 
 @cache
 def reached(fit: str, penalty: str) -> Solution:
-    return solve(posed(fit, penalty))
+    return solve(program_of(fit, penalty))
 
 
 def _below(bound: float, program: LayerProgram, best: float) -> bool:
@@ -158,7 +158,7 @@ def test_the_examples_are_short(name: str) -> None:
 @pytest.mark.parametrize("penalty", THEIRS)
 @pytest.mark.parametrize("fit", ["squared loss", "ball"])
 def test_documented_penalties_are_certified_by_three_methods(fit: str, penalty: str, solver: str) -> None:
-    program, best = posed(fit, penalty), optimum(fit, penalty)
+    program, best = program_of(fit, penalty), optimum(fit, penalty)
     found = solve(program, solver)
     assert found.status is Status.SOLVED
     assert abs(found.certificate.value - best) <= 2 * AGREEMENT * found.certificate.scale
@@ -170,7 +170,7 @@ def test_documented_penalties_are_certified_by_three_methods(fit: str, penalty: 
 @pytest.mark.parametrize("penalty", ["L1, free bias", "elastic net, free bias"])
 @pytest.mark.parametrize("fit", ["huber loss", "huber ball"])
 def test_documented_fits_are_certified_by_two_methods(fit: str, penalty: str, solver: str) -> None:
-    found, best = solve(posed(fit, penalty), solver), optimum(fit, penalty)
+    found, best = solve(program_of(fit, penalty), solver), optimum(fit, penalty)
     assert found.status is Status.SOLVED
     assert abs(found.certificate.value - best) <= 2 * AGREEMENT * found.certificate.scale
 
@@ -178,7 +178,7 @@ def test_documented_fits_are_certified_by_two_methods(fit: str, penalty: str, so
 @pytest.mark.parametrize("penalty", THEIRS)
 def test_units_do_not_change_the_program(penalty: str) -> None:
     """x_j → d_j x_j, Y → cY: c·g is not g(c·), so what scales must multiply."""
-    program = posed("squared loss", penalty)
+    program = program_of("squared loss", penalty)
     d, c = torch.logspace(-3, 2, N, dtype=torch.float64)[:, None], 1e3
     scaled = LayerProgram(program.inputs * d.T, program.fit.rescaled(c), program.penalty.rescaled(c / d))  # type: ignore[arg-type]
     best = optimum("squared loss", penalty)
@@ -192,14 +192,14 @@ def test_units_do_not_change_the_program(penalty: str) -> None:
 
 
 FEW = ["L1, free bias", "columns, one free", "elastic net, some ridges", "bounds, free bias"]
-PAIRS = [(fit, penalty) for fit in FITS for penalty in (PENALTIES if fit in ("squared loss", "relu ball") else FEW)]
+PAIRS = [(fit, penalty) for fit in FITS for penalty in (PENALTIES if fit == "squared loss" else FEW)]
 
 
 @pytest.mark.parametrize(("fit", "penalty"), PAIRS)
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1e-6, 1e-2, 0.3, 1.0, 1e3, 1e8]))
 def test_no_multipliers_bound_above_the_optimum(fit: str, penalty: str, seed: int, size: float) -> None:
-    program, best = posed(fit, penalty), optimum(fit, penalty)
+    program, best = program_of(fit, penalty), optimum(fit, penalty)
     U, L = reached(fit, penalty).weights.double(), reached(fit, penalty).multipliers
     assert L is not None
     X, noise = program.inputs, size * gaussian(seed, P, M)
@@ -242,7 +242,7 @@ def test_multipliers_at_a_limit_of_the_domain_are_certified_with_a_free_bias() -
 
 def test_weights_outside_of_the_domain_are_a_violation() -> None:
     """Whatever input they belong to, a dead one too."""
-    program = posed("squared loss", "nonnegative")
+    program = program_of("squared loss", "nonnegative")
     dead = program.inputs.clone()
     dead[:, 0] = 0
     for X in (program.inputs, dead):
@@ -255,7 +255,7 @@ def test_weights_outside_of_the_domain_are_a_violation() -> None:
 
 
 def test_bounds_that_exclude_the_targets_are_proven_infeasible() -> None:
-    program = posed("ball", "bounds")
+    program = program_of("ball", "bounds")
     Y = 100 * program.fit.Y
     found = solve(LayerProgram(program.inputs, Ball(Y, 1.0), program.penalty), max_iter=500)
     assert found.status is Status.INFEASIBLE
@@ -295,13 +295,13 @@ def test_methods_that_know_penalties_by_name_refuse_others(solver: str) -> None:
 @pytest.mark.parametrize("solver", ["clarabel", "scs", "osqp", "published", "quadratic"])
 def test_methods_that_know_fits_by_name_refuse_others(solver: str) -> None:
     for name in ("huber loss", "huber ball", "box"):
-        program = posed(name, "L1")
+        program = program_of(name, "L1")
         with pytest.raises(SolverRefused, match=type(program.fit).__name__):
             solve(program, solver)
 
 
 def test_what_rests_on_our_kinds_refuses_others() -> None:
-    box, loss = posed("box", "L1"), posed("huber loss", "L1")
+    box, loss = program_of("box", "L1"), program_of("huber loss", "L1")
     with pytest.raises(InvalidInput, match=r"expected Ball, ReluBall or NetTrimSet.*found Box"):
         solve_path(box, [1.0])
     with pytest.raises(InvalidInput, match=r"expected Ball, ReluBall or NetTrimSet.*found Box"):
@@ -313,14 +313,14 @@ def test_what_rests_on_our_kinds_refuses_others() -> None:
         refit(LayerProgram(gaussian(1, P, N), SquaredLoss(gaussian(2, P, M)), NonnegativeL1()), torch.ones(N, M) > 0)
     for penalty in THEIRS:
         with pytest.raises(InvalidInput, match="bound no single weights"):
-            support_bounds(posed("squared loss", penalty), torch.zeros(N, M))
+            support_bounds(program_of("squared loss", penalty), torch.zeros(N, M))
     budget = LayerProgram(gaussian(1, P, N), HuberLoss(gaussian(2, P, M)), TopK(2))
     with pytest.raises(SolverRefused, match="found HuberLoss"):
         solve(budget, "continuation")
 
 
 def test_mixtures_stay_within_the_domain() -> None:
-    program = posed("ball", "bounds")
+    program = program_of("ball", "bounds")
     W = program.penalty.to(ONES).prox(gaussian(2, N, M), 0.0)
     mixed = make_feasible(program, W + 0.02, W)
     assert mixed.certificate.violation <= EXACT
@@ -335,7 +335,7 @@ def test_zeros_are_exact_for_the_squared_loss_alone() -> None:
         def residual(self, Z: Tensor) -> Tensor:
             return 1.0 * super().residual(Z)
 
-    program = posed("squared loss", "L1")
+    program = program_of("squared loss", "L1")
     found = solve(program, tol=REFERENCE)
     changed = LayerProgram(program.inputs, Tiny(program.fit.Y, 2.0), L1())
     exact, bounds = (support_bounds(p, found.weights, found.multipliers) for p in (program, changed))
@@ -369,7 +369,7 @@ class Bare(L1):
     conjugate = times = property()  # type: ignore[assignment]
 
 
-class Uncurbed(HuberLoss):  # type: ignore[misc, valid-type]
+class Unrestrained(HuberLoss):  # type: ignore[misc, valid-type]
     def project_dual(self, L: Tensor) -> Tensor:
         return L
 
@@ -397,7 +397,7 @@ def test_a_program_refuses_penalties_whose_bounds_would_be_false(penalty: Any) -
         LayerProgram(gaussian(1, P, N), SquaredLoss(gaussian(2, P, M)), penalty)
 
 
-@pytest.mark.parametrize("kind", [Uncurbed, Unlimited, lambda Y: SmallSupport(Y, 0.3)], ids=["a", "b", "c"])
+@pytest.mark.parametrize("kind", [Unrestrained, Unlimited, lambda Y: SmallSupport(Y, 0.3)], ids=["a", "b", "c"])
 def test_a_program_refuses_fits_whose_bounds_would_be_false(kind: Callable[[Tensor], Any]) -> None:
     with pytest.raises(InvalidInput, match=r"⟨Λ, Z⟩ = .* exceeds"):
         LayerProgram(gaussian(1, P, N), kind(gaussian(2, P, M)))
