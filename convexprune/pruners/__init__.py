@@ -9,11 +9,12 @@ from pkgutil import iter_modules
 
 from convexprune.pruners.pruner import PRUNERS, Pruner, available_pruners, make_pruner, register_pruner
 from convexprune.pruners.sampling import Sampling
-from convexprune.pruners.scoring import Scoring
+from convexprune.pruners.scoring import GradientScoring, Scoring
 from convexprune.pruners.solving import Solving
 
 __all__ = [
     "PRUNERS",
+    "GradientScoring",
     "Pruner",
     "Sampling",
     "Scoring",
