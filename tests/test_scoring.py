@@ -336,6 +336,8 @@ def test_neurons_go_by_what_flows_through_them() -> None:
         ({"rounds": 0}, InvalidTolerance),
         ({"schedule": "cosine"}, InvalidInput),
         ({"norms_as": "leave"}, InvalidInput),
+        ({"shape": 8}, InvalidInput),
+        ({"shape": (3, "8")}, InvalidInput),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], error: type[Exception]) -> None:

@@ -40,6 +40,8 @@ class SynFlow(GradientScoring):
         super().__post_init__()
         if self.norms_as not in ("scale", "identity"):
             raise InvalidInput(f"norms_as: expected 'scale' or 'identity', found {self.norms_as!r}")
+        if not isinstance(self.shape, tuple | list) or not all(isinstance(n, int) and n > 0 for n in self.shape):
+            raise InvalidInput(f"shape: expected that of one input, such as (3, 32, 32), found {self.shape!r}")
 
     def prepare_(self, model: nn.Module) -> None:
         """|w| for all parameters and buffers, and batch norms without a shift."""
