@@ -3,21 +3,28 @@
 import copy
 import inspect
 import itertools
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import JOINT
+from safetensors.torch import load_file
 from tolerances import EXACT, ROUNDING
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from convexprune import Neurons, Options, Sparsity, prune_, verify
+from convexprune.cli.app import app
+from convexprune.cli.reference import find_model
 from convexprune.layers import gradient_matrices, weight_matrices
 from convexprune.pruners import PRUNERS, Scoring, available_pruners, register_pruner
 from convexprune.pruners.scoring import GradientScoring, Mask, largest
@@ -711,6 +718,68 @@ def test_a_method_of_ones_own_does_all_that_ours_do(name: str, target: str, rela
     assert all(torch.equal(value, state[key]) for state in states for key, value in states[0].items())
     assert verify(network(name)[0], x, tmp_path / "one").ok
     assert prune_(network(name)[0], x, TARGETS[target], method=Relative(1.0)).output_error != report.output_error
+
+
+OWN = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from convexprune.pruners import Scoring, register_pruner
+
+
+@register_pruner("smallest")
+@dataclass(frozen=True)
+class Smallest(Scoring):
+    \"\"\"The smallest weights stay.\"\"\"
+
+    power: float = 1.0
+
+    def score(self, problem, options):
+        return -(problem.stored[: problem.rows].abs() ** self.power)
+
+
+def build():
+    return nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+"""
+
+
+def test_the_command_line_takes_a_method_that_lies_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(PRUNERS, "factories", dict(PRUNERS.factories))
+    (tmp_path / "scored_by_hand.py").write_text(OWN)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
+    torch.save(model.state_dict(), "trained.pt")
+    np.save("x.npy", torch.randn(40, 4, 8).numpy())
+    given = ["scored_by_hand:build", "--weights", "trained.pt", "--calibration", "x.npy"]
+    own = ["--method", "smallest", "--method-option", "power=2.0", "--target", "sparsity 0.75 scope=network"]
+    for said in ("masked", "Nothing to do"):
+        result = CliRunner().invoke(app, ["prune", *given, *own, "--out", "out"])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    assert CliRunner().invoke(app, ["verify", "out", *given]).exit_code == 0
+    assert CliRunner().invoke(app, ["report", "out"]).exit_code == 0
+    pruned = load_file("out/model.safetensors")
+    W = [model[0].weight, model[3].weight]
+    cut = torch.cat([each.detach().abs().flatten() for each in W]).sort().values[(96 + 192) // 4 - 1]
+    for key, each in (("0.weight", W[0]), ("3.weight", W[1])):
+        assert torch.equal(pruned[key] != 0, each.abs() <= cut)
+
+
+def test_the_command_line_runs_synflow_without_data(tmp_path: Path) -> None:
+    torch.save(find_model("lenet-5").build().state_dict(), tmp_path / "fresh.pt")
+    own = ["--method", "synflow", "--method-option", "shape=(1, 28, 28)", "--method-option", "rounds=3"]
+    given = ["prune", "lenet-5", "--weights", str(tmp_path / "fresh.pt"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*given, *own, "--target", "sparsity 0.99 scope=network"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["nonzeros"] == round(0.01 * report["nonzeros_before"])
+    assert report["provenance"]["method_options"]["shape"] == [1, 28, 28]
 
 
 def test_all_are_listed_with_their_options() -> None:

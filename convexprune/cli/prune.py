@@ -75,10 +75,11 @@ class Job:
         self.out = _checked(flags["out"], flags["dry_run"])
         values = {name: read_table(f"--{name}", flags[name]) for name in ("eps", "sparsity") if flags[name]}
         target = as_target(flags["target"], **values)
-        method = make_pruner(flags["method"], target, _named("--method-option", flags["method_option"]))[1]
         options, mask = _options(flags).checked(), chosen_mask(flags["mask"], flags["no_mask"])
         own = ("model", "weights", "calibration", "key", "samples", "max_ratio", "holdout")
         self.read = Source(**{name: flags[name] for name in own}, mask=mask).read(flags["labels_key"])
+        # After the model, whose module may hold a method of its own.
+        method = make_pruner(flags["method"], target, _named("--method-option", flags["method_option"]))[1]
         self.model, self.dense = self.read.model, copy.deepcopy(self.read.model)
         for notice in self.read.notices:
             _log.info("%s", notice)
