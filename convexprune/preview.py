@@ -59,13 +59,6 @@ class LayerPreview:
     solver_bytes: int
     notes: tuple[str, ...] = ()
 
-    def cells(self) -> list[str]:
-        """Texts of a row behind the name: fit, goal, P, N×M, bytes of data and of the solver."""
-        fit = self.fit if self.norm is None else f"{self.fit} behind {self.norm}"
-        sizes = ", ".join(dict.fromkeys(f"{N:,}×{M:,}" for _, N, M in self.matrices))
-        most = f"{max(P for P, _, _ in self.matrices):,}"
-        return [fit, self.goal, most, sizes, _size(self.data_bytes), _size(self.solver_bytes)]
-
 
 @dataclass(frozen=True)
 class Preview:
@@ -94,7 +87,12 @@ class Preview:
         from rich.markup import escape
 
         columns = ("layer", "fit", "goal", "P", "N×M", "data", "solver")
-        rows = [[row.name, *map(escape, row.cells())] for row in self.layers]
+        rows = []
+        for row in self.layers:
+            fit = row.fit if row.norm is None else f"{row.fit} behind {row.norm}"
+            sizes = ", ".join(dict.fromkeys(f"{N:,}×{M:,}" for _, N, M in row.matrices))
+            cells = [fit, row.goal, f"{max(P for P, _, _ in row.matrices):,}", sizes]
+            rows.append([row.name, *map(escape, cells), _size(row.data_bytes), _size(row.solver_bytes)])
         lines = [
             f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; in the order of "
             f"{self.seconds:.1g} s, {self.jobs} at a time; about {_size(self.memory_bytes)} for the one that takes most"
@@ -125,15 +123,19 @@ def preview(
     prepared = request.prepared(partial(silent, "capture"))
     reading, plan, run = time.perf_counter() - began, prepared.plan, prepared.run()
     layers = [plan.layers[name] for name in plan.order if name not in run.left]
-    goals = _goals(prepared.request.target, run)
+    target = prepared.request.target  # its names are the first of each layer's
+    goals = _goals(target, run)
     rows = [_row(layer, goals[layer.name], prepared) for layer in layers]
     _check_programs(prepared, rows)
     left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
     shown, skipped = reported_once(rows, [*prepared.skipped, *left])
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
     weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
-    seconds, large = _seconds(rows, prepared, reading, count), _large_eps(prepared.request.target, run)
-    notices = (*prepared.fittings, *plan.notices, *large)
+    seconds, notices = _seconds(rows, prepared, reading, count), (*prepared.fittings, *plan.notices)
+    allowed = layer_eps(target, run).items() if isinstance(target, Eps) else ()
+    if names := [name for name, eps in allowed if eps >= 1]:
+        large = "eps is 1 or more for " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        notices += (f"{large}: zero weights keep that promise, whatever was trained; give a smaller eps",)
     return Preview(shown, skipped, plan.samples, weights, memory, seconds, count, prepared.recipe(), notices)
 
 
@@ -143,9 +145,11 @@ def _goals(target: Target, run: Run) -> dict[str, str]:
     if isinstance(target, Eps):
         goals |= {name: f"{eps:g}" for name, eps in layer_eps(target, run).items()}
     elif isinstance(target, Sparsity):
-        wanted = {name: (wanted_of(target, name), layer) for name, layer in run.layers.items()}
-        goals |= {n: f"keep {count_of(w, layer):,}" for n, (w, layer) in wanted.items() if not isinstance(w, tuple)}
-        goals |= {name: f"{w[0]}:{w[1]}" for name, (w, _) in wanted.items() if isinstance(w, tuple)}
+        for name, layer in run.layers.items():
+            wanted = wanted_of(target, name)
+            goals[name] = (
+                ":".join(map(str, wanted)) if isinstance(wanted, tuple) else f"keep {count_of(wanted, layer):,}"
+            )
         shared = shared_counts(run.layers, target) if target.scope == "network" else {}
         goals |= {name: f"share of {count:,}" for names, count in shared.items() for name in names}
     elif isinstance(target, Neurons) and target.scope == "layer":
@@ -153,13 +157,6 @@ def _goals(target: Target, run: Run) -> dict[str, str]:
         goals |= {name: f"{words} neurons" for name, words in kept.items()}
         goals |= {user: f"{kept[name]} inputs" for name, link in run.links.items() for user in link.consumers}
     return goals
-
-
-def _large_eps(target: Target, run: Run) -> list[str]:
-    names = [name for name, eps in layer_eps(target, run).items() if eps >= 1] if isinstance(target, Eps) else []
-    listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    text = f"eps is 1 or more for {listed}: zero weights keep that promise, whatever was trained; give a smaller eps"
-    return [text] if names else []
 
 
 def _row(layer: Layer, goal: str, prepared: Prepared) -> LayerPreview:

@@ -36,6 +36,8 @@ def build():
     return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
 """
 
+SOURCE = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+
 
 def factory() -> Any:
     """A new network of the user's, not trained."""
@@ -56,21 +58,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def invoked(folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str, out: Path | str | None = "out") -> Any:
+@pytest.fixture(autouse=True)
+def at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "160")
-    arguments = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+
+
+def invoked(*extra: str, out: Path | str | None = "out") -> Any:
     target = [] if out is None else ["--out", str(out)]
-    return CliRunner().invoke(app, ["prune", *arguments, *target, *extra])
+    return CliRunner().invoke(app, ["prune", *SOURCE, *target, *extra])
 
 
-def run(folder: Path, monkeypatch: pytest.MonkeyPatch, *extra: str, out: str = "out") -> tuple[int, str]:
-    result = invoked(folder, monkeypatch, *extra, out=out)
+def run(*extra: str, out: str = "out") -> tuple[int, str]:
+    result = invoked(*extra, out=out)
     return result.exit_code, result.output
 
 
-def test_prune_writes_a_model_that_plain_torch_loads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, output = run(folder, monkeypatch, "--data", "y.npz", "--key", "x_train", "--eps", "0.05")
+def test_prune_writes_a_model_that_plain_torch_loads(folder: Path) -> None:
+    code, output = run("--data", "y.npz", "--key", "x_train", "--eps", "0.05")
     assert code == 0, output
     report = json.loads((folder / "out" / "report.json").read_text())
     model = factory()
@@ -92,17 +97,16 @@ def test_the_working_folder_is_on_the_path_for_own_models_alone_and_last(
     """A file in it must not take the place of a package that is imported later."""
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(folder))])
     before = list(sys.path)
-    monkeypatch.chdir(folder)
     CliRunner().invoke(app, ["prune", "lenet-5", "--weights", "absent.pt", "--out", "none"])
     CliRunner().invoke(app, ["verify", "none", "lenet-5", "--weights", "absent.pt", "--calibration", "x.npz"])
     assert sys.path == before
-    invoked(folder, monkeypatch, "--dry-run", "--key", "nothing", out=None)
+    invoked("--dry-run", "--key", "nothing", out=None)
     assert sys.path == [*before, str(folder)]
 
 
-def test_names_are_left_out_and_patterns_go_with_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_left_out_and_patterns_go_with_numbers() -> None:
     options = ["--sparsity", "0=0", "--sparsity", "2:4", "--layers", "!4", "--keep-zeros", "--samples", "80", "--json"]
-    result = invoked(folder, monkeypatch, *options, out="mixed")
+    result = invoked(*options, out="mixed")
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)["report"]
     assert [(row["name"], row["goal"]) for row in report["layers"]] == [("2", "2:4")]
@@ -115,51 +119,47 @@ def test_names_are_left_out_and_patterns_go_with_numbers(folder: Path, monkeypat
     assert (told["layers"], told["keep_zeros"]) == (["!4"], True)
 
 
-def test_an_eps_that_allows_everything_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, output = run(folder, monkeypatch, "--eps", "1.5", "--samples", "80", out="nothing")
+def test_an_eps_that_allows_everything_is_said() -> None:
+    code, output = run("--eps", "1.5", "--samples", "80", out="nothing")
     assert code == 0, output
     assert "no weight is left in 3 of 3 layers (0, 2, 4)" in " ".join(output.split())
     assert "from eps 1 on" in output
 
 
-def test_nothing_is_overwritten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_overwritten(folder: Path) -> None:
     (folder / "taken").mkdir()
     (folder / "taken" / "model.safetensors").write_text("mine")
-    code, output = run(folder, monkeypatch, out="taken")
+    code, output = run(out="taken")
     assert code == 1
     assert "not overwritten" in output
     assert (folder / "taken" / "model.safetensors").read_text() == "mine"
 
 
 @pytest.mark.parametrize("out", ["a file", "a file/below"])
-def test_a_file_is_no_place_for_results(folder: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+def test_a_file_is_no_place_for_results(folder: Path, out: str) -> None:
     """Said before anything is read."""
     (folder / "a file").write_text("mine")
-    code, output = run(folder, monkeypatch, "--weights", "absent.safetensors", out=out)
+    code, output = run("--weights", "absent.safetensors", out=out)
     assert code == 1
     assert "a file: a file, where a folder is to be; choose another" in output
 
 
-def test_an_open_certificate_has_its_own_exit_status(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, output = run(folder, monkeypatch, "--max-iter", "40", "--tol", "1e-9", out="short")
+def test_an_open_certificate_has_its_own_exit_status() -> None:
+    code, output = run("--max-iter", "40", "--tol", "1e-9", out="short")
     assert code == 3
     assert "certificate" in output
 
 
-def test_layers_and_eps_by_pattern(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, output = run(folder, monkeypatch, "--layers", "[24]", "--eps", "4=0.3", "--eps", "0.1", out="some")
+def test_layers_and_eps_by_pattern(folder: Path) -> None:
+    code, output = run("--layers", "[24]", "--eps", "4=0.3", "--eps", "0.1", out="some")
     assert code == 0, output
     report = json.loads((folder / "some" / "report.json").read_text())
     assert [(row["name"], row["eps"]) for row in report["layers"]] == [("2", 0.1), ("4", 0.3)]
     assert [skipped["name"] for skipped in report["skipped"]] == ["0"]
 
 
-def by_method(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, *extra: str, out: Path, weights: str = "w.safetensors"
-) -> tuple[int, str]:
+def by_method(method: str, *extra: str, out: Path, weights: str = "w.safetensors") -> tuple[int, str]:
     """Another method than Net-Trim, without calibration data unless ``extra`` has some."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "160")
     arguments = ["my_digits_model:build", "--weights", weights, "--out", str(out), "--method", method]
     result = CliRunner().invoke(app, ["prune", *arguments, *extra])
     return result.exit_code, result.output
@@ -179,60 +179,57 @@ def widths(folder: Path) -> list[int]:
     [(["neurons 0.75"], [32, 16]), (["neurons 0=5 0.5"], [5, 32]), (["neurons 9e-1", "--layers", "0"], [13, 64])],
 )
 def test_a_coreset_needs_no_data_and_leaves_a_smaller_model(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, target: list[str], left: list[int]
+    tmp_path: Path, method: str, target: list[str], left: list[int]
 ) -> None:
-    code, output = by_method(folder, monkeypatch, method, "--target", *target, out=tmp_path)
+    code, output = by_method(method, "--target", *target, out=tmp_path)
     assert code == 0, output
     assert widths(tmp_path) == left
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["output_error"] is None
     assert report["provenance"]["method"] == method
     assert f"{left[0]} of 128" in output
-    code, output = by_method(folder, monkeypatch, method, "--target", *target, out=tmp_path)
+    code, output = by_method(method, "--target", *target, out=tmp_path)
     assert code == 0, output
     assert "Nothing to do" in output
     given = [str(tmp_path), "my_digits_model:build", "--weights", "w.safetensors"]
     assert CliRunner().invoke(app, ["verify", *given]).exit_code == 0
     assert CliRunner().invoke(app, ["report", str(tmp_path)]).exit_code == 0
+    code, output = by_method(method, "--target", *target, "--dry-run", "--seed", "1", out=tmp_path)
+    assert code == 0, output
+    assert f"{left[0]} of 128 inputs" in output
 
 
-def test_the_smaller_model_is_the_next_one_s_weights(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_smaller_model_is_the_next_one_s_weights(tmp_path: Path) -> None:
     """It has the same accuracy, and the factory that builds the whole model will do."""
     first, second = tmp_path / "first", tmp_path / "second"
     target = ("--target", "neurons 0.3", "--calibration", "x.npz", "--data", "y.npz")
-    code, output = by_method(folder, monkeypatch, "lowner", *target, out=first)
+    code, output = by_method("lowner", *target, out=first)
     assert code == 0, output
     weights = str(first / "model.safetensors")
     target = ("--target", "neurons 20", "--data", "y.npz")
-    code, output = by_method(folder, monkeypatch, "mussay", *target, out=second, weights=weights)
+    code, output = by_method("mussay", *target, out=second, weights=weights)
     assert code == 0, output
     before, after = (json.loads((where / "report.json").read_text())["accuracy"] for where in (first, second))
     assert before["before"] > 0.97
     assert before["after"] == after["before"] > 0.5
     assert (widths(first), widths(second)) == ([90, 45], [20, 20])
     assert "20 of 90" in output
-    code, output = run(folder, monkeypatch, "--weights", weights, "--data", "y.npz", out=str(tmp_path / "third"))
+    code, output = run("--weights", weights, "--data", "y.npz", out=str(tmp_path / "third"))
     assert code == 0, output  # Net-Trim takes it, too
     assert json.loads((tmp_path / "third" / "report.json").read_text())["accuracy"]["before"] == before["after"]
 
 
-def test_a_method_takes_weights_or_neurons_by_the_target(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    code, output = by_method(folder, monkeypatch, "magnitude", "--sparsity", "0.9", out=tmp_path / "weights")
+def test_a_method_takes_weights_or_neurons_by_the_target(tmp_path: Path) -> None:
+    code, output = by_method("magnitude", "--sparsity", "0.9", out=tmp_path / "weights")
     assert code == 0, output
     state = load_file(tmp_path / "weights" / "model.safetensors")
     assert [int(state[f"{name}.weight"].count_nonzero()) for name in "024"] == [819, 819, 64]
-    code, output = by_method(folder, monkeypatch, "magnitude", "--target", "neurons 9", out=tmp_path / "neurons")
+    code, output = by_method("magnitude", "--target", "neurons 9", out=tmp_path / "neurons")
     assert code == 0, output
     assert widths(tmp_path / "neurons") == [9, 9]
 
 
-def test_options_scope_order_baseline_mask_and_seed_reach_the_method(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_options_scope_order_baseline_mask_and_seed_reach_the_method(tmp_path: Path) -> None:
     own = ["beta=2", "sampling=draws", "construction=peeling"]
     flags = ["--order", "top-down", "--baseline", "--no-remove", "--seed", "3", "--calibration", "x.npz"]
     target = [
@@ -240,7 +237,7 @@ def test_options_scope_order_baseline_mask_and_seed_reach_the_method(
         "neurons 0.5 scope=network",
         *(word for option in own for word in ("--method-option", option)),
     ]
-    code, output = by_method(folder, monkeypatch, "lowner", *target, *flags, out=tmp_path)
+    code, output = by_method("lowner", *target, *flags, out=tmp_path)
     assert code == 0, output
     report = json.loads((tmp_path / "report.json").read_text())
     told = report["provenance"]
@@ -266,22 +263,20 @@ def test_every_option_is_a_flag_with_its_own_help_and_default() -> None:
         assert bool(flag.secondary_opts) == (field.default is True)
 
 
-def test_tables_of_activations_and_of_the_solver_are_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_tables_of_activations_and_of_the_solver_are_read(tmp_path: Path) -> None:
     options = ["--solver", "admm", "--solver-option", "relaxation=1.5", "--activation", "4=relu", "--penalise-bias"]
-    result = invoked(folder, monkeypatch, *options, *SMALL, "--json", out=tmp_path)
+    result = invoked(*options, *SMALL, "--json", out=tmp_path)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)["report"]["provenance"]
     assert (told["solver_options"], told["activations"]) == ({"relaxation": 1.5}, {"4": "relu"})
     assert told["penalise_bias"] is True
-    again = invoked(folder, monkeypatch, *options, *SMALL, "--json", out=tmp_path)
+    again = invoked(*options, *SMALL, "--json", out=tmp_path)
     assert json.loads(again.stdout)["status"] == "finished before"
 
 
-def test_a_guarantee_instead_of_a_size(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_guarantee_instead_of_a_size(tmp_path: Path) -> None:
     target = ["--target", "guarantee 0=2 0.01 delta=0.5"]
-    code, output = by_method(folder, monkeypatch, "mussay", *target, out=tmp_path)
+    code, output = by_method("mussay", *target, out=tmp_path)
     assert code == 0, output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["certified"]
@@ -290,16 +285,14 @@ def test_a_guarantee_instead_of_a_size(folder: Path, monkeypatch: pytest.MonkeyP
     assert "kept whole" in output
 
 
-def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_assumption_that_fails_has_the_exit_status_of_an_open_certificate(tmp_path: Path) -> None:
     promise = ["--target", "guarantee 2 delta=0.5", "--method-option", "beta=0.001"]
-    code, output = by_method(folder, monkeypatch, "mussay", *promise, "--calibration", "x.npz", out=tmp_path / "a")
+    code, output = by_method("mussay", *promise, "--calibration", "x.npz", out=tmp_path / "a")
     assert code == 3
     assert "assumption fails" in output
     assert "does not hold" in " ".join(output.split())  # lines break where the terminal is narrow
     assert (tmp_path / "a" / "model.safetensors").exists()
-    code, output = by_method(folder, monkeypatch, "mussay", *promise, out=tmp_path / "b")
+    code, output = by_method("mussay", *promise, out=tmp_path / "b")
     assert code == 0, output  # nothing says that it fails
     assert "cannot be checked" in output
 
@@ -337,18 +330,15 @@ HALF = ["--target", "neurons 0.5"]
         ("pfp", HALF, "give calibration data"),
     ],
 )
-def test_errors_of_other_methods_are_for_people(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, method: str, extra: list[str], says: str, tmp_path: Path
-) -> None:
-    code, output = by_method(folder, monkeypatch, method, *extra, out=tmp_path / "none")
+def test_errors_of_other_methods_are_for_people(method: str, extra: list[str], says: str, tmp_path: Path) -> None:
+    code, output = by_method(method, *extra, out=tmp_path / "none")
     assert code == 1, output
     assert says in output
     assert "Traceback" not in output
     assert not (tmp_path / "none" / "report.json").exists()
 
 
-def test_methods_are_listed_with_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+def test_methods_are_listed_with_their_options() -> None:
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
     for name, info in available_pruners().items():
@@ -386,11 +376,9 @@ def test_methods_are_listed_with_their_options(monkeypatch: pytest.MonkeyPatch) 
         (["--solver", "quadratic", "--dry-run"], "SolverRefused"),
     ],
 )
-def test_errors_are_for_people(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], says: str, tmp_path: Path
-) -> None:
+def test_errors_are_for_people(folder: Path, extra: list[str], says: str, tmp_path: Path) -> None:
     (folder / "damaged.safetensors").write_bytes((folder / "w.safetensors").read_bytes()[:-9])
-    code, output = run(folder, monkeypatch, *extra, out=str(tmp_path / "none"))
+    code, output = run(*extra, out=str(tmp_path / "none"))
     assert code == 1
     assert says in output
     assert "Traceback" not in output
@@ -417,7 +405,7 @@ def test_solvers_are_listed() -> None:
     assert all(name in output for name in ("admm", "published", "cvxpy", "clarabel", "scs", "relaxation"))
 
 
-def test_a_global_seed_is_not_disturbed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_global_seed_is_not_disturbed() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -425,12 +413,10 @@ def test_a_global_seed_is_not_disturbed(folder: Path, monkeypatch: pytest.Monkey
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_run_goes_on_where_its_time_ran_out_and_ends_only_once(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_where_its_time_ran_out_and_ends_only_once(folder: Path, tmp_path: Path) -> None:
     """The unfinished results are its own, and do not stand in its way."""
     out = str(tmp_path / "run")
-    code, output = run(folder, monkeypatch, "--time-limit", "1e-9", out=out)
+    code, output = run("--time-limit", "1e-9", out=out)
     assert code == 4, output
     assert "not reached, and as trained: 0, 2, 4. The same command goes on" in output
     dense = load_file(folder / "w.safetensors")
@@ -438,18 +424,18 @@ def test_a_run_goes_on_where_its_time_ran_out_and_ends_only_once(
     assert all(torch.equal(dense[key], unfinished[key]) for key in dense)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["provenance"]["stopped"] is not None
 
-    code, output = run(folder, monkeypatch, out=out)
+    code, output = run(out=out)
     assert code == 0, output
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.suffix}
     assert not all(torch.equal(dense[key], value) for key, value in load_file(Path(out) / "model.safetensors").items())
 
-    code, output = run(folder, monkeypatch, out=out)
+    code, output = run(out=out)
     assert code == 0
     assert "holds this very run, finished" in output
     assert written == {path: path.stat().st_mtime_ns for path in written}
 
     (tmp_path / "run" / "report.json").unlink()  # as if it had been killed in between: nothing is solved again
-    code, output = run(folder, monkeypatch, "--jobs", "1", out=out)
+    code, output = run("--jobs", "1", out=out)
     assert code == 0, output
     assert all(path.stat().st_mtime_ns == then for path, then in written.items() if path.parent.name == "layers")
 
@@ -460,14 +446,14 @@ SMALL = ["--samples", "80", "--layers", "4"]
 @pytest.mark.parametrize("name", ["model.safetensors", "report.json", "extras.json", "maps.safetensors"])
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content.replace(b"0", b"1", 20)])
 def test_results_that_were_damaged_are_written_again_from_the_layers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+    tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
 ) -> None:
-    code, output = run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+    code, output = run(*SMALL, out=str(tmp_path))
     assert code == 0, output
     whole = {key: value.clone() for key, value in load_file(tmp_path / "model.safetensors").items()}  # it is mapped
     layers = {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
-    again = invoked(folder, monkeypatch, *SMALL, "--json", out=tmp_path)
+    again = invoked(*SMALL, "--json", out=tmp_path)
     assert again.exit_code == 0, again.output
     told = json.loads(again.stdout)
     assert told["status"] == "finished"
@@ -475,59 +461,50 @@ def test_results_that_were_damaged_are_written_again_from_the_layers(
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[key], value) for key, value in whole.items())
     assert layers == {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
-    code, output = run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+    code, output = run(*SMALL, out=str(tmp_path))
     assert code == 0
     assert "Nothing to do" in output
 
 
-def test_results_that_were_edited_and_sealed_again_are_not_taken_for_finished(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+def test_results_that_were_edited_and_sealed_again_are_not_taken_for_finished(tmp_path: Path) -> None:
+    run(*SMALL, out=str(tmp_path))
     path = tmp_path / "report.json"
     whole = json.loads(path.read_text())
     edited = json.loads(path.read_text())
     edited["layers"][0]["output_error"] = 1e-6
     save_json(edited | {"sha256": seal(edited, tmp_path / "model.safetensors")}, path)
-    result = invoked(folder, monkeypatch, *SMALL, "--json", out=tmp_path)
+    result = invoked(*SMALL, "--json", out=tmp_path)
     assert result.exit_code == 0
     assert "written again from its layers" in " ".join(json.loads(result.stdout)["notes"])
     assert json.loads(path.read_text())["layers"] == whole["layers"]
 
 
 @pytest.mark.parametrize("how", [[], ["--target", "neurons 0.5", "--layers", "2"]])
-def test_accuracies_asked_for_later_are_those_of_the_written_model(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: list[str]
-) -> None:
+def test_accuracies_asked_for_later_are_those_of_the_written_model(tmp_path: Path, how: list[str]) -> None:
     options = how or SMALL
     options = [*options, "--samples", "80"]
-    run(folder, monkeypatch, *options, "--data", "y.npz", out=str(tmp_path / "measured"))
+    run(*options, "--data", "y.npz", out=str(tmp_path / "measured"))
     want = json.loads((tmp_path / "measured" / "report.json").read_text())["accuracy"]
-    run(folder, monkeypatch, *options, out=str(tmp_path / "later"))
-    code, output = run(folder, monkeypatch, *options, "--data", "y.npz", out=str(tmp_path / "later"))
+    run(*options, out=str(tmp_path / "later"))
+    code, output = run(*options, "--data", "y.npz", out=str(tmp_path / "later"))
     assert code == 0, output
     assert "Nothing to do" in output
     assert f"accuracy {want['before']:.2%} before, {want['after']:.2%} after" in output
-    told = invoked(folder, monkeypatch, *options, "--data", "y.npz", "--json", out=tmp_path / "later")
+    told = invoked(*options, "--data", "y.npz", "--json", out=tmp_path / "later")
     assert json.loads(told.stdout)["report"]["accuracy"] == want
 
 
-def test_a_dry_run_may_name_the_folder_of_its_own_run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run(folder, monkeypatch, *SMALL, out=str(tmp_path))
+def test_a_dry_run_may_name_the_folder_of_its_own_run(tmp_path: Path) -> None:
+    run(*SMALL, out=str(tmp_path))
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    code, output = run(folder, monkeypatch, *SMALL, "--dry-run", out=str(tmp_path))
+    code, output = run(*SMALL, "--dry-run", out=str(tmp_path))
     assert code == 0, output
     assert "1 layers with 640 weights" in output
     assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def test_what_a_model_says_of_a_batch_is_one_json_object(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_a_model_says_of_a_batch_is_one_json_object(folder: Path, tmp_path: Path) -> None:
     (folder / "picky.py").write_text(PICKY)
-    monkeypatch.chdir(folder)
     given = ["--weights", "w.safetensors", "--calibration", "x.npz", "--out", str(tmp_path / "none"), "--json"]
     result = CliRunner().invoke(app, ["prune", "picky:build", *given])
     assert result.exit_code == 1
@@ -552,21 +529,19 @@ def build():
     ("extra", "says"),
     [(["--eps", "0.3"], "another recipe (target)"), (["--samples", "200"], "other calibration data")],
 )
-def test_the_folder_of_another_run_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, extra: list[str], says: str
-) -> None:
-    run(folder, monkeypatch, out="one")
+def test_the_folder_of_another_run_is_refused(folder: Path, extra: list[str], says: str) -> None:
+    run(out="one")
     before = (folder / "one" / "report.json").read_bytes()
-    code, output = run(folder, monkeypatch, *extra, out="one")
+    code, output = run(*extra, out="one")
     assert code == 1
     assert "OtherRun" in output
     assert says in output
     assert (folder / "one" / "report.json").read_bytes() == before
 
 
-def test_another_method_does_not_go_into_the_folder_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(folder, monkeypatch, out="one")
-    code, output = by_method(folder, monkeypatch, "lowner", *HALF, "--calibration", "x.npz", out=folder / "one")
+def test_another_method_does_not_go_into_the_folder_of_a_run(folder: Path) -> None:
+    run(out="one")
+    code, output = by_method("lowner", *HALF, "--calibration", "x.npz", out=folder / "one")
     assert code == 1
     assert "another recipe (method, " in output
 
@@ -582,13 +557,9 @@ def test_another_method_does_not_go_into_the_folder_of_a_run(folder: Path, monke
     ],
 )
 def test_targets_of_whole_networks_reach_the_pruner(
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    options: list[str],
-    holds: Callable[[list[int]], bool],
+    tmp_path: Path, options: list[str], holds: Callable[[list[int]], bool]
 ) -> None:
-    result = invoked(folder, monkeypatch, *options, "--samples", "80", "--tol", "1e-2", "--json", out=tmp_path)
+    result = invoked(*options, "--samples", "80", "--tol", "1e-2", "--json", out=tmp_path)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     state = load_file(tmp_path / "model.safetensors")
@@ -604,65 +575,57 @@ def test_targets_of_whole_networks_reach_the_pruner(
 
 
 @pytest.mark.parametrize(("flag", "shape"), [("--remove", [64, 64]), ("--no-remove", [128, 64])])
-def test_neurons_are_removed_or_left_as_zeros(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flag: str, shape: list[int]
-) -> None:
+def test_neurons_are_removed_or_left_as_zeros(tmp_path: Path, flag: str, shape: list[int]) -> None:
     options = ["--target", "neurons 0.5", "--layers", "0", "--samples", "80", flag]
-    code, output = run(folder, monkeypatch, *options, out=str(tmp_path))
+    code, output = run(*options, out=str(tmp_path))
     assert code == 0, output
     weight = load_file(tmp_path / "model.safetensors")["0.weight"]
     assert list(weight.shape) == shape
     assert int(weight.any(1).sum()) == 64
 
 
-def test_with_json_there_is_one_object_on_standard_output(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    result = invoked(folder, monkeypatch, "--data", "y.npz", "--json", out=tmp_path / "run")
+def test_with_json_there_is_one_object_on_standard_output(tmp_path: Path) -> None:
+    result = invoked("--data", "y.npz", "--json", out=tmp_path / "run")
     told = json.loads(result.stdout)
     assert (result.exit_code, told["exit_status"], told["status"]) == (0, 0, "finished")
     assert sorted(told["files"]) == ["extras", "model", "report"]
     assert all(Path(path).exists() for path in told["files"].values())
     assert told["report"] == json.loads(Path(told["files"]["report"]).read_text())
-    again = json.loads(invoked(folder, monkeypatch, "--json", out=tmp_path / "run").stdout)
+    again = json.loads(invoked("--json", out=tmp_path / "run").stdout)
     assert again["status"] == "finished before"
     assert {key: again[key] for key in ("files", "report")} == {key: told[key] for key in ("files", "report")}
-    failed = invoked(folder, monkeypatch, "--json", "--eps", "-1", out=tmp_path / "none")
+    failed = invoked("--json", "--eps", "-1", out=tmp_path / "none")
     assert failed.exit_code == 1
     assert json.loads(failed.stdout)["error"]["type"] == "InvalidTolerance"
     assert not failed.stderr
 
 
-def test_a_dry_run_shows_the_plan_and_writes_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    result = invoked(folder, monkeypatch, "--dry-run", "--layers", "[02]", "--eps", "0.2", out=tmp_path / "none")
+def test_a_dry_run_shows_the_plan_and_writes_nothing(folder: Path, tmp_path: Path) -> None:
+    result = invoked("--dry-run", "--layers", "[02]", "--eps", "0.2", out=tmp_path / "none")
     assert result.exit_code == 0, result.output
     assert "65×128" in result.stdout
     assert "not pruned: 4 (Linear): not chosen by the name patterns" in result.stdout
-    told = json.loads(invoked(folder, monkeypatch, "--dry-run", "--json", out=None).stdout)["plan"]
+    told = json.loads(invoked("--dry-run", "--json", out=None).stdout)["plan"]
     assert [row["matrices"] for row in told["layers"]] == [[[300, 65, 128]], [[300, 129, 64]], [[300, 65, 10]]]
     assert told["seconds"] > 0
     assert not (tmp_path / "none").exists()
-    missing = invoked(folder, monkeypatch, out=None)
+    missing = invoked(out=None)
     assert missing.exit_code == 1
     assert "--out: expected a folder" in missing.output
 
 
-def test_workers_give_what_one_process_gives(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_workers_give_what_one_process_gives(tmp_path: Path) -> None:
     options = ["--layers", "[24]", "--samples", "80", "--mode", "parallel"]
-    code, output = run(folder, monkeypatch, *options, "--jobs", "2", out=str(tmp_path / "two"))
+    code, output = run(*options, "--jobs", "2", out=str(tmp_path / "two"))
     assert code == 0, output
-    run(folder, monkeypatch, *options, out=str(tmp_path / "one"))
+    run(*options, out=str(tmp_path / "one"))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def test_verify_tells_a_sound_run_from_a_changed_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path))
-    given = [str(tmp_path), "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+def test_verify_tells_a_sound_run_from_a_changed_one(tmp_path: Path) -> None:
+    run("--samples", "80", out=str(tmp_path))
+    given = [str(tmp_path), *SOURCE]
     result = CliRunner().invoke(app, ["verify", *given, "--samples", "80"])
     assert result.exit_code == 0, result.output
     assert result.stdout.count("as recorded") == 4
@@ -677,13 +640,11 @@ def test_verify_tells_a_sound_run_from_a_changed_one(
     assert [row["ok"] for row in told["layers"]].count(False) == 1
 
 
-def test_verify_of_a_run_that_is_not_complete_fails_unless_asked_to(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path))
+def test_verify_of_a_run_that_is_not_complete_fails_unless_asked_to(tmp_path: Path) -> None:
+    run("--samples", "80", out=str(tmp_path))
     for path in (tmp_path / "layers").glob("4-*"):
         path.unlink()
-    given = [str(tmp_path), "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    given = [str(tmp_path), *SOURCE]
     given += ["--samples", "80", "--json"]
     for extra, status in (([], 3), (["--partial"], 0)):
         result = CliRunner().invoke(app, ["verify", *given, *extra])
@@ -696,11 +657,9 @@ def test_verify_of_a_run_that_is_not_complete_fails_unless_asked_to(
     assert CliRunner().invoke(app, ["verify", *given, "--partial"]).exit_code == 3
 
 
-def test_report_writes_a_page_and_prints_its_path(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_report_writes_a_page_and_prints_its_path(tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
-    run(folder, monkeypatch, "--samples", "80", out=str(tmp_path / "run"))
+    run("--samples", "80", out=str(tmp_path / "run"))
     result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html")])
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "page.html")
@@ -724,7 +683,7 @@ def test_ctrl_c_on_a_terminal_ends_a_run_in_order(folder: Path, tmp_path: Path) 
     """A real process with a terminal: its bars show the running solve, and the signal comes while they do."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
-    arguments = ["prune", "my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
+    arguments = ["prune", *SOURCE]
     script = "from convexprune.cli.app import app; app()"
     command = [sys.executable, "-c", script, *arguments, "--out", str(tmp_path), "--json", *NEVER_DONE]
     environment = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
@@ -756,10 +715,9 @@ def test_ctrl_c_on_a_terminal_ends_a_run_in_order(folder: Path, tmp_path: Path) 
     assert not list(tmp_path.glob("layers/*"))
 
 
-def test_a_second_signal_aborts_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_second_signal_aborts_at_once(folder: Path, tmp_path: Path) -> None:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     (folder / "impatient.py").write_text(IMPATIENT)
-    monkeypatch.chdir(folder)
     given = ["--weights", "w.safetensors", "--calibration", "x.npz", "--out", str(tmp_path), "--json"]
     result = CliRunner().invoke(app, ["prune", "impatient:build", *given])
     assert result.exit_code == 130
@@ -787,23 +745,22 @@ def build():
 """
 
 
-def test_samples_are_held_out_and_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_held_out_and_counted() -> None:
     """Errors on them count in what is measured, and ``verify`` needs to know of them."""
     asked = ("--layers", "4", "--target", "network-eps 0.2", "--holdout", "60", "--json")
-    status, output = run(folder, monkeypatch, *asked, out="held")
+    status, output = run(*asked, out="held")
     assert status == 0, output
     report = json.loads(output)["report"]
     assert report["samples"] == 240
     assert report["network"]["guarantee"] == "measured"
     assert 0 < report["network"]["holdout_error"] <= 0.2
-    status, output = run(folder, monkeypatch, *asked, out="held")
+    status, output = run(*asked, out="held")
     assert json.loads(output)["status"] == "finished before"
-    source = ["my_digits_model:build", "--weights", "w.safetensors", "--calibration", "x.npz"]
-    assert CliRunner().invoke(app, ["verify", "held", *source, "--holdout", "60"]).exit_code == 0
-    other = CliRunner().invoke(app, ["verify", "held", *source])
+    assert CliRunner().invoke(app, ["verify", "held", *SOURCE, "--holdout", "60"]).exit_code == 0
+    other = CliRunner().invoke(app, ["verify", "held", *SOURCE])
     assert other.exit_code == 1
     assert "other held-out data" in " ".join(other.output.split())
-    status, output = run(folder, monkeypatch, "--holdout", "300", out="none")
+    status, output = run("--holdout", "300", out="none")
     assert status == 1
     assert "--holdout: expected fewer than the 300 samples" in " ".join(output.split())
 
@@ -811,15 +768,13 @@ def test_samples_are_held_out_and_counted(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("asked", "why"), [(("--target", "network-eps 1e-6"), "smaller eps"), (("--sparsity", "0"), "as trained")]
 )
-def test_where_nothing_could_be_pruned_that_comes_first(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, str], why: str
-) -> None:
+def test_where_nothing_could_be_pruned_that_comes_first(folder: Path, asked: tuple[str, str], why: str) -> None:
     name = f"nothing{asked[0]}"
-    status, output = run(folder, monkeypatch, "--layers", "4", *asked, out=name)
+    status, output = run("--layers", "4", *asked, out=name)
     assert status == 5
     assert output.lstrip().startswith("nothing was pruned: ")
     assert why in output
-    status, output = run(folder, monkeypatch, "--layers", "4", *asked, "--json", out=name)
+    status, output = run("--layers", "4", *asked, "--json", out=name)
     assert status == 5
     assert json.loads(output)["exit_status"] == 5
     assert json.loads(output)["report"]["head"][0].startswith("nothing was pruned: ")
