@@ -443,7 +443,7 @@ def test_an_infinite_penalty_parameter_leaves_a_loss_alone() -> None:
 
 def test_radii_follow_the_targets_to_another_device() -> None:
     fit: Any = some_fit("relu, a ball a neuron", 0, 1.0).map(lambda array: array.to("meta"))
-    assert fit.measure.eps.device == fit.Y.device
+    assert fit.radii.device == fit.Y.device
 
 
 def test_another_radius() -> None:

@@ -17,7 +17,6 @@ from convexprune.solvers.methods.interface import Limits
 from convexprune.solvers.methods.quadratic import Eigenbasis, QuadraticADMM
 from convexprune.solvers.methods.solve import attempt
 from convexprune.solvers.programs import GroupL2, SquaredLoss
-from convexprune.solvers.programs.fits.measures import LayerBall, NeuronBalls
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 
@@ -87,10 +86,10 @@ def test_projection_on_balls(seed: int, eps: float, neurons: bool, N: int) -> No
     X, Y = gaussian(seed, 8, N), gaussian(seed + 1, 8, 3)
     least = (Y - X @ (torch.linalg.pinv(X) @ Y)).norm(dim=0)
     radii = least + eps * Y.norm(dim=0) * torch.tensor([0.3, 1.0, 2.0], dtype=Y.dtype)
-    measure = NeuronBalls(radii) if neurons else LayerBall(float(radii.norm()))
+    eps = radii if neurons else float(radii.norm())
     basis = Eigenbasis.of(LayerProgram(X, Ball(Y, radii)), 1.0)
     q = gaussian(seed + 2, N, 3) * basis.d
-    V, reach = basis.project(q, measure, q.new_zeros(3 if neurons else 1))
+    V, reach = basis.project(q, eps, q.new_zeros(3 if neurons else 1))
     gradient = basis.gradient(V)
     assert bool((reach >= 0).all())
     assert torch.allclose(V, q - reach * gradient, rtol=ROUNDING, atol=ROUNDING * float(q.norm() + V.norm()))
@@ -99,9 +98,9 @@ def test_projection_on_balls(seed: int, eps: float, neurons: bool, N: int) -> No
     allowed = radii if neurons else radii.norm()[None]
     assert bool((found <= allowed * (1 + ROUNDING)).all())
     assert torch.allclose(found[reach > 0], allowed[reach > 0], rtol=ROUNDING)
-    again = basis.project(V, measure, reach)[0]
+    again = basis.project(V, eps, reach)[0]
     assert torch.allclose(again, V, rtol=ROUNDING, atol=ROUNDING * float(V.norm()))
-    other = basis.project(q, measure, 10 * reach + 1)[1]
+    other = basis.project(q, eps, 10 * reach + 1)[1]
     assert torch.allclose(other, reach, rtol=ROUNDING, atol=ROUNDING)  # wherever Newton begins
 
 

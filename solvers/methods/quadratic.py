@@ -10,7 +10,7 @@ II", 1971; Moré & Sorensen, "Computing a trust region step", 1983). See docs/qu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from convexprune.solvers.methods.normal import LowRank, NormalMatrix, Operator
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import Ball, LayerProgram, Penalty, SquaredLoss
 from convexprune.solvers.programs.claims import is_plain
-from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, NeuronBalls
 
 _TINY = 1e-300
 _LOSS = 0.3  # initial sigma over the weight of a loss, the Gram's diagonal having mean 1
@@ -85,16 +84,16 @@ class Eigenbasis:
         """(I + ν·gram)⁻¹·ν·moment [N, M]: the minimiser of ½ν‖XU − Y‖² + ½‖V‖²."""
         return self.vectors @ (nu / (1 + nu * self.values) * self.rotated)
 
-    def project(self, q: Tensor, measure: LayerBall | NeuronBalls, nu: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, q: Tensor, radii: float | Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest V = q − ν·gradient(V) to q [N, M] with XU in the balls; and ν ≥ 0, sought from the one given."""
         rotated = self.vectors.T @ q
         slope = self.values * rotated - self.rotated
         squares = slope.square() / self.values
-        if isinstance(measure, NeuronBalls):
-            radius2, rest, square = measure.eps.square(), self.rest, self.square
+        if isinstance(radii, Tensor):
+            radius2, rest, square = radii.square(), self.rest, self.square
         else:
             squares = squares.sum(1, keepdim=True)
-            radius2, rest, square = q.new_tensor([measure.eps**2]), self.rest.sum(), self.square.sum()
+            radius2, rest, square = q.new_tensor([radii**2]), self.rest.sum(), self.square.sum()
         nu = self._root(squares, torch.maximum(radius2 - rest, _SHARP**2 * square), nu)
         return q - self.vectors @ (slope * (nu / (1 + nu * self.values))), nu
 
@@ -119,7 +118,7 @@ class Eigenbasis:
 @dataclass
 class _State:
     program: LayerProgram
-    measure: HalfSquare | LayerBall | NeuronBalls
+    fit: Ball | SquaredLoss
     basis: Eigenbasis
     penalty: Penalty  # of the scaled variables
     sigma: float
@@ -174,11 +173,11 @@ class QuadraticADMM(IterativeSolver[_State]):
         basis = Eigenbasis.of(program, self.scaling)
         penalty = program.penalty.to(basis.d).rescaled(basis.d)
         T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
-        state = _State(program, _measure(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
+        state = _State(program, _fit(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
         if self.sigma is not None:
             state.sigma = self.sigma
-        elif isinstance(state.measure, HalfSquare):
-            state.sigma = _LOSS * state.measure.weight
+        elif isinstance(state.fit, SquaredLoss):
+            state.sigma = _LOSS * state.fit.weight
         else:  # multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩
             V = penalty.prox(basis.ridge(1.0), 0.0)
             state.sigma = float(penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
@@ -198,10 +197,10 @@ class QuadraticADMM(IterativeSolver[_State]):
         """The state made to go on with another radius or weight for the same targets: nothing is computed again."""
         if program.fit.Y is not state.program.fit.Y:
             return None
-        before, state.program, state.measure = state.measure, program, _measure(program)
-        if isinstance(before, HalfSquare) and isinstance(state.measure, HalfSquare):
+        before, state.program, state.fit = state.fit, program, _fit(program)
+        if isinstance(before, SquaredLoss) and isinstance(state.fit, SquaredLoss):
             # sigma·dual is a subgradient of the penalty, which does not know of the weight; the resolvent stays.
-            heavier = state.measure.weight / before.weight
+            heavier = state.fit.weight / before.weight
             state.sigma, state.dual = state.sigma * heavier, state.dual / heavier
         state.iteration, state.due, state.primal = 0, 10, math.inf
         self._begin(state)
@@ -211,11 +210,11 @@ class QuadraticADMM(IterativeSolver[_State]):
         """The prox of the fit, then that of the penalty; sigma is reviewed at measured iterations."""
         state.iteration += 1
         a, T, q = self.relaxation, state.T, state.T - state.dual
-        if isinstance(state.measure, HalfSquare):
+        if isinstance(state.fit, SquaredLoss):
             assert state.resolvent is not None  # noqa: S101 - _begin made it
             state.V = state.resolvent @ q + state.ridge
         else:
-            state.V, nu = state.basis.project(q, state.measure, state.price / state.sigma)
+            state.V, nu = state.basis.project(q, state.fit.radii, state.price / state.sigma)
             state.price = nu * state.sigma
         relaxed = a * state.V + (1 - a) * T + state.dual
         state.T = state.penalty.prox(relaxed, 1 / state.sigma)
@@ -252,12 +251,12 @@ class QuadraticADMM(IterativeSolver[_State]):
         return {"sigma": state.sigma, "weight": float(state.price.mean()), "iterate dtype": str(state.T.dtype)}
 
     def _begin(self, state: _State) -> None:
-        """The price for the state's measure, and with sigma the resolvent of a loss."""
-        if isinstance(state.measure, HalfSquare):
-            state.price = state.T.new_tensor([state.measure.weight])
-            nu = state.measure.weight / state.sigma
+        """The price for the state's fit, and with sigma the resolvent of a loss."""
+        if isinstance(state.fit, SquaredLoss):
+            state.price = state.T.new_tensor([state.fit.weight])
+            nu = state.fit.weight / state.sigma
             state.resolvent, state.ridge = state.basis.resolvent(nu), state.basis.ridge(nu)
-        elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.measure, NeuronBalls) else 1):
+        elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.fit.radii, Tensor) else 1):
             state.price = state.price.mean().expand(neurons)
 
     def _review(self, state: _State) -> None:
@@ -267,7 +266,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         if not 1 / _TOLERATED <= factor <= _TOLERATED:
             state.sigma *= factor
             state.dual = state.dual / factor
-            if isinstance(state.measure, HalfSquare):
+            if isinstance(state.fit, SquaredLoss):
                 self._begin(state)
 
     def _restored(self, state: _State) -> Tensor:
@@ -275,25 +274,23 @@ class QuadraticADMM(IterativeSolver[_State]):
 
         ‖h‖² after a step t is a parabola, square − 2t·slope + t²·bend: its nearer root, or its lowest point.
         """
-        measure, T = state.measure, state.T
-        if isinstance(measure, HalfSquare):
+        fit, T = state.fit, state.T
+        if isinstance(fit, SquaredLoss):
             return T
         gradient = state.basis.gradient(T)
         along = gradient * (T != 0)
         square, slope = state.basis.distances(T, gradient), along.square().sum(0)
         bend = (along * (state.basis.gram @ along)).sum(0)
-        if isinstance(measure, LayerBall):
+        if not isinstance(fit.radii, Tensor):
             square, slope, bend = square.sum(), slope.sum(), bend.sum()
-        beyond = (square - measure.eps**2).clamp(min=0)
+        beyond = (square - fit.radii**2).clamp(min=0)
         root = (slope.square() - bend * beyond).clamp(min=0).sqrt()
         moved = T - along * torch.where(root > 0, beyond / (slope + root), slope / bend.clamp(min=_TINY))
         return state.penalty.prox(moved, 0.0)  # within its domain
 
 
-def _measure(program: LayerProgram) -> HalfSquare | LayerBall | NeuronBalls:
-    measure = program.fit.measure  # type: ignore[attr-defined] # of a Ball or a SquaredLoss, as refuses saw to
-    assert isinstance(measure, HalfSquare | LayerBall | NeuronBalls)  # noqa: S101 - there are no others
-    return measure
+def _fit(program: LayerProgram) -> Ball | SquaredLoss:
+    return cast(Ball | SquaredLoss, program.fit)  # as refuses saw to
 
 
 def _norm(A: Tensor) -> float:

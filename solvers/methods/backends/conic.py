@@ -27,7 +27,7 @@ from torch import Tensor
 
 from convexprune.solvers.programs import L1, GroupL2, LayerProgram
 from convexprune.solvers.programs.claims import FITS, NORMS, is_plain
-from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall
+from convexprune.solvers.programs.fits.base import LossFit
 
 Array = npt.NDArray[Any]
 _ENTRIES = 50_000  # of X, counted once a neuron, that separable programs are solved together up to
@@ -52,7 +52,7 @@ def separable(program: LayerProgram) -> bool:
     column = np.broadcast_to(np.arange(program.shape[1]), labels.shape)
     owner = np.zeros(labels.max() + 1, dtype=int)
     owner[labels] = column
-    whole = isinstance(getattr(program.fit, "measure", None), LayerBall)
+    whole = isinstance(getattr(program.fit, "radii", None), float)
     return not whole and bool((owner[labels] == column).all())
 
 
@@ -85,16 +85,16 @@ class Outputs:
         from scipy import sparse
 
         fit: Any = program.fit
-        X, M, measure = _array(program.inputs), program.shape[1], fit.measure
+        X, M = _array(program.inputs), program.shape[1]
         anchor, free = (_array(a.expand(fit.shape)) for a in (fit.anchor, fit.unrestricted()))
         seen = np.ones(fit.shape) if fit.seen() is None else _array(fit.seen().expand(fit.shape))
         radii, ball, weight = np.full(M, np.inf), np.arange(M), 0.0
-        if isinstance(measure, HalfSquare):
-            weight = measure.weight
-        elif isinstance(measure, LayerBall):
-            radii, ball = np.array([measure.eps]), np.zeros(M, dtype=int)
+        if isinstance(fit, LossFit):
+            weight = fit.weight
+        elif isinstance(fit.radii, float):
+            radii, ball = np.array([fit.radii]), np.zeros(M, dtype=int)
         else:
-            radii = _array(measure.eps)
+            radii = _array(fit.radii)
         return cls(X, sparse.csr_array(X), anchor, free, (seen > 0) & (radii[ball] > 0), radii, ball, weight)
 
     def of_neurons(self, columns: slice) -> "Outputs":

@@ -12,7 +12,7 @@ from convexprune.solvers.methods.backends.conic import ConicForm
 from convexprune.solvers.methods.backends.direct import Direct, Point, RawSolution, by_tens
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import L1, LayerProgram
-from convexprune.solvers.programs.fits.measures import HalfSquare
+from convexprune.solvers.programs.fits.base import LossFit
 
 
 def _answer(
@@ -132,7 +132,7 @@ class OSQP(Direct):
         reason = super().refuses(program)
         if reason:
             return reason
-        if not isinstance(program.fit.measure, HalfSquare):  # type: ignore[attr-defined]
+        if not isinstance(program.fit, LossFit):
             cone = f"the ball of {type(program.fit).__name__} is a second-order cone"
             return f"OSQP solves quadratic programs, and {cone}; it takes SquaredLoss, ReluLoss and NetTrimLoss"
         if not isinstance(program.penalty, L1):

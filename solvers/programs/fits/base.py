@@ -1,18 +1,17 @@
-"""What a fit is, and the family of the package's own fits: a geometry h of the outputs, and a measure of h."""
+"""What a fit is, and the package's own fits as a geometry h of the outputs and a measure m of h: a set, or a loss."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_radii, blocks_of, checked_positive, norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.programs.fits.measures import HalfSquare, LayerBall, Measure, NeuronBalls
 from convexprune.solvers.programs.gram import Gram
 
 
@@ -20,8 +19,7 @@ from convexprune.solvers.programs.gram import Gram
 class Fit(Protocol):
     """A closed convex f on outputs Z [P, M], as solvers and the certificate see it (docs/fits.md has examples).
 
-    ``sums`` and ``dual_terms`` are sums over samples, and given them everything else is one row at a time: so solvers
-    and the certificate can walk through the samples in blocks.
+    ``sums`` and ``dual_terms`` add up over samples; given them, all else is one row at a time: blocks will do.
     """
 
     @property
@@ -103,23 +101,15 @@ class TargetFit(ABC):
 
     targets: ArrayLike | Gram
     gram: Gram | None = field(init=False, repr=False)  # what the targets were taken from
+    linear: ClassVar[bool] = False  # whether products of inputs and targets say all of the fit
 
     def __post_init__(self) -> None:
         gram = self.targets if isinstance(self.targets, Gram) else None
-        targets = self._gram_targets(gram) if gram is not None else self.targets
-        object.__setattr__(self, "gram", gram)
-        object.__setattr__(self, "targets", as_matrix("targets Y", targets))  # type: ignore[arg-type]
-
-    def _gram_targets(self, gram: Gram) -> Tensor:
-        raise InvalidInput(
-            f"{type(self).__name__} needs the samples themselves: a Gram keeps only what Ball and SquaredLoss ask for, "
-            f"found targets of {gram.samples} streamed samples"
-        )
-
-    @property
-    @abstractmethod
-    def measure(self) -> Measure:
-        """m."""
+        if gram is not None and not self.linear:
+            why = f"a Gram keeps only what Ball and SquaredLoss ask for, found targets of {gram.samples} streamed"
+            raise InvalidInput(f"{type(self).__name__} needs the samples themselves: {why} samples")
+        targets = as_matrix("targets Y", cast(ArrayLike, self.targets if gram is None else gram.targets))
+        vars(self).update(gram=gram, targets=targets)  # what is frozen has no other way
 
     @abstractmethod
     def as_loss(self, weight: float = 1.0) -> "LossFit":
@@ -128,8 +118,7 @@ class TargetFit(ABC):
     @property
     def Y(self) -> Tensor:
         """The targets as a tensor [P, M]."""
-        assert isinstance(self.targets, Tensor)  # noqa: S101 - __post_init__ made it one
-        return self.targets
+        return cast(Tensor, self.targets)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -138,8 +127,8 @@ class TargetFit(ABC):
 
     @property
     def scale(self) -> float:
-        """The measure's unit, or ‖Y‖_F where that is 0 (1 where both are)."""
-        return self.measure.unit or self.size or 1.0
+        """‖Y‖_F, or 1 where that is 0."""
+        return self.size or 1.0
 
     @property
     def size(self) -> float:
@@ -153,8 +142,7 @@ class TargetFit(ABC):
     def _with(self, **changes: object) -> Self:
         """A copy with some fields changed, not checked again: solvers make one for each block of rows."""
         new = copy(self)
-        for name, value in changes.items():
-            object.__setattr__(new, name, value)
+        vars(new).update(changes)
         return new
 
     def _scaled(self, c: float) -> Self:
@@ -184,34 +172,27 @@ class TargetFit(ABC):
 
     def sums(self, Z: Tensor) -> Tensor:
         """Columnwise ‖h‖² and ‖e‖²."""
-        squares, seen = _single(self.offset(Z)).square_(), self.seen()
+        p, seen = self.offset(Z), self.seen()
+        squares = p.to(working_dtype(p.dtype)).square_()  # those of numbers above 256 are infinite in float16
         if seen is None:
             s = squares.sum(0)
             return torch.stack([s, torch.zeros_like(s)]).to(torch.float64)
         h = squares * seen
         return torch.stack([h.sum(0), squares.sub_(h).sum(0)]).to(torch.float64)
 
-    def value(self, sums: Tensor) -> float:
-        """m(h)."""
-        return self.measure.value(sums[0])
-
-    def distance(self, sums: Tensor) -> float:
-        """√(dist(h, domain of m)² + ‖e‖²)."""
-        return math.hypot(self.measure.distance(sums[0]), float(sums[1].sum().sqrt()))
-
     def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
         """The measure's fraction of h, and all of e."""
-        p, part, seen = self.offset(Z), self.measure.prox_fraction(sums[0], rho).to(Z), self.seen()
+        p, part, seen = self.offset(Z), self._prox_fraction(sums[0], rho).to(Z), self.seen()
         return p.mul_(part) if seen is None else p.mul_(torch.mul(seen, part - 1, out=seen).add_(1))
 
     def prox(self, Z: Tensor, rho: float) -> Tensor:
         """Z − prox_residual, by blocks of rows."""
         # Without temporaries of the size of Z: those, not the arithmetic, would take most of the time.
-        parts = [(self.map(lambda a, rows=rows: a[rows]), Z[rows]) for rows in blocks_of(Z)]  # type: ignore[misc]
-        sums = torch.stack([fit.sums(z) for fit, z in parts]).sum(0)
+        parts = [(rows, self.map(lambda a, rows=rows: a[rows])) for rows in blocks_of(Z)]  # type: ignore[misc]
+        sums = torch.stack([fit.sums(Z[rows]) for rows, fit in parts]).sum(0)
         V = torch.empty_like(Z)
-        for (fit, z), rows in zip(parts, blocks_of(Z), strict=True):
-            torch.sub(z, fit.prox_residual(z, sums, rho), out=V[rows])
+        for rows, fit in parts:
+            torch.sub(Z[rows], fit.prox_residual(Z[rows], sums, rho), out=V[rows])
         return V
 
     def residual(self, Z: Tensor) -> Tensor:
@@ -225,26 +206,22 @@ class TargetFit(ABC):
 
     def dual_terms(self, L: Tensor) -> Tensor:
         """a = −⟨λ_m, anchor_m⟩ and b² = ‖λ_m on what the measure sees‖²."""
-        L, seen = _single(L), self.seen()
+        L, seen = L.to(working_dtype(L.dtype)), self.seen()
         squares = L.square() if seen is None else L.square().mul_(seen)
         return torch.stack([-(L * self.anchor).sum(0), squares.sum(0)]).to(torch.float64)
 
-    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
-        """The measure's."""
-        return self.measure.best_scaling(terms[0], terms[1], cap)
+    @abstractmethod
+    def _prox_fraction(self, s: Tensor, rho: float) -> Tensor:
+        """[M] or scalar: the part of each column of h that the prox with penalty rho takes away."""
 
-    def dual_value(self, terms: Tensor, t: Tensor) -> float:
-        """Σ a_m t_m − m*(t∘Λ)."""
-        return self.measure.dual_value(terms[0], terms[1], t)
-
-    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
-        """f as cvxpy sees it: the measure of each neuron's entries, slacks for one-sided, bounds for unseen ones."""
+    def _cvxpy_columns(self, Z: Any) -> tuple[dict[int, Any], list[Any]]:
+        """The entries of h of each neuron that has any, slacks for one-sided ones; and bounds for unseen ones."""
         import cvxpy as cp
 
         anchor, free = self.anchor.double().expand(self.shape).cpu().numpy(), self.unrestricted().cpu().numpy()
         mask = self.seen()
         seen = ((torch.ones_like(self.Y) if mask is None else mask.expand(self.shape)) > 0).cpu().numpy()
-        columns, constraints = [], []
+        columns, constraints = dict[int, Any](), []
         for m in range(self.shape[1]):
             two, one, bound = free[:, m] & seen[:, m], ~free[:, m] & seen[:, m], ~free[:, m] & ~seen[:, m]
             h = [Z[two, m] - anchor[two, m]] if two.any() else []
@@ -254,9 +231,9 @@ class TargetFit(ABC):
                 constraints.append(h[-1] >= Z[one, m] - anchor[one, m])
             if bound.any():
                 constraints.append(Z[bound, m] <= anchor[bound, m])
-            columns.append(cp.hstack(h) if h else None)
-        objective, more = self.measure.to_cvxpy(columns)
-        return objective, constraints + more
+            if h:
+                columns[m] = cp.hstack(h)
+        return columns, constraints
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,13 +249,17 @@ class SetFit(TargetFit, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "eps", as_radii("eps", self.eps, self.Y))
+        vars(self).update(eps=as_radii("eps", self.eps, self.Y))
 
     @property
-    def measure(self) -> Measure:
-        """The ball, or balls."""
-        # ``map`` may have moved the targets to another device.
-        return NeuronBalls(self.eps.to(self.Y.device)) if isinstance(self.eps, Tensor) else LayerBall(self.eps)  # type: ignore[arg-type]
+    def radii(self) -> float | Tensor:
+        """eps as a number, or [M] in float64 on the device of the targets, where ``map`` may have moved them."""
+        return self.eps.to(self.Y.device) if isinstance(self.eps, Tensor) else cast(float, self.eps)
+
+    @property
+    def scale(self) -> float:
+        """The length of all radii together, or ‖Y‖_F where that is 0 (1 where both are)."""
+        return float(torch.linalg.vector_norm(torch.as_tensor(self.eps, dtype=torch.float64))) or super().scale
 
     def with_eps(self, eps: float | ArrayLike) -> Self:
         """The same set with another radius, or other radii [M]."""
@@ -286,12 +267,11 @@ class SetFit(TargetFit, ABC):
 
     def relaxed(self, by: float) -> Self:
         """Radii that are larger by ``by``, in all."""
-        each = by / len(self.eps) ** 0.5 if isinstance(self.eps, Tensor) else by
-        return self._with(eps=self.eps + each)  # type: ignore[operator]
+        return self._with(eps=self.radii + (by / len(self.radii) ** 0.5 if isinstance(self.radii, Tensor) else by))
 
     def rescaled(self, c: float) -> Self:
         """Targets and eps multiplied by c."""
-        return self._scaled(c)._with(eps=self.eps * c)  # type: ignore[operator]
+        return self._scaled(c)._with(eps=self.radii * c)
 
     def times(self, k: float) -> Self:  # noqa: ARG002 - an indicator has no scale
         """Itself."""
@@ -300,7 +280,68 @@ class SetFit(TargetFit, ABC):
     def sample(self, rows: slice | Tensor) -> Self:
         """The same root mean square over fewer samples."""
         part = self.map(lambda array: array[rows])
-        return part._with(eps=self.eps * (part.shape[0] / self.shape[0]) ** 0.5)
+        return part._with(eps=self.radii * (part.shape[0] / self.shape[0]) ** 0.5)
+
+    def value(self, sums: Tensor) -> float:  # noqa: ARG002 - an indicator
+        """0."""
+        return 0.0
+
+    def _lengths(self, s: Tensor) -> Tensor:
+        """‖h‖ of what each ball holds: of all columns together, or of each."""
+        return (s if isinstance(self.eps, Tensor) else s.sum()).sqrt()
+
+    def distance(self, sums: Tensor) -> float:
+        """√(dist(h, balls)² + ‖e‖²)."""
+        beyond = torch.linalg.vector_norm((self._lengths(sums[0]) - self.radii).clamp(min=0))
+        return math.hypot(float(beyond), float(sums[1].sum().sqrt()))
+
+    def _prox_fraction(self, s: Tensor, rho: float) -> Tensor:  # noqa: ARG002 - an indicator has no scale
+        return (1 - self.radii / self._lengths(s).clamp(min=1e-300)).clamp(min=0)
+
+    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
+        """The maximiser of Σ a_m t_m − eps·√Σ b_m² t_m² over 0 ≤ t ≤ cap; with a ball a neuron each term is linear."""
+        a, b2 = terms
+        if isinstance(self.radii, Tensor):
+            return torch.where(a > self.radii * b2.sqrt(), cap, 0.0)
+        return _best_in_ball(self.radii, a.clamp(min=0), b2, cap) if self.radii else torch.where(a > 0, cap, 0.0)
+
+    def dual_value(self, terms: Tensor, t: Tensor) -> float:
+        """Σ a_m t_m − eps·√Σ b_m² t_m², or Σ t_m (a_m − eps_m b_m)."""
+        a, b2 = terms
+        if isinstance(self.radii, Tensor):
+            return float((t * (a - self.radii * b2.sqrt())).sum())
+        return float((a * t).sum() - self.radii * (b2 * t.square()).sum().sqrt())
+
+    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
+        """A second-order cone a ball."""
+        import cvxpy as cp
+
+        columns, constraints = self._cvxpy_columns(Z)
+        if isinstance(self.eps, Tensor):
+            return 0.0, constraints + [cp.norm(h, 2) <= float(self.eps[m]) for m, h in columns.items()]
+        return 0.0, constraints + ([cp.norm(cp.hstack(list(columns.values())), 2) <= self.eps] if columns else [])
+
+
+def _best_in_ball(eps: float, a: Tensor, b2: Tensor, cap: Tensor) -> Tensor:
+    """The t [M] with t_m = min(S a_m/(eps b_m²), cap_m) and S = ‖t∘b‖, exact up to rounding.
+
+    Columns reach their cap in the order of eps b_m² cap_m/a_m, so S follows from their number; the best one is taken.
+    """
+    reach = torch.where(a > 0, eps * b2 * cap / a, torch.inf)
+    order = reach.argsort()
+    a, b2, top, reach = a[order], b2[order], cap[order], reach[order]
+    # Columns that reach S at once (no ball term) are at their cap whatever S is.
+    slope = torch.where(b2 > 0, a.square() / b2.clamp(min=1e-300), 0.0) / eps**2
+    capped = torch.cumsum(top.square() * b2, 0)
+    rest = 1 - (slope.sum() - torch.cumsum(slope, 0))
+    S = torch.where(rest > 0, (capped / rest.clamp(min=1e-300)).sqrt(), torch.inf)
+    following = torch.cat([reach[1:], reach.new_tensor([torch.inf])])
+    consistent = (S >= reach * (1 - 1e-9)) & (S <= following * (1 + 1e-9)) & (a > 0)
+    if not bool(consistent.any()):
+        return torch.zeros_like(cap)
+    best = S[consistent].min()
+    t = torch.where(reach <= best, top, best * a / (eps * b2).clamp(min=1e-300))
+    return torch.zeros_like(cap).scatter(0, order, torch.where(a > 0, torch.minimum(t, top), 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,12 +357,7 @@ class LossFit(TargetFit, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weight", checked_positive("weight", self.weight))
-
-    @property
-    def measure(self) -> Measure:
-        """Half the weighted sum of squares."""
-        return HalfSquare(self.weight)
+        vars(self).update(weight=checked_positive("weight", self.weight))
 
     def rescaled(self, c: float) -> Self:
         """Targets multiplied by c, the weight divided by c²."""
@@ -336,7 +372,28 @@ class LossFit(TargetFit, ABC):
         """The weight multiplied by k."""
         return self._with(weight=checked_positive("weight", self.weight * k))
 
+    def value(self, sums: Tensor) -> float:
+        """½·weight·Σ ‖h_m‖²."""
+        return 0.5 * self.weight * float(sums[0].sum())
 
-def _single(A: Tensor) -> Tensor:
-    """A, in float32 if its own precision is lower: squares of numbers above 256 are infinite in float16."""
-    return A.to(working_dtype(A.dtype))
+    def distance(self, sums: Tensor) -> float:
+        """‖e‖: no h is out of reach of a loss."""
+        return float(sums[1].sum().sqrt())
+
+    def _prox_fraction(self, s: Tensor, rho: float) -> Tensor:
+        return s.new_tensor(self.weight / (self.weight + rho))
+
+    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
+        """The top of a parabola a column: min(weight·a_m/b_m², cap_m)."""
+        return torch.minimum(self.weight * terms[0].clamp(min=0) / terms[1].clamp(min=1e-300), cap)
+
+    def dual_value(self, terms: Tensor, t: Tensor) -> float:
+        """Σ a_m t_m − b_m² t_m²/(2 weight)."""
+        return float((terms[0] * t - terms[1] * t.square() / (2 * self.weight)).sum())
+
+    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
+        """A sum of squares."""
+        import cvxpy as cp
+
+        h, constraints = self._cvxpy_columns(Z)
+        return 0.5 * self.weight * cp.sum_squares(cp.hstack(list(h.values()))) if h else 0.0, constraints

@@ -11,12 +11,10 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_finite, check_shape
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits.base import LossFit, SetFit, TargetFit
-from convexprune.solvers.programs.gram import Gram
 
 
 class _Linear(TargetFit):
-    def _gram_targets(self, gram: Gram) -> Tensor:
-        return gram.targets
+    linear = True
 
     def offset(self, Z: Tensor) -> Tensor:
         return Z - self.Y
