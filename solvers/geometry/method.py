@@ -5,35 +5,25 @@ Yıldırım, On Khachiyan's algorithm for the computation of minimum-volume encl
 """
 
 import time
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import checked_positive
-from convexprune.solvers.errors import MissingExtra
 from convexprune.solvers.geometry.cloud import Cloud, factor
-from convexprune.solvers.methods.backends.direct import PIP
+from convexprune.solvers.methods.backends.cvxpy_ import CVXPY
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.iterative import Iterative
 from convexprune.solvers.methods.registry import Registry
-
-if TYPE_CHECKING:
-    import cvxpy as cp
 
 _DRIFT = 1e-8  # of a leverage from its own recomputation, relative: the updates start afresh beyond it
 _EVERY = 50  # steps between two looks at the drift
 _GROWTH = 1.5
 _EACH = 1e-2  # of the total weight is spread evenly where some have none
 _FIRST = 4.0
-
-
-State = TypeVar("State")
-
 _SINGULAR = 1e-12  # a least eigenvalue relative to the largest: below it inverses have too few digits
 
 
@@ -51,12 +41,23 @@ ELLIPSOIDS: Registry[EllipsoidSolver] = Registry("convexprune.ellipsoid_solvers"
 """Solvers of ``lowner_ellipsoid``."""
 
 
+@dataclass
+class Weighted:
+    """The state of a method: points, their weights u [n] with sum 1, and their leverages g [n]."""
+
+    cloud: Cloud
+    u: Tensor
+    g: Tensor
+
+
+State = TypeVar("State", bound=Weighted)
+
+
 @dataclass(frozen=True)
 class EllipsoidMethod(Iterative[Cloud, State]):
     """Base of methods that seek weights u [n], with Σu = 1, of largest log det Σ u_i q_i q_iᵀ.
 
-    Write ``init`` and ``step``; where the state has no ``cloud``, ``u`` [n] and leverages ``g`` [n], also
-    ``own_gap`` and ``weights``.
+    Write ``init`` and ``step``; where the state is not ``Weighted``, also ``own_gap`` and ``weights``.
     """
 
     def refuses(self, program: Cloud) -> str | None:  # noqa: ARG002 - most take any points
@@ -65,15 +66,11 @@ class EllipsoidMethod(Iterative[Cloud, State]):
 
     def own_gap(self, state: State) -> float:
         """The gap as the method sees it, by default of the leverages g that the state holds."""
-        held: Any = state
-        gap: float = held.cloud.gap(float(held.g.max()))
-        return gap
+        return state.cloud.gap(float(state.g.max()))
 
     def weights(self, state: State) -> Tensor:
         """u [n], by default the state's."""
-        held: Any = state
-        u: Tensor = held.u
-        return u
+        return state.u
 
     def residuals(self, state: State) -> Mapping[str, float]:
         """The gap as the method sees it."""
@@ -98,11 +95,14 @@ def start_weights(cloud: Cloud, start: Start | None) -> Tensor:
     return u if float(values[0]) > _SINGULAR * float(values[-1]) else (u + uniform) / 2
 
 
+def _factored(cloud: Cloud, u: Tensor) -> Tensor:
+    """C [D, D] with CCᵀ = M⁻¹, NaN where M is singular."""
+    C = factor(cloud.moment(u))
+    return torch.full((cloud.size,) * 2, torch.nan, dtype=torch.float64, device=u.device) if C is None else C
+
+
 @dataclass
-class _Ascent:
-    cloud: Cloud
-    u: Tensor  # [n], sum 1
-    g: Tensor
+class _Ascent(Weighted):
     inverse: Tensor  # M⁻¹ [D, D]
     steps: int = 0
 
@@ -168,17 +168,12 @@ class WolfeAtwood(Khachiyan):
 
 def _refactor(state: _Ascent) -> None:
     """M⁻¹ and the leverages, afresh from u."""
-    C = factor(state.cloud.moment(state.u))
-    if C is None:
-        C = torch.full((state.cloud.size,) * 2, torch.nan, dtype=torch.float64, device=state.u.device)
+    C = _factored(state.cloud, state.u)
     state.inverse, state.g = C @ C.T, state.cloud.leverages(C)
 
 
 @dataclass
-class _Scaled:
-    cloud: Cloud
-    u: Tensor  # [n], sum 1
-    g: Tensor
+class _Scaled(Weighted):
     log_det: float
     power: float
 
@@ -204,115 +199,66 @@ class Multiplicative(EllipsoidMethod[_Scaled]):
         """Uniform weights, or those given; a point of weight 0 would keep it, so that each has a little."""
         u = start_weights(program, start)
         u = u if bool(u.all()) else torch.lerp(u, torch.full_like(u, 1 / len(u)), _EACH)
-        g, log_det = _judged(program, u)
-        return _Scaled(program, u, g, log_det, min(_FIRST, self.power))
+        C = _factored(program, u)
+        return _Scaled(program, u, program.leverages(C), _log_det(C), min(_FIRST, self.power))
 
     def step(self, state: _Scaled) -> None:
         """One step that does not lower log det."""
         while True:
             u = state.u * state.g.clamp(min=0) ** state.power
             u = u / u.sum()
-            g, log_det = _judged(state.cloud, u)
+            C = _factored(state.cloud, u)
+            log_det = _log_det(C)
             if log_det >= state.log_det or state.power <= min(1.0, self.power):
                 break
             state.power = max(1.0, state.power / 2)
-        state.u, state.g, state.log_det = u, g, log_det
+        state.u, state.g, state.log_det = u, state.cloud.leverages(C), log_det
         state.power = min(self.power, _GROWTH * state.power)
 
 
-def _judged(cloud: Cloud, u: Tensor) -> tuple[Tensor, float]:
-    """g and log det M."""
-    C = factor(cloud.moment(u))
-    if C is None:
-        return torch.full_like(u, torch.nan), -torch.inf
-    return cloud.leverages(C), -2 * float(C.diagonal().log().sum())
+def _log_det(C: Tensor) -> float:
+    """log det M of CCᵀ = M⁻¹."""
+    return -2 * float(C.diagonal().log().sum())
 
 
 @ELLIPSOIDS.register("cvxpy")
 @dataclass(frozen=True)
-class CVXPY:
+class ReferenceEllipsoid(CVXPY):
     """The reference formulation solved by a conic solver that cvxpy has installed; for some thousand points, d ≤ 20.
+
+    About the origin, {x : xᵀXx ≤ 1}: maximise log det X over X ⪰ 0 with a_iᵀXa_i ≤ 1. With a free centre,
+    {x : ‖Bx + b‖ ≤ 1}: maximise log det B over B ⪰ 0 and b with ‖Ba_i + b‖ ≤ 1.
 
     Args:
         backend: cvxpy's name of the solver, such as "CLARABEL" or "SCS".
         settings: The backend's own options by its own names.
     """
 
-    backend: str = "CLARABEL"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    packages: ClassVar[tuple[str, ...]] = ("cvxpy", "clarabel", "scs")
-
-    @staticmethod
-    def missing() -> str | None:
-        """What to install before this solver can run, or None."""
-        return None if find_spec("cvxpy") else PIP
-
-    def refuses(self, program: Cloud) -> str | None:  # noqa: ARG002 - it takes any points
+    def refuses(self, program: Cloud) -> str | None:  # type: ignore[override]  # noqa: ARG002 - it takes any points
         """Why these points cannot be taken, or None; MissingExtra is raised where cvxpy is not installed."""
-        if self.missing():
-            raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
-        import cvxpy as cp
-
-        installed = cp.installed_solvers()
+        installed = self.installed()
         return None if self.backend.upper() in installed else f"cvxpy has {installed}, not {self.backend!r}"
 
-    def run(self, program: Cloud, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
+    def run(self, program: Cloud, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # type: ignore[override]  # noqa: ARG002
         """Build and solve; the weights are the multipliers of the points' constraints."""
         import cvxpy as cp
 
         began = time.perf_counter()
-        problem = reference_problem(program.rows(slice(None))[:, : program.rank], program.free)
-        setup = time.perf_counter() - began
-        settings = self._settings(limits) | dict(self.settings)
-        effective = {"backend": self.backend.upper(), "settings": settings, "start": "not used"}
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Solution may be inaccurate")  # the certificate judges accuracy
-                problem.solve(solver=self.backend.upper(), **settings)
-        except cp.error.SolverError as error:
-            return Proposal(None, None, "failed", 0, setup, str(error), effective)
-        found = problem.constraints[0].dual_value
-        iterations, seconds = int(problem.solver_stats.num_iters or 0), time.perf_counter() - began
+        A, r = program.rows(slice(None))[:, : program.rank].cpu().numpy(), program.rank
+        shape, shift = cp.Variable((r, r), PSD=True), cp.Variable((1, r))
+        if program.free:
+            inside = cp.norm(A @ shape + cp.vstack([shift] * len(A)), axis=1) <= 1
+        else:
+            inside = cp.sum(cp.multiply(A @ shape, A), axis=1) <= 1
+        problem = cp.Problem(cp.Maximize(cp.log_det(shape)), [inside])
+        wanted = max(1e-12, 1e-4 * limits.tol)
+        clarabel = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), wanted)
+        clarabel["max_step_fraction"] = 0.9  # with its own 0.99 it gives up on one cloud in three
+        accuracy = {"CLARABEL": clarabel, "SCS": dict.fromkeys(("eps_abs", "eps_rel"), wanted)}
+        proposal = self.solved(problem, limits, accuracy, time.perf_counter() - began)
+        found = inside.dual_value
         found = found[0] if isinstance(found, list) else found
         u = torch.zeros(1) if found is None else torch.as_tensor(found, dtype=torch.float64).reshape(-1).clamp(min=0)
-        if not (bool(u.isfinite().all()) and float(u.sum()) > 0):
-            return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
-        ended = _ended(limits, iterations, seconds, problem.status)
-        u = (u / u.sum()).to(program.points.device)
-        return Proposal(u, None, ended, iterations, setup, problem.status, effective)
-
-    def _settings(self, limits: Limits) -> dict[str, Any]:
-        wanted = max(1e-12, 1e-4 * limits.tol)
-        names: dict[str, Any] = {}
-        if self.backend.upper() == "CLARABEL":
-            names = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
-            names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), wanted)
-            names["max_step_fraction"] = 0.9  # with its own 0.99 it gives up on one cloud in three
-        elif self.backend.upper() == "SCS":
-            names = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
-            names |= dict.fromkeys(("eps_abs", "eps_rel"), wanted)
-        return {name: value for name, value in names.items() if value is not None}
-
-
-def reference_problem(y: Tensor, free: bool) -> "cp.Problem":
-    """The ellipsoid of least volume around points y [n, r] as a cvxpy problem; its first constraint is the points'.
-
-    About the origin, {x : xᵀXx ≤ 1}: maximise log det X over X ⪰ 0 with a_iᵀXa_i ≤ 1. With a free centre,
-    {x : ‖Bx + b‖ ≤ 1}: maximise log det B over B ⪰ 0 and b with ‖Ba_i + b‖ ≤ 1.
-    """
-    import cvxpy as cp
-
-    A, r = y.cpu().numpy(), y.shape[1]
-    shape = cp.Variable((r, r), PSD=True)
-    if not free:
-        return cp.Problem(cp.Maximize(cp.log_det(shape)), [cp.sum(cp.multiply(A @ shape, A), axis=1) <= 1])
-    shift = cp.Variable((1, r))
-    inside = cp.norm(A @ shape + cp.vstack([shift] * len(A)), axis=1) <= 1
-    return cp.Problem(cp.Maximize(cp.log_det(shape)), [inside])
-
-
-def _ended(limits: Limits, iterations: int, seconds: float, status: str) -> str:
-    if limits.max_iter is not None and iterations >= limits.max_iter:
-        return "iteration limit"
-    late = limits.time_limit is not None and (seconds >= limits.time_limit or status == "user_limit")
-    return "time limit" if late else "own rule"
+        if proposal.ended == "failed" or not (bool(u.isfinite().all()) and float(u.sum()) > 0):
+            return replace(proposal, ended="failed")
+        return replace(proposal, weights=(u / u.sum()).to(program.points.device))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.geometry.cloud import Cloud, factor
-from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidMethod, Multiplicative
+from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidMethod, Multiplicative, Weighted
 from convexprune.solvers.methods.interface import Start
 
 _STEPS = 60
@@ -97,11 +97,10 @@ def _moved(cloud: Cloud, u: Tensor, du: Tensor, step: float) -> tuple[Tensor, Te
 
 
 @dataclass
-class _State:
-    cloud: Cloud
+class _State(Weighted):
+    """u [K] are the working set's; g [n] all points', under uniform weights before the first step."""
+
     chosen: Tensor  # [K] indices of the working set
-    u: Tensor  # [K], sum 1
-    g: Tensor  # [n], all points' leverages: under u, or under uniform weights before the first step
     steps: int = 0
     most: int = 0
     best: float = math.inf  # the least gap so far
@@ -141,8 +140,8 @@ class WorkingSet(EllipsoidMethod[_State]):
         else:
             chosen = g.topk(_AT_ONCE * program.size).indices
         u = torch.ones_like(g[chosen]) if start is None else start.weights[chosen]
-        missing = _missing(program, chosen)
-        return _State(program, *_joined(chosen, u.clamp(min=_NEWCOMER * float(u.mean())), missing), g)
+        chosen, u = _joined(chosen, u.clamp(min=_NEWCOMER * float(u.mean())), _missing(program, chosen))
+        return _State(program, u, g, chosen)
 
     def step(self, state: _State) -> None:
         """Take in what stuck out in the last step, find the set's weights, look at all points."""

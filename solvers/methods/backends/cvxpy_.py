@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
@@ -40,39 +40,34 @@ class CVXPY:
         """What to install before this solver can run, or None."""
         return None if find_spec("cvxpy") else PIP
 
-    def refuses(self, program: LayerProgram) -> str | None:
-        """Why this program cannot be taken, or None; MissingExtra where cvxpy is not installed."""
+    def installed(self) -> list[str]:
+        """The solvers that cvxpy has; MissingExtra is raised where it is not installed itself."""
         if self.missing():
             raise MissingExtra(f"solver 'cvxpy' needs cvxpy, which is not installed: {PIP}")
-        if not program.penalty.convex:
-            return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
-        import cvxpy as cp
-        from cvxpy.constraints import SOC
-        from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC as CONIC
-
-        installed = [s for s in cp.installed_solvers() if s in CONIC and SOC in CONIC[s].SUPPORTED_CONSTRAINTS]
-        if self.backend.upper() not in installed:
-            return f"cvxpy has no installed conic solver {self.backend!r} for second-order cones; it has {installed}"
-        problem, _ = program.to_cvxpy()
-        return None if problem.is_dcp() else "its reference formulation is not convex by cvxpy's rules"
-
-    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
-        """Build, solve, scale back. A start is not used: conic solvers behind cvxpy take none from outside."""
         import cvxpy as cp
 
-        began = time.perf_counter()
-        scaling = Scaling.of(program)
-        problem, U = scaling.apply(program).to_cvxpy()
-        setup = time.perf_counter() - began
-        settings = _settings(self.backend.upper(), program, limits) | dict(self.settings)
-        effective = {"backend": self.backend.upper(), "settings": settings, "start": "not used"}
+        names: list[str] = cp.installed_solvers()
+        return names
+
+    def solved(self, problem: Any, limits: Limits, accuracy: Mapping[str, Mapping[str, Any]], setup: float) -> Proposal:
+        """How solving a cvxpy problem ended, as a proposal without weights; ``accuracy`` holds settings by backend."""
+        import cvxpy as cp
+
+        backend = self.backend.upper()
+        names = {"CLARABEL": {"max_iter": limits.max_iter, "time_limit": limits.time_limit}}
+        names["SCS"] = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
+        limited = {name: value for name, value in names.get(backend, {}).items() if value is not None}
+        settings = limited | dict(accuracy.get(backend, {})) | dict(self.settings)
+        failed = Proposal(
+            None, None, "failed", 0, setup, "", {"backend": backend, "settings": settings, "start": "not used"}
+        )
         try:
             with warnings.catch_warnings():
                 # The certificate judges accuracy; cvxpy's warning about it would say it twice.
                 warnings.filterwarnings("ignore", "Solution may be inaccurate")
-                problem.solve(solver=self.backend.upper(), **settings)
+                problem.solve(solver=backend, **settings)
         except cp.error.SolverError as error:
-            return Proposal(None, None, "failed", 0, setup, str(error), effective)
+            return replace(failed, message=str(error))
         except (AttributeError, TypeError, ValueError) as error:
             if not self.settings:
                 raise
@@ -86,28 +81,41 @@ class CVXPY:
             ended = "iteration limit"
         elif problem.status != "optimal" and limits.time_limit is not None:
             ended = "time limit"
+        return replace(failed, ended=ended, iterations=iterations, message=problem.status)
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None; MissingExtra where cvxpy is not installed."""
+        available = self.installed()
+        if not program.penalty.convex:
+            return f"{type(program.penalty).__name__} is not convex; the solver 'continuation' takes it"
+        from cvxpy.constraints import SOC
+        from cvxpy.reductions.solvers.defines import SOLVER_MAP_CONIC as CONIC
+
+        installed = [s for s in available if s in CONIC and SOC in CONIC[s].SUPPORTED_CONSTRAINTS]
+        if self.backend.upper() not in installed:
+            return f"cvxpy has no installed conic solver {self.backend!r} for second-order cones; it has {installed}"
+        problem, _ = program.to_cvxpy()
+        return None if problem.is_dcp() else "its reference formulation is not convex by cvxpy's rules"
+
+    def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:  # noqa: ARG002
+        """Build, solve, scale back. A start is not used: conic solvers behind cvxpy take none from outside."""
+        began = time.perf_counter()
+        scaling = Scaling.of(program)
+        problem, U = scaling.apply(program).to_cvxpy()
+        wanted = wanted_accuracy(program, limits)
+        # An interior point method gains digits cheaply at the end, and needs them where prices differ by 1e12.
+        accuracy = {
+            "CLARABEL": dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10)),
+            "SCS": dict.fromkeys(("eps_abs", "eps_rel"), max(0.05 * wanted, 1e-10)),
+        }
+        found = self.solved(problem, limits, accuracy, time.perf_counter() - began)
+        if found.ended == "failed" or U.value is None:
+            return replace(found, ended="failed")
         multipliers = problem.constraints[0].dual_value
-        if U.value is None:
-            return Proposal(None, None, "failed", iterations, setup, problem.status, effective)
         device = program.inputs.device
         weights = scaling.undo_weights(torch.as_tensor(U.value, dtype=torch.float64))
         weights = program.penalty.to(weights).prox(weights, 0.0)  # within its domain, which conic solvers keep roughly
         if multipliers is not None:
             # cvxpy's Lagrangian has ⟨dual, Z − XU⟩ for the constraint Z == XU.
             multipliers = -scaling.undo_multipliers(torch.as_tensor(multipliers, dtype=torch.float64)).to(device)
-        return Proposal(weights.to(device), multipliers, ended, iterations, setup, problem.status, effective)
-
-
-def _settings(backend: str, program: LayerProgram, limits: Limits) -> dict[str, Any]:
-    """The backend's own options that make its answer worth judging at these limits."""
-    wanted = wanted_accuracy(program, limits)
-    if backend == "CLARABEL":
-        # An interior point method gains digits cheaply at the end, and needs them where prices differ by 1e12.
-        names: dict[str, Any] = {"max_iter": limits.max_iter, "time_limit": limits.time_limit}
-        names |= dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))
-    elif backend == "SCS":
-        names = {"max_iters": limits.max_iter or 200_000, "time_limit_secs": limits.time_limit}
-        names |= dict.fromkeys(("eps_abs", "eps_rel"), max(0.05 * wanted, 1e-10))
-    else:
-        names = {}
-    return {name: value for name, value in names.items() if value is not None}
+        return replace(found, weights=weights.to(device), multipliers=multipliers)
