@@ -119,7 +119,7 @@ class Options:
             raise InvalidInput(
                 f"fit: expected a name, a LayerFit, or a mapping from patterns to these, found {self.fit!r}"
             )
-        checked_limits(Limits(self.tol, self.feas_tol, self.max_iter, self.layer_time_limit))  # type: ignore[arg-type]
+        checked_limits(Limits(self.tol, self.feas_tol, self.max_iter, self.layer_time_limit))
         if self.time_limit is not None:
             checked_positive("time_limit", self.time_limit)
         checked_count("seed", self.seed, least=0)

@@ -305,8 +305,8 @@ def _size(name: str, value: object, what: str) -> object:
         if isinstance(value, Integral) and int(value) != 0:
             if int(value) >= 1:
                 return int(value)
-        elif math.isfinite(value) and 0 <= value < 1:
-            return float(value)
+        elif 0 <= (number := float(value)) < 1:
+            return number
     raise InvalidTolerance(
         f"{name}: expected the part of {what} to be zero, 0 to below 1, or a whole number ≥ 1 of those that stay, "
         f"found {value!r}"
@@ -316,13 +316,13 @@ def _size(name: str, value: object, what: str) -> object:
 def _radius(name: str, value: object) -> float:
     from convexprune.solvers.arrays import checked_radius
 
-    return checked_radius(name, value)  # type: ignore[arg-type]
+    return checked_radius(name, value)
 
 
 def _number(name: str, value: object) -> float:
     from convexprune.solvers.arrays import as_number
 
-    return as_number(name, value)  # type: ignore[arg-type]
+    return as_number(name, value)
 
 
 def _is_number(text: str) -> bool:

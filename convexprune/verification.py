@@ -246,13 +246,8 @@ def _network_differences(replay: "_Replay", prepared: Prepared, report: Mapping[
             yield f"report.json: output_error is {claim}, recomputed {found}"
         return
     told = cast(Mapping[str, object], report["network"])
-    measured = isinstance(target, NetworkEps)
-    promise = network_promise(
-        replay,
-        prepared.plan.size,
-        target.value if measured else None,  # type: ignore[union-attr]
-        target.guarantee if measured else "measured",  # type: ignore[union-attr]
-    )
+    asked, guarantee = (target.value, target.guarantee) if isinstance(target, NetworkEps) else (None, "measured")
+    promise = network_promise(replay, prepared.plan.size, asked, guarantee)
     for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
         value = math.inf if told[name] is None else float(cast(float, told[name]))
         found = getattr(promise, name)

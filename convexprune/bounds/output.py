@@ -7,7 +7,6 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -25,6 +24,8 @@ from convexprune.bounds.rules import (
     constant,
 )
 from convexprune.errors import UnsupportedModule
+from convexprune.files.texts import Json
+from convexprune.layers.kinds import Raw
 from convexprune.layers.support import altered
 from convexprune.network.choosing import check_module
 from convexprune.network.forwards import Forward, evaluating, left_as_found, run_model
@@ -111,15 +112,15 @@ def output_bound(
     return OutputBound(coefficients, propagation.norms, reason)
 
 
-_ModelCall = tuple[Any, Any, object]  # positional and keyword arguments, outputs
+_ModelCall = tuple[Raw, Json, object]  # positional and keyword arguments, outputs
 
 
 def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> _ModelCall | None:
     """The model's one call; None if the network is more than this call."""
-    calls: list[Any] = []
+    calls: list[Raw] = []
     returned: list[object] = []
 
-    def before(_: nn.Module, *arguments: Any) -> None:
+    def before(_: nn.Module, *arguments: Raw) -> None:
         # Copies: the forward may work in place.
         calls.append(fx.node.map_aggregate(arguments, lambda v: v.clone() if isinstance(v, Tensor) else v))
 
@@ -178,7 +179,7 @@ class _Propagation(fx.Interpreter):
             errors.append(unbounded(aliased, why))
         return summed(errors)
 
-    def fetch_attr(self, target: str) -> Any:
+    def fetch_attr(self, target: str) -> Raw:
         """The module or tensor of this name; tensors that the forward creates are kept beside the model."""
         return self.constants[target] if target in self.constants else super().fetch_attr(target)
 

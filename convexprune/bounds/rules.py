@@ -7,14 +7,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from convexprune.bounds.norms import Convolution, convolution_norm, overlap, spectral_norm
 from convexprune.bounds.pruned import is_product
-from convexprune.layers.kinds import NORMS
+from convexprune.layers.kinds import NORMS, Raw
 from convexprune.network.graph import operation_of
 from convexprune.network.memory import tensors_in
 
@@ -47,7 +46,7 @@ class Call:
     node: fx.Node
     module: nn.Module | None
     name: str
-    value: Any
+    value: Raw
 
     @cached_property
     def operation(self) -> str:
@@ -57,14 +56,14 @@ class Call:
     def __str__(self) -> str:
         return self.operation if self.module is None else f"{self.name!r} ({type(self.module).__name__})"
 
-    def argument(self, name: str, position: int, default: object = None) -> Any:
+    def argument(self, name: str, position: int, default: object = None) -> Raw:
         """An argument, from the module or the call."""
         if self.module is not None:
             return getattr(self.module, name, default)
         args, kwargs = self.arguments()
         return args[position] if len(args) > position else kwargs.get(name, default)
 
-    def arguments(self, operand: fx.Node | None = None, value: Any = None) -> tuple[Any, Any]:
+    def arguments(self, operand: fx.Node | None = None, value: Raw = None) -> Raw:
         """Positional and keyword arguments, with this value in the operand's place."""
         given = (self.node.args, self.node.kwargs)
         return fx.node.map_arg(given, lambda n: value if n is operand else self.run.env[n])

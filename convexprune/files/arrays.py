@@ -119,7 +119,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     if magic != b"\x93NUMPY":
         return
     version = np.lib.format.read_magic(file)
-    read_header: Any = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
+    read_header = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
     shape, _, dtype = read_header(file)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"its header tells of {math.prod(shape) * dtype.itemsize:,} bytes, and it has {size:,}")

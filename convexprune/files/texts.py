@@ -6,6 +6,11 @@ no text).
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+"""A JSON object, or plain data that are to be one; what lies in it is looked at where it is read."""
 
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f"
 _DIRECTIONS = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"

@@ -11,7 +11,6 @@ all networks at once, with probability 1 − δ over n independent training samp
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +99,7 @@ class GeneralisationBound:
         """Nothing was promised that might not hold."""
         return True
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
         return asdict(self) | {"vacuous": self.vacuous}
 

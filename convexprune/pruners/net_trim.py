@@ -35,7 +35,7 @@ class KeepByPath(Keep):
         """A search along eps, then a refit."""
         path = Within(0.1).program(problem, options)  # in cascade from an eps at which the trained weights are feasible
         free = problem.stored.shape[1] if problem.biased else 0  # the bias is never a zero
-        limits = {"tol": options.tol, "feas_tol": options.feas_tol, "max_iter": options.max_iter}
+        limits: dict[str, object] = {"tol": options.tol, "feas_tol": options.feas_tol, "max_iter": options.max_iter}
         limits |= dict(options.solver_options or {})
         point = smallest_eps(
             path,
@@ -100,7 +100,7 @@ def layer_eps(target: Eps, run: Run) -> dict[str, float]:
         if missing := [name for name, eps in found.items() if eps is None]:
             remedy = "add one, or '*', or leave them as trained with layers='!…'"
             raise InvalidInput(f"eps: no pattern among {list(target.table)} matches {', '.join(missing)}; {remedy}")
-        own = {name: checked_radius(f"eps of {name}", eps) for name, eps in found.items()}  # type: ignore[arg-type]
+        own = {name: checked_radius(f"eps of {name}", eps) for name, eps in found.items()}
     elif isinstance(value, tuple):
         if len(value) != len(names):
             raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(value)}")

@@ -6,7 +6,6 @@ sensitivities (``Sampling``). All else is the same for all: which layers there a
 workers and the report.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
@@ -74,8 +73,8 @@ class Pruner:
 
     def to_dict(self) -> dict[str, object]:
         """Its options as plain data."""
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return {field.name: plain(getattr(self, field.name)) for field in fields}
+        names: list[str] = [*getattr(self, "__dataclass_fields__", ())]
+        return {name: plain(getattr(self, name)) for name in names}
 
 
 PRUNERS: Registry[Pruner] = Registry("convexprune.pruners", "method", Pruner)

@@ -10,7 +10,6 @@ import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -19,10 +18,12 @@ from torch.nn import functional
 
 from convexprune.costs import flops, latency, storage
 from convexprune.errors import DamagedFile
+from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, safetensors_bytes, save_json, write_atomically
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.network.choosing import check_module
 from convexprune.network.forwards import Forward
+from convexprune.network.memory import Batch
 from convexprune.report.report import Report
 from convexprune.runs.journal import read_json
 from convexprune.solvers.errors import InvalidInput
@@ -38,7 +39,7 @@ def save_extras(
     folder: StrPath,
     dense_state: Mapping[str, Tensor] | nn.Module,
     model: nn.Module,
-    batch: Any = None,
+    batch: Batch = None,
     report: Report | None = None,
     *,
     forward: Forward | None = None,
@@ -66,7 +67,7 @@ def save_extras(
     pairs = _pairs(state, check_module(model))
     before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
     costs = _costs(before, state, model, batch, forward)
-    rows, maps = list[dict[str, Any]](), dict[str, Tensor]()
+    rows, maps = list[Json](), dict[str, Tensor]()
     for key, (old, new) in pairs.items():
         if _reported(key, report) or old.shape != new.shape or not bool((old == new).all()):
             peak = float(old.abs().max()) if old.numel() else 0.0
@@ -80,7 +81,7 @@ def save_extras(
     return save_json(own | costs, Path(folder) / "extras.json")
 
 
-def read_extras(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def read_extras(folder: Path) -> tuple[Json, dict[str, Tensor]] | None:
     """What ``save_extras`` wrote, plain data and pictures by name; None where it was not called.
 
     Raises:
@@ -161,10 +162,10 @@ def _rebuilt(state: Mapping[str, Tensor], model: nn.Module) -> nn.Module | None:
 
 
 def _costs(
-    before: nn.Module | None, state: Mapping[str, Tensor], model: nn.Module, batch: Any, forward: Forward | None
-) -> dict[str, Any]:
+    before: nn.Module | None, state: Mapping[str, Tensor], model: nn.Module, batch: Batch, forward: Forward | None
+) -> dict[str, object]:
     stored = storage(dict(state) if before is None else before)
-    costs: dict[str, Any] = {"storage": {"before": stored.to_dict(), "after": storage(model).to_dict()}}
+    costs: dict[str, object] = {"storage": {"before": stored.to_dict(), "after": storage(model).to_dict()}}
     if batch is not None:
         old = None if before is None else flops(before, batch, forward=forward).to_dict()
         costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
-from convexprune.files.texts import visible
+from convexprune.files.texts import Json, visible
 from convexprune.files.weights import StrPath, write_atomically
 from convexprune.report.extras import picture, read_extras
 from convexprune.report.report import COLUMNS, Column, LayerReport
@@ -84,7 +84,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     return write_atomically(visible(text).encode(), Path(folder) / "report.html" if out is None else Path(out))
 
 
-def _view(results: Results, extras: tuple[dict[str, Any], dict[str, Tensor]] | None) -> dict[str, Any]:
+def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> dict[str, object]:
     """All that the template shows."""
     rows, left_out = results.report.layers, list[str]()
     if extras is None:
@@ -97,7 +97,7 @@ def _view(results: Results, extras: tuple[dict[str, Any], dict[str, Tensor]] | N
         "report": results.report,
         "asked": _asked(results.report.provenance),
         "advice": _ADVICE,
-        "costs": costs and {"flops": None, "latency": None} | costs,
+        "costs": costs and {"flops": None, "latency": None, **costs},
         "columns": [column for column in _COLUMNS if column is COLUMNS[0] or any(map(column.text, rows))],
         "largest": max((error for error in (*promised, *(row.output_error for row in rows)) if error > 0), default=1),
         "paths": _paths(results, left_out),
@@ -108,7 +108,7 @@ def _view(results: Results, extras: tuple[dict[str, Any], dict[str, Tensor]] | N
     }
 
 
-def _asked(provenance: Mapping[str, Any]) -> list[str]:
+def _asked(provenance: Json) -> list[str]:
     """The target, and by which method and in which way it was to be reached."""
     target = [str(target_from_dict(provenance["target"]))] if "target" in provenance else []
     names = [name for name in ("method", "mode", "refit", "keep_zeros") if provenance.get(name)]
@@ -127,7 +127,7 @@ def _name(name: str) -> str:
     return visible(str(name), line=True) or "(the model)"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Plain data on a line."""
     if value in (None, [], {}, ""):
         return "–"
@@ -163,7 +163,7 @@ def _change(before: float | None, after: float | None, scatter: float = 0.0) -> 
 def _traces(results: Results, left_out: list[str]) -> list[dict[str, str]]:
     """Gap and violation by iteration of each layer's last solve, that of the goal in its row."""
     goals = {row.name: row.goal for row in results.report.layers}
-    solved: dict[str, Sequence[Mapping[str, Any]]] = {}
+    solved: dict[str, Sequence[Json]] = {}
     for data in results.records:
         name, groups = data["layer"], data["groups"]
         if name not in goals or not groups or any(group.get("path") for group in groups):
@@ -180,7 +180,7 @@ def _traces(results: Results, left_out: list[str]) -> list[dict[str, str]]:
     return [_trace(name, group, solution) for name, group, solution in shown]
 
 
-def _longest(groups: Sequence[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
+def _longest(groups: Sequence[Json]) -> tuple[str, Json]:
     """Of a layer's groups the one that took longest: which it is, and its solution."""
     times = [sum(map(float, group["solution"]["seconds"].values())) for group in groups]
     place = max(range(len(times)), key=times.__getitem__)
@@ -188,7 +188,7 @@ def _longest(groups: Sequence[Mapping[str, Any]]) -> tuple[str, Mapping[str, Any
     return which, groups[place]["solution"]
 
 
-def _trace(name: str, group: str, solution: Mapping[str, Any]) -> dict[str, str]:
+def _trace(name: str, group: str, solution: Json) -> dict[str, str]:
     points, told = solution["trace"], solution["provenance"]
     points = [*points[: -1 : -(-len(points) // _POINTS)], points[-1]]
     with _chart(f"Convergence of {_name(name)}", 2.2) as (axes, svg):
@@ -235,8 +235,8 @@ def _chart(name: str, height: float) -> "Iterator[tuple[Axes, list[str]]]":
     from matplotlib.figure import Figure
 
     # The salt makes ids the same in every run; a layer may be called $x$, and the browser has its own fonts.
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9}
-    with rc_context(style), warnings.catch_warnings():
+    style: Json = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9}
+    with rc_context({**style}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
         figure, text, svg = Figure((5, height), layout="constrained"), StringIO(), list[str]()
         axes = figure.subplots()

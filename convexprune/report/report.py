@@ -5,8 +5,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
 
+from convexprune.files.texts import Json
 from convexprune.files.weights import plain
 from convexprune.report.tables import as_text, layer_table
 from convexprune.solvers import Solution
@@ -201,7 +202,7 @@ class Promise(Protocol):
         """Whether what was promised holds."""
         ...
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data."""
         ...
 
@@ -230,12 +231,12 @@ class Report:
     output_error: float
     samples: int
     seconds: float
-    provenance: Mapping[str, Any]
+    provenance: Json
     solutions: Mapping[str, tuple[Solution, ...]] = field(default_factory=dict, repr=False)
     generalisation: Promise | None = None
     network: Promise | None = None
     notices: tuple[str, ...] = ()
-    mask: Mapping[str, Any] | None = None
+    mask: Json | None = None
 
     @property
     def nonzeros_before(self) -> int:
@@ -289,7 +290,7 @@ class Report:
         proven = [row.proven for row in self.layers]
         return "certified" if all(proven) else "partly certified" if any(proven) else "measured, not certified"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data; solutions are left out."""
         own = ("layers", "skipped", "solutions", "generalisation", "network")
         plain = {name: value for name, value in vars(self).items() if name not in own}
@@ -370,7 +371,7 @@ def returned_zeros(rows: Sequence[LayerReport]) -> str:
 class _Noted(Protocol):
     """A dataclass about a layer that takes notes."""
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
     @property
     def name(self) -> str: ...

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from convexprune.files.texts import Json
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.layer import Layer
@@ -186,7 +187,8 @@ class Goal:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""
-        return {"kind": self.kind} | dataclasses.asdict(self)  # type: ignore[call-overload]
+        own: dict[str, object] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {"kind": self.kind} | own
 
     def __str__(self) -> str:
         raise NotImplementedError
@@ -344,19 +346,12 @@ def _agree(one: object, other: object, allowed: float) -> bool:
 
 def layer_row(layer: Layer, goal: Goal, answers: Sequence[Answer]) -> LayerReport:
     """The row of a layer from its groups' answers."""
-    figures = layer_figures(str(goal), goal.allowed, answers)
-    notes = (*layer.notes, *figures.pop("notes"))  # type: ignore[misc]
-    return LayerReport(
-        name=layer.name,
-        shape=layer.shape,
-        fit=layer.fit.name,
-        norm=layer.norm_name,
-        notes=notes,
-        **figures,  # type: ignore[arg-type]
-    )
+    figures = dict(layer_figures(str(goal), goal.allowed, answers))
+    figures["notes"] = (*layer.notes, *figures["notes"])
+    return LayerReport(name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, **figures)
 
 
-def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -> dict[str, object]:
+def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -> Json:
     """All of a row that follows from the answers alone; groups of a layer are added up."""
     certificates = [answer.solution.certificate for answer in answers]
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convexprune.files.texts import Json
 from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
+from convexprune.layers.kinds import Raw
 from convexprune.layers.support import supported
 from convexprune.network.forwards import Forward, evaluating
-from convexprune.network.memory import samples_of
+from convexprune.network.memory import Batch, samples_of
 from convexprune.network.taps import (
     Tap,
     Trial,
@@ -37,7 +38,7 @@ from convexprune.runs.layer import Layer, Versions, has_bias
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ShapeMismatch
 
-Examples = Sequence[tuple[Any, Sequence[str]]]
+Examples = Sequence[tuple[Batch, Sequence[str]]]
 _Affine = tuple[Tensor, Tensor, int]
 """What a norm multiplies by, what it gives at 0, and the axis along which these lie."""
 
@@ -128,7 +129,7 @@ class _Check:
     def products(self) -> Iterator[None]:
         """Inside, each call of a layer is compared with its inputs times its weights."""
 
-        def see(layer: Layer, tap: Tap, _module: nn.Module, args: Any, kwargs: Any, returned: Any) -> None:
+        def see(layer: Layer, tap: Tap, _module: nn.Module, args: Raw, kwargs: Json, returned: Raw) -> None:
             moved = _off_product(layer, tap, args, kwargs, returned)
             if moved is not None:
                 self.wrong.setdefault(layer.name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
@@ -232,7 +233,7 @@ class _Check:
         stack.enter_context(layer.norm.register_forward_hook(hook, prepend=True, with_kwargs=True))
 
     def _from_norm(
-        self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Any, kwargs: Any, given: Tensor
+        self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Raw, kwargs: Json, given: Tensor
     ) -> Tensor:
         if (off := _off_fold(*fold, args[0], given)) is not None:
             self.wrong.setdefault(name, f"{_OTHER_NORM}{off}")
@@ -264,7 +265,7 @@ def _noted(layer: Layer, note: str) -> Layer:
     return replace(layer, notes=(*layer.notes, note))
 
 
-def _off_product(layer: Layer, tap: Tap, args: Any, kwargs: Any, returned: Any) -> str | None:
+def _off_product(layer: Layer, tap: Tap, args: Raw, kwargs: Json, returned: Raw) -> str | None:
     """How far the outputs of a call are from inputs times weights, in words; None if not beyond rounding."""
     raw = tap.received(args, kwargs, returned)
     X, U = input_matrices(layer.module, raw), weight_matrices(layer.module)
@@ -301,11 +302,11 @@ def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tens
     )
 
 
-def _to_norm(factors: Tensor, axis: int, _module: nn.Module, args: Any) -> Any:
+def _to_norm(factors: Tensor, axis: int, _module: nn.Module, args: Raw) -> Raw:
     return (_divided(args[0], factors, axis), *args[1:]) if args[0].shape[axis] == len(factors) else args
 
 
-def _scaled_back(tap: Tap, factors: Tensor, axis: int, _module: nn.Module, _args: Any, returned: Any) -> Any:
+def _scaled_back(tap: Tap, factors: Tensor, axis: int, _module: nn.Module, _args: Raw, returned: Raw) -> Raw:
     outputs = tap.outputs(returned)
     return returned if outputs is None else tap.with_outputs(returned, _divided(outputs, factors, axis))
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
+from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, as_path, plain
 from convexprune.report.report import Assumption, LayerReport, Report, SkippedModule
 from convexprune.runs.answer import Answer, layer_figures
@@ -52,9 +53,9 @@ class Results:
     """
 
     title: str
-    data: Mapping[str, Any]
+    data: Json
     checks: Checks
-    records: Sequence[Mapping[str, Any]]
+    records: Sequence[Json]
     fingerprints: Mapping[str, str]
 
     @property
@@ -76,7 +77,8 @@ def read_results(folder: StrPath) -> Results:
     if not path.is_file():
         found = "no such folder" if not place.is_dir() else "no report.json in it"
         raise InvalidInput(f"{folder}: {found}; give the folder of a run that ended, or save_json(report.to_dict(), …)")
-    data, journal, run, records = read_json(path, "write it again"), None, dict[str, Any](), list[Mapping[str, Any]]()
+    data, journal, records = read_json(path, "write it again"), None, list[Json]()
+    run: Json = {}
     if (place / "run.json").exists():
         journal, run = Journal.existing(place)
         # One at a time: multipliers are as large as the calibration data, and none is kept here.
@@ -91,7 +93,7 @@ def read_results(folder: StrPath) -> Results:
     return Results(place.resolve().name, data, checks, records, prints)
 
 
-def seal(report: Mapping[str, Any], weights: Path) -> str:
+def seal(report: Json, weights: Path) -> str:
     """SHA-256 of the file of weights and of all else in the report."""
     digest = hashlib.sha256(weights.read_bytes())
     own = {key: value for key, value in report.items() if key != "sha256"}
@@ -99,9 +101,7 @@ def seal(report: Mapping[str, Any], weights: Path) -> str:
     return digest.hexdigest()
 
 
-def check_results(
-    folder: Path, report: Mapping[str, Any], journal: Journal | None = None, recipe: Mapping[str, Any] | None = None
-) -> Checks:
+def check_results(folder: Path, report: Json, journal: Journal | None = None, recipe: Json | None = None) -> Checks:
     """Compare a report with all that lies beside it.
 
     Args:
@@ -161,9 +161,7 @@ def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
 # Rows
 
 
-def _checked_rows(
-    report: Mapping[str, Any], journal: Journal | None, tensors: "_Weights"
-) -> tuple[list[LayerReport], list[str]]:
+def _checked_rows(report: Json, journal: Journal | None, tensors: "_Weights") -> tuple[list[LayerReport], list[str]]:
     """Rows made of what the journal says, or of the report where it has none; and what does not agree."""
     claimed = {str(row["name"]): row for row in report["layers"]}
     computed: dict[str, LayerReport] = {}
@@ -182,7 +180,7 @@ def _checked_rows(
     return [computed.get(name) or _row(row) for name, row in claimed.items()], found
 
 
-def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[str]:
+def _unproven(row: Json, provenance: Json) -> Iterator[str]:
     """A row that says "solved" has a gap and a violation within the tolerances."""
     for name, limit in (("gap", "tol"), ("violation", "feas_tol")):
         most = provenance.get(limit)
@@ -191,13 +189,13 @@ def _unproven(row: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator
             yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
 
 
-def _row_of(record: Record, claimed: Mapping[str, Any], tensors: "_Weights") -> LayerReport | None:
+def _row_of(record: Record, claimed: Json, tensors: "_Weights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
     shrunk, sampled = claimed.get("before") is not None, bool(claimed.get("items"))
     if record.data["measured"] or (shrunk and sampled):
         return None
     answers = recalled(record, [Fold()] * len(record.data["groups"]))
-    figures = layer_figures(str(record.data["wanted"]), record.data["allowed"], answers)
+    figures = dict(layer_figures(str(record.data["wanted"]), record.data["allowed"], answers))
     if shrunk:  # of a run that removes neurons: the weights are smaller than those of the entry
         names = ("samples", "output_error", "seconds")
         return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
@@ -217,11 +215,9 @@ def _counted(answers: Sequence[Answer], claimed: int) -> int:
     return claimed if claimed in (every, without) else without
 
 
-def _row(claimed: Mapping[str, Any]) -> LayerReport:
+def _row(claimed: Json) -> LayerReport:
     """A row as the report tells it."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in claimed.items()
-    }
+    values = dict(claimed) | {name: tuple(value) for name, value in claimed.items() if isinstance(value, list)}
     for field in dataclasses.fields(LayerReport):
         if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
             values[field.name] = math.nan if field.default is dataclasses.MISSING else field.default
@@ -229,7 +225,7 @@ def _row(claimed: Mapping[str, Any]) -> LayerReport:
     return LayerReport(**values)
 
 
-def _rebuilt(report: Mapping[str, Any], rows: Sequence[LayerReport]) -> Report:
+def _rebuilt(report: Json, rows: Sequence[LayerReport]) -> Report:
     """A report with these rows: its totals, verdict and head follow from them."""
     network = report.get("network")
     error = math.nan if report["output_error"] is None else report["output_error"]
@@ -294,7 +290,7 @@ class _Weights:
         own = torch.cat([weights.flatten() for weights in stored]).sort().values
         (self._same if matches and torch.equal(own, held) else self._other).add(layer)
 
-    def differences(self, layer: str, row: Mapping[str, Any]) -> Iterator[str]:
+    def differences(self, layer: str, row: Json) -> Iterator[str]:
         """What the file says otherwise than a row."""
         tensors = self.of(layer)
         if not tensors:
@@ -323,7 +319,7 @@ _NAMES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_
 # Plain data
 
 
-def _differences(where: str, claimed: Any, computed: Any) -> Iterator[str]:
+def _differences(where: str, claimed: object, computed: object) -> Iterator[str]:
     """What is claimed otherwise than computed; entries that one of them lacks are not compared."""
     if isinstance(claimed, Mapping) and isinstance(computed, Mapping):
         for key, value in computed.items():
@@ -337,7 +333,7 @@ def _differences(where: str, claimed: Any, computed: Any) -> Iterator[str]:
         yield f"{where.rstrip('.')} is {claimed!r}, expected {computed!r}"
 
 
-def _without_infinity(value: Any) -> Any:
+def _without_infinity(value: object) -> object:
     """Infinity is a text in run.json, and null in report.json."""
     if isinstance(value, Mapping):
         return {key: _without_infinity(item) for key, item in value.items()}

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import NoReturn, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile, OtherRun
-from convexprune.files.texts import utf8
+from convexprune.files.texts import Json, utf8
 from convexprune.files.weights import StrPath, as_path, make_folder, safetensors_bytes, write_atomically
 from convexprune.network.calibration import Calibration
 from convexprune.runs.fingerprints import data_fingerprint, model_fingerprint
@@ -40,7 +40,7 @@ _LONGEST = 100  # characters of a layer's name in the names of its files
 class Record:
     """One entry: plain data, and arrays by name."""
 
-    data: Mapping[str, Any]
+    data: Json
     tensors: Mapping[str, Tensor]
 
 
@@ -62,7 +62,7 @@ class Journal:
         OSError: The folder cannot be written to.
     """
 
-    def __init__(self, folder: StrPath, run: Mapping[str, Any]) -> None:
+    def __init__(self, folder: StrPath, run: Mapping[str, object]) -> None:
         self.folder = Path(folder)
         make_folder(self.folder)
         self._unlock: weakref.finalize[..., Journal] | None = weakref.finalize(self, _locked(self.folder).release)
@@ -72,7 +72,7 @@ class Journal:
             self.close()
             raise
 
-    def _open(self, described: dict[str, Any]) -> None:
+    def _open(self, described: Mapping[str, object]) -> None:
         path = self.folder / "run.json"
         if path.exists():
             check_same(self.folder, _read_run(path), described)
@@ -88,7 +88,7 @@ class Journal:
                     path.unlink(missing_ok=True)
 
     @classmethod
-    def existing(cls, folder: StrPath) -> "tuple[Journal, dict[str, Any]]":
+    def existing(cls, folder: StrPath) -> "tuple[Journal, Json]":
         """The journal of a run that was started, to read from even while another process writes; and what it solves.
 
         Raises:
@@ -117,7 +117,7 @@ class Journal:
     ) -> None:
         self.close()
 
-    def get(self, name: str, goal: Mapping[str, Any]) -> Record | None:
+    def get(self, name: str, goal: Mapping[str, object]) -> Record | None:
         """The entry of a layer and a goal, or None.
 
         Raises:
@@ -126,7 +126,7 @@ class Journal:
         path = self.path(name, goal)
         return self.read(path) if path.exists() else None
 
-    def put(self, name: str, goal: Mapping[str, Any], record: Record) -> None:
+    def put(self, name: str, goal: Mapping[str, object], record: Record) -> None:
         """Keep an entry; it is on disk, whole, when this returns.
 
         Raises:
@@ -134,7 +134,7 @@ class Journal:
         """
         path = self.path(name, goal)
         arrays = safetensors_bytes({key: value.detach().cpu().contiguous() for key, value in record.tensors.items()})
-        data = {**_plain(record.data), "layer": name, "goal": _plain(goal), "run": self._run}
+        data = {**record.data, "layer": name, "goal": goal, "run": self._run}
         path.unlink(missing_ok=True)  # else, killed between the two writes, it would vouch for arrays not its own
         write_atomically(arrays, path.with_suffix(".safetensors"))
         write_atomically(_encoded(data | {"sha256": _seal(arrays, data)}), path)
@@ -152,7 +152,7 @@ class Journal:
         """Where all entries are, in the order of their names."""
         return sorted((self.folder / "layers").glob("*.json"))
 
-    def path(self, name: str, goal: Mapping[str, Any]) -> Path:
+    def path(self, name: str, goal: Mapping[str, object]) -> Path:
         """Where the entry of a layer and a goal is, or would be."""
         key = hashlib.sha256(_encoded([name, dict(goal)], sort=True)).hexdigest()[:12]
         readable = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:_LONGEST] or "model"
@@ -181,12 +181,12 @@ class Journal:
         return Record(data, _loaded(content, arrays, remedy))
 
 
-def recipe_fingerprint(recipe: Mapping[str, Any]) -> str:
+def recipe_fingerprint(recipe: Mapping[str, object]) -> str:
     """SHA-256 of plain data; the order of a mapping counts, as it does for name patterns."""
     return hashlib.sha256(_encoded(recipe)).hexdigest()
 
 
-def read_json(path: Path, remedy: str = "restore it, or start in another folder") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "restore it, or start in another folder") -> Json:
     """A JSON object.
 
     Raises:
@@ -202,15 +202,15 @@ def read_json(path: Path, remedy: str = "restore it, or start in another folder"
 
 
 def described_run(
-    model: nn.Module, data: Calibration | None, recipe: Mapping[str, Any], holdout: Calibration | None
-) -> dict[str, Any]:
+    model: nn.Module, data: Calibration | None, recipe: Mapping[str, object], holdout: Calibration | None
+) -> dict[str, object]:
     """What is solved, as plain data: fingerprints of the model and the data, and the recipe."""
-    own: dict[str, Any] = {"model": model_fingerprint(model), "recipe": dict(recipe)}
+    own: dict[str, object] = {"model": model_fingerprint(model), "recipe": dict(recipe)}
     own["data"] = None if data is None else data_fingerprint(data.content())
     return own if holdout is None else own | {"holdout": data_fingerprint(holdout.content())}
 
 
-def check_same(folder: StrPath, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+def check_same(folder: StrPath, found: Mapping[str, object], asked: Mapping[str, object]) -> None:
     """Whether two descriptions, as ``described_run`` gives them, are of the same model, data and recipe.
 
     Raises:
@@ -250,14 +250,14 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _differing(found: Any, asked: Any) -> str:
+def _differing(found: object, asked: object) -> str:
     if not (isinstance(found, dict) and isinstance(asked, Mapping)):
         return ""
     names = [key for key in {**found, **asked} if _encoded(found.get(key)) != _encoded(asked.get(key))]
     return f" ({', '.join(sorted(names))})"
 
 
-def _read_run(path: Path) -> dict[str, Any]:
+def _read_run(path: Path) -> Json:
     found = read_json(path)
     if found.get("format") != _FORMAT:
         raise OtherRun(f"{path.parent}: a run of format {found.get('format')!r}, expected {_FORMAT}; choose another")
@@ -269,11 +269,11 @@ def _read_run(path: Path) -> dict[str, Any]:
     return found
 
 
-def _run_fingerprint(described: Mapping[str, Any]) -> str:
+def _run_fingerprint(described: Mapping[str, object]) -> str:
     return recipe_fingerprint({key: described.get(key) for key in _SOLVED})
 
 
-def _seal(arrays: bytes, data: Mapping[str, Any]) -> str:
+def _seal(arrays: bytes, data: Mapping[str, object]) -> str:
     digest = hashlib.sha256(arrays)
     digest.update(_encoded({key: value for key, value in data.items() if key != "sha256"}, sort=True))
     return digest.hexdigest()
@@ -286,12 +286,12 @@ def _loaded(content: bytes, path: Path, remedy: str) -> dict[str, Tensor]:
         raise DamagedFile(f"{path} holds no tensors ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def _encoded(data: Any, sort: bool = False) -> bytes:
+def _encoded(data: object, sort: bool = False) -> bytes:
     """JSON, the same for equal data; numbers that JSON has no word for become texts that ``float`` reads."""
     return utf8(f"{json.dumps(_plain(data), sort_keys=sort, ensure_ascii=False, allow_nan=False, indent=1)}\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +70,7 @@ class NetworkPromise:
         """Whether the bound says nothing, as ``is_vacuous`` has it."""
         return is_vacuous(self.bound, self.error)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data."""
         return asdict(self) | {"vacuous": self.vacuous}
 

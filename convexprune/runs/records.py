@@ -108,7 +108,7 @@ def _of_type(kind: object, value: object) -> object:
     if kind not in (bool, int, float, str):
         return value
     if kind is float and value in ("inf", "-inf", "nan"):
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise TypeError(f"{value!r}, expected a {kind.__name__}")  # type: ignore[attr-defined]
-    return kind(value)  # type: ignore[operator]
+        raise TypeError(f"{value!r}, expected a {kind.__name__}")
+    return kind(value)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from convexprune.errors import NothingToPrune
+from convexprune.layers.kinds import LAYERS
 from convexprune.network.choosing import is_chosen, unmatched
-from convexprune.network.graph import LAYERS
 from convexprune.network.links import Link, find_links
 from convexprune.network.weights import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule

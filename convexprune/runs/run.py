@@ -35,6 +35,7 @@ from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.certificate.solution import TracePoint
 from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
+from convexprune.solvers.programs import Gram
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
@@ -243,12 +244,14 @@ class Run:
                 gathered, positions = self._gathered(layer, cascade=self.cascade and bool(self.written))
             except _OtherRows:
                 (gathered, positions), original = self._gathered(layer, cascade=False), True
+        joined: list[tuple[Tensor | Gram | None, Tensor | None]]
+        joined = [(None, None) if rows is None else rows.joined() for rows in gathered]
         ends = list(accumulate((W.numel() for W in trained), initial=0))
         parts = [(start / ends[-1], end / ends[-1]) for start, end in pairwise(ends)]
         return tuple(
             Problem(
                 name,
-                *((None, None) if rows is None else rows.joined()),
+                *given,
                 stored,
                 fold,
                 layer.biased,
@@ -260,7 +263,7 @@ class Run:
                 layer.kernel,
                 layer.activation,
             )
-            for rows, stored, fold, part in zip(gathered, trained, layer.folds, parts, strict=True)
+            for given, rows, stored, fold, part in zip(joined, gathered, trained, layer.folds, parts, strict=True)
         )
 
     def _gathered(self, layer: Layer, *, cascade: bool) -> tuple[list[Accumulator | None], int]:
