@@ -28,6 +28,7 @@ from convexprune.cli.live import (
 from convexprune.cli.source import Labelled, Source, chosen_mask
 from convexprune.costs import accuracy
 from convexprune.errors import DamagedFile
+from convexprune.files.texts import Json
 from convexprune.files.weights import check_folder, save_json
 from convexprune.network.weights import load_weights_into_, save_weights
 from convexprune.options import Options
@@ -122,9 +123,9 @@ class Job:
         load_weights_into_(self.model, self.out / "model.safetensors", resize=True)
         self._measure(self.dense, "before")
         self._measure(self.model, "after")
-        return report | {"accuracy": self.accuracy}
+        return {**report, "accuracy": self.accuracy}
 
-    def _sound(self, out: Path) -> dict[str, Any] | None:
+    def _sound(self, out: Path) -> Json | None:
         """The report, if the results are those that were written; else None, and a note."""
         from convexprune.report.extras import read_extras
 

@@ -6,7 +6,8 @@ sensitivities (``Sampling``). All else is the same for all: which layers there a
 workers and the report.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
@@ -73,8 +74,8 @@ class Pruner:
 
     def to_dict(self) -> dict[str, object]:
         """Its options as plain data."""
-        names: list[str] = [*getattr(self, "__dataclass_fields__", ())]
-        return {name: plain(getattr(self, name)) for name in names}
+        own: Sequence[Field[object]] = fields(self) if is_dataclass(self) else ()
+        return {field.name: plain(getattr(self, field.name)) for field in own}
 
 
 PRUNERS: Registry[Pruner] = Registry("convexprune.pruners", "method", Pruner)

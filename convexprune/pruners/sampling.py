@@ -325,7 +325,9 @@ class NeuronSampler(Sampler):
 
         def cost(sizes: Sequence[Tensor]) -> int:
             part = {name: int(size.sum()) / len(weights[name]) for size, name in zip(sizes, links, strict=True)}
-            left = [w.numel() * part.get(n, 1) * part.get(feeding.get(n, ""), 1) for n, w in weights.items()]
+            left: list[float] = [
+                w.numel() * part.get(n, 1) * part.get(feeding.get(n, ""), 1) for n, w in weights.items()
+            ]
             return round(sum(left))
 
         found = self.method.of_layers(self.view(link, {}) for link in links.values())

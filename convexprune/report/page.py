@@ -235,8 +235,8 @@ def _chart(name: str, height: float) -> "Iterator[tuple[Axes, list[str]]]":
     from matplotlib.figure import Figure
 
     # The salt makes ids the same in every run; a layer may be called $x$, and the browser has its own fonts.
-    style: Json = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9}
-    with rc_context({**style}), warnings.catch_warnings():
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9}
+    with rc_context(style), warnings.catch_warnings():  # type: ignore[arg-type]
         warnings.filterwarnings("ignore", "Glyph")
         figure, text, svg = Figure((5, height), layout="constrained"), StringIO(), list[str]()
         axes = figure.subplots()

@@ -191,7 +191,7 @@ def _unproven(row: Json, provenance: Json) -> Iterator[str]:
 
 def _row_of(record: Record, claimed: Json, tensors: "_Weights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
-    shrunk, sampled = claimed.get("before") is not None, bool(claimed.get("items"))
+    shrunk, sampled = claimed.get("before") is not None, claimed.get("items", "") not in ("", "inputs")
     if record.data["measured"] or (shrunk and sampled):
         return None
     answers = recalled(record, [Fold()] * len(record.data["groups"]))
