@@ -95,7 +95,7 @@ class Job:
         self.written: dict[str, Any] = {}
         self.notes: list[str] = []
 
-    def finished(self) -> dict[str, Any] | None:
+    def finished(self) -> Json | None:
         """The report of this very run if the folder holds all its results, verified, else None; ``notes`` says why.
 
         Raises:
@@ -107,7 +107,7 @@ class Job:
         options, target = first_names(request.model, request.options, request.target)
         described = Journal.existing(self.out)[1]
         check_same(
-            self.out, described, described | {"recipe": replace(request, options=options, target=target).recipe()}
+            self.out, described, {**described, "recipe": replace(request, options=options, target=target).recipe()}
         )
         report = self._sound(self.out)
         if report is None or report["provenance"]["stopped"] is not None:

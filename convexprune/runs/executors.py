@@ -177,7 +177,8 @@ def _is_client(jobs: object) -> bool:
 def _workers(jobs: object) -> _Workers:
     if isinstance(jobs, int):
         executor = _started(jobs)
-        return _Workers(executor, 2 * jobs, stop=partial(executor.shutdown, wait=True, kill_workers=True))
+        shutdown = cast(Callable[..., object], executor.shutdown)  # loky's takes more than the standard library's
+        return _Workers(executor, 2 * jobs, stop=partial(shutdown, wait=True, kill_workers=True))
     if isinstance(jobs, Executor):
         return _Workers(jobs, 2 * int(getattr(jobs, "_max_workers", 2)))
     client = cast(_Client, jobs)
