@@ -1,8 +1,33 @@
-"""Small networks whose layers lose neurons together: residual ones of many kinds, with what may be on the way."""
+"""Small networks that several tests share; most are residual, of layers that lose neurons together."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+
+class Net(nn.Module):
+    """Named modules, and a forward of any kind over them: a function of the network and its input."""
+
+    def __init__(self, way: Callable[[Any, Any], Any], **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.way = way
+
+    def forward(self, x):
+        return self.way(self, x)
+
+
+def mlp(*sizes: int, bias: bool = True, seed: int | None = 0) -> nn.Sequential:
+    """Linear layers of these sizes with a ReLU between them; None as seed: drawn from the state as it is."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    layers = [module for n, m in pairwise(sizes) for module in (nn.Linear(n, m, bias=bias), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 class Basic(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Net
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers.pytorch_utils import Conv1D
@@ -110,19 +111,6 @@ def check(before, layers, x, mode, seed=1):
 def images(seed, channels=2, size=6, samples=3):
     rng = torch.Generator().manual_seed(seed)
     return torch.randn(samples, channels, size, size, generator=rng, dtype=torch.float64)
-
-
-class Net(nn.Module):
-    """A network of the given layers, and the forward that is written down."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-        self.written = forward
-
-    def forward(self, x):
-        return self.written(self, x)
 
 
 # --- The bound holds ---
@@ -487,25 +475,6 @@ def test_convolutions_too_large_for_frequencies_are_bounded_by_their_patches(mon
 # --- It never guesses ---
 
 
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.attention = nn.Linear(4, 4), nn.MultiheadAttention(4, 2)
-
-    def forward(self, x):
-        y = self.a(x)
-        return self.attention(y, y, y)[0]
-
-
-class Tied(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x):
-        return F.linear(self.b(x), self.a.weight) + self.a(x)
-
-
 class Stale(nn.Module):
     def __init__(self):
         super().__init__()
@@ -517,18 +486,12 @@ class Stale(nn.Module):
         return y
 
 
-class Blocked(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.block = nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-
-    def forward(self, x):
-        return self.block(self.a(x))
-
-
 UNKNOWN = {
     "LayerNorm": (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), "'1' (LayerNorm) is not Lipschitz"),
-    "attention": (Attention(), "'attention' (MultiheadAttention) combines computed tensors"),
+    "attention": (
+        Net(lambda m, x: m.attention(*[m.a(x)] * 3)[0], a=nn.Linear(4, 4), attention=nn.MultiheadAttention(4, 2)),
+        "'attention' (MultiheadAttention) combines computed tensors",
+    ),
     "product": (Net(lambda m, x: m.a(x) * m.a(x), a=nn.Linear(4, 4)), "mul combines computed tensors"),
     "square": (Net(lambda m, x: m.a(x) ** 2, a=nn.Linear(4, 4)), "pow is not Lipschitz"),
     "gate": (Net(lambda m, x: m.a(x) * x, a=nn.Linear(4, 4)), "mul combines computed tensors"),
@@ -538,7 +501,10 @@ UNKNOWN = {
         nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)),
         "'1' (BatchNorm1d) is not Lipschitz",
     ),
-    "tied": (Tied(), "uses parameters of pruned layers elsewhere"),
+    "tied": (
+        Net(lambda m, x: F.linear(m.b(x), m.a.weight) + m.a(x), a=nn.Linear(4, 4), b=nn.Linear(4, 4)),
+        "uses parameters of pruned layers elsewhere",
+    ),
     "written": (Stale(), "output uses a tensor that was changed in place"),
     "condition": (Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=nn.Linear(4, 4)), "cannot be traced by torch.fx"),
     "uncalled": (Net(lambda m, x: x, a=nn.Linear(4, 4)), "no call of a is seen"),
@@ -558,7 +524,13 @@ def test_where_nothing_is_known_the_bound_is_infinite_and_says_why(name):
 
 def test_layers_inside_a_module_that_is_not_looked_into_have_no_bound():
     layers = [PrunedLayer("block.linear1"), PrunedLayer("a")]
-    found = output_bound(Blocked(), layers, torch.randn(2, 3, 4))
+    found = output_bound(
+        Net(
+            lambda m, x: m.block(m.a(x)), a=nn.Linear(4, 4), block=nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        ),
+        layers,
+        torch.randn(2, 3, 4),
+    )
     assert found.coefficients == {"block.linear1": math.inf, "a": math.inf}
     assert "'block' (TransformerEncoderLayer) uses parameters of pruned layers" in found.reason
 

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 from calls import prune_
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import resnet
+from networks import Net, resnet
 from promises import behind, promised, unchanged, with_modules_of
 from torch import Tensor, nn
-from torch.nn import functional
 
 from convexprune import verify
 
@@ -113,20 +113,11 @@ def test_in_a_chain_what_came_before_is_made_good() -> None:
     assert report.network.bound == pytest.approx(report.output_error, rel=1e-4)
 
 
-class Backwards(nn.Module):
-    """Defined in another order than called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last, self.middle, self.first = nn.Linear(6, 3), nn.Linear(8, 6), nn.Linear(5, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(functional.relu(self.middle(functional.relu(self.first(x)))))
-
-
 def test_layers_are_solved_in_the_order_of_calls_and_told_in_the_models() -> None:
     torch.manual_seed(0)
-    model, x, told = Backwards(), [torch.rand(50, 5)], []
+    own = {"last": nn.Linear(6, 3), "middle": nn.Linear(8, 6), "first": nn.Linear(5, 8)}
+    model = Net(lambda m, x: m.last(m.middle(m.first(x).relu()).relu()), **own)
+    x, told = [torch.rand(50, 5)], []
     dense = copy.deepcopy(model)
     report = prune_(model, x, mode="cascade", progress=lambda stage, *_: told.append(stage))
     assert list(dict.fromkeys(told)) == ["capture", "first", "middle", "last"]
@@ -187,23 +178,18 @@ def uses_of_shared(dense: nn.Module, weights: nn.Module, x: list[Tensor]) -> Ten
         return torch.cat([layer(first), layer(net.shared(first).relu())]).relu()
 
 
-class Routed(nn.Module):
+def test_layers_called_as_the_data_say_are_pruned_in_parallel_and_named_in_cascade() -> None:
     """The branch is called once for each sample whose first entry is large."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.branch, self.head = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+    def routed(net: Any, x: Tensor) -> Any:
+        z = net.stem(x).relu()
+        rows = [net.branch(row).relu() if first > 0.5 else row for row, first in zip(z, x[:, 0], strict=True)]
+        return net.head(torch.stack(rows))
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.stem(x).relu()
-        rows = [self.branch(row).relu() if first > 0.5 else row for row, first in zip(z, x[:, 0], strict=True)]
-        return self.head(torch.stack(rows))
-
-
-def test_layers_called_as_the_data_say_are_pruned_in_parallel_and_named_in_cascade() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 4)
-    model, batches = Routed(), [x[:25], x[25:]]
+    model = Net(routed, stem=nn.Linear(4, 5), branch=nn.Linear(5, 5), head=nn.Linear(5, 2))
+    batches = [x[:25], x[25:]]
     parallel = copy.deepcopy(model)
     report = prune_(model, batches, mode="cascade")
     assert "differs between batches" in {module.name: module.reason for module in report.skipped}["branch"]
@@ -257,17 +243,10 @@ def test_experts_that_other_rows_reach_are_fitted_to_those_of_the_original_netwo
 
 @pytest.mark.parametrize("mode", ["cascade", "parallel"])
 def test_outputs_whose_number_depends_on_pruned_weights_have_no_error(mode: str) -> None:
-    class Chosen(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.stem(x)
-            return self.head(z[z[:, 0] > z[:, 1]])
-
     torch.manual_seed(0)
-    model, x = Chosen(), [torch.randn(200, 4)]
+    own = {"stem": nn.Linear(4, 6), "head": nn.Linear(6, 2)}
+    model = Net(lambda m, x: m.head((z := m.stem(x))[z[:, 0] > z[:, 1]]), **own)
+    x = [torch.randn(200, 4)]
     dense = copy.deepcopy(model)
     report = prune_(model, x, 0.6, mode=mode)
     promised({row.name: row for row in report.layers}["head"], dense, model, x, cascade=False)
@@ -295,11 +274,7 @@ def test_a_failure_at_any_layer_leaves_the_model_as_it_was(layer: str, mode: str
 @settings(max_examples=8)
 @given(st.integers(0, 1000), st.floats(0.02, 0.4), st.floats(1.0, 2.0))
 def test_random_chains_keep_every_promise(seed: int, eps: float, gamma: float) -> None:
-    torch.manual_seed(seed)
-    model, x = (
-        nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)),
-        [torch.randn(12, 3)],
-    )
+    model, x = networks.mlp(3, 5, 4, 2, seed=seed), [torch.randn(12, 3)]
     dense = copy.deepcopy(model)
     report = prune_(model, x, eps, mode="cascade", gamma=gamma)
     for row in report.layers:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from calls import preview, prune_
+from networks import Net, mlp
 from promises import promised, unchanged
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,19 +19,6 @@ from convexprune.report.report import LayerReport, Report
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Net(nn.Module):
-    """A forward of any kind over named modules."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Any], **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.add_module(name, module)
-        self.way = forward
-
-    def forward(self, x: Tensor) -> Any:
-        return self.way(self, x)
 
 
 def rows_of(report: Report) -> dict[str, LayerReport]:
@@ -342,8 +330,7 @@ def test_weights_that_anything_else_reads_are_left(part: str, read: Callable[[Te
 
 
 def test_a_layer_that_does_not_give_its_product_is_left() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = mlp(6, 8, 3)
     weight = model[0].weight.detach().clone()
 
     def doubled(module: nn.Module, _args: Any, z: Any) -> Any:
@@ -530,7 +517,7 @@ def three_ways(net: Any, x: Tensor) -> Tensor:
 
 ARCHITECTURES: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "mlp": lambda: (
-        nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 2)),
+        mlp(6, 9, 7, 2),
         noise(70, 6),
     ),
     "smooth": lambda: (nn.Sequential(nn.Linear(6, 9), nn.SiLU(), nn.Linear(9, 2)), noise(70, 6)),

@@ -9,6 +9,7 @@ import torch
 from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import Net
 from promises import network_error
 from torch import nn
 from torch.nn import functional
@@ -36,17 +37,6 @@ class Residual(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-class Normed(nn.Module):
-    """A LayerNorm, of which no bound is known."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.norm, self.down = nn.Linear(8, 12), nn.LayerNorm(12), nn.Linear(12, 4)
-
-    def forward(self, x):
-        return self.down(self.norm(self.up(x)).relu())
-
-
 def residual():
     torch.manual_seed(0)
     model, x = Residual(), torch.randn(60, 1, 5, 5)
@@ -55,8 +45,10 @@ def residual():
 
 
 def normed():
+    """A LayerNorm, of which no bound is known."""
     torch.manual_seed(0)
-    return Normed().eval(), torch.randn(80, 8)
+    own = {"up": nn.Linear(8, 12), "norm": nn.LayerNorm(12), "down": nn.Linear(12, 4)}
+    return Net(lambda m, x: m.down(m.norm(m.up(x)).relu()), **own).eval(), torch.randn(80, 8)
 
 
 @given(

@@ -1,13 +1,13 @@
 """Which mode a run takes where it is left open, and what the report says of it and of errors that add up."""
 
 import copy
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 from calls import preview, prune_
+from networks import Net, mlp
 from torch import nn
 
 from convexprune import verify
@@ -16,22 +16,8 @@ from convexprune.runs.outcome import amplified
 from convexprune.solvers.errors import InvalidInput
 
 
-class Twice(nn.Module):
-    """A layer that one forward calls twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.head(self.shared(self.shared(x).relu()).relu())
-
-
 def chain():
-    torch.manual_seed(0)
-    sizes = [8, 12, 12, 12, 4]
-    layers = [module for a, b in itertools.pairwise(sizes) for module in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers[:-1]).eval(), torch.rand(60, 8)
+    return mlp(8, 12, 12, 12, 4).eval(), torch.rand(60, 8)
 
 
 def weights(model):
@@ -80,7 +66,8 @@ def test_layers_at_the_same_time_make_it_parallel_and_are_said_to():
 
 def test_a_layer_called_twice_makes_it_parallel_and_is_named():
     torch.manual_seed(0)
-    model, x = Twice(), torch.rand(40, 6)
+    model = Net(lambda m, x: m.head(m.shared(m.shared(x).relu()).relu()), shared=nn.Linear(6, 6), head=nn.Linear(6, 3))
+    x = torch.rand(40, 6)
     _, report = pruned(model, x, sparsity=0.5)
     assert {row.name for row in report.layers} == {"shared", "head"}
     assert report.provenance["mode"] == "parallel"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -33,9 +34,7 @@ Made = tuple[nn.Module, Tensor]
 
 
 def mlp(seed: int = 0) -> Made:
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
-    return model, torch.rand(90, 12)
+    return networks.mlp(12, 16, 8, 4, seed=seed), torch.rand(90, 12)
 
 
 def convolutions(seed: int = 0) -> Made:
@@ -195,7 +194,7 @@ def test_an_activation_can_be_given_by_name_and_is_believed_if_it_is_true(follow
 
 
 def test_tied_weights_are_left_alone_and_reported() -> None:
-    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    model = networks.mlp(6, 6, 6, 2)
     model[2].weight = model[0].weight
     report = prune_(model, torch.rand(40, 6))
     assert [row.name for row in report.layers] == ["4"]
@@ -218,8 +217,7 @@ def test_other_precisions_are_judged_after_the_cast(dtype: torch.dtype) -> None:
 
 def test_weights_beyond_the_range_of_the_dtype_are_not_written() -> None:
     """Inputs that float16 holds with a bit or two are fitted by weights that it cannot hold."""
-    torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 4)).eval().half()
+    model = networks.mlp(12, 24, 4, seed=1).eval().half()
     x = (1e-6 * torch.randn(40, 12)).half()
     dense = copy.deepcopy(model)
     report = prune_(model, x, eps=1e-9)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from calls import prune_
 from documented import get
+from networks import mlp
 from torch import Tensor, nn
 
 from convexprune import Options, layer_program, verify
@@ -78,8 +79,7 @@ OWN = {fit.name: fit for fit in (Huber(), EachNeuron(), EachBehindRelu())}
 
 
 def network() -> tuple[nn.Sequential, Tensor]:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(24, 6)
+    return mlp(6, 4, 3), torch.randn(24, 6)
 
 
 def missed(fit: LayerFit, Z: Tensor, Y: Tensor) -> float:

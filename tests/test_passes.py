@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import networks
 import pytest
 import torch
 from calls import prune_
+from networks import Net
 from promises import unchanged
 from tolerances import ROUNDING
 from torch import Tensor, nn
@@ -24,10 +26,10 @@ from convexprune.solvers.methods.registry import make_solver
 
 
 def mlp() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)
-    )
+    """With its ReLUs in place."""
+    model = networks.mlp(6, 8, 5, 3)
+    model[1].inplace = model[3].inplace = True
+    return model
 
 
 def figures(calibration: Any, mode: str = "parallel") -> list[tuple[Any, ...]]:
@@ -122,19 +124,14 @@ def test_the_forward_is_left_at_the_last_call_and_nothing_stays_behind() -> None
 
 
 def test_in_place_operations_do_not_change_what_was_received() -> None:
-    class Overwriting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.shared = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x * 1
-            y = self.shared(x)
-            x.zero_()
-            return self.shared(y.relu_())
+    def overwriting(net: Any, x: Tensor) -> Any:
+        x = x * 1
+        y = net.shared(x)
+        x.zero_()
+        return net.shared(y.relu_())
 
     torch.manual_seed(1)
-    model, x = Overwriting(), torch.randn(7, 4)
+    model, x = Net(overwriting, shared=nn.Linear(4, 4)), torch.randn(7, 4)
     with torch.no_grad():
         first, second = received(model, x, (tap(model, "shared"),), 2)
         assert torch.equal(first, x)
@@ -266,20 +263,14 @@ def test_streamed_and_kept_give_the_same_layer() -> None:
 # --- Forwards that do not repeat, or leave traces ---
 
 
-class Noisy(nn.Module):
-    """Two layers with noise between them, in eval mode as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(functional.dropout(self.a(x).relu(), 0.5, training=True))
-
-
 @pytest.mark.parametrize("mode", ["parallel", "cascade"])
 def test_a_forward_that_does_not_repeat_is_refused_unless_it_is_made_to(mode: str) -> None:
-    model, x = Noisy(), torch.randn(40, 6)
+    """Noise between two layers, in eval mode as well."""
+
+    def noisy(net: Any, x: Tensor) -> Any:
+        return net.b(functional.dropout(net.a(x).relu(), 0.5, training=True))
+
+    model, x = Net(noisy, a=nn.Linear(6, 8), b=nn.Linear(8, 3)), torch.randn(40, 6)
     same = unchanged(model)
     with pytest.raises(InvalidInput, match="what layer 'b' receives differs from call to call for one batch"):
         prune_(model, x, 0.1, mode=mode)
@@ -325,40 +316,28 @@ def test_what_a_forward_remembers_is_forgotten_after_each_pass(mode: str) -> Non
         assert torch.equal(buffer, before[name])
 
 
-class Aside(nn.Module):
-    """Noise that reaches a layer and not the outputs that are returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.aside = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.a(x).relu()
-        self.kept = self.aside(hidden + torch.randn_like(hidden))
-        return self.b(hidden)
-
-
 def test_noise_beside_the_outputs_is_seen_where_a_layer_receives_it() -> None:
+    def way(net: Any, x: Tensor) -> Any:
+        hidden = net.a(x).relu()
+        net.kept = net.aside(hidden + torch.randn_like(hidden))
+        return net.b(hidden)
+
+    model = Net(way, a=nn.Linear(6, 8), b=nn.Linear(8, 3), aside=nn.Linear(8, 2))
     with pytest.raises(InvalidInput, match="what layer 'aside' receives differs"):
-        prune_(Aside(), torch.randn(40, 6), 0.1)
+        prune_(model, torch.randn(40, 6), 0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_noise_is_told_from_rounding(dtype: torch.dtype) -> None:
     """A tenth of the outputs' size is far beyond any rounding; a sum in another order is within it."""
 
-    class Nearly(nn.Module):
-        def __init__(self, noise: float) -> None:
-            super().__init__()
-            self.a, self.noise = nn.Linear(6, 3), noise
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x + self.noise * torch.randn_like(x))
+    def nearly(noise: float) -> nn.Module:
+        return Net(lambda net, x: net.a(x + noise * torch.randn_like(x)), a=nn.Linear(6, 3)).to(dtype)
 
     x = torch.randn(40, 6).to(dtype)
     with pytest.raises(InvalidInput, match="does not repeat"):
-        prune_(Nearly(0.1).to(dtype), x, 0.1)
-    assert prune_(Nearly(torch.finfo(dtype).eps / 4).to(dtype), x, 0.1).layers
+        prune_(nearly(0.1), x, 0.1)
+    assert prune_(nearly(torch.finfo(dtype).eps / 4), x, 0.1).layers
 
 
 class Streaming(nn.Module):
@@ -405,16 +384,9 @@ def test_each_forward_starts_from_the_model_as_it_was_given(way: str, mode: str)
 
 
 def test_outputs_without_a_size_are_refused() -> None:
-    class Masked(nn.Module):
-        def __init__(self, value: float) -> None:
-            super().__init__()
-            self.a, self.value = nn.Linear(6, 3), value
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x).masked_fill(x[:, :3] > 0, self.value)
-
     for value in (math.nan, -math.inf):
-        model, x = Masked(value), torch.randn(40, 6)
+        model = Net(lambda net, x: net.a(x).masked_fill(x[:, :3] > 0, value), a=nn.Linear(6, 3))  # noqa: B023
+        x = torch.randn(40, 6)
         with pytest.raises(NonFinite, match="outputs on the calibration data"):
             prune_(model, x, 0.1)
         report = prune_(model, x, 0.1, forward=lambda net, batch: net(batch).nan_to_num(neginf=0.0))

@@ -10,6 +10,7 @@ import torch
 from calls import preview, prune_
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import mlp
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -30,11 +31,6 @@ def test_patterns_are_texts(patterns):
         choose_layers(nn.Sequential(nn.Linear(4, 4)), patterns)
 
 
-def mlp():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
-
-
 @pytest.mark.parametrize(
     "given",
     [
@@ -45,7 +41,7 @@ def mlp():
     ],
 )
 def test_a_pattern_that_matches_no_layer_is_named(given):
-    model = mlp()
+    model = mlp(5, 6, 4, 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(
         InvalidInput, match=rf"{next(iter(given))}: no layer matches \['typo'\]; the layers are 0, 2, 4"
@@ -55,7 +51,7 @@ def test_a_pattern_that_matches_no_layer_is_named(given):
 
 
 def test_a_table_may_speak_of_layers_that_are_not_chosen():
-    report = prune_(mlp(), torch.rand(20, 5), {"2": 0.3, "0": 0.1}, layers="0", fit={"4": "ball"})
+    report = prune_(mlp(5, 6, 4, 3), torch.rand(20, 5), {"2": 0.3, "0": 0.1}, layers="0", fit={"4": "ball"})
     assert [(row.name, row.eps) for row in report.layers] == [("0", 0.1)]
 
 
@@ -76,15 +72,19 @@ def test_a_table_may_speak_of_layers_that_are_not_chosen():
 )
 def test_what_is_no_table_is_refused(given, says):
     with pytest.raises(InvalidInput, match=says):
-        prune_(mlp(), torch.rand(20, 5), **given)
+        prune_(mlp(5, 6, 4, 3), torch.rand(20, 5), **given)
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5), 0.5])
 def test_a_part_is_a_number_of_any_type(number):
-    report = prune_(mlp(), torch.rand(20, 5), sparsity=number)
+    report = prune_(mlp(5, 6, 4, 3), torch.rand(20, 5), sparsity=number)
     assert [row.nonzeros for row in report.layers] == [15, 12, 6]
     assert report.provenance["target"]["value"] == 0.5
-    assert [row.nonzeros for row in prune_(mlp(), torch.rand(20, 5), sparsity={"*": number}).layers] == [15, 12, 6]
+    assert [row.nonzeros for row in prune_(mlp(5, 6, 4, 3), torch.rand(20, 5), sparsity={"*": number}).layers] == [
+        15,
+        12,
+        6,
+    ]
 
 
 def test_patterns_may_come_one_by_one():

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calls import preview, prune_
+from networks import mlp
 from tolerances import REFERENCE
 from torch import Tensor, nn
 
@@ -200,8 +201,7 @@ def test_zeros_that_come_back_are_counted_and_said(tmp_path: Path) -> None:
 
 
 def test_neurons_are_fitted_without_filling_zeros() -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5)), torch.randn(60, 8)
+    model, x = mlp(8, 12, 5), torch.randn(60, 8)
     with torch.no_grad():
         model[2].weight *= torch.rand(5, 12) < 0.5
     before, other = model[2].weight != 0, copy.deepcopy(model)
@@ -214,8 +214,7 @@ def test_neurons_are_fitted_without_filling_zeros() -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_network_that_is_sparser_than_asked_for_stays_as_it_is(keep: bool) -> None:
     """Its own weights are a point of each layer's path, at no error."""
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6)), torch.randn(60, 12)
+    model, x = mlp(12, 16, 6), torch.randn(60, 12)
     with torch.no_grad():
         for layer in (model[0], model[2]):
             layer.weight *= torch.rand_like(layer.weight) < 0.3
@@ -226,8 +225,7 @@ def test_a_network_that_is_sparser_than_asked_for_stays_as_it_is(keep: bool) -> 
 
 
 def test_pruning_again_keeps_a_subset() -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 6)), torch.randn(120, 12)
+    model, x = mlp(12, 16, 6), torch.randn(120, 12)
     supports = []
     for part in (0.5, 0.8):
         prune_(model, x, sparsity=part, keep_zeros=True)
@@ -259,8 +257,7 @@ def test_an_entry_that_fills_zeros_is_found_whatever_it_is_sealed_with(asked: di
 def test_where_eps_allows_no_weights_at_all_the_report_begins_with_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    torch.manual_seed(0)
-    dense, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(40, 6)
+    dense, x = mlp(6, 5, 3), torch.randn(40, 6)
     report = prune_(copy.deepcopy(dense), x, {"0": 1.5, "*": 0.05})
     line = "no weight is left in 1 of 2 layers (0): outputs there depend on no input; from eps 1 on zero weights keep"
     assert any(text.startswith(line) for text in report.head)

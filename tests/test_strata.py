@@ -5,6 +5,7 @@ import torch
 from calls import prune_
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import Net
 from torch import nn
 
 from convexprune.runs.fits import FITS
@@ -79,27 +80,20 @@ def test_a_fit_of_indices_is_that_of_a_slice():
         assert some.scale == same.scale
 
 
-class Corners(nn.Module):
+def corners():
     """A convolution over maps whose corners hold nothing, and the mean of what it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 8, 1, bias=False), nn.Linear(8, 4)
-
-    def forward(self, x):
-        return self.fc(self.conv(x).relu().mean((2, 3)))
+    torch.manual_seed(0)
+    own = {"conv": nn.Conv2d(3, 8, 1, bias=False), "fc": nn.Linear(8, 4)}
+    return Net(lambda m, x: m.fc(m.conv(x).relu().mean((2, 3))), **own).eval()
 
 
 def test_a_split_is_measured_on_all_positions():
     """64 is a multiple of the 16 positions: every 64th row is the empty corner, whose path says nothing."""
-    torch.manual_seed(0)
-    model, x = Corners().eval(), torch.rand(48, 3, 4, 4)
+    model, x = corners(), torch.rand(48, 3, 4, 4)
     x[:, :, 0, 0] = 0
     counts = []
     for seed in (0, 1):
-        torch.manual_seed(0)
-        pruned = Corners().eval()
-        report = prune_(pruned, x, sparsity=0.5, scope="network", seed=seed)
+        report = prune_(corners(), x, sparsity=0.5, scope="network", seed=seed)
         counts.append([row.nonzeros for row in report.layers])
         assert report.provenance["seed"] == seed
         assert sum(counts[-1]) <= 28

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 from calls import prune_
-from networks import resnet
 from promises import unchanged
 from safetensors.torch import save_file
 from tolerances import OUTPUTS
@@ -36,7 +36,7 @@ def convolutions() -> Made:
 
 def residual() -> Made:
     torch.manual_seed(0)
-    model = resnet().double()
+    model = networks.resnet().double()
     x = torch.randn(6, 2, 8, 8, dtype=torch.float64)
     for _ in range(3):
         model(x)
@@ -56,8 +56,7 @@ CASCADE = {"mode": "cascade", "scope": "network"}
 
 
 def test_neurons_of_layers_that_are_left_out_stay() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = networks.mlp(6, 8, 8, 3)
     report = prune_(model, torch.randn(40, 6), sparsity=0.5, layers="!0", **FAST)
     assert (len(model[0].weight), len(model[2].weight)) == (8, 4)
     assert ("0", "not chosen by the name patterns") in [(module.name, module.reason) for module in report.skipped]
@@ -97,6 +96,12 @@ def test_each_link_loses_its_part_and_the_outputs_stay() -> None:
     assert [tuple(model[i].weight.shape) for i in (0, 2, 4)] == [(5, 6), (4, 5), (3, 4)]
     assert [row.status for row in report.layers] == ["neurons", "inputs and neurons", "inputs"]
     assert outputs(model, x).shape == (50, 3)
+
+
+def test_layers_may_lose_different_parts() -> None:
+    model, x = mlp()
+    prune_(model, x, sparsity={"2": 3, "*": 0.2}, **FAST)
+    assert [tuple(model[i].weight.shape) for i in (0, 2, 4)] == [(8, 6), (3, 8), (3, 3)]
 
 
 def test_only_the_layers_that_were_chosen_lose_neurons() -> None:
@@ -214,22 +219,15 @@ def test_what_cannot_lose_neurons_is_refused() -> None:
     with pytest.raises(NothingToPrune, match="match no layer of which neurons can be removed"):
         prune_(model, torch.randn(9, 4), sparsity=0.5, **FAST)
 
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(4, 3), nn.Linear(3, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.two(self.one(x)) if x.sum() > 0 else self.two(self.one(-x))
-
+    own = {"one": nn.Linear(4, 3), "two": nn.Linear(3, 2)}
+    model = networks.Net(lambda m, x: m.two(m.one(x)) if x.sum() > 0 else m.two(m.one(-x)), **own)
     with pytest.raises(UnsupportedModule):
-        prune_(Branching(), torch.randn(9, 4), sparsity=0.5, **FAST)
+        prune_(model, torch.randn(9, 4), sparsity=0.5, **FAST)
 
 
 def test_neurons_that_zeros_hold_down_are_worth_nothing_where_zeros_stay() -> None:
     """The second neuron is the sum of the others, and could stand for both, had it any weights."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 6))
+    model = networks.mlp(4, 3, 6)
     with torch.no_grad():
         model[0].weight.copy_(torch.rand(3, 4)), model[0].bias.zero_()
         model[0].weight[1] = model[0].weight[0] + model[0].weight[2]
@@ -252,8 +250,7 @@ def test_a_row_says_how_many_neurons_are_short_of_their_minimum(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a single curvature most are; after as many as it takes none is."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    model = networks.mlp(6, 10, 8, 3).double()
     x = torch.randn(50, 6, dtype=torch.float64)
     rows = prune_(copy.deepcopy(model), x, **asked).layers
     assert not any("short of the minimum" in note for row in rows for note in row.notes)

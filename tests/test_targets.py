@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calls import prune_
+from networks import Net, mlp
 from promises import behind, network_error, promised, unchanged, with_modules_of
 from torch import Tensor, nn
 
@@ -23,11 +24,11 @@ Made = tuple[nn.Module, Tensor]
 def chain(*sizes: int, seed: int = 0, samples: int = 60) -> Made:
     """Weights as large as trained ones, inputs of both signs: a small error takes many weights."""
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
+    model = nn.Sequential()
     for before, after in itertools.pairwise(sizes):
-        layers += [nn.Linear(before, after), nn.ReLU()]
-        nn.init.normal_(layers[-2].weight, std=(2 / before) ** 0.5)
-    return nn.Sequential(*layers[:-1]), torch.randn(samples, sizes[0])
+        model += nn.Sequential(nn.Linear(before, after), nn.ReLU())
+        nn.init.normal_(model[-2].weight, std=(2 / before) ** 0.5)
+    return model[:-1], torch.randn(samples, sizes[0])
 
 
 def convolutions() -> Made:
@@ -37,20 +38,11 @@ def convolutions() -> Made:
     return nn.Sequential(*layers).eval(), torch.randn(40, 3, 6, 6)
 
 
-class Twice(nn.Module):
-    """One layer before and behind another: its errors pass through its own pruned weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared, self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.shared(self.inner(self.shared(x).relu()).relu()).relu())
-
-
 def twice() -> Made:
+    """One layer before and behind another: its errors pass through its own pruned weights."""
     torch.manual_seed(0)
-    model = Twice()
+    own = {name: nn.Linear(6, width) for name, width in (("shared", 6), ("inner", 6), ("head", 3))}
+    model = Net(lambda m, x: m.head(m.shared(m.inner(m.shared(x).relu()).relu()).relu()), **own)
     for layer in model.children():
         nn.init.normal_(layer.weight, std=6**-0.5)
     return model, torch.randn(40, 6)
@@ -104,15 +96,7 @@ def test_an_error_too_small_for_any_layer_leaves_all_as_trained_and_says_so() ->
 
 
 def test_networks_without_a_bound_are_refused_with_the_reason() -> None:
-    class Product(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.a(x) * self.b(x)
-
-    model = Product()
+    model = Net(lambda m, x: m.a(x) * m.b(x), a=nn.Linear(4, 3), b=nn.Linear(4, 3))
     same = unchanged(model)
     with pytest.raises(InvalidInput, match=r"no bound on this network's outputs is known: .*mul.*; give eps"):
         prune_(model, torch.randn(20, 4), network_eps=0.1, guarantee="bound")
@@ -153,8 +137,7 @@ def test_a_budgets_weights_fit_best_on_their_support() -> None:
 
 
 def test_all_layers_together_keep_no_more_than_the_part_and_the_worthless_one_loses_most() -> None:
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 4)), torch.randn(60, 12)
+    model, x = mlp(12, 10, 4), torch.randn(60, 12)
     with torch.no_grad():
         model[0].weight[:, 3:] *= 0.02
     report = prune_(model, x, sparsity=0.6, scope="network")
@@ -199,20 +182,14 @@ def test_a_layer_whose_inputs_a_pattern_does_not_divide_is_left_and_said() -> No
     assert torch.equal(model[2].weight, trained)
 
 
-class Unequal(nn.Module):
-    """Queries of 8 features, keys and values of 6: three programs of one module."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x[..., :6], x[..., :6])[0])
-
-
 def test_every_group_of_a_layer_must_take_the_pattern() -> None:
+    """Queries of 8 features, keys and values of 6: three programs of one module."""
     torch.manual_seed(0)
-    report = prune_(Unequal(), torch.randn(10, 5, 8), sparsity="2:4")
+    attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+    model = Net(
+        lambda m, x: m.head(m.attention(x, x[..., :6], x[..., :6])[0]), attention=attention, head=nn.Linear(8, 4)
+    )
+    report = prune_(model, torch.randn(10, 5, 8), sparsity="2:4")
     assert [row.name for row in report.layers] == ["attention.out_proj", "head"]
     assert ["and it has 6" in module.reason for module in report.skipped] == [True]
 
@@ -562,20 +539,10 @@ def test_whatever_is_asked_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not
         assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
 
 
-class Lengths(nn.Module):
-    """Sums over as many positions as there are: what an error does to the outputs depends on the length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.h = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.h(self.a(x).sum(1))
-
-
 def test_the_networks_bound_is_for_batches_of_all_lengths() -> None:
+    """A sum over as many positions as there are: what an error does to the outputs depends on the length."""
     torch.manual_seed(0)
-    model = Lengths()
+    model = Net(lambda m, x: m.h(m.a(x).sum(1)), a=nn.Linear(4, 4), h=nn.Linear(4, 2))
     dense = copy.deepcopy(model)
     batches = [torch.randn(4, 2, 4)] + [torch.rand(4, 200, 4) + 0.5] * 3
     report = prune_(model, batches, network_eps=0.1, guarantee="bound", layers="a")

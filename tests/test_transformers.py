@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from calls import prune_
+from networks import Net
 from promises import promised, unchanged, with_modules_of
 from torch import Tensor, nn
 from torch.nn import functional
@@ -124,16 +125,10 @@ def test_gpt2_goes_through_whole_and_its_tied_head_stays(mode: str) -> None:
 
 
 def test_a_tied_embedding_alone_is_refused_with_the_reason() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embedding, self.head = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
-            self.head.weight = self.embedding.weight
-
-        def forward(self, tokens: Tensor) -> Tensor:
-            return self.head(self.embedding(tokens).tanh())
-
-    model = Tied()
+    model = Net(
+        lambda m, x: m.head(m.embedding(x).tanh()), embedding=nn.Embedding(9, 4), head=nn.Linear(4, 9, bias=False)
+    )
+    model.head.weight = model.embedding.weight
     same = unchanged(model)
     with pytest.raises(Exception, match="shares a parameter with 'embedding'"):
         prune_(model, torch.randint(9, (20, 3)))

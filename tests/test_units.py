@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from calls import prune_
+from networks import mlp
 from tolerances import EXACT, ROUNDING, SINGLE
 from torch import Tensor, nn
 
@@ -95,8 +96,7 @@ def test_a_loss_beyond_float64_is_refused_by_what_is_wrong() -> None:
 
 
 def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).eval()
+    return mlp(8, 8, 3, bias=False).eval()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -139,8 +139,7 @@ def test_biases_of_any_unit_leave_networks_as_accurate(asked: dict[str, object])
     x = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
 
     def pruned(unit: float) -> tuple[int, float]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+        model = mlp(8, 12, 4).eval()
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.mul_(unit if name.endswith("bias") else 1)
