@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from convexprune.errors import NothingToPrune
 from convexprune.layers import weight_matrices, write_back_
-from convexprune.network.choosing import choose_layers, find_ties, layer_uses, looked_up
+from convexprune.network.choosing import choose_layers, find_ties, looked_up
 from convexprune.network.memory import Holders, overlaps_itself
 from convexprune.solvers.errors import InvalidInput
 
@@ -162,16 +162,6 @@ def test_every_kind_of_product_is_chosen_and_every_other_weight_named():
     assert [(module.name, module.kind) for module in skipped] == [("embedding", "Embedding")]
 
 
-def test_a_method_can_ask_for_kinds():
-    model = some_of_each()
-    chosen, skipped = choose_layers(model, kinds=(nn.Linear, nn.Conv2d))
-    assert list(chosen) == ["linear", "conv2", "attention.out_proj"]
-    assert {module.name for module in skipped} == {"transposed", "embedding", "conv1", "conv3", "attention"}
-    assert "prunes Linear and Conv2d modules" in reasons(model, kinds=(nn.Linear, nn.Conv2d))["conv1"]
-    with pytest.raises(NothingToPrune, match="Conv1d is not for this method"):
-        choose_layers(model, "conv1", kinds=(nn.Linear, nn.Conv2d))
-
-
 def tied(make, bias=True):
     """Three layers of one weight, and one bias if any: the second by the same Parameters, the third by new ones."""
     torch.manual_seed(0)
@@ -200,10 +190,10 @@ def test_layers_of_one_weight_and_bias_are_one_layer(case):
     assert {module.name: module.reason for module in skipped} == dict.fromkeys(
         "bc", "its weight is that of 'a': solved there for all"
     )
-    assert all(layer_uses(model, name) == ("a", "b", "c") for name in "abc")
-    assert layer_uses(model, "alone") == ("alone",)
+    assert all(find_ties(model).uses_of(name) == ("a", "b", "c") for name in "abc")
+    assert find_ties(model).uses_of("alone") == ("alone",)
     write_back_(model["a"], [torch.randn_like(U) for U in weight_matrices(model["a"])])
-    for name in layer_uses(model, "a"):
+    for name in find_ties(model).uses_of("a"):
         pairs = zip(weight_matrices(model["a"]), weight_matrices(model[name]), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -228,8 +218,8 @@ def test_two_attentions_of_one_weight_are_two_layers_with_two_uses_each():
     two.out_proj = one.out_proj
     model = nn.ModuleDict({"one": one, "two": two})
     assert list(choose_layers(model)[0]) == ["one", "one.out_proj"]
-    assert layer_uses(model, "two") == ("one", "two")
-    assert layer_uses(model, "one.out_proj") == ("one.out_proj", "two.out_proj")
+    assert find_ties(model).uses_of("two") == ("one", "two")
+    assert find_ties(model).uses_of("one.out_proj") == ("one.out_proj", "two.out_proj")
     assert reasons(model)["two.out_proj"] == "its weight is that of 'one.out_proj': solved there for both"
 
 
@@ -237,7 +227,7 @@ def test_one_module_under_two_names_is_called_twice_and_stands_once():
     layer = nn.Linear(3, 3)
     model = nn.ModuleDict({"a": layer, "b": layer, "block": nn.Sequential(layer)})
     assert choose_layers(model) == ({"a": layer}, [])
-    assert layer_uses(model, "a") == ("a",)
+    assert find_ties(model).uses_of("a") == ("a",)
 
 
 def share(first, second, weight, bias=None):
@@ -371,19 +361,6 @@ def test_empty_weights_and_weights_without_a_place_are_not_tied_by_that():
     assert not find_ties(placeless).refused
     placeless[1].weight = placeless[0].weight
     assert set(find_ties(placeless).refused) == {"0", "1"}
-
-
-def test_a_method_that_asks_for_kinds_sees_no_ties():
-    model = tied(SAME["linear"])
-    chosen, skipped = choose_layers(model, kinds=(nn.Linear, nn.Conv2d))
-    assert list(chosen) == ["alone"]
-    assert [module.name for module in skipped] == ["a", "b", "c"]
-    assert all("weights can be pruned for one use only" in module.reason for module in skipped)
-
-
-def test_uses_are_of_modules_that_exist():
-    with pytest.raises(InvalidInput, match="the model has no module 'd'"):
-        layer_uses(tied(SAME["linear"]), "d")
 
 
 class TwoNames(nn.Module):

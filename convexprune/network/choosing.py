@@ -24,50 +24,54 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Ties:
-    """What the modules of a model share; those that share nothing are in neither mapping.
+    """What the modules of a model share; those that share nothing are in none of the mappings.
 
     Attributes:
         uses: For each layer that has the very same weight and bias as others, the names of all of them, in the model's
             order. They are one layer, to be solved once for all its uses.
-        refused: For each module that shares a parameter in another way, with whom, and what to do.
+        shared: For each module that shares a parameter in whatever way, the names of those it shares it with, as text.
+        refused: For each module that shares one in another way than ``uses``, with whom, and what to do.
     """
 
     uses: Mapping[str, tuple[str, ...]]
-    refused: Mapping[str, str]
+    shared: Mapping[str, str]
 
     @property
     def several(self) -> list[tuple[str, ...]]:
         """The names of each layer that has several, the first of them first."""
         return list(dict.fromkeys(self.uses.values()))
 
+    @property
+    def refused(self) -> dict[str, str]:
+        only = "only layers of one kind with the very same weight, bias and settings are pruned together"
+        return {name: untied(others, only) for name, others in self.shared.items() if name not in self.uses}
+
     def uses_of(self, name: str) -> tuple[str, ...]:
         """All names of the layer; its own if it shares nothing."""
         return self.uses.get(name, (name,))
 
 
-def find_ties(model: nn.Module, joint: bool = True) -> Ties:
+def untied(others: str, only: str = "weights can be pruned for one use only") -> str:
+    """Why a module that shares a parameter with others is left out, and what to do about it."""
+    return f"shares a parameter with {others}, and {only}: untie them, by a copy of the parameter"
+
+
+def find_ties(model: nn.Module) -> Ties:
     """Which modules of a model share parameters, as one layer or otherwise.
 
     Memory is shared where tensors have an entry in common. Modules are one layer if all tensors of their products lie
-    in the same places, in the same shapes, and they are of one kind, with the same settings (stride and so on). Without
-    ``joint`` all that share a parameter are refused. UnsupportedModule is raised for what ``torch.jit`` compiled.
+    in the same places, in the same shapes, and they are of one kind, with the same settings (stride and so on).
+    UnsupportedModule is raised for what ``torch.jit`` compiled.
     """
     modules = named_uses(model)
     shared = _overlaps(modules)
-    same = {name: _identity(modules[name]) if joint else None for name in shared}
-    uses, refused = {}, {}
+    same = {name: _identity(modules[name]) for name in shared}
+    uses, text = {}, {}
     for name, others in shared.items():
         if same[name] is not None and all(same[other] == same[name] for other in others):
             uses[name] = tuple(other for other in modules if other in others | {name})
-        else:
-            refused[name] = _refusal([other for other in modules if other in others], joint)
-    return Ties(uses, refused)
-
-
-def layer_uses(model: nn.Module, name: str) -> tuple[str, ...]:
-    """All names of the layer, in the model's order, each with a ``tap``; InvalidInput is raised if there is none."""
-    tap(model, name)
-    return find_ties(model).uses_of(name)
+        text[name] = ", ".join(repr(other) if other else "the model itself" for other in modules if other in others)
+    return Ties(uses, text)
 
 
 def named_uses(model: nn.Module) -> dict[str, nn.Module]:
@@ -80,14 +84,6 @@ def named_uses(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules(remove_duplicate=False):
         found.setdefault((id(module), id(tap(model, name).module)), (name, module))
     return dict(found.values())
-
-
-def _refusal(others: Collection[str], joint: bool) -> str:
-    names = ", ".join(repr(name) if name else "the model itself" for name in others)
-    only = "weights can be pruned for one use only"
-    if joint:
-        only = "only layers of one kind with the very same weight, bias and settings are pruned together"
-    return f"shares a parameter with {names}, and {only}: untie them, by a copy of the parameter"
 
 
 def _overlaps(modules: Mapping[str, nn.Module]) -> dict[str, set[str]]:
@@ -114,13 +110,12 @@ def _identity(module: nn.Module) -> tuple[object, ...] | None:
 
 
 def choose_layers(
-    model: nn.Module, patterns: str | Iterable[str] | None = None, kinds: tuple[type[nn.Module], ...] | None = None
+    model: nn.Module, patterns: str | Iterable[str] | None = None
 ) -> tuple[dict[str, nn.Module], list[SkippedModule]]:
     """The layers to prune by qualified name, and every other module that holds weights, with the reason.
 
     Layers that share weight and bias are one layer with several uses. It goes by the name of its first use, and is
-    chosen, or left out, by a pattern of any of them. With ``kinds`` only such modules are, and none that share a
-    parameter.
+    chosen, or left out, by a pattern of any of them.
 
     Raises:
         NothingToPrune: No layer can be pruned, or a pattern matches none of them.
@@ -128,8 +123,18 @@ def choose_layers(
     """
     wanted = None if patterns is None else name_patterns(patterns)
     holders = {name: module for name, module in named_uses(check_module(model)).items() if holds_weights(module)}
-    ties = find_ties(model, joint=kinds is None)
-    reasons = {name: _left_out(name, module, wanted, ties, kinds) for name, module in holders.items()}
+    ties = find_ties(model)
+    refused = ties.refused
+
+    def left_out(name: str, module: nn.Module) -> str | None:
+        first, *more = uses = ties.uses_of(name)
+        if wanted is not None and not is_chosen(uses, wanted):
+            pattern = excluding(uses, wanted)
+            return f"left out by the name pattern {pattern!r}" if pattern else "not chosen by the name patterns"
+        shared = f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"
+        return unsupported(module) or refused.get(name) or (None if name == first else shared)
+
+    reasons = {name: left_out(name, module) for name, module in holders.items()}
     chosen = {name: module for name, module in holders.items() if reasons[name] is None}
     skipped = [SkippedModule(name, type(holders[name]).__name__, why) for name, why in reasons.items() if why]
     idle = unmatched(wanted or [], [use for name in chosen for use in ties.uses_of(name)], holders)
@@ -138,24 +143,6 @@ def choose_layers(
         listing = "; ".join(f"{s.name or 'the model'} ({s.kind}): {s.reason}" for s in skipped) or "no weights at all"
         raise NothingToPrune(f"{what}. These can be: {', '.join(chosen) or 'none'}. These not: {listing}")
     return chosen, skipped
-
-
-def _left_out(
-    name: str, module: nn.Module, wanted: list[str] | None, ties: Ties, kinds: tuple[type[nn.Module], ...] | None
-) -> str | None:
-    """Why the module is not pruned; None if it is."""
-    first, *more = uses = ties.uses_of(name)
-    if wanted is not None and not is_chosen(uses, wanted):
-        left_out = excluding(uses, wanted)
-        return "not chosen by the name patterns" if left_out is None else f"left out by the name pattern {left_out!r}"
-    if reason := unsupported(module) or ties.refused.get(name):
-        return reason
-    if kinds is not None and not isinstance(module, kinds):
-        names = " and ".join(kind.__name__ for kind in kinds)
-        return f"{type(module).__name__} is not for this method, which prunes {names} modules: leave it out"
-    if name == first:
-        return None
-    return f"its weight is that of {first!r}: solved there for {'all' if more[1:] else 'both'}"
 
 
 def check_module(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from convexprune.errors import UnsupportedModule
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import altered, kind_of, unsupported
-from convexprune.network.choosing import find_ties
+from convexprune.network.choosing import find_ties, untied
 from convexprune.network.forwards import eagerly, left_as_found
 from convexprune.network.memory import Holders, tensors_in
 
@@ -43,7 +43,7 @@ class Network:
     def __init__(self, model: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
         self.layers, self.modules = layers, dict(model.named_modules())
         self.graph, self._constants = traced(model)
-        self._tied = find_ties(model, joint=False).refused
+        self._tied = find_ties(model).shared
         training, _ = traced(model, training=True)
         self._diverted = _diverted(self.modules, self.graph, training)
         self.calls: dict[str, int] = {}  # how often each module is called, in order
@@ -70,7 +70,7 @@ class Network:
             f"it is a {kind}, and neurons are those of {kinds}": not isinstance(module, (*self.layers, *_CARRIERS)),
             "its weight or bias is computed from other tensors: make it permanent first": computed,
             f"it is a grouped convolution ({groups} groups), whose filters see different inputs": grouped,
-            f"it {self._tied.get(name, '')}": name in self._tied,
+            f"it {untied(self._tied.get(name, ''))}": name in self._tied,
             "it is the whole model, so its outputs are the network's outputs": name == "",
             "no call of it is seen: forward does not use it, or a module that holds it does so unseen": times == 0,
             f"it is called {times} times in one forward, and its outputs may go different ways": times > 1,

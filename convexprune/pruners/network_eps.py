@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from convexprune.network.choosing import layer_uses
+from convexprune.network.choosing import find_ties
 from convexprune.pruners.allocation import allocate_eps
 from convexprune.pruners.measuring import curve, fewest_weights, paths
 from convexprune.pruners.tolerance import Within
@@ -85,7 +85,7 @@ def _backwards(
         if answers is None:
             break
         run.write_(name, answers, goal)
-        changed = layer_uses(run.model, name)
+        changed = find_ties(run.model).uses_of(name)
         norms = {known: value for known, value in found.norms.items() if known not in changed}
 
 

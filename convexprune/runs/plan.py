@@ -271,21 +271,3 @@ def _read(operations: Sequence[str]) -> str:
         f"its weight or bias is also read by {', '.join(operations)} outside the layer's own call, and weights can be "
         "pruned for one use only: give that use a copy"
     )
-
-
-def check_fan_in(
-    plan: Plan, n: int, m: int, names: Sequence[str], named: Callable[[str], bool], remedy: str
-) -> dict[str, str]:
-    """Layers that cannot take a pattern n:m, each with the reason.
-
-    Raises:
-        InvalidInput: One that cannot was named, rather than matched by a pattern.
-    """
-    left = {}
-    for name in names:
-        if wrong := [count for count in plan.layers[name].fan_in if count % m]:
-            reason = f"{n}:{m} needs a multiple of {m} inputs, and it has {wrong[0]}"
-            if named(name):
-                raise InvalidInput(f"sparsity: {name!r} was named, and {reason}: {remedy.format(name)}")
-            left[name] = f"left as trained: {reason}"
-    return left
