@@ -44,7 +44,7 @@ def capture(model, batches, names, forward=None, progress=None):
     data = list(Calibration(batches, mask=False))
     taps = {name: (tap(model, name),) for name in names}
     found = observe(model, data, taps, forward=forward, see=see, progress=progress)
-    layers = {name: Seen(inputs[name], layer.follows.activation) for name, layer in found.layers.items()}
+    layers = {name: Seen(inputs[name], layer.activation) for name, layer in found.layers.items()}
     return Found(layers, network_outputs(model, data, forward), found.samples)
 
 

@@ -201,7 +201,7 @@ def test_one_pass_tells_order_calls_samples_and_the_outputs_norm() -> None:
     found = observe(model, x.split(10), taps, see=lambda name, _: seen.append(name))
     assert list(found.layers) == ["0", "2", "4"]
     assert seen == ["0", "2", "4"] * 3
-    assert [layer.follows.activation for layer in found.layers.values()] == ["relu", "relu", "output"]
+    assert [layer.activation for layer in found.layers.values()] == ["relu", "relu", "output"]
     assert {layer.calls for layer in found.layers.values()} == {1}
     with torch.no_grad():
         assert found.size == pytest.approx(float(model(x).double().norm()), rel=1e-6)

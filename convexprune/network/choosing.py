@@ -30,7 +30,6 @@ class Ties:
         uses: For each layer that has the very same weight and bias as others, the names of all of them, in the model's
             order. They are one layer, to be solved once for all its uses.
         shared: For each module that shares a parameter in whatever way, the names of those it shares it with, as text.
-        refused: For each module that shares one in another way than ``uses``, with whom, and what to do.
     """
 
     uses: Mapping[str, tuple[str, ...]]
@@ -43,6 +42,7 @@ class Ties:
 
     @property
     def refused(self) -> dict[str, str]:
+        """For each module that shares a parameter in another way than as one layer, with whom, and what to do."""
         only = "only layers of one kind with the very same weight, bias and settings are pruned together"
         return {name: untied(others, only) for name, others in self.shared.items() if name not in self.uses}
 

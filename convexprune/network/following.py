@@ -1,8 +1,8 @@
 """What follows each layer, and where else its parameters go, from one forward in which tensors are followed."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from convexprune.layers.kinds import NORMS
 from convexprune.network.forwards import Forward, run_model
 from convexprune.network.memory import Batch, Holders, tensors_in
-from convexprune.network.taps import Hook, Taps, hooked
+from convexprune.network.taps import Tap, Taps, at, hooked
 
 # Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
 _SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
@@ -21,7 +21,7 @@ _SAME_ENTRIES |= {"requires_grad", "reshape", "to"}
 _METADATA = (bool, int, str, tuple, torch.dtype, torch.device, torch.layout)
 
 
-class Watch(TorchFunctionMode):
+class Follower(TorchFunctionMode):
     """Follows tensors through views and copies, and notes the name of every operation that consumes their entries.
 
     Tensors that are ``held``, each with the list for its consumers, are followed by the memory they lie in, too: so
@@ -105,8 +105,8 @@ def _summary(calls: list[list[str]]) -> str:
 
 
 @dataclass(frozen=True)
-class Followed:
-    """What a forward shows of one layer.
+class Observed:
+    """What forwards show of one layer.
 
     Attributes:
         activation: What consumes the layer's output: "relu" if only ReLUs do, "output" if nothing does,
@@ -115,75 +115,66 @@ class Followed:
             shift nothing else reads; or None.
         behind: What consumes the norm's output; None without one.
         elsewhere: The operations that read the layer's parameters outside the calls of its modules.
+        calls: How often a forward calls it; None where batches differ in that.
     """
 
     activation: str | None = None
     norm: str | None = None
     behind: str | None = None
     elsewhere: tuple[str, ...] = ()
+    calls: int | None = None
 
 
-def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None = None) -> dict[str, Followed]:
+def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None = None) -> dict[str, Observed]:
     """What one forward on a checked batch shows of each layer that it reaches; the model must be in eval mode."""
     norms = {name: module for name, module in model.named_modules() if isinstance(module, NORMS)}
+    owners = {name: [tap.module for tap in several] for name, several in taps.items()}
+    owners |= {name: [norm] for name, norm in norms.items()}
     # What reads the parameters of layers, and of norms, outside the calls of their modules.
-    readers: dict[str, list[str]] = {name: [] for name in taps}
-    shifts: dict[str, list[str]] = {name: [] for name in norms}
-    every = [(model.get_submodule(name), [tap.module for tap in taps[name]], names) for name, names in readers.items()]
-    every += [(norms[name], [norms[name]], names) for name, names in shifts.items()]
-    watch = Watch([(parameter, names) for one, _, names in every for parameter in one.parameters(recurse=False)])
+    readers: dict[str, list[str]] = {name: [] for name in owners}
+    held = [(p, read) for name, read in readers.items() for p in model.get_submodule(name).parameters(recurse=False)]
+    begun: dict[str, list[int]] = {name: [] for name in owners}  # how many had read before each call that runs
+    follower = Follower(held)
     calls: dict[str, list[list[str]]] = {}
     behind: dict[int, tuple[str, list[str]]] = {}  # by the id of the consumers of a layer's output
-    times: dict[str, int] = {}  # calls of norms
+    times = Counter[str]()  # calls of norms
 
-    def follow(name: str, plain: bool, _module: nn.Module, _args: object, output: object) -> None:
+    def begin(name: str, *_: object) -> None:
+        begun[name].append(len(readers[name]))
+
+    def end(name: str, *_: object) -> None:
+        del readers[name][begun[name].pop() :]
+
+    def follow(name: str, tap: Tap, _module: nn.Module, _args: object, _kwargs: object, output: object) -> None:
         consumers: list[str] = []
         calls.setdefault(name, []).append(consumers)
-        for tensor in tensors_in(output) if plain else ():
-            watch.follow(tensor, consumers)
+        for tensor in tensors_in(output) if tap.plain else ():
+            follower.follow(tensor, consumers)
 
-    def pass_norm(name: str, _module: nn.Module, args: Batch, output: Tensor) -> None:
-        times[name] = times.get(name, 0) + 1
+    def pass_norm(name: str, _module: nn.Module, args: Batch, _kwargs: object, output: Tensor) -> None:
+        times[name] += 1
         after: list[str] = []
-        for consumers in watch.followers(args[0]) if args else ():
+        for consumers in follower.followers(args[0]) if args else ():
             behind[id(consumers)] = (name, after)
-        watch.follow(output, after)
+        follower.follow(output, after)
 
-    hooks: list[tuple[nn.Module, Hook]] = [
-        (tap.module, partial(follow, name, tap.plain)) for name, several in taps.items() for tap in several
-    ]
-    hooks += [(module, partial(pass_norm, name)) for name, module in norms.items()]
-    with ExitStack() as stack:
-        for _, modules, names in every:
-            _leave_out(modules, names, stack)
-        with hooked(hooks), watch:
-            outputs = run_model(model, batch, forward)
-    watch.note(tensors_in(outputs), "output")
+    modules = [(name, module) for name, several in owners.items() for module in several]
+    passing = [(module, partial(pass_norm, name)) for name, module in norms.items()]
+    after = [*at(taps, follow), *passing, *((module, partial(end, name)) for name, module in modules)]
+    with hooked(after, before=[(module, partial(begin, name)) for name, module in modules]), follower:
+        outputs = run_model(model, batch, forward)
+    follower.note(tensors_in(outputs), "output")
     found = {}
     for name, consumers in calls.items():
-        norm, after = behind.get(id(consumers[0]), ("", []))
-        alone = len(consumers) == 1 and consumers[0] == ["batch_norm"] and times.get(norm) == 1
-        found[name] = Followed(
-            activation=_summary(consumers) if all(tap.plain for tap in taps[name]) else None,
-            elsewhere=tuple(dict.fromkeys(readers[name])),
-        )
+        norm, then = behind.get(id(consumers[0]), ("", []))
+        alone = len(consumers) == 1 and consumers[0] == ["batch_norm"] and times[norm] == 1
         own = {key for key, _ in norms[norm].named_parameters(recurse=False)} if alone else set()
         # A fixed affine map in eval mode, with a shift of its own.
-        if own == {"weight", "bias"} and norms[norm].running_var is not None and not shifts[norm]:
-            found[name] = replace(found[name], norm=norm, behind=_summary([after]))
+        foldable = own == {"weight", "bias"} and norms[norm].running_var is not None and not readers[norm]
+        found[name] = Observed(
+            activation=_summary(consumers) if all(tap.plain for tap in taps[name]) else None,
+            norm=norm if foldable else None,
+            behind=_summary([then]) if foldable else None,
+            elsewhere=tuple(dict.fromkeys(readers[name])),
+        )
     return found
-
-
-def _leave_out(modules: Iterable[nn.Module], names: list[str], stack: ExitStack) -> None:
-    """What reads something in a call of one of these modules is taken off the names again."""
-    begun: list[int] = []
-
-    def begin(_module: nn.Module, _args: object) -> None:
-        begun.append(len(names))
-
-    def end(_module: nn.Module, _args: object, _output: object) -> None:
-        del names[begun.pop() :]
-
-    for module in modules:
-        stack.enter_context(module.register_forward_pre_hook(begin))
-        stack.enter_context(module.register_forward_hook(end, prepend=True))

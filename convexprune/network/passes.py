@@ -8,14 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.network.calibration import Calibration
-from convexprune.network.following import Followed, followed
+from convexprune.network.following import Observed, followed
 from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
 from convexprune.network.memory import Batch, mapped, samples_at, samples_of, tensors_in
 from convexprune.network.padding import Counted, Mask
@@ -25,14 +25,6 @@ from convexprune.solvers.errors import InvalidInput, NonFinite
 
 _Marks = list[tuple[str, list[tuple[float, float, float]]]]
 """Of each layer that is called, in order, then of the outputs as "", what tells them from others."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """What a pass tells of one layer."""
-
-    follows: Followed  # by the first batch from which it receives rows
-    calls: int | None  # how often a forward calls it; None where batches differ in that
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ def observe(
     """
     calls: list[Counter[str]] = []  # of each layer, batch by batch
     reached: dict[str, int] = {}  # which batch is the first from which a layer receives rows
-    follows: dict[str, Followed] = {}
+    follows: dict[str, Observed] = {}  # by the first batch from which a layer receives rows
     examples: list[tuple[Batch, tuple[str, ...]]] = []
     sizes, samples, marks = list[float](), 0, _Marks()
 
@@ -102,7 +94,7 @@ def observe(
     found = {}
     for name in dict.fromkeys(chain.from_iterable(calls)):
         times = {batch[name] for batch in calls}
-        found[name] = Observed(follows.get(name, Followed()), times.pop() if len(times) == 1 else None)
+        found[name] = replace(follows.get(name, Observed()), calls=times.pop() if len(times) == 1 else None)
     return Observation(found, samples, math.hypot(*sizes), tuple(examples))
 
 

@@ -8,7 +8,7 @@ must not change, except at hidden positions of their own.
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +23,7 @@ from convexprune.network.forwards import Forward, evaluating, run_model
 from convexprune.network.memory import Batch, tensors_in
 from convexprune.network.padding import Counted, Layout, Mask, Masks, layouts, mask_name, read_masks
 from convexprune.network.passes import visible_outputs
-from convexprune.network.taps import PROJECTED, Received, Taps, Trial, generator, halved, replaced, tapped
+from convexprune.network.taps import PROJECTED, Received, Taps, Trial, generator, halved, hooked, replaced, tapped
 from convexprune.solvers.arrays import norm, working_dtype
 
 _Options = dict[str, list[tuple[Layout | None, ...]]]
@@ -148,13 +148,14 @@ class _Hiding:
                 self._draw_(Y, layout, generators[name])
             return new
 
-        with ExitStack() as stack:
-            stack.enter_context(replaced({name: self.taps[name] for name in choice}, noised))
-            for name, found in choice.items():
-                for tap in self.taps[name]:
-                    if not tap.returns_outputs:  # projections of attention: their inputs stand for them
-                        hook = partial(self._inputs_replaced, found)
-                        stack.enter_context(tap.module.register_forward_pre_hook(hook, with_kwargs=True))
+        # Projections of attention are not among what it returns: their inputs stand for them.
+        before = [
+            (tap.module, partial(self._inputs_replaced, found))
+            for name, found in choice.items()
+            for tap in self.taps[name]
+            if not tap.returns_outputs
+        ]
+        with hooked((), before), replaced({name: self.taps[name] for name in choice}, noised):
             yield
 
     def _draw_(self, rows: Tensor, layout: Layout | None, draws: torch.Generator) -> None:

@@ -57,9 +57,6 @@ class Tap:
 Taps = Mapping[str, Sequence[Tap]]
 """For each layer, by name, where its inputs are received: several places where modules share its weight."""
 
-Hook = Callable[..., Batch]
-"""A forward hook of a module."""
-
 
 def tap(model: nn.Module, name: str) -> Tap:
     """Where the inputs of the layer of this qualified name are seen.
@@ -85,13 +82,24 @@ def norm_tap(norm: nn.Module) -> Tap:
     return Tap(norm, _first)
 
 
+Hooks = Iterable[tuple[nn.Module, Callable[..., Batch]]]
+"""Modules with what is called before their forward as ``hook(module, args, kwargs)``, after it with the output, too."""
+
+
 @contextmanager
-def hooked(hooks: Iterable[tuple[nn.Module, Hook]], with_kwargs: bool = False) -> Iterator[None]:
-    """Inside, modules have these forward hooks, in front of others; the last one registered is the first to run."""
+def hooked(after: Hooks, before: Hooks = ()) -> Iterator[None]:
+    """Inside, modules have these hooks, between their forward and hooks of the caller's, in this order."""
     with ExitStack() as stack:
-        for module, hook in hooks:
-            stack.enter_context(module.register_forward_hook(hook, prepend=True, with_kwargs=with_kwargs))
+        for module, hook in before:
+            stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
+        for module, hook in reversed(list(after)):
+            stack.enter_context(module.register_forward_hook(hook, prepend=True, with_kwargs=True))
         yield
+
+
+def at(taps: Taps, hook: Callable[..., Batch]) -> Hooks:
+    """Where ``hook(name, tap, module, args, kwargs, output)`` is called after each call of a tapped module."""
+    return [(tap.module, partial(hook, name, tap)) for name, several in taps.items() for tap in several]
 
 
 def tapped(taps: Taps, see: Callable[[str, Received], None]) -> AbstractContextManager[None]:
@@ -100,8 +108,17 @@ def tapped(taps: Taps, see: Callable[[str, Received], None]) -> AbstractContextM
     def hook(name: str, tap: Tap, _module: nn.Module, args: Batch, kwargs: Batch, output: object) -> None:
         see(name, tap.received(args, kwargs, output))
 
-    placed = [(tap.module, partial(hook, name, tap)) for name, several in taps.items() for tap in several]
-    return hooked(placed[::-1], with_kwargs=True)
+    return hooked(at(taps, hook))
+
+
+def replaced(places: Taps, value: Callable[[str, Tensor], Tensor]) -> AbstractContextManager[None]:
+    """Inside, layers' outputs are ``value(name, outputs)`` for all that comes after, hooks of the caller's as well."""
+
+    def hook(name: str, tap: Tap, _module: nn.Module, _args: Batch, _kwargs: Batch, returned: Batch) -> Batch:
+        outputs = tap.outputs(returned)
+        return returned if outputs is None else tap.with_outputs(returned, value(name, outputs))
+
+    return hooked(at(places, hook))
 
 
 def check_received(name: str, received: Received) -> None:
@@ -282,54 +299,6 @@ def halved(names: Sequence[str], shows: Callable[[Sequence[str]], bool]) -> list
     half = len(names) // 2
     # What only both halves together show may be of any of them.
     return [*halved(names[:half], shows), *halved(names[half:], shows)] or list(names)
-
-
-def replaced(places: Taps, value: Callable[[str, Tensor], Tensor]) -> _Context:
-    """Inside, layers' outputs are ``value(name, outputs)`` for all that comes after, hooks of the caller's as well."""
-
-    def hook(name: str, tap: Tap, _module: nn.Module, _args: object, returned: Batch) -> Batch:
-        outputs = tap.outputs(returned)
-        return returned if outputs is None else tap.with_outputs(returned, value(name, outputs))
-
-    return hooked([(tap.module, partial(hook, name, tap)) for name, several in places.items() for tap in several])
-
-
-def read_beyond_relu(trial: Trial, places: Taps) -> list[str]:
-    """The layers of which more than the ReLU of what is seen at these places is read.
-
-    Values ≤ 0 are replaced by others: zeros, random ones of the same size, and random ones of all sizes from a
-    thousandth of that to a thousand times as much.
-    """
-    found: list[str] = []
-    for kind in ("zeros", "of the size", "of all sizes"):
-        left = [name for name in places if name not in found]
-        found += trial.revealing(left, partial(_with_negatives, places, kind))
-    return [name for name in places if name in found]
-
-
-def _with_negatives(places: Taps, kind: str, names: Sequence[str]) -> _Context:
-    generators = {name: generator(name) for name in names}
-
-    def value(name: str, outputs: Tensor) -> Tensor:
-        # In the same layout, for what follows to be added up in the same order.
-        negatives = torch.empty_like(outputs).copy_(_drawn(kind, outputs.detach(), generators[name]))
-        return torch.where(outputs > 0, outputs, negatives)
-
-    return replaced({name: places[name] for name in names}, value)
-
-
-def _drawn(kind: str, outputs: Tensor, draws: torch.Generator) -> Tensor:
-    if kind == "zeros":
-        return torch.zeros(outputs.shape)
-    if kind == "of the size":
-        return -torch.randn(outputs.shape, generator=draws).abs() * _size(outputs)
-    powers = 6 * torch.rand(outputs.shape, generator=draws, dtype=torch.float64) - 3
-    return -(10**powers * _size(outputs)).clamp(max=torch.finfo(outputs.dtype).max / 4)
-
-
-def _size(outputs: Tensor) -> float:
-    """The root of the mean square."""
-    return float(outputs.double().square().mean().sqrt()) or 1.0 if outputs.numel() else 1.0
 
 
 def generator(name: str) -> torch.Generator:

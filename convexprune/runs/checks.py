@@ -10,26 +10,27 @@ and what the norm gives put back; what a ReLU makes 0 is replaced.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from convexprune.files.texts import Json
 from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
-from convexprune.layers.kinds import Raw
 from convexprune.layers.support import supported
 from convexprune.network.forwards import Forward, evaluating
 from convexprune.network.memory import Batch, samples_of
 from convexprune.network.taps import (
     Tap,
+    Taps,
     Trial,
+    at,
     attention_of,
     generator,
+    hooked,
     norm_tap,
-    read_beyond_relu,
+    replaced,
     rounding,
     without_hooks,
 )
@@ -125,21 +126,15 @@ class _Check:
         self._test_weights(trial, open_to_tests)
         self._test_relus(trial, [name for name in open_to_tests if name not in self.left])
 
-    @contextmanager
-    def products(self) -> Iterator[None]:
+    def products(self) -> AbstractContextManager[None]:
         """Inside, each call of a layer is compared with its inputs times its weights."""
 
-        def see(layer: Layer, tap: Tap, _module: nn.Module, args: Raw, kwargs: Json, returned: Raw) -> None:
-            moved = _off_product(layer, tap, args, kwargs, returned)
+        def see(name: str, tap: Tap, _module: nn.Module, args: Batch, kwargs: Batch, returned: Batch) -> None:
+            moved = _off_product(self.layers[name], tap, args, kwargs, returned)
             if moved is not None:
-                self.wrong.setdefault(layer.name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
+                self.wrong.setdefault(name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
 
-        with ExitStack() as stack:
-            for layer in self.layers.values():
-                for tap in layer.taps:
-                    hook = partial(see, layer, tap)
-                    stack.enter_context(tap.module.register_forward_hook(hook, prepend=True, with_kwargs=True))
-            yield
+        return hooked(at({name: layer.taps for name, layer in self.layers.items()}, see))
 
     def _test_weights(self, trial: Trial, names: Sequence[str]) -> None:
         """Nothing but the layers' outputs shows their weights, and norms run output by output."""
@@ -164,7 +159,7 @@ class _Check:
         unseen = [name for name, taps in places.items() if not all(tap.plain or tap.first for tap in taps)]
         for name in unseen:
             self._count_before_relu(name, _UNSEEN)
-        for name in read_beyond_relu(trial, {name: taps for name, taps in places.items() if name not in unseen}):
+        for name in _read_beyond_relu(trial, {name: taps for name, taps in places.items() if name not in unseen}):
             self._count_before_relu(name, _NOT_ALONE)
 
     def _take_norm_out(self, name: str, why: str) -> None:
@@ -192,48 +187,34 @@ class _Check:
         Factors are powers of two or their negatives, so that what is scaled back is the same bit by bit.
         """
         layers = {name: self.layers[name] for name in names}
-        versions = Versions(layers)
+        versions, plain = Versions(layers), dict[str, Tensor]()
+        before: list[Batch] = []
+        after: list[Batch] = []
         try:
-            with ExitStack() as stack:
-                for layer in layers.values():
-                    if layer.norm is not None or all(tap.plain or tap.first for tap in layer.taps):
-                        self._rewrite(layer, stack, trivial)
+            for name, layer in layers.items():
+                if layer.norm is None and not all(tap.plain or tap.first for tap in layer.taps):
+                    continue
+                draws, fold = generator(name), _fold_of(layer)
+                factors = _scale_outputs_(layer, draws, trivial)
+                if layer.norm is None:
+                    plain[name] = factors
+                    continue
+                shift, (scale, at_0), axis = _shift_norm_(layer.norm, draws, trivial), fold, self.axes[name]
+                now = (scale, at_0 + layer.norm.get_parameter("bias").detach().double(), axis)
+                before.append((layer.norm, partial(_to_norm, factors, axis)))
+                after.append((layer.norm, partial(self._from_norm, name, shift, now)))
+            taps = {name: layers[name].taps for name in plain}
+
+            def scaled_back(name: str, outputs: Tensor) -> Tensor:
+                return _divided(outputs, plain[name], supported(layers[name].module).axis)
+
+            with hooked(after, before), replaced(taps, scaled_back):
                 yield
         finally:
             versions.restore_()
 
-    def _rewrite(self, layer: Layer, stack: ExitStack, trivial: bool) -> None:
-        trained, folds, draws = weight_matrices(layer.module), layer.folds, generator(layer.name)
-        widths = [W.shape[1] for W in trained]
-        factors = torch.ones(sum(widths)) if trivial else _factors(sum(widths), draws)
-        write_back_(layer.module, [W * t.to(W) for W, t in zip(trained, torch.split(factors, widths), strict=True)])
-        if layer.norm is None:
-            axis = supported(layer.module).axis
-            for tap in layer.taps:
-                hook = partial(_scaled_back, tap, factors, axis)
-                stack.enter_context(tap.module.register_forward_hook(hook, prepend=True))
-            return
-        shift, axis = layer.norm.get_parameter("bias"), self.axes[layer.name]
-        before = shift.detach().clone()
-        if not trivial:
-            steps = (0.5 + torch.rand(len(shift), generator=draws)) * (
-                1 + float(before.double().square().mean().sqrt())
-            )
-            with torch.no_grad():
-                shift.copy_(before + steps.to(before))
-        biases = [W[-1] if has_bias(layer.module) else torch.zeros_like(W[0]) for W in trained]
-        rows = [
-            torch.stack([-b, beta]).double()
-            for b, beta in zip(biases, torch.split(shift.detach(), widths), strict=True)
-        ]
-        at_0 = torch.cat([fold.apply(pair).sum(0) for fold, pair in zip(folds, rows, strict=True)])
-        scale = torch.cat([fold.apply(torch.ones_like(pair))[0] for fold, pair in zip(folds, rows, strict=True)])
-        stack.enter_context(layer.norm.register_forward_pre_hook(partial(_to_norm, factors, axis)))
-        hook = partial(self._from_norm, layer.name, before, (scale, at_0, axis))
-        stack.enter_context(layer.norm.register_forward_hook(hook, prepend=True, with_kwargs=True))
-
     def _from_norm(
-        self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Raw, kwargs: Json, given: Tensor
+        self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Batch, kwargs: Batch, given: Tensor
     ) -> Tensor:
         if (off := _off_fold(*fold, args[0], given)) is not None:
             self.wrong.setdefault(name, f"{_OTHER_NORM}{off}")
@@ -255,6 +236,44 @@ _UNSEEN = "its outputs are not among what the module returns, so that what reads
 _UNTESTED = "the model's outputs change, or it fails, as soon as the layer's are looked at"
 
 
+def _read_beyond_relu(trial: Trial, places: Taps) -> list[str]:
+    """The layers of which more than the ReLU of what is seen at these places is read.
+
+    Values ≤ 0 are replaced by others: zeros, random ones of the same size, and random ones of all sizes from a
+    thousandth of that to a thousand times as much.
+    """
+    found: list[str] = []
+    for kind in ("zeros", "of the size", "of all sizes"):
+        left = [name for name in places if name not in found]
+        found += trial.revealing(left, partial(_with_negatives, places, kind))
+    return [name for name in places if name in found]
+
+
+def _with_negatives(places: Taps, kind: str, names: Sequence[str]) -> AbstractContextManager[None]:
+    generators = {name: generator(name) for name in names}
+
+    def value(name: str, outputs: Tensor) -> Tensor:
+        # In the same layout, for what follows to be added up in the same order.
+        negatives = torch.empty_like(outputs).copy_(_drawn(kind, outputs.detach(), generators[name]))
+        return torch.where(outputs > 0, outputs, negatives)
+
+    return replaced({name: places[name] for name in names}, value)
+
+
+def _drawn(kind: str, outputs: Tensor, draws: torch.Generator) -> Tensor:
+    if kind == "zeros":
+        return torch.zeros(outputs.shape)
+    if kind == "of the size":
+        return -torch.randn(outputs.shape, generator=draws).abs() * _size(outputs)
+    powers = 6 * torch.rand(outputs.shape, generator=draws, dtype=torch.float64) - 3
+    return -(10**powers * _size(outputs)).clamp(max=torch.finfo(outputs.dtype).max / 4)
+
+
+def _size(outputs: Tensor) -> float:
+    """The root of the mean square."""
+    return float(outputs.double().square().mean().sqrt()) or 1.0 if outputs.numel() else 1.0
+
+
 def _misfit(layer: Layer, norm: nn.Module) -> str | None:
     """How a norm's size is not that of the layer."""
     outputs, entries = sum(W.shape[1] for W in weight_matrices(layer.module)), norm.get_parameter("bias").numel()
@@ -265,7 +284,7 @@ def _noted(layer: Layer, note: str) -> Layer:
     return replace(layer, notes=(*layer.notes, note))
 
 
-def _off_product(layer: Layer, tap: Tap, args: Raw, kwargs: Json, returned: Raw) -> str | None:
+def _off_product(layer: Layer, tap: Tap, args: Batch, kwargs: Batch, returned: Batch) -> str | None:
     """How far the outputs of a call are from inputs times weights, in words; None if not beyond rounding."""
     raw = tap.received(args, kwargs, returned)
     X, U = input_matrices(layer.module, raw), weight_matrices(layer.module)
@@ -302,13 +321,42 @@ def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tens
     )
 
 
-def _to_norm(factors: Tensor, axis: int, _module: nn.Module, args: Raw) -> Raw:
-    return (_divided(args[0], factors, axis), *args[1:]) if args[0].shape[axis] == len(factors) else args
+def _fold_of(layer: Layer) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies by, and what it gives at 0 beside its shift, by the folds of the layer's program."""
+    weights = weight_matrices(layer.module)
+    biases = [W[-1] if has_bias(layer.module) else torch.zeros_like(W[0]) for W in weights]
+    rows = [torch.stack([-b, torch.zeros_like(b)]).double() for b in biases]
+    at_0 = [fold.apply(pair).sum(0) for fold, pair in zip(layer.folds, rows, strict=True)]
+    scale = [fold.apply(torch.ones_like(pair))[0] for fold, pair in zip(layer.folds, rows, strict=True)]
+    return torch.cat(scale), torch.cat(at_0)
 
 
-def _scaled_back(tap: Tap, factors: Tensor, axis: int, _module: nn.Module, _args: Raw, returned: Raw) -> Raw:
-    outputs = tap.outputs(returned)
-    return returned if outputs is None else tap.with_outputs(returned, _divided(outputs, factors, axis))
+def _scale_outputs_(layer: Layer, draws: torch.Generator, trivial: bool) -> Tensor:
+    """Scale the weights output by output; the factors: ±1/2 and ±1 at random, never the same for all."""
+    trained = weight_matrices(layer.module)
+    widths = [W.shape[1] for W in trained]
+    factors = torch.ones(sum(widths))
+    if not trivial:
+        factors = torch.tensor([0.5, -0.5, 1.0, -1.0])[torch.randint(4, (sum(widths),), generator=draws)]
+        factors[0], factors[-1] = 1.0, -0.5
+    write_back_(layer.module, [W * t.to(W) for W, t in zip(trained, torch.split(factors, widths), strict=True)])
+    return factors
+
+
+def _shift_norm_(norm: nn.Module, draws: torch.Generator, trivial: bool) -> Tensor:
+    """Change the norm's shift; what it was before."""
+    shift = norm.get_parameter("bias")
+    before = shift.detach().clone()
+    if not trivial:
+        size = 1 + float(before.double().square().mean().sqrt())
+        with torch.no_grad():
+            shift.copy_(before + ((0.5 + torch.rand(len(shift), generator=draws)) * size).to(before))
+    return before
+
+
+def _to_norm(factors: Tensor, axis: int, _module: nn.Module, args: Batch, kwargs: Batch) -> Batch:
+    fits = args[0].shape[axis] == len(factors)
+    return (_divided(args[0], factors, axis), *args[1:]) if fits else args, kwargs
 
 
 def _divided(tensor: Tensor, factors: Tensor, axis: int) -> Tensor:
@@ -320,13 +368,6 @@ def _along(values: Tensor, tensor: Tensor, axis: int) -> Tensor:
     shape = [1] * tensor.dim()
     shape[axis] = -1
     return values.to(tensor.device).reshape(shape)
-
-
-def _factors(count: int, draws: torch.Generator) -> Tensor:
-    """±1/2 and ±1 at random, never the same for all."""
-    factors = torch.tensor([0.5, -0.5, 1.0, -1.0])[torch.randint(4, (count,), generator=draws)]
-    factors[0], factors[-1] = 1.0, -0.5
-    return factors
 
 
 def _length(tensors: Sequence[Tensor]) -> float:

@@ -58,7 +58,7 @@ class Layer:
         name: Of the first module that uses the weight.
         module: That module.
         taps: Where inputs are received, one for each module that uses the weight.
-        activation: What consumes the outputs, as in ``Followed``; None where nothing is known.
+        activation: What consumes the outputs, as in ``Observed``; None where nothing is known.
         norm_name, norm: The BatchNorm that is part of the program, and the module; or None.
         fit: How its errors are measured.
         calls: Calls of a forward, or None where they differ or are not known.

@@ -19,9 +19,10 @@ from convexprune.network.choosing import (
     find_ties,
     looked_up,
 )
+from convexprune.network.following import Observed
 from convexprune.network.forwards import Forward
 from convexprune.network.padding import Counted
-from convexprune.network.passes import Observed, observe
+from convexprune.network.passes import observe
 from convexprune.network.sightings import Sightings, visible_size
 from convexprune.network.taps import Tap, tap
 from convexprune.options import Options
@@ -29,7 +30,6 @@ from convexprune.report.report import SkippedModule
 from convexprune.runs.checks import checked_plan
 from convexprune.runs.fits import FITS, layer_fit
 from convexprune.runs.layer import Layer
-from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Eps, Target
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
@@ -191,7 +191,7 @@ class _Making:
         observed = self.seen.get(name)
         activation = looked_up(self.options.activations or {}, name)
         if activation is None and observed is not None:
-            activation = observed.follows.activation if norm is None else observed.follows.behind
+            activation = observed.activation if norm is None else observed.behind
         default = self.default_fit or ("relu-ball" if activation == "relu" else "ball")
         given = self.given(name)
         fit = FITS[default] if given is None else layer_fit(given, f"fit of {name}")
@@ -208,7 +208,7 @@ class _Making:
         """The norm that is part of each layer's program."""
         found: dict[str, str | None] = {}
         for name, observed in self.seen.items():
-            norm = observed.follows.norm if self.options.norms == "fold" and observed.calls == 1 else None
+            norm = observed.norm if self.options.norms == "fold" and observed.calls == 1 else None
             if norm is not None:
                 norm = None if norm in ties.refused else norm  # another module's shift would change with it
             if norm is not None:
@@ -254,7 +254,7 @@ def _unusable(
     reasons = {name: _UNCALLED for name in chosen if name not in seen}
     if mode == "cascade":
         reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
-    reasons |= {name: _read(found) for name, observed in seen.items() if (found := observed.follows.elsewhere)}
+    reasons |= {name: _read(found) for name, observed in seen.items() if (found := observed.elsewhere)}
     return reasons | {name: _NO_ROWS for name in seen if not any(rows[name])}
 
 
