@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from trained import Kept, finetune_, load
 
-from convexprune import coreset_prune_, prune_
+from convexprune import Eps, Neurons, Options, Sparsity, prune_
 from convexprune.costs import accuracy
+from convexprune.pruners import make_pruner
+from convexprune.targets import Target
 
 Apply = Callable[[nn.Module, int], None]  # (model, seed): prunes in place
 
@@ -38,7 +39,7 @@ class Task:
     """A trained network and its data.
 
     Attributes:
-        removed: Sizes of the layers whose neurons go, for a ratio to keep.
+        removed: What becomes of neurons, for a part of the weights to keep.
         rate: Of Adam, falling to 0 by a cosine.
         calibration: How many training samples the data-dependent methods see, Net-Trim among them.
     """
@@ -47,7 +48,7 @@ class Task:
     model: nn.Module
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
-    removed: Callable[[float], Mapping[str, float | int]]
+    removed: Callable[[float], Neurons]
     rate: float
     calibration: int
 
@@ -72,10 +73,10 @@ def lenet(data: Path) -> Task:
     return Task("lenet-300-100", *load("lenet-300-100", data), _hidden, rate=3e-3, calibration=1000)
 
 
-def _hidden(keep: float) -> dict[str, int]:
+def _hidden(keep: float) -> Neurons:
     """So many neurons of either hidden layer as leave the given part of 266,200 weights."""
     first = next(n for n in range(300, 0, -1) if 784 * n + n * _second(n) + 10 * _second(n) <= keep * 266_200)
-    return {"0": first, "2": _second(first)}
+    return Neurons({"0": first, "2": _second(first)})
 
 
 def _second(first: int) -> int:
@@ -84,7 +85,7 @@ def _second(first: int) -> int:
 
 def resnet(data: Path) -> Task:
     """ResNet-20: the filters inside its blocks."""
-    return Task("resnet-20", *load("resnet-20", data), lambda keep: {"*": keep}, rate=1e-3, calibration=100)
+    return Task("resnet-20", *load("resnet-20", data), lambda keep: Neurons(1 - keep), rate=1e-3, calibration=100)
 
 
 TASKS = {"lenet-300-100": lenet, "resnet-20": resnet}
@@ -93,8 +94,8 @@ TASKS = {"lenet-300-100": lenet, "resnet-20": resnet}
 def methods(task: Task, keep: float) -> dict[str, Apply]:
     """Every method by name, at the number of weights that removing neurons leaves."""
     x = task.train[0][: task.calibration]
-    sizes = task.removed(keep)
-    neurons: dict[str, dict[str, Any]] = {
+    target = task.removed(keep)
+    neurons: dict[str, dict[str, object]] = {
         "lowner": {"method": "lowner"},
         "mussay": {"method": "mussay"},
         "pfp": {"method": "pfp"},
@@ -102,29 +103,29 @@ def methods(task: Task, keep: float) -> dict[str, Apply]:
         "mussay, largest": {"method": "mussay", "sampling": "top"},
         "pfp, largest": {"method": "pfp", "sampling": "top"},
         "uniform neurons": {"method": "uniform"},
-        "largest neurons": {"method": "magnitude", "items": "neurons"},
+        "largest neurons": {"method": "magnitude"},
     }
-    edges: dict[str, dict[str, Any]] = {
+    weights: dict[str, dict[str, object]] = {
         "corenet": {"method": "corenet"},
         "sipp": {"method": "sipp"},
         "corenet, largest": {"method": "corenet", "sampling": "top"},
         "sipp, largest": {"method": "sipp", "variant": "deterministic"},
-        "uniform weights": {"method": "uniform", "items": "edges"},
+        "uniform weights": {"method": "uniform", "items": "weights"},
         "magnitude": {"method": "magnitude"},
     }
     removed = copy.deepcopy(task.model)
-    coreset_prune_(removed, None, "uniform", sizes)
-    part = _weights(removed) / _weights(task.model)
+    prune_(removed, None, target, method="uniform")
+    part = Sparsity(1 - _weights(removed) / _weights(task.model), "network")
     found: dict[str, Apply] = {"dense": lambda model, seed: None}  # noqa: ARG005
-    for name, options in neurons.items():
-        found[name] = partial(_coreset, x=x, size=sizes, options=options)
-    for name, options in edges.items():
-        found[name] = partial(_coreset, x=x, size=part, options=options | {"scope": "network"})
+    for chosen, sizes in ((neurons, target), (weights, part)):
+        found |= {name: partial(_pruned, x=x, target=sizes, options=own) for name, own in chosen.items()}
     return found | {"net-trim": NetTrim(x, _weights(removed))}
 
 
-def _coreset(model: nn.Module, seed: int, x: Tensor, size: Any, options: Mapping[str, Any]) -> None:
-    coreset_prune_(model, x, size=size, seed=seed, **options)
+def _pruned(model: nn.Module, seed: int, x: Tensor, target: Target, options: Mapping[str, object]) -> None:
+    own = dict(options)
+    _, pruner = make_pruner(str(own.pop("method")), target, own)
+    prune_(model, x, target, method=pruner, options=Options(seed=seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +141,7 @@ class NetTrim:
         for _ in range(0 if self.found else _HALVINGS):
             eps = (low + high) / 2
             trial = copy.deepcopy(model)
-            prune_(trial, self.x, eps, mode="parallel", tol=1e-2, feas_tol=1e-3, max_iter=300)
+            prune_(trial, self.x, Eps(eps), options=Options(mode="parallel", tol=1e-2, feas_tol=1e-3, max_iter=300))
             if _weights(trial) <= self.most:
                 high = eps
                 self.found.update(trial.state_dict())

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from convexprune.pruners.generalisation import (
     CodedLayer,
-    description_length,
     generalisation_terms,
     margin_loss,
 )
@@ -47,8 +46,7 @@ def test_margins_by_hand_and_ties_are_errors():
 def test_a_codes_bits_by_hand():
     """⌈log₂ 7⌉ + ⌈log₂ (6 over 2)⌉ + 5 values, and ⌈log₂ 5⌉ + 0 + 4 values."""
     assert [layer.bits() for layer in LAYERS] == [3 + 4 + 5 * 32, 3 + 0 + 4 * 32]
-    assert description_length(LAYERS) == 167 + 131
-    assert description_length(LAYERS, bits_per_value=8) == 47 + 35
+    assert [bound().bits, bound(bits_per_value=8).bits] == [167 + 131, 47 + 35]
 
 
 def test_the_numbers_by_hand():

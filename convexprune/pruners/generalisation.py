@@ -53,7 +53,7 @@ class CodedLayer:
             )
 
     def bits(self, per_value: int = 32) -> int:
-        """Of its code: how many weights are kept, which of all such choices, and every value."""
+        """Of its code, which says where it ends: how many weights are kept, which, and every value."""
         return self.weights.bit_length() + _choice_bits(self.weights, self.kept) + per_value * (self.kept + self.others)
 
 
@@ -90,14 +90,14 @@ class GeneralisationBound:
     bound: float
 
     @property
-    def vacuous(self) -> bool:
-        """Whether the bound says nothing: every network errs with probability at most 1."""
-        return self.bound >= 1
-
-    @property
     def kept(self) -> bool:
         """Nothing was promised that might not hold."""
         return True
+
+    @property
+    def vacuous(self) -> bool:
+        """Whether the bound says nothing: every network errs with probability at most 1."""
+        return self.bound >= 1
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
@@ -105,12 +105,13 @@ class GeneralisationBound:
 
     def __str__(self) -> str:
         reach = "vacuous: it is no less than 1" if self.vacuous else f"with probability {1 - self.delta:g}"
+        onwards, sums = (", ".join(f"{value:.3g}" for value in values) for values in (self.onwards, self.sensitivities))
         return (
             f"description length: error ≤ {self.training_error:.4g} + {self.bound - self.training_error:.4g} = "
             f"{self.bound:.4g} ({reach}), from {self.bits:,} bits and {self.samples:,} samples\n"
             f"CoreNet, recalled, without constants and logarithms: error ≤ {self.margin_loss:.4g} + "
             f"Õ({self.complexity:.3g}), from γ = {self.margin:g}, max ‖f‖ = {self.largest_output:.4g}, "
-            f"L = {self.layers}, Δ̂→ = {_listed(self.onwards)}, S = {_listed(self.sensitivities)}"
+            f"L = {self.layers}, Δ̂→ = [{onwards}], S = [{sums}]"
         )
 
 
@@ -144,7 +145,7 @@ def generalisation_terms(
     onwards = tuple(math.prod(layer.Delta for layer in layers[first:]) for first in range(len(layers)))
     largest = float(torch.linalg.vector_norm(as_matrix("original", original), dim=1, dtype=torch.float64).max())
     error, n = margin_loss(pruned, labels, 0.0), len(labels)
-    bits = description_length(layers, bits_per_value)
+    bits = sum(layer.bits(checked_count("bits_per_value", bits_per_value)) for layer in layers)
     terms = sum(reach * reach * layer.S for reach, layer in zip(onwards, layers, strict=True))
     return GeneralisationBound(
         samples=n,
@@ -183,18 +184,9 @@ def margin_loss(outputs: Tensor, labels: Tensor, margin: float) -> float:
     return float((scores.gather(1, index)[:, 0] <= others + margin).to(torch.float64).mean())
 
 
-def description_length(layers: Sequence[CodedLayer], bits_per_value: int = 32) -> int:
-    """b, in bits: the architecture is known, and a layer's part of the code says itself where it ends."""
-    return sum(layer.bits(checked_count("bits_per_value", bits_per_value)) for layer in layers)
-
-
 def _choice_bits(n: int, k: int) -> int:
     """⌈log₂ (n choose k)⌉; for large n perhaps a bit more, for what logarithms of factorials are rounded by."""
     if n <= _EXACT:
         return (math.comb(n, k) - 1).bit_length()
     whole = math.lgamma(n + 1)
     return math.ceil((whole * (1 + 1e-14) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2))
-
-
-def _listed(values: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{value:.3g}" for value in values) + "]"
