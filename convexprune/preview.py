@@ -24,7 +24,7 @@ from convexprune.report.report import SkippedModule, reported_once
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.executors import solver_for
 from convexprune.runs.layer import Layer
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run, silent
 from convexprune.solvers import L1, Gram, LayerProgram, ReluBall, solve
 from convexprune.solvers.arrays import working_dtype
@@ -118,7 +118,7 @@ def preview(
 ) -> Preview:
     """What ``prune_`` would do with the same arguments; it raises what that raises before it solves anything."""
     request = Request.of(model, data, as_target(target, eps, sparsity), method, options, None, jobs)
-    solver_for(jobs), Watch(request.options.time_limit)  # these refuse what prune_ refuses
+    solver_for(jobs), StoppingRule(request.options.time_limit)  # these refuse what prune_ refuses
     began = time.perf_counter()
     prepared = request.prepared(partial(silent, "capture"))
     reading, plan, run = time.perf_counter() - began, prepared.plan, prepared.run()

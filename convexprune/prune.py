@@ -29,7 +29,7 @@ from convexprune.runs.fits import layer_fit
 from convexprune.runs.journal import Journal, described_run
 from convexprune.runs.outcome import NetworkPromise, amplified, network_errors, network_promise, same_outputs
 from convexprune.runs.plan import Plan, first_names, make_plan
-from convexprune.runs.problem import Watch
+from convexprune.runs.problem import StoppingRule
 from convexprune.runs.removal import chosen_links, reachable, removal_rows, shrink_, weight_sizes
 from convexprune.runs.run import LayerCallback, Progress, Run, check_callers, silent
 from convexprune.solvers.errors import InvalidInput, SolverRefused
@@ -99,7 +99,7 @@ def prune_(
     if callback is not None and several(jobs):
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
     request = Request.of(model, data, as_target(target, eps, sparsity), method, options, recorded_mode(run), jobs)
-    solver, watch = solver_for(jobs), Watch(request.options.time_limit, stop)
+    solver, watch = solver_for(jobs), StoppingRule(request.options.time_limit, stop)
     described = None if run is None else request.described()
     prepared = request.prepared(partial(show, "capture"))
     with ExitStack() as stack:

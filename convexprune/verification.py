@@ -23,10 +23,10 @@ from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
 from convexprune.runs.consistency import check_results
 from convexprune.runs.data import as_data
-from convexprune.runs.executors import Solved, Task
+from convexprune.runs.executors import LayerTask, Solved
 from convexprune.runs.journal import Journal, Record, check_same, read_json
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
-from convexprune.runs.problem import Watch
+from convexprune.runs.problem import StoppingRule
 from convexprune.runs.run import Judged, Run, silent
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import NetworkEps, target_from_dict
@@ -177,7 +177,7 @@ def recorded_request(
     method: Pruner | None = None,
     options: Options | None = None,
 ) -> tuple[Request, Mapping[str, object]]:
-    """What a run was asked for, from its run.json, and that as plain data.
+    """What was wanted of a run, from its run.json, and that as plain data.
 
     Raises:
         DamagedFile: The file holds no such thing. InvalidInput: Something is needed that no file can hold.
@@ -246,8 +246,8 @@ def _network_differences(replay: "_Replay", prepared: Prepared, report: Mapping[
             yield f"report.json: output_error is {claim}, recomputed {found}"
         return
     told = cast(Mapping[str, object], report["network"])
-    asked, guarantee = (target.value, target.guarantee) if isinstance(target, NetworkEps) else (None, "measured")
-    promise = network_promise(replay, prepared.plan.size, asked, guarantee)
+    allowed, guarantee = (target.value, target.guarantee) if isinstance(target, NetworkEps) else (None, "measured")
+    promise = network_promise(replay, prepared.plan.size, allowed, guarantee)
     for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
         value = math.inf if told[name] is None else float(cast(float, told[name]))
         found = getattr(promise, name)
@@ -287,7 +287,7 @@ class _Replay(Run):
         return cls(**own, journal=journal, solver=cls._end)
 
     @staticmethod
-    def _end(_makers: Iterable[Callable[[], Task]], _watch: Callable[[Task], Watch]) -> Solved:
+    def _end(_makers: Iterable[Callable[[], LayerTask]], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
         """In the place of solving what is not recorded."""
         return iter(())
 

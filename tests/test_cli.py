@@ -568,7 +568,7 @@ def test_targets_of_whole_networks_reach_the_pruner(
     network = told["report"]["network"]
     assert network["error"] <= network["bound"] * (1 + 1e-6)  # of float32
     within = network["bound" if "guarantee=bound" in str(options) else "error"]
-    assert network["asked"] is None or within <= network["asked"]
+    assert network["allowed"] is None or within <= network["allowed"]
     for option, given in zip(options[::2], options[1::2], strict=False):
         if option in ("--mode", "--method", "--norms"):
             assert told["report"]["provenance"][option[2:]] == given

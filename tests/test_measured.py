@@ -92,7 +92,7 @@ def test_the_measured_error_is_within_what_was_asked(make, mode, objective):
     assert report.network.guarantee == report.provenance["target"]["guarantee"] == "measured"
     text = " ".join(str(report).split())
     assert "as measured" in text
-    assert "on held-out data (0.3 asked for)" in text
+    assert "on held-out data (0.3 allowed)" in text
     data = json.loads(report.to_json())["network"]
     assert data["vacuous"] is report.network.vacuous
     assert ("vacuous" in text) is (report.network.vacuous and math.isfinite(report.network.bound))

@@ -117,7 +117,7 @@ def test_every_layer_has_a_row_with_the_figures_of_the_report(
 
 def test_the_head_says_what_was_asked_and_the_network_keeps(runs: dict[str, Ran], pages: dict[str, str]) -> None:
     text = {name: text_of(html) for name, html in pages.items()}
-    assert "Asked eps 0.1; " in text["parallel"]
+    assert "Wanted eps 0.1; " in text["parallel"]
     assert "sparsity 0.6; " in text["budget"]
     assert "neurons 0.5; method uniform; " in text["coreset"]
     assert str(runs["network"][1].network) in text["network"]

@@ -30,10 +30,10 @@ from convexprune.errors import PruningFailed, WorkerLost
 from convexprune.options import Options
 from convexprune.pruners.tolerance import Within
 from convexprune.runs import executors
-from convexprune.runs.executors import Task, cluster, serially, solver_for
+from convexprune.runs.executors import LayerTask, cluster, serially, solver_for
 from convexprune.runs.fits import FITS
 from convexprune.runs.layer import Fold
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, MissingExtra, NonFinite
 from convexprune.solvers.methods.registry import make_solver
 
@@ -135,23 +135,23 @@ def once(marker: Path) -> Callable[[], bool]:
     return until
 
 
-def tasks(count: int, made: list[Any]) -> Iterator[Callable[[], Task]]:
+def tasks(count: int, made: list[Any]) -> Iterator[Callable[[], LayerTask]]:
     """Makers that note a reference to what they make."""
 
-    def make(number: int) -> Task:
+    def make(number: int) -> LayerTask:
         X = np.random.default_rng(number).random((30, 5))
         made.append(weakref.ref(X))
         W = torch.ones(5, 2, dtype=torch.float64)
         data = torch.from_numpy(X)
         problem = Problem(str(number), data, data @ W, W, Fold(), False, FITS["ball"], 30)
-        return Task(str(number), Within(0.1), (problem,), Options(mode="parallel").checked(), 1)
+        return LayerTask(str(number), Within(0.1), (problem,), Options(mode="parallel").checked(), 1)
 
     for number in range(count):
         yield lambda number=number: make(number)
 
 
-def watching(_: Task) -> Watch:
-    return Watch()
+def watching(_: LayerTask) -> StoppingRule:
+    return StoppingRule()
 
 
 @pytest.mark.parametrize(("make", "threads"), [(mlp, 1), (convolutions, 2), (half, 1)])
@@ -313,7 +313,7 @@ def test_a_cluster_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_exception_of_a_maker_comes_out_as_itself() -> None:
-    def bad() -> Task:
+    def bad() -> LayerTask:
         raise error
 
     error, made = TimeoutError("of the data, not of a worker"), []

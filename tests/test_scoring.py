@@ -27,7 +27,7 @@ from convexprune.cli.app import app
 from convexprune.cli.reference import find_model
 from convexprune.layers import gradient_matrices, weight_matrices
 from convexprune.pruners import PRUNERS, Scoring, available_pruners, register_pruner
-from convexprune.pruners.scoring import GradientScoring, Mask, largest
+from convexprune.pruners.scoring import GradientScoring, KeepMask, largest
 from convexprune.pruners.sparsegpt import SparseGPT
 from convexprune.pruners.synflow import SynFlow
 from convexprune.pruners.wanda import Wanda
@@ -555,7 +555,7 @@ def test_runs_go_on_and_workers_find_the_same(
     results, options = [], Options(mode="parallel", refit=refit)
     for folder, jobs in (("one", 1), ("two", 2), ("one", 1)):
         if len(results) == 2:
-            monkeypatch.setattr(Mask, "solve", None)  # nothing is solved again
+            monkeypatch.setattr(KeepMask, "solve", None)  # nothing is solved again
         model, x = network(name)
         jobs = jobs if name == "mlp" else 1
         report = prune_(

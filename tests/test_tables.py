@@ -82,12 +82,12 @@ def test_the_head_says_where_cascade_raised_an_eps(tmp_path: Path) -> None:
     largest = max(raised, key=lambda row: row.eps)
     assert raised
     assert report.certified
-    assert all(row.eps_asked == 0.02 and math.isclose(row.raised[1], row.eps) for row in raised)
+    assert all(row.eps_allowed == 0.02 and math.isclose(row.raised[1], row.eps) for row in raised)
     first, second = report.head[:2]
     assert first == "certified: solved (3)"
     assert f"{len(raised)} layer" in second
     assert f"to {largest.eps:.4g}" in second
-    assert "0.02 asked for" in second
+    assert "0.02 allowed" in second
     assert str(report).startswith(f"{first} ")
     data = json.loads(report.to_json())
     assert data["head"] == list(report.head)

@@ -21,7 +21,7 @@ from convexprune import Data, Report, verify
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files.weights import save_json
 from convexprune.network.weights import save_weights
-from convexprune.runs.executors import Task
+from convexprune.runs.executors import LayerTask
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.run import Judged
 from convexprune.solvers.errors import UnknownSolver
@@ -252,7 +252,7 @@ def test_a_run_that_goes_on_takes_what_holds_and_refuses_changed_weights(
     done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, folder = done.model, done.x, copy_of(done.folder, tmp_path)
-    monkeypatch.setattr(Task, "run", None)  # nothing may be solved
+    monkeypatch.setattr(LayerTask, "run", None)  # nothing may be solved
     again = copy.deepcopy(model)
     prune_(again, x, run=folder, **done.recipe)
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in done.pruned.state_dict().items())
@@ -324,8 +324,8 @@ def test_runs_of_pruners_of_every_kind_go_on_where_they_stopped_and_are_verified
     found = verify(model, x, folder)
     assert (found.ok, found.complete, len(found.layers)) == (True, False, 1)
 
-    first, solved, solve = kept(folder), list[str](), Task.run
-    monkeypatch.setattr(Task, "run", lambda self, *rest: solved.append(self.name) or solve(self, *rest))
+    first, solved, solve = kept(folder), list[str](), LayerTask.run
+    monkeypatch.setattr(LayerTask, "run", lambda self, *rest: solved.append(self.name) or solve(self, *rest))
     report = prune_(again, x, method=method, run=folder, **KINDS[method])
     assert sorted([*first, *solved]) == kept(folder)
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):

@@ -8,7 +8,7 @@ from convexprune.options import Options
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.solving import Solving
 from convexprune.runs.answer import Answer, Goal, answered, judged, solve_limits
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.methods import solve
 from convexprune.solvers.programs import NM, LayerProgram, Penalty, TopK
@@ -26,7 +26,7 @@ class BudgetGoal(Goal):
         """The loss within the budget."""
         return problem.program(problem.loss(), self.penalty(problem, options))
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """Continuation, refit and exchanges."""
         program = self.program(problem, options)
         # The tolerances are those of a certificate, which a budget has not.

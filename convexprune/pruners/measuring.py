@@ -9,7 +9,7 @@ from convexprune.errors import PruningFailed
 from convexprune.options import Options
 from convexprune.pruners.allocation import allocate_eps, allocate_nonzeros
 from convexprune.runs.answer import Answer, Goal, answered, judged, set_solver, unproven
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.methods import EpsPath, solve_path
@@ -28,7 +28,7 @@ class Measurement(Goal):
     eps: tuple[float, ...]
     rows: int
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """Warm starts along eps, then what the path says; the trained weights if that was cut short."""
         sample = problem.sample(self.rows * len(problem.stored), options.seed)
         program = self.program(sample, options)
@@ -39,7 +39,7 @@ class Measurement(Goal):
         loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
         return replace(answered(program, loosest, sample), path=self.read(sample, path))
 
-    def _path(self, program: LayerProgram, problem: Problem, options: Options, watch: Watch) -> EpsPath | None:
+    def _path(self, program: LayerProgram, problem: Problem, options: Options, watch: StoppingRule) -> EpsPath | None:
         """The program at these relative eps, as closely as a measurement needs; None if that was cut short."""
         grouped = isinstance(getattr(program.penalty, "penalty", program.penalty), GroupL2)
         solver = options.solver or "admm" if grouped else set_solver(problem, options)

@@ -16,7 +16,7 @@ from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
 from convexprune.runs.answer import Answer, Goal, answered, refitted, set_solver
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.certificate import Status
@@ -31,7 +31,7 @@ class KeepByPath(Keep):
 
     kind: ClassVar[str] = "keep-by-path"
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """A search along eps, then a refit."""
         path = Within(0.1).program(problem, options)  # in cascade from an eps at which the trained weights are feasible
         free = problem.stored.shape[1] if problem.biased else 0  # the bias is never a zero

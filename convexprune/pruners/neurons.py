@@ -20,7 +20,7 @@ from convexprune.pruners.budget import kept_or_not
 from convexprune.pruners.measuring import Measurement, measured
 from convexprune.pruners.sizes import value_of
 from convexprune.runs.answer import MASKED, Answer, Goal, answered, judged, unproven
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.certificate import Solution, Status, certify
@@ -176,7 +176,7 @@ class KeepInputs(Goal):
         support, allowed = rows[:, None].expand_as(problem.stored).contiguous(), problem.support(options)
         return support if allowed is None else support & allowed
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """A refit, unless there is none; where every neuron stays, the trained weights."""
         began = time.perf_counter()
         if not self.refit:

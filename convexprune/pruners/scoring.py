@@ -22,7 +22,7 @@ from convexprune.pruners.neurons import Worth, prune_neurons
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import compared_counts, wanted_of
 from convexprune.runs.answer import MASKED, MASKED_REFITTED, Answer, Goal, answered, unproven
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.certificate import Status
@@ -102,15 +102,15 @@ class Scoring(Pruner):
         return scores if support is None else scores.where(support[: problem.rows].to(scores.device), -torch.inf)
 
     def _goals(self, run: Run, target: Sparsity, found: Mapping[str, Scores]) -> dict[str, Goal]:
-        goals: dict[str, Mask] = {}
+        goals: dict[str, KeepMask] = {}
         for names, total in compared_counts(run.layers, target).items():
             counts = {names[0]: total}
             if len(names) > 1:
                 keep = largest({name: self._scores(run, name, found) for name in names}, total)
                 counts = {name: sum(int(mask.sum()) for mask in masks) for name, masks in keep.items()}
-            goals |= {name: Mask(self, count) for name, count in counts.items()}
+            goals |= {name: KeepMask(self, count) for name, count in counts.items()}
         patterns = {name: wanted_of(target, name) for name in run.layers if name not in goals}
-        goals |= {name: Mask(self, None, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
+        goals |= {name: KeepMask(self, None, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
         known = {name: tuple(goals[name].chosen(scores)) for name, scores in found.items()}
         return {name: replace(goals[name], keep=known.get(name)) for name in run.layers}
 
@@ -207,7 +207,7 @@ class GradientScoring(Scoring):
 
 
 @dataclass(frozen=True, eq=False)
-class Mask(Goal):
+class KeepMask(Goal):
     """The weights of the largest scores: at most ``count`` of a layer, or at most n of m inputs in a row.
 
     Attributes:
@@ -223,7 +223,7 @@ class Mask(Goal):
     keep: tuple[Tensor, ...] | None = field(default=None, repr=False)
     kind: ClassVar[str] = "mask"
 
-    def solve(self, problems: Sequence[Problem], options: Options, watch: Watch) -> tuple[Answer, ...]:
+    def solve(self, problems: Sequence[Problem], options: Options, watch: StoppingRule) -> tuple[Answer, ...]:
         """Score, choose, and fit again if that was wanted."""
         began = time.perf_counter()
         keep: Sequence[Tensor] = self.keep or self.chosen([self.pruner.checked_scores(p, options) for p in problems])
@@ -248,7 +248,7 @@ class Mask(Goal):
         return list(largest({"": tuple(scores)}, self.count or 0)[""])
 
     def _answer(
-        self, problem: Problem, keep: Tensor, stored: Tensor, options: Options, watch: Watch, seconds: float
+        self, problem: Problem, keep: Tensor, stored: Tensor, options: Options, watch: StoppingRule, seconds: float
     ) -> Answer:
         method = type(self.pruner).__name__
         if not options.refit:

@@ -21,7 +21,7 @@ from convexprune.runs.answer import (
     slack,
     solve_limits,
 )
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.methods import solve
 from convexprune.solvers.programs import LayerProgram
@@ -46,7 +46,7 @@ class Within(Goal):
         """The penalty on the fit's set."""
         return problem.program(problem.within(self.eps, options)[0], problem.penalty(options))
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """Solve; where that finds no better weights that keep the promise, the trained ones stay."""
         fit, radius, promised = problem.within(self.eps, options)
         program = problem.program(fit, problem.penalty(options))
@@ -79,7 +79,13 @@ class Within(Goal):
         )
 
     def _inside(
-        self, program: LayerProgram, answer: Answer, problem: Problem, options: Options, watch: Watch, promised: float
+        self,
+        program: LayerProgram,
+        answer: Answer,
+        problem: Problem,
+        options: Options,
+        watch: StoppingRule,
+        promised: float,
     ) -> Answer:
         """Where rounding moved the weights out of the set: those of a smaller one, if rounded they are solved."""
         violation = answer.solution.certificate.violation
@@ -122,7 +128,7 @@ class Within(Goal):
 
 
 def _solved(
-    program: LayerProgram, problem: Problem, options: Options, watch: Watch, start: Solution | None = None
+    program: LayerProgram, problem: Problem, options: Options, watch: StoppingRule, start: Solution | None = None
 ) -> Solution:
     limits = solve_limits(options, watch)
     solver = set_solver(problem, options)

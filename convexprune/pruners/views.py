@@ -17,7 +17,7 @@ from convexprune.options import Options
 from convexprune.report.report import Assumption
 from convexprune.runs.answer import Answer, Goal, unproven
 from convexprune.runs.layer import has_bias
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.targets import Guarantee
@@ -266,7 +266,7 @@ class Reweight(Goal):
     columns: Tensor | None = None
     kind: ClassVar[str] = "reweight"
 
-    def solve(self, problems: Sequence[Problem], options: Options, watch: Watch) -> tuple[Answer, ...]:
+    def solve(self, problems: Sequence[Problem], options: Options, watch: StoppingRule) -> tuple[Answer, ...]:
         """The products, and what they miss."""
         return tuple(self._answer(*pair, options) for pair in zip(problems, self.factors, strict=True))
 
@@ -282,7 +282,7 @@ class Reweight(Goal):
 
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
         """The products and their errors anew; other weights than these have a status that says so."""
-        again = self.solve(problems, options, Watch())
+        again = self.solve(problems, options, StoppingRule())
         return tuple(
             replace(new, status=old.status if torch.equal(new.stored, old.stored) else f"not {old.status}")
             for new, old in zip(again, answers, strict=True)

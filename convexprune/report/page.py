@@ -95,7 +95,7 @@ def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> di
     return {
         "results": results,
         "report": results.report,
-        "asked": _asked(results.report.provenance),
+        "wanted": _wanted(results.report.provenance),
         "advice": _ADVICE,
         "costs": costs and {"flops": None, "latency": None, **costs},
         "columns": [column for column in _COLUMNS if column is COLUMNS[0] or any(map(column.text, rows))],
@@ -108,7 +108,7 @@ def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> di
     }
 
 
-def _asked(provenance: Json) -> list[str]:
+def _wanted(provenance: Json) -> list[str]:
     """The target, and by which method and in which way it was to be reached."""
     target = [str(target_from_dict(provenance["target"]))] if "target" in provenance else []
     names = [name for name in ("method", "mode", "refit", "keep_zeros") if provenance.get(name)]

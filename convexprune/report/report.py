@@ -42,13 +42,13 @@ class LayerReport:
             (no longer certified after rounding to the module's dtype), or a solver's other status; "sampled", "largest
             kept", "kept whole" (a guarantee asks for at least as many draws as there are items),
             "assumption fails"; "inputs", "neurons", "inputs and neurons" (what was removed); "masked", "masked,
-            refitted" (the mask that was asked for, by scores).
-        goal: What was asked of the layer, in words.
+            refitted" (the mask that was wanted, by scores).
+        goal: What was wanted of the layer, in words.
         fit: What was kept of its outputs.
         norm: The BatchNorm that is part of the program.
         before: The shape of the weight before neurons or inputs were removed.
         neurons: How many stay.
-        eps, eps_asked: The radius relative to ‖Y‖_F, and the one asked for, which cascade may raise; infinity and None
+        eps, eps_allowed: The radius relative to ‖Y‖_F, and the one allowed, which cascade may raise; infinity and None
             for a budget.
         promised: What ``output_error`` is promised to be at most.
         value, bound, gap, violation: The certificate, groups of a layer added up.
@@ -80,7 +80,7 @@ class LayerReport:
     before: tuple[int, ...] | None = None
     neurons: int | None = None
     eps: float = math.inf
-    eps_asked: float | None = None
+    eps_allowed: float | None = None
     promised: float = math.inf
     value: float = math.nan
     bound: float = -math.inf
@@ -112,10 +112,10 @@ class LayerReport:
 
     @property
     def raised(self) -> tuple[float, float] | None:
-        """The eps asked for and the larger one that is kept, where they differ by more than rounding; else None."""
-        if self.eps_asked is None or self.eps <= self.eps_asked * (1 + _ROUNDING):
+        """The eps allowed and the larger one that is kept, where they differ by more than rounding; else None."""
+        if self.eps_allowed is None or self.eps <= self.eps_allowed * (1 + _ROUNDING):
             return None
-        return self.eps_asked, self.eps
+        return self.eps_allowed, self.eps
 
     @property
     def emptied(self) -> bool:
@@ -125,7 +125,7 @@ class LayerReport:
     @property
     def empty_allowed(self) -> bool:
         """Whether no weights at all keep the promise, whatever was trained: ‖0 − Y‖_F ≤ eps·‖Y‖_F from eps 1 on."""
-        return self.eps_asked is not None and self.eps_asked >= 1
+        return self.eps_allowed is not None and self.eps_allowed >= 1
 
     @property
     def kept(self) -> str:
@@ -169,7 +169,7 @@ COLUMNS = (
     Column("neurons", "that stay", True, lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
     Column("items", "what was chosen from", False, lambda row: row.items),
     Column("kept items", "of all", True, lambda row: f"{row.kept_items:,} of {row.all_items:,}" if row.items else ""),
-    Column("fit", "what was kept of its outputs, and what was asked", False, lambda r: f"{r.fit} {r.goal}".strip()),
+    Column("fit", "what was kept of its outputs, and what was wanted", False, lambda r: f"{r.fit} {r.goal}".strip()),
     Column("nonzeros", "weights that are not zero; biases are not counted", False, lambda row: f"{row.nonzeros:,}"),
     Column("kept", "of the weights that were not zero before", True, lambda row: row.kept),
     Column("ℓ1 value", "ℓ1 norm of the weights", False, lambda row: _shown(row.value, ".6g", row.eps < math.inf)),
@@ -177,7 +177,7 @@ COLUMNS = (
     Column("violation", "of the promise, relative", True, lambda row: _shown(row.violation, ".1e", row.eps < math.inf)),
     Column("error", "of outputs on the calibration data, relative", True, lambda row: _shown(row.output_error, ".4f")),
     Column("uniform", "the error of uniform sampling at this size", True, lambda r: _shown(r.uniform_error, ".4f")),
-    Column("draws", "asked for", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
+    Column("draws", "wanted", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
     Column("its", "iterations of the solver", False, lambda row: f"{row.iterations}" if row.goal else ""),
     Column("seconds", "for the layer", False, lambda row: f"{row.seconds:.1f}"),
     Column("status", "how it ended", True, lambda row: row.status),
@@ -218,12 +218,12 @@ class Report:
         samples: Calibration samples.
         seconds: For everything.
         provenance: Method or solver, options, seed, tolerances, dtype, device, threads, versions.
-        solutions: The solutions by layer name, one a group, if they were asked for.
+        solutions: The solutions by layer name, one a group, if they were wanted.
         network: The bound on ``output_error``, by Net-Trim (``NetworkPromise``).
         generalisation: What is known of errors on new data, if labels were given to "corenet"
             (``GeneralisationBound``).
         mask: What a mask of the positions that count left out, as ``Counted.to_dict``; None without one.
-        notices: What was done otherwise than asked, or limits what the figures say: sentences for the head.
+        notices: What was done otherwise than wanted, or limits what the figures say: sentences for the head.
     """
 
     layers: tuple[LayerReport, ...]
@@ -274,7 +274,7 @@ class Report:
         if self.pruned or self.provenance.get("stopped") is not None:
             return ()
         if self.layers:
-            return ("nothing was pruned: within what was asked all layers keep as many weights as they had",)
+            return ("nothing was pruned: within what was allowed all layers keep as many weights as they had",)
         left = [module.reason for module in self.skipped if module.reason.startswith("left as trained")]
         reasons = Counter(left or [module.reason for module in self.skipped])
         return tuple(f"nothing was pruned: {count} × {reason}" for reason, count in reasons.most_common(1))
@@ -337,10 +337,10 @@ def raised_eps(rows: Sequence[LayerReport]) -> str:
     found = [(*row.raised, row.name) for row in rows if row.raised is not None]
     if not found:
         return ""
-    asked, kept, name = max(found, key=lambda each: each[1])
+    allowed, kept, name = max(found, key=lambda each: each[1])
     layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
     return (
-        f"eps was raised in {layers} of {len(rows)}: at most to {kept:.4g} ({name}; {asked:g} asked for), since in "
+        f"eps was raised in {layers} of {len(rows)}: at most to {kept:.4g} ({name}; {allowed:g} allowed), since in "
         "cascade the trained weights themselves miss by that much on the pruned network's inputs"
     )
 

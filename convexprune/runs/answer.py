@@ -13,7 +13,7 @@ from convexprune.files.texts import Json
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.layer import Layer
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.certificate import Certificate, Solution, Status, certify
 from convexprune.solvers.certificate.solution import Seconds
 from convexprune.solvers.methods.refit import UNSETTLED, refit_with_record
@@ -143,11 +143,11 @@ class Goal:
     kind: ClassVar[str] = ""
     measured: ClassVar[bool] = False
 
-    def solve(self, problems: Sequence[Problem], options: Options, watch: Watch) -> tuple[Answer, ...]:
+    def solve(self, problems: Sequence[Problem], options: Options, watch: StoppingRule) -> tuple[Answer, ...]:
         """The answers to a layer, group by group."""
         return tuple(self.solve_group(problem, options, watch) for problem in problems)
 
-    def solve_group(self, problem: Problem, options: Options, watch: Watch) -> Answer:
+    def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """The answer to one group."""
         raise NotImplementedError
 
@@ -194,7 +194,7 @@ class Goal:
         raise NotImplementedError
 
 
-def solve_limits(options: Options, watch: Watch) -> dict[str, object]:
+def solve_limits(options: Options, watch: StoppingRule) -> dict[str, object]:
     """The limits of one solve, within the time that is left, and the solver's own options."""
     return {**options.limits, "time_limit": watch.left(), **(options.solver_options or {})}
 
@@ -206,7 +206,7 @@ def set_solver(problem: Problem, options: Options) -> object:
     return "quadratic" if isinstance(problem.X, Gram) else "admm"
 
 
-def refitted(program: LayerProgram, solution: Solution, stop: Watch | None = None) -> Solution:
+def refitted(program: LayerProgram, solution: Solution, stop: StoppingRule | None = None) -> Solution:
     """The same support with the weights that fit best on it; if it is stopped, the best so far."""
     weights, effective = refit_with_record(program, solution.weights != 0, stop)
     provenance = dict(solution.provenance)
@@ -377,7 +377,7 @@ def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -
         "iterations": max(answer.solution.iterations for answer in answers),
         "notes": tuple(dict.fromkeys(note for answer in answers for note in answer_notes(answer))),
         "returned": sum(answer.returned for answer in answers),
-        "eps_asked": allowed,
+        "eps_allowed": allowed,
     }
 
 

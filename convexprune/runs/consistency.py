@@ -122,7 +122,7 @@ def check_results(folder: Path, report: Json, journal: Journal | None = None, re
         raise _refusal(folder, ["report.json or model.safetensors was changed after they were written"])
     else:
         done.append("report.json and model.safetensors are as they were written (SHA-256)")
-    with _Weights(weights) as tensors:
+    with _StoredWeights(weights) as tensors:
         rows, found = _checked_rows(report, journal, tensors)
         done += tensors.said()
     rebuilt = _rebuilt(report, rows)
@@ -161,7 +161,9 @@ def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
 # Rows
 
 
-def _checked_rows(report: Json, journal: Journal | None, tensors: "_Weights") -> tuple[list[LayerReport], list[str]]:
+def _checked_rows(
+    report: Json, journal: Journal | None, tensors: "_StoredWeights"
+) -> tuple[list[LayerReport], list[str]]:
     """Rows made of what the journal says, or of the report where it has none; and what does not agree."""
     claimed = {str(row["name"]): row for row in report["layers"]}
     computed: dict[str, LayerReport] = {}
@@ -189,7 +191,7 @@ def _unproven(row: Json, provenance: Json) -> Iterator[str]:
             yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
 
 
-def _row_of(record: Record, claimed: Json, tensors: "_Weights") -> LayerReport | None:
+def _row_of(record: Record, claimed: Json, tensors: "_StoredWeights") -> LayerReport | None:
     """The row that an entry comes to; None if it is none of this row's."""
     shrunk, sampled = claimed.get("before") is not None, claimed.get("items", "") not in ("", "inputs")
     if record.data["measured"] or (shrunk and sampled):
@@ -249,7 +251,7 @@ def _rebuilt(report: Json, rows: Sequence[LayerReport]) -> Report:
 # Weights
 
 
-class _Weights:
+class _StoredWeights:
     """The tensors of model.safetensors, read one layer at a time; of a folder without it nothing is known."""
 
     def __init__(self, path: Path) -> None:
@@ -258,7 +260,7 @@ class _Weights:
         self._other: set[str] = set()
         self._same: set[str] = set()
 
-    def __enter__(self) -> "_Weights":
+    def __enter__(self) -> "_StoredWeights":
         if self._path.is_file():
             try:
                 self._file = safe_open(self._path, framework="pt", device="cpu")

@@ -25,7 +25,7 @@ import torch
 from convexprune.errors import PruningFailed, WorkerLost
 from convexprune.options import Options
 from convexprune.runs.answer import Answer, Goal
-from convexprune.runs.problem import Problem, Watch
+from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, MissingExtra
 
@@ -35,7 +35,7 @@ _PATIENCE = 60  # seconds that a new worker of a cluster may take to start, wher
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class LayerTask:
     """One layer's groups, and what is wanted of them.
 
     Attributes:
@@ -54,31 +54,31 @@ class Task:
     threads: int
     seconds: float | None = None
 
-    def run(self, watch: Watch | None = None) -> tuple[Answer, ...]:
+    def run(self, watch: StoppingRule | None = None) -> tuple[Answer, ...]:
         """The answers, wherever this is called; ``watch`` if it is the process that made it."""
         before = torch.get_num_threads()
         if before != self.threads:
             torch.set_num_threads(self.threads)
         try:
-            return self.goal.solve(self.problems, self.options, watch or Watch(self.seconds))
+            return self.goal.solve(self.problems, self.options, watch or StoppingRule(self.seconds))
         finally:
             if before != self.threads:
                 torch.set_num_threads(before)
 
 
-Maker = Callable[[], Task]
+Maker = Callable[[], LayerTask]
 Solved = Iterator[tuple[int, tuple[Answer, ...]]]
 
 
-class Solver(Protocol):
+class TaskSolver(Protocol):
     """Takes makers of tasks and gives (number of the task, answers) as they come."""
 
-    def __call__(self, makers: Iterable[Maker], watch: Callable[[Task], Watch], /) -> Solved:
+    def __call__(self, makers: Iterable[Maker], watch: Callable[[LayerTask], StoppingRule], /) -> Solved:
         """Solve."""
         ...
 
 
-def serially(makers: Iterable[Maker], watch: Callable[[Task], Watch]) -> Solved:
+def serially(makers: Iterable[Maker], watch: Callable[[LayerTask], StoppingRule]) -> Solved:
     """One after the other, here; each task is made when its turn comes, and let go before the next is made."""
     for number, make in enumerate(makers):
         task = make()
@@ -95,7 +95,7 @@ def several(jobs: object) -> bool:
     return not isinstance(jobs, int) or checked_count("jobs", jobs) > 1
 
 
-def solver_for(jobs: object) -> Solver:
+def solver_for(jobs: object) -> TaskSolver:
     """Who solves independent layers.
 
     Args:
@@ -114,7 +114,7 @@ def solver_for(jobs: object) -> Solver:
     return partial(_apart, jobs)
 
 
-def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[Task], Watch]) -> Solved:
+def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
     """Solve tasks on workers: one is made when there is room for it, and made again if its worker dies.
 
     Yields:
@@ -283,7 +283,7 @@ class _Queue:
             ) from error
 
 
-def _packed(task: Task) -> bytes:
+def _packed(task: LayerTask) -> bytes:
     try:
         return cast(bytes, cloudpickle.dumps(task))
     except Exception as error:
@@ -298,7 +298,7 @@ def _solve(packed: bytes) -> bytes:
     name = "?"
     try:
         try:
-            task: Task = cloudpickle.loads(packed)
+            task: LayerTask = cloudpickle.loads(packed)
         except (RuntimeError, AssertionError) as error:  # a device that is not here
             raise InvalidInput(
                 f"a layer's data cannot be loaded by a worker ({error}): use workers that have the same devices, or "

@@ -136,7 +136,7 @@ class PlainOutputs(LayerFit):
 
 
 @register_fit
-class NetTrim(LayerFit):
+class NetTrimOutputs(LayerFit):
     """Net-Trim's own set (Aghasi et al. 2017): ‖(Z − Y)_Ω‖ ≤ r on Ω = {Y > 0}, and Z ≤ V elsewhere."""
 
     name = "net-trim"
@@ -157,7 +157,7 @@ class NetTrim(LayerFit):
     def program_fit(
         self, X: Tensor, Y: Tensor | Gram, W: Tensor, radius: float, options: Options
     ) -> tuple[Fit, float, float]:
-        """As in the base; in cascade the ceiling V is the larger of the trained weights' and the one asked for."""
+        """As in the base; in cascade the ceiling V is the larger of the trained weights' and the one that was given."""
         targets = _samples(Y, self.name)
         if not options.cascade:
             over = max(options.ceiling, 0.0) * float((targets <= 0).sum()) ** 0.5

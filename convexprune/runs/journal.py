@@ -210,7 +210,7 @@ def described_run(
     return own if holdout is None else own | {"holdout": data_fingerprint(holdout.content())}
 
 
-def check_same(folder: StrPath, found: Mapping[str, object], asked: Mapping[str, object]) -> None:
+def check_same(folder: StrPath, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
     """Whether two descriptions, as ``described_run`` gives them, are of the same model, data and recipe.
 
     Raises:
@@ -218,10 +218,10 @@ def check_same(folder: StrPath, found: Mapping[str, object], asked: Mapping[str,
     """
     told = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
     told["holdout"] = "other held-out data"
-    other = [key for key in told if _encoded(found.get(key)) != _encoded(asked.get(key))]
+    other = [key for key in told if _encoded(found.get(key)) != _encoded(wanted.get(key))]
     if not other:
         return
-    told["recipe"] += _differing(found.get("recipe"), asked.get("recipe"))
+    told["recipe"] += _differing(found.get("recipe"), wanted.get("recipe"))
     if other == ["data"]:
         told["data"] += " (is it shuffled, or augmented at random?)"
     raise OtherRun(
@@ -250,10 +250,10 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _differing(found: object, asked: object) -> str:
-    if not (isinstance(found, dict) and isinstance(asked, Mapping)):
+def _differing(found: object, wanted: object) -> str:
+    if not (isinstance(found, dict) and isinstance(wanted, Mapping)):
         return ""
-    names = [key for key in {**found, **asked} if _encoded(found.get(key)) != _encoded(asked.get(key))]
+    names = [key for key in {**found, **wanted} if _encoded(found.get(key)) != _encoded(wanted.get(key))]
     return f" ({', '.join(sorted(names))})"
 
 

@@ -35,8 +35,8 @@ class NetworkPromise:
     Attributes:
         bound: Σ c_l r_l relative to ‖f(x)‖_F; infinity if nothing is known.
         error: ‖f̂(x) − f(x)‖_F/‖f(x)‖_F as measured.
-        asked: The ``network_eps`` that was asked for, or None.
-        guarantee: What of it is to be within what was asked for: "bound", or "measured".
+        allowed: The ``network_eps`` that was allowed, or None.
+        guarantee: What of it is to be within what was allowed: "bound", or "measured".
         holdout_error: As ``error``, on the data that was held out; None without any.
         coefficients: c_l by layer.
         radii: r_l by layer: its own error, in the units of its outputs.
@@ -46,7 +46,7 @@ class NetworkPromise:
 
     bound: float
     error: float
-    asked: float | None
+    allowed: float | None
     coefficients: Mapping[str, float]
     radii: Mapping[str, float]
     reason: str | None
@@ -56,13 +56,13 @@ class NetworkPromise:
 
     @property
     def kept(self) -> bool:
-        """Whether what is guaranteed is within what was asked for, and the bound above what was measured."""
+        """Whether what is guaranteed is within what was allowed, and the bound above what was measured."""
         broken = math.isnan(self.error) or self.error > self.bound + self.rounding
-        return not broken and (self.asked is None or self.guaranteed <= self.asked)
+        return not broken and (self.allowed is None or self.guaranteed <= self.allowed)
 
     @property
     def guaranteed(self) -> float:
-        """The figure that ``asked`` is about: the bound, or the largest error that was measured."""
+        """The figure that ``allowed`` is about: the bound, or the largest error that was measured."""
         return self.bound if self.guarantee == "bound" else max(self.error, self.holdout_error or 0.0)
 
     @property
@@ -75,8 +75,8 @@ class NetworkPromise:
         return asdict(self) | {"vacuous": self.vacuous}
 
     def __str__(self) -> str:
-        asked = "" if self.asked is None else f" ({self.asked:g} asked for)"
-        measured, bounded = ("", asked) if self.guarantee == "bound" else (asked, "")
+        allowed = "" if self.allowed is None else f" ({self.allowed:g} allowed)"
+        measured, bounded = ("", allowed) if self.guarantee == "bound" else (allowed, "")
         held = "" if self.holdout_error is None else f", {self.holdout_error:.4g} on held-out data"
         return f"the network's error is {self.error:.4g} as measured{held}{measured}; {self._bound()}{bounded}"
 
@@ -175,14 +175,14 @@ def _relative_error(run: Run, data: Calibration) -> float:
     return math.hypot(*wrong) / (math.hypot(*sizes) or 1.0)
 
 
-def network_promise(run: Run, size: float, asked: float | None, guarantee: str) -> NetworkPromise:
+def network_promise(run: Run, size: float, allowed: float | None, guarantee: str) -> NetworkPromise:
     """The bound beside the measured error."""
     found, radii, unit = bound_of(run, pruned=run.written), radii_of(run), size or 1.0
     error, held_out = network_errors(run)
     return NetworkPromise(
         bound=found.at(radii) / unit,
         error=error,
-        asked=asked,
+        allowed=allowed,
         coefficients=dict(found.coefficients),
         radii=radii,
         reason=found.reason,

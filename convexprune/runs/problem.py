@@ -22,8 +22,8 @@ TraceCallback = Callable[[TracePoint], bool | None]
 
 
 @dataclass(eq=False)
-class Watch:
-    """Who sees trace points, and is asked between iterations whether to end; and the time that is left.
+class StoppingRule:
+    """Who sees trace points, and says between iterations whether to end; and the time that is left.
 
     Attributes:
         seconds: From when this was made; None: no limit.

@@ -25,11 +25,11 @@ from convexprune.network.taps import Received
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row
-from convexprune.runs.executors import Solver, Task, serially
+from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
 from convexprune.runs.plan import Plan
-from convexprune.runs.problem import Accumulator, Problem, TraceCallback, Watch
+from convexprune.runs.problem import Accumulator, Problem, StoppingRule, TraceCallback
 from convexprune.runs.records import recalled, recorded
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
@@ -108,8 +108,8 @@ class Run:
     plan: Plan
     options: Options
     journal: Journal | None = None
-    watch: Watch = field(default_factory=Watch)
-    solver: Solver = serially
+    watch: StoppingRule = field(default_factory=StoppingRule)
+    solver: TaskSolver = serially
     progress: Progress = silent
     callback: LayerCallback | None = None
     holdout: Calibration | None = None
@@ -341,16 +341,16 @@ class Run:
 
     # Tasks
 
-    def _task(self, name: str, goal: Goal) -> Task:
+    def _task(self, name: str, goal: Goal) -> LayerTask:
         _log.info("%s: %s", visible(name), goal)
         limits = [seconds for seconds in (self.watch.left(), self.options.layer_time_limit) if seconds not in _NONE]
         threads, seconds = torch.get_num_threads(), min(limits, default=None)
-        return Task(name, goal, self.problems(name), self.options, threads, seconds)
+        return LayerTask(name, goal, self.problems(name), self.options, threads, seconds)
 
-    def _watch(self, task: Task) -> Watch:
+    def _watch(self, task: LayerTask) -> StoppingRule:
         """Of a task that is solved in this process; others cannot ask back."""
         callback: TraceCallback | None = None if self.callback is None else partial(self.callback, task.name)
-        return Watch(task.seconds, self.watch.stopped, callback)
+        return StoppingRule(task.seconds, self.watch.stopped, callback)
 
     def _until_stopped(self, names: Sequence[str]) -> Iterator[str]:
         for name in names:
