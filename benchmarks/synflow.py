@@ -205,11 +205,11 @@ def _collapsed(kept: Kept[Collapse], network: str, width: float, method: str, co
 
 
 def _densities(table: Table, rows: dict[str, Sequence[float]], console: Console) -> None:
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for number in range(max(map(len, rows.values()))):
         table.add_column(str(number + 1), justify="right")
     for name, densities in rows.items():
-        table.add_row(name, *(f"{100 * density:.3g}" for density in densities))
+        table.add_row(name, *(f"{100 * density:.2g}" for density in densities))
     console.print(table)
 
 
@@ -305,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--tests", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=8)
-    args, console = parser.parse_args(argv), Console(width=200)
+    args, console = parser.parse_args(argv), Console(width=260)
     args.out.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
         (collapses if part == "collapse" else accuracies)(args, console)
