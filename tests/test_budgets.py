@@ -316,10 +316,10 @@ def test_a_budget_is_asked_all_along_and_what_comes_back_keeps_it(kind: Any, dty
     assert whole.status is Status.NO_BOUND
     assert never.calls > 300  # each step of the continuation, each round of exchanges, each curvature
     for number in (1, 150, 300, 301, *range(302, never.calls + 1)):
-        asked = After(number)
-        solution = solve(program, start=W, stop=asked)
+        stop = After(number)
+        solution = solve(program, start=W, stop=stop)
         assert solution.status is Status.STOPPED
-        assert asked.calls == number
+        assert stop.calls == number
         assert solution.nonzeros <= 20
         assert solution.certificate.value < float("inf")
     assert solution.certificate.value <= whole.certificate.value * (1 + 1e-3)  # all but the last look was done

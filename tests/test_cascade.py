@@ -113,14 +113,14 @@ def test_in_a_chain_what_came_before_is_made_good() -> None:
     assert report.network.bound == pytest.approx(report.output_error, rel=1e-4)
 
 
-def test_layers_are_solved_in_the_order_of_calls_and_told_in_the_models() -> None:
+def test_layers_are_solved_in_the_order_of_calls_and_listed_in_the_models() -> None:
     torch.manual_seed(0)
     own = {"last": nn.Linear(6, 3), "middle": nn.Linear(8, 6), "first": nn.Linear(5, 8)}
     model = Net(lambda m, x: m.last(m.middle(m.first(x).relu()).relu()), **own)
-    x, told = [torch.rand(50, 5)], []
+    x, stages = [torch.rand(50, 5)], []
     dense = copy.deepcopy(model)
-    report = prune_(model, x, mode="cascade", progress=lambda stage, *_: told.append(stage))
-    assert list(dict.fromkeys(told)) == ["capture", "first", "middle", "last"]
+    report = prune_(model, x, mode="cascade", progress=lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == ["capture", "first", "middle", "last"]
     assert [row.name for row in report.layers] == ["last", "middle", "first"]
     assert report.layers[-1].eps == pytest.approx(0.1)
     for row in report.layers:
@@ -216,16 +216,16 @@ class Experts(nn.Module):
         return self.head(out)
 
 
-@pytest.mark.parametrize("asked", [{"eps": 0.3}, {"sparsity": 0.5}])
+@pytest.mark.parametrize("arguments", [{"eps": 0.3}, {"sparsity": 0.5}])
 def test_experts_that_other_rows_reach_are_fitted_to_those_of_the_original_network(
-    asked: dict[str, float], tmp_path: Path
+    arguments: dict[str, float], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
     model, x = Experts(), list(torch.randn(200, 8).split(100))
     dense, parallel = copy.deepcopy(model), copy.deepcopy(model)
-    report = prune_(model, x, **asked, mode="cascade", run=tmp_path)
+    report = prune_(model, x, **arguments, mode="cascade", run=tmp_path)
     rows = {row.name: row for row in report.layers}
-    alone = {row.name: row for row in prune_(parallel, x, **asked, mode="parallel").layers}
+    alone = {row.name: row for row in prune_(parallel, x, **arguments, mode="parallel").layers}
     for name, row in rows.items():
         expert = name.startswith("experts")
         assert any("original network's inputs" in note for note in row.notes) == expert
@@ -236,7 +236,7 @@ def test_experts_that_other_rows_reach_are_fitted_to_those_of_the_original_netwo
     assert report.certified
     assert "experts.0, experts.1 depends on data" in str(report)  # there is no bound on the network's error
     again = copy.deepcopy(dense)
-    assert prune_(again, x, **asked, mode="cascade", run=tmp_path).layers == report.layers
+    assert prune_(again, x, **arguments, mode="cascade", run=tmp_path).layers == report.layers
     assert torch.equal(again.head.weight, model.head.weight)
     assert verify(dense, x, tmp_path).ok
 

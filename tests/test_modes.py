@@ -29,11 +29,11 @@ def pruned(model, x, **arguments):
     return model, prune_(model, x, **arguments)
 
 
-@pytest.mark.parametrize("asked", [{"network_eps": 0.2}, {"sparsity": 0.5}])
-def test_left_open_it_is_cascade(asked):
+@pytest.mark.parametrize("arguments", [{"network_eps": 0.2}, {"sparsity": 0.5}])
+def test_left_open_it_is_cascade(arguments):
     model, x = chain()
     (one, report), (same, _), (other, apart) = (
-        pruned(model, x, **asked, mode=mode) for mode in (None, "cascade", "parallel")
+        pruned(model, x, **arguments, mode=mode) for mode in (None, "cascade", "parallel")
     )
     assert report.provenance["mode"] == "cascade"
     assert torch.equal(weights(one), weights(same))
@@ -72,8 +72,8 @@ def test_a_layer_called_twice_makes_it_parallel_and_is_named():
     assert {row.name for row in report.layers} == {"shared", "head"}
     assert report.provenance["mode"] == "parallel"
     assert report.head[1] == "parallel mode, since cascade would leave layers that are not called exactly once: shared"
-    _, asked = pruned(model, x, sparsity=0.5, mode="cascade")
-    assert [row.name for row in asked.layers] == ["head"]
+    _, cascade = pruned(model, x, sparsity=0.5, mode="cascade")
+    assert [row.name for row in cascade.layers] == ["head"]
 
 
 def test_a_run_keeps_the_mode_that_it_began_with(tmp_path):
@@ -88,7 +88,7 @@ def test_a_run_keeps_the_mode_that_it_began_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "layers", "mode", "told"),
+    ("error", "layers", "mode", "expected"),
     [
         (0.7, [0.3, 0.1], "parallel", "0.7, is more than twice that of any of its layers, 0.3 at most"),
         (0.7, [0.3, 0.1], "parallel", "mode='cascade' lets each make up"),
@@ -98,6 +98,6 @@ def test_a_run_keeps_the_mode_that_it_began_with(tmp_path):
         (0.7, [float("nan"), 0.2], "parallel", "0.2 at most"),
     ],
 )
-def test_errors_that_add_up_are_said(error, layers, mode, told):
+def test_errors_that_add_up_are_said(error, layers, mode, expected):
     found = amplified(error, [SimpleNamespace(output_error=value) for value in layers], mode)
-    assert told in found[0] if told else not found
+    assert expected in found[0] if expected else not found

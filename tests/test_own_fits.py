@@ -171,9 +171,9 @@ def test_budgets_and_refits_take_a_fits_loss_where_solvers_know_it() -> None:
     assert report.nonzeros == 6
     refitted = prune_(dense, x, 0.2, layers="2", fit=OWN["each-neuron"], refit=True)
     assert refitted.layers[0].status == "refitted"
-    for asked in ({"sparsity": 0.5}, {"eps": 0.2, "refit": True}):
+    for arguments in ({"sparsity": 0.5}, {"eps": 0.2, "refit": True}):
         with pytest.raises(SolverRefused, match=r"expected one of the fits of this library|it is for SquaredLoss"):
-            prune_(*network(), fit=OWN["huber"], layers="2", **asked)
+            prune_(*network(), fit=OWN["huber"], layers="2", **arguments)
 
 
 class Bare(LayerFit):
@@ -186,7 +186,7 @@ class Bare(LayerFit):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("arguments", "says"),
     [
         ({"sparsity": 0.5, "fit": Bare()}, "fit: 'bare' has no loss that a budget could minimise"),
         ({"eps": 0.1, "fit": Bare(), "mode": "cascade"}, "fit: 'bare' gives no residual, which cascade needs"),
@@ -194,9 +194,9 @@ class Bare(LayerFit):
         ({"eps": 0.1, "penalty": "l2"}, r"penalty: expected 'l1' or a function \(N, M, biased\), found 'l2'"),
     ],
 )
-def test_what_a_fit_or_a_penalty_lacks_is_named(asked: dict[str, Any], says: str) -> None:
+def test_what_a_fit_or_a_penalty_lacks_is_named(arguments: dict[str, Any], says: str) -> None:
     model, x = network()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InvalidInput, match=says):
-        prune_(model, x, **asked)
+        prune_(model, x, **arguments)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

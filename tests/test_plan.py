@@ -385,17 +385,17 @@ TABLES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "same"), TABLES, ids=str)
-def test_a_table_may_name_a_layer_by_any_of_its_names(asked: dict[str, Any], same: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("arguments", "same"), TABLES, ids=str)
+def test_a_table_may_name_a_layer_by_any_of_its_names(arguments: dict[str, Any], same: dict[str, Any]) -> None:
     x = torch.rand(60, 8)
     model, expected = TwoNames(), TwoNames()
-    report = prune_(model, x, mode="parallel", **asked)
+    report = prune_(model, x, mode="parallel", **arguments)
     again = prune_(expected, x, mode="parallel", **same)
-    told = [(row.name, row.nonzeros, row.output_error) for row in report.layers]
-    assert told == [(row.name, row.nonzeros, row.output_error) for row in again.layers]
+    rows = [(row.name, row.nonzeros, row.output_error) for row in report.layers]
+    assert rows == [(row.name, row.nonzeros, row.output_error) for row in again.layers]
     assert "enc" in {row.name for row in report.layers}
     assert torch.equal(model.dec.weight, expected.enc.weight)
-    shown = [preview(TwoNames(), x, mode="parallel", **given).layers[0].goal for given in (asked, same)]
+    shown = [preview(TwoNames(), x, mode="parallel", **given).layers[0].goal for given in (arguments, same)]
     assert shown[0] == shown[1]
 
 

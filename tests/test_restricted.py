@@ -151,7 +151,7 @@ def zeros_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: p == 0 for name, p in model.named_parameters() if p.ndim > 1}
 
 
-ASKED: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "eps": {"eps": 0.02},
     "cascade": {"eps": 0.05, "mode": "cascade"},
     "net-trim": {"eps": 0.05, "fit": {"5": "ball", "*": "net-trim"}, "activations": {"3": "relu"}, "norms": "leave"},
@@ -165,16 +165,16 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", ASKED)
+@pytest.mark.parametrize("case", CASES)
 def test_zeros_are_kept_and_what_is_certified_is_the_restricted_program(case: str, tmp_path: Path) -> None:
     dense, x = sparse_network()
     model, again = copy.deepcopy(dense), copy.deepcopy(dense)
-    report = prune_(model, x, keep_zeros=True, run=tmp_path, **ASKED[case])
+    report = prune_(model, x, keep_zeros=True, run=tmp_path, **CASES[case])
     assert report.certified
     assert report.nonzeros <= report.nonzeros_before
     assert not any(bool(model.get_parameter(name)[zero].any()) for name, zero in zeros_of(dense).items())
     assert sum(row.returned for row in report.layers) == 0
-    prune_(again, x, keep_zeros=True, run=tmp_path, **ASKED[case])
+    prune_(again, x, keep_zeros=True, run=tmp_path, **CASES[case])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     found = verify(dense, x, tmp_path)
     assert [row.differences for row in found.layers if not row.ok] == []
@@ -234,13 +234,13 @@ def test_pruning_again_keeps_a_subset() -> None:
     assert all(bool((new <= old).all()) for old, new in zip(*supports, strict=True))
 
 
-@pytest.mark.parametrize("asked", [{"eps": 0.05}, {"sparsity": 0.6}])
-def test_an_entry_that_fills_zeros_is_found_whatever_it_is_sealed_with(asked: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [{"eps": 0.05}, {"sparsity": 0.6}])
+def test_an_entry_that_fills_zeros_is_found_whatever_its_seal(arguments: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     dense, x = nn.Sequential(nn.Linear(8, 6)), torch.randn(50, 8)
     with torch.no_grad():
         dense[0].weight *= torch.rand(6, 8) < 0.5
-    prune_(copy.deepcopy(dense), x, keep_zeros=True, run=tmp_path, **asked)
+    prune_(copy.deepcopy(dense), x, keep_zeros=True, run=tmp_path, **arguments)
     journal, described = Journal.existing(tmp_path)
     [entry] = journal.entries()
     stored = entry.tensors["stored.0"].clone()

@@ -191,11 +191,11 @@ def test_a_failure_leaves_all_shapes_and_values() -> None:
 
     model, x = convolutions()
     same = unchanged(model)
-    told = []
+    stages = []
 
     def fail(stage: str, done: int, total: int) -> None:
-        told.append(stage)
-        if told.count("7") == 2:  # ranked, and now fitted: the first link's consumer is written
+        stages.append(stage)
+        if stages.count("7") == 2:  # ranked, and now fitted: the first link's consumer is written
             raise Failing
 
     with pytest.raises(Failing):
@@ -242,20 +242,20 @@ def test_neurons_that_zeros_hold_down_are_worth_nothing_where_zeros_stay() -> No
     assert any(torch.equal(row, dense[0].weight[1]) for row in other[0].weight)
 
 
-ASKED: list[dict[str, Any]] = [{"unit": "neurons", "sparsity": 0.5}, {"sparsity": 0.5}, {"eps": 0.2, "refit": True}]
+CASES: list[dict[str, Any]] = [{"unit": "neurons", "sparsity": 0.5}, {"sparsity": 0.5}, {"eps": 0.2, "refit": True}]
 
 
-@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("arguments", CASES)
 def test_a_row_says_how_many_neurons_are_short_of_their_minimum(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a single curvature most are; after as many as it takes none is."""
     model = networks.mlp(6, 10, 8, 3).double()
     x = torch.randn(50, 6, dtype=torch.float64)
-    rows = prune_(copy.deepcopy(model), x, **asked).layers
+    rows = prune_(copy.deepcopy(model), x, **arguments).layers
     assert not any("short of the minimum" in note for row in rows for note in row.notes)
     module = sys.modules["convexprune.solvers.methods.refit"]  # its name in the package is the function's
     monkeypatch.setattr(module, "_CURVATURES", 1)
     monkeypatch.setattr(module, "_SLOW", 0.0)
-    rows = prune_(model, x, **asked).layers
+    rows = prune_(model, x, **arguments).layers
     assert any("short of the minimum" in note for row in rows for note in row.notes)

@@ -195,7 +195,7 @@ def test_every_group_of_a_layer_must_take_the_pattern() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         {"sparsity": "2:4", "layers": "2"},
         {"sparsity": "2:4", "layers": ["0", "2"]},
@@ -203,11 +203,11 @@ def test_every_group_of_a_layer_must_take_the_pattern() -> None:
         {"sparsity": {"*": 0.5, "2": "2:4"}, "scope": "network"},
     ],
 )
-def test_a_layer_that_was_named_is_refused_if_it_cannot_take_its_pattern(asked: dict[str, Any]) -> None:
+def test_a_layer_that_was_named_is_refused_if_it_cannot_take_its_pattern(arguments: dict[str, Any]) -> None:
     model, x = chain(8, 6, 3)
     same = unchanged(model)
     with pytest.raises(InvalidInput, match="'2' was named, and 2:4 needs a multiple of 4 inputs, and it has 6: leave"):
-        prune_(model, x, **asked)
+        prune_(model, x, **arguments)
     assert same()
 
 
@@ -350,8 +350,8 @@ def test_two_targets_are_refused() -> None:
 
 def stops_after(calls: int) -> Callable[[], bool]:
     """True once, at a call of this number; a run must not need to be told twice."""
-    asked = itertools.count(1)
-    return lambda: next(asked) == calls
+    calls_so_far = itertools.count(1)
+    return lambda: next(calls_so_far) == calls
 
 
 @pytest.mark.parametrize(
@@ -413,12 +413,12 @@ def test_without_time_nothing_is_touched_and_everything_is_named(target: dict[st
 def test_a_run_for_the_networks_error_is_the_same_with_and_without_a_folder(tmp_path: Any) -> None:
     """In cascade a layer's answer depends on those before it, and these on how often eps was halved."""
     made = [chain(8, 9, 7, 4) for _ in range(3)]
-    told = []
+    figures = []
     for number, (model, x) in enumerate(made):
         report = prune_(model, x, network_eps=0.05, mode="cascade", run=tmp_path if number else None)
         assert report.network.bound <= 0.05
-        told.append([(row.goal, row.nonzeros, row.bound) for row in report.layers])
-    assert told[0] == told[1] == told[2]
+        figures.append([(row.goal, row.nonzeros, row.bound) for row in report.layers])
+    assert figures[0] == figures[1] == figures[2]
     assert len({torch.cat([p.flatten() for p in model.parameters()]).sum().item() for model, _ in made}) == 1
 
 
@@ -454,14 +454,14 @@ def test_a_path_search_in_cascade_does_not_count_weights_that_keep_to_nothing() 
 
 def test_a_path_search_ends_when_asked() -> None:
     model, x = chain(30, 40, 30, 5)
-    asked = itertools.count()
-    report = prune_(model, x, sparsity=0.9, search="path", stop=lambda: next(asked) > 3)
+    calls_so_far = itertools.count()
+    report = prune_(model, x, sparsity=0.9, search="path", stop=lambda: next(calls_so_far) > 3)
     assert report.provenance["stopped"]
     assert len(report.layers) <= 1
 
 
 @pytest.mark.parametrize(
-    ("asked", "widths"),
+    ("arguments", "widths"),
     [
         ({"network_eps": 0.0005, "objective": "nonzeros"}, (8, 30, 1)),
         ({"network_eps": 0.0009}, (8, 16, 16, 1)),
@@ -472,25 +472,25 @@ def test_a_path_search_ends_when_asked() -> None:
     ],
 )
 def test_in_cascade_only_layers_that_are_pruned_make_up_for_those_before(
-    asked: dict[str, Any], widths: tuple[int, ...]
+    arguments: dict[str, Any], widths: tuple[int, ...]
 ) -> None:
     """One that is left as trained passes on what reaches it: the bound counts that."""
     model, x = chain(*widths)
     dense = copy.deepcopy(model)
-    report = prune_(model, x, **asked, mode="cascade")
+    report = prune_(model, x, **arguments, mode="cascade")
     assert report.network is not None
     assert report.network.kept
     error = network_error(dense, model, x)
     assert error == pytest.approx(report.network.error, rel=1e-3, abs=1e-6)
     assert error <= report.network.bound + report.network.rounding
-    assert error <= asked.get("network_eps", math.inf) + report.network.rounding
+    assert error <= arguments.get("network_eps", math.inf) + report.network.rounding
 
 
-@pytest.mark.parametrize("asked", [{"network_eps": 0.3, "objective": "nonzeros"}, {"eps": 0.2}])
-def test_the_bound_holds_wherever_a_cascade_is_stopped(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("arguments", [{"network_eps": 0.3, "objective": "nonzeros"}, {"eps": 0.2}])
+def test_the_bound_holds_wherever_a_cascade_is_stopped(arguments: dict[str, Any]) -> None:
     for calls in (1, 20, 30, 45, 60, 90):
         model, x = chain(8, 20, 12, 3)
-        report = prune_(model, x, **asked, mode="cascade", stop=stops_after(calls))
+        report = prune_(model, x, **arguments, mode="cascade", stop=stops_after(calls))
         assert report.network is not None
         assert report.network.kept
 
@@ -525,9 +525,9 @@ TARGETS: dict[str, dict[str, Any]] = {
 def test_whatever_is_asked_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not(case: str, tmp_path: Any) -> None:
     """Each time it comes one step of a kind further; nothing that was cut short is taken for an answer."""
     (whole, x), (model, _) = chain(8, 12, 4), chain(8, 12, 4)
-    asked = itertools.count()
-    full = prune_(whole, x, **TARGETS[case], stop=lambda: next(asked) < 0)
-    steps = next(asked)
+    calls_so_far = itertools.count()
+    full = prune_(whole, x, **TARGETS[case], stop=lambda: next(calls_so_far) < 0)
+    steps = next(calls_so_far)
     assert steps > 30
     for number in range(1, steps, max(1, steps // 2)):
         folder = tmp_path / str(number)
@@ -579,12 +579,12 @@ def test_the_time_for_a_layer_is_that_of_all_its_groups() -> None:
 def test_neurons_go_from_all_layers_or_from_none_when_a_run_is_stopped() -> None:
     model, x = chain(12, 20, 20, 20, 4)
     same = unchanged(model)
-    asked = itertools.count()
+    calls_so_far = itertools.count()
     counts = []
     for most in range(0, 120, 16):
         copied = copy.deepcopy(model)
-        asked = itertools.count()
-        report = prune_(copied, x, sparsity=0.4, unit="neurons", stop=lambda: next(asked) > most)  # noqa: B023
+        calls_so_far = itertools.count()
+        report = prune_(copied, x, sparsity=0.4, unit="neurons", stop=lambda: next(calls_so_far) > most)  # noqa: B023
         if report.provenance["stopped"]:
             assert not report.layers
             assert not report.certified

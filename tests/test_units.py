@@ -101,16 +101,16 @@ def network() -> nn.Sequential:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [{"eps": 0.05}, {"eps": 0.05, "mode": "cascade"}, {"sparsity": 0.5}, {"sparsity": 0.5, "mode": "cascade"}],
     ids=["eps", "eps cascade", "sparsity", "sparsity cascade"],
 )
-def test_networks_are_pruned_alike_in_any_unit(asked: dict[str, object], dtype: torch.dtype) -> None:
+def test_networks_are_pruned_alike_in_any_unit(arguments: dict[str, object], dtype: torch.dtype) -> None:
     x = torch.randn(100, 8, generator=torch.Generator().manual_seed(1))
 
     def pruned(unit: float) -> tuple[list[Tensor], list[float]]:
         model = copy.deepcopy(network()).to(dtype)
-        report = prune_(model, x.to(dtype) * unit, **asked)  # type: ignore[arg-type]
+        report = prune_(model, x.to(dtype) * unit, **arguments)  # type: ignore[arg-type]
         return [weight.detach().float() for weight in model.parameters()], [row.output_error for row in report.layers]
 
     usual, errors = pruned(1.0)
@@ -122,7 +122,7 @@ def test_networks_are_pruned_alike_in_any_unit(asked: dict[str, object], dtype: 
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         {"eps": 0.1, "mode": "cascade"},
         {"eps": 0.1, "refit": True},
@@ -134,7 +134,7 @@ def test_networks_are_pruned_alike_in_any_unit(asked: dict[str, object], dtype: 
     ],
     ids=str,
 )
-def test_biases_of_any_unit_leave_networks_as_accurate(asked: dict[str, object]) -> None:
+def test_biases_of_any_unit_leave_networks_as_accurate(arguments: dict[str, object]) -> None:
     """Inputs, biases and outputs in another unit: the 1 that belongs to a bias has none, and is far from all inputs."""
     x = torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
 
@@ -143,7 +143,7 @@ def test_biases_of_any_unit_leave_networks_as_accurate(asked: dict[str, object])
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.mul_(unit if name.endswith("bias") else 1)
-        report = prune_(model, x * unit, **asked)  # type: ignore[arg-type]
+        report = prune_(model, x * unit, **arguments)  # type: ignore[arg-type]
         return report.nonzeros, report.output_error
 
     nonzeros, error = pruned(1.0)
