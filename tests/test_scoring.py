@@ -30,7 +30,6 @@ from convexprune.pruners import PRUNERS, Scoring, available_pruners, register_pr
 from convexprune.pruners.scoring import GradientScoring, KeepMask, largest
 from convexprune.pruners.sparsegpt import SparseGPT
 from convexprune.pruners.synflow import SynFlow
-from convexprune.pruners.wanda import Wanda
 from convexprune.runs.problem import Problem
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, NonFinite, ShapeMismatch, SolverRefused
 
@@ -218,7 +217,7 @@ def test_counts_are_exact_where_all_scores_tie(scope: str, sparsity: float) -> N
 def test_masks_are_blind_to_signs_and_to_the_units_of_neurons(name: str) -> None:
     """Powers of 2, so that nothing is rounded; behind a neuron without a norm its consumers take the unit back."""
     model, _ = network(name)
-    pruner, shape = SynFlow(rounds=5, shape=NETWORKS[name][1]), NETWORKS[name][1]
+    pruner = SynFlow(rounds=5, shape=NETWORKS[name][1])
     layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
     changed = copy.deepcopy(model)
     others = [module for module in changed.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
@@ -237,7 +236,6 @@ def test_masks_are_blind_to_signs_and_to_the_units_of_neurons(name: str) -> None
                 second.weight /= units.repeat_interleave(each).view(1, *second.weight.shape[1:])
     for each in (model, changed):
         prune_(each, None, Sparsity(0.8, "network"), method=pruner)
-    assert len(shape) in (1, 2, 3)
     for one, other in zip(layers, others, strict=True):
         assert torch.equal(one.weight != 0, other.weight != 0)
 
@@ -327,7 +325,6 @@ def test_tokens_and_hidden_positions_are_left() -> None:
 
 def test_neurons_go_by_what_flows_through_them() -> None:
     model, _ = network("mlp")
-    model = model.requires_grad_(True)
     _, scores = flows(model, 8)
     worth = scores[1][:-1].sum(1), scores[2][:-1].sum(1)
     rows = [model[0].weight.detach().clone(), model[2].weight.detach().clone()]
@@ -463,7 +460,6 @@ def published(
             if pattern is None and j == i:
                 scores = W[:, i : i + block].square() / C.diagonal()[i : i + block].square()
                 lost = scores.T.flatten().argsort()[: round(sparsity * scores.numel())]
-                M[:, i : i + block].T.reshape(-1)
                 part = M[:, i : i + block].T.flatten()
                 part[lost] = False
                 M[:, i : i + block] = part.view(scores.T.shape).T
@@ -787,7 +783,6 @@ def test_all_are_listed_with_their_options() -> None:
     assert {name for name, kind in PRUNERS.factories.items() if issubclass(kind, Scoring)} >= set(METHODS)  # type: ignore[arg-type]
     assert found["synflow"].options == {"rounds": 100, "schedule": "exponential", "norms_as": "scale", "shape": ()}
     assert found["sparsegpt"].options == {"block": 128, "damping": 0.01}
-    assert Wanda.needs_data
     with pytest.raises(InvalidTolerance, match="damping"):
         SparseGPT(damping=0.0)
     with pytest.raises(InvalidTolerance, match="block"):
