@@ -14,11 +14,10 @@ from convexprune.errors import NothingToPrune
 from convexprune.files.texts import visible
 from convexprune.files.weights import StrPath
 from convexprune.network.calibration import Calibration
-from convexprune.network.choosing import check_module, choose_layers
-from convexprune.network.forwards import Forward, uncompiled
+from convexprune.network.choosing import choose_layers
+from convexprune.network.forwards import Forward, check_module, restoring, uncompiled
 from convexprune.network.links import Link
 from convexprune.network.passes import network_outputs
-from convexprune.network.weights import restoring
 from convexprune.options import Options
 from convexprune.pruners.pruner import Pruner, make_pruner
 from convexprune.pruners.sizes import without_idle

@@ -14,9 +14,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 from convexprune.errors import UnsupportedModule
+from convexprune.network.forwards import restoring
 from convexprune.network.links import Link, find_links
-from convexprune.network.weights import mask_neurons_, remove_neurons_, resize_, restoring
-from convexprune.solvers.errors import ConvexPruneError, InvalidInput, NonFinite, ShapeMismatch
+from convexprune.network.weights import mask_neurons_, remove_neurons_, resize_
+from convexprune.solvers.errors import ConvexPruneError, InvalidInput, ShapeMismatch
 
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Sums of at most some hundred terms of order one, with zeros among them or without: only their order differs."""
@@ -71,11 +72,10 @@ def built(name, seed=0, dtype=torch.float64):
 
 
 def some(neurons, seed=0):
-    """Some neurons and their scales."""
+    """Some neurons."""
     g = torch.Generator().manual_seed(seed)
     count = int(torch.randint(1, neurons + 1, (1,), generator=g))
-    kept = torch.randperm(neurons, generator=g)[:count].sort().values
-    return kept, torch.randn(count, generator=g, dtype=torch.float64)
+    return torch.randperm(neurons, generator=g)[:count].sort().values
 
 
 def neurons_of(model, link):
@@ -108,39 +108,26 @@ def close(one, other, tolerance):
 
 
 @pytest.mark.parametrize("dtype", EXACT)
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("name", "producer"), cases())
-def test_removal_is_masking(name, producer, scaled, dtype):
+def test_removal_is_masking(name, producer, dtype):
     for seed in range(3):
         model, x = built(name, seed, dtype)
         link = find_links(model)[0][producer]
-        kept, scales = some(neurons_of(model, link), seed)
+        kept = some(neurons_of(model, link), seed)
         masked = copy.deepcopy(model)
-        remove_neurons_(model, link, kept, scales if scaled else None)
-        mask_neurons_(masked, link, kept, scales if scaled else None)
+        remove_neurons_(model, link, kept)
+        mask_neurons_(masked, link, kept)
         with torch.no_grad():
             close(model(x), masked(x), EXACT[dtype])
 
 
-def test_half_precision_is_rounded_once():
-    model, x = built("lenet", dtype=torch.bfloat16)
-    link, before = find_links(model)[0]["3"], copy.deepcopy(model)
-    kept = torch.tensor([1, 4])
-    scales = torch.tensor([1.37, 0.61])
-    remove_neurons_(model, link, kept, scales)
-    exact = before[7].weight.double().reshape(7, 6, 9)[:, kept] * scales.double()[:, None]
-    assert torch.equal(model[7].weight, exact.to(torch.bfloat16).reshape(7, 18))
-    mask_neurons_(before, link, kept, scales)
-    close(model(x), before(x), tolerances.HALF)
-
-
 def test_removal_is_the_sum_over_the_kept_neurons():
-    """The definition: the outputs of the consumer are its bias and the scaled contributions of the kept neurons."""
+    """The definition: the outputs of the consumer are its bias and the contributions of the kept neurons."""
     model, x = built("mlp")
-    kept, scales = torch.tensor([0, 2, 5]), torch.tensor([2.0, -0.5, 0.25], dtype=torch.float64)
+    kept = torch.tensor([0, 2, 5])
     hidden = model[1](model[0](x))
-    expected = model[3].bias + (hidden[:, kept] * scales) @ model[3].weight[:, kept].T
-    remove_neurons_(model, find_links(model)[0]["0"], kept, scales)
+    expected = model[3].bias + hidden[:, kept] @ model[3].weight[:, kept].T
+    remove_neurons_(model, find_links(model)[0]["0"], kept)
     close(model[:4](x), expected, EXACT[torch.float64])
 
 
@@ -183,7 +170,7 @@ def test_parameters_are_fewer_by_what_belongs_to_the_neurons(name, producer):
 def test_sizes_say_what_the_tensors_are(name, producer):
     model, _ = built(name)
     link = find_links(model)[0][producer]
-    kept, _ = some(neurons_of(model, link), 1)
+    kept = some(neurons_of(model, link), 1)
     remove_neurons_(model, link, kept)
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -216,9 +203,9 @@ def test_channels_last_weights():
     model, x = built("lenet")
     model.to(memory_format=torch.channels_last)
     link, masked = find_links(model)[0]["0"], copy.deepcopy(model)
-    kept, scales = some(4, 3)
-    remove_neurons_(model, link, kept, scales)
-    mask_neurons_(masked, link, kept, scales)
+    kept = some(4, 3)
+    remove_neurons_(model, link, kept)
+    mask_neurons_(masked, link, kept)
     close(model(x), masked(x), EXACT[torch.float64])
     assert model[3].weight.shape == (6, len(kept), 3, 3)
     assert all(model[name].weight.is_contiguous(memory_format=torch.channels_last) for name in (0, 3))
@@ -253,9 +240,9 @@ def removed_and_masked(model, x, links, seed, rounds):
     alive = {producer: torch.arange(neurons_of(model, link)) for producer, link in links.items()}
     for number in range(rounds):
         producer = list(links)[(seed + number) % len(links)]
-        kept, scales = some(len(alive[producer]), seed + number)
-        remove_neurons_(model, links[producer], kept, scales)
-        mask_neurons_(masked, links[producer], alive[producer][kept], scales)
+        kept = some(len(alive[producer]), seed + number)
+        remove_neurons_(model, links[producer], kept)
+        mask_neurons_(masked, links[producer], alive[producer][kept])
         alive[producer] = alive[producer][kept]
     with torch.no_grad():
         close(model(x), masked(x), EXACT[torch.float64])
@@ -273,7 +260,7 @@ def test_repeated_removals_and_masks_agree(seed, name, rounds):
 def test_a_fresh_model_takes_a_removed_one_s_state(name):
     model, x = built(name)
     for producer, link in find_links(model)[0].items():
-        remove_neurons_(model, link, some(neurons_of(model, link), len(producer))[0])
+        remove_neurons_(model, link, some(neurons_of(model, link), len(producer)))
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -392,13 +379,13 @@ def assert_everything(model, before):
 
 def removes(model, links):
     for link in links.values():
-        remove_neurons_(model, link, some(neurons_of(model, link), 2)[0])
+        remove_neurons_(model, link, some(neurons_of(model, link), 2))
 
 
 def masks(model, links):
     for link in links.values():
-        kept, scales = some(neurons_of(model, link), 2)
-        mask_neurons_(model, link, kept, scales)
+        kept = some(neurons_of(model, link), 2)
+        mask_neurons_(model, link, kept)
 
 
 def masks_then_removes(model, links):
@@ -485,40 +472,33 @@ def link(**changes):
     return Link(**{"producer": "3", "norms": ("4",), "activation": None, "consumers": ("7",), "repeat": (9,)} | changes)
 
 
-KEPT, SCALES = torch.tensor([0, 2, 5]), torch.ones(3)
+KEPT = torch.tensor([0, 2, 5])
 BAD = {
-    "no tensor": (link(), [0, 1], None, InvalidInput, "found list"),
-    "a mask": (link(), torch.tensor([True, False]), None, InvalidInput, "found torch.bool"),
-    "short integers": (link(), KEPT.int(), None, InvalidInput, "int64"),
-    "two axes": (link(), KEPT[None], None, InvalidInput, r"found torch.int64 \[1, 3\]"),
-    "none": (link(), KEPT[:0], None, InvalidInput, "at least one neuron"),
-    "too large": (link(), torch.tensor([0, 6]), None, InvalidInput, r"from 0 to 5.*found \[0, 6\]"),
-    "negative": (link(), torch.tensor([-1, 2]), None, InvalidInput, "from 0 to 5"),
-    "twice": (link(), torch.tensor([2, 2]), None, InvalidInput, "each once"),
-    "descending": (link(), torch.tensor([3, 2]), None, InvalidInput, "ascending"),
-    "scales of another length": (link(), KEPT, torch.ones(6), ShapeMismatch, "each of the 3 kept"),
-    "scales of two axes": (link(), KEPT, torch.ones(3, 1), ShapeMismatch, r"found \[3, 1\]"),
-    "NaN": (link(), KEPT, SCALES * torch.nan, NonFinite, "scales"),
-    "infinity": (link(), KEPT, SCALES * torch.inf, NonFinite, "scales"),
-    "overflow": (link(), KEPT, SCALES.double() * 1e300, NonFinite, "Linear weights times scales.*float32"),
-    "complex scales": (link(), KEPT, SCALES * 1j, InvalidInput, "real"),
-    "a list of scales": (link(), KEPT, [1.0, 1.0, 1.0], InvalidInput, "real"),
-    "another model's names": (link(consumers=("fc",)), KEPT, None, InvalidInput, "no module 'fc'.*find_links"),
-    "another repeat": (link(repeat=(4,)), KEPT, None, ShapeMismatch, r"take \[6, 54\] inputs.*give \[6, 24\]"),
-    "another norm": (link(norms=("1",)), KEPT, None, UnsupportedModule, "1: ReLU"),
-    "another producer": (link(producer="0"), KEPT, None, ShapeMismatch, "4 neurons of 0"),
-    "no layer": (link(producer="5"), KEPT, None, UnsupportedModule, "5: Tanh"),
+    "no tensor": (link(), [0, 1], InvalidInput, "found list"),
+    "a mask": (link(), torch.tensor([True, False]), InvalidInput, "found torch.bool"),
+    "short integers": (link(), KEPT.int(), InvalidInput, "int64"),
+    "two axes": (link(), KEPT[None], InvalidInput, r"found torch.int64 \[1, 3\]"),
+    "none": (link(), KEPT[:0], InvalidInput, "at least one neuron"),
+    "too large": (link(), torch.tensor([0, 6]), InvalidInput, r"from 0 to 5.*found \[0, 6\]"),
+    "negative": (link(), torch.tensor([-1, 2]), InvalidInput, "from 0 to 5"),
+    "twice": (link(), torch.tensor([2, 2]), InvalidInput, "each once"),
+    "descending": (link(), torch.tensor([3, 2]), InvalidInput, "ascending"),
+    "another model's names": (link(consumers=("fc",)), KEPT, InvalidInput, "no module 'fc'.*find_links"),
+    "another repeat": (link(repeat=(4,)), KEPT, ShapeMismatch, r"take \[6, 54\] inputs.*give \[6, 24\]"),
+    "another norm": (link(norms=("1",)), KEPT, UnsupportedModule, "1: ReLU"),
+    "another producer": (link(producer="0"), KEPT, ShapeMismatch, "4 neurons of 0"),
+    "no layer": (link(producer="5"), KEPT, UnsupportedModule, "5: Tanh"),
 }
 
 
 @pytest.mark.parametrize("change_", [remove_neurons_, mask_neurons_])
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_changes_nothing(case, change_):
-    at, kept, scales, error, message = BAD[case]
+    at, kept, error, message = BAD[case]
     model, x = built("lenet", dtype=torch.float32)
     before, outputs = everything(model), model(x)
     with pytest.raises(error, match=message) as caught:
-        change_(model, at, kept, scales)
+        change_(model, at, kept)
     assert isinstance(caught.value, ConvexPruneError)
     assert_everything(model, before)
     assert torch.equal(model(x), outputs)
@@ -548,18 +528,16 @@ def joint_cases():
     return [(name, producer) for name in JOINT for producer in joint(name)[2]]
 
 
-@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize(("name", "producer"), joint_cases())
 @torch.no_grad()
-def test_joint_removal_is_masking(name, producer, scaled):
+def test_joint_removal_is_masking(name, producer):
     changed = []
     for seed in range(2):
         model, x, links = joint(name, seed)
         link, outputs, masked = links[producer], model(x), copy.deepcopy(model)
         kept = torch.arange(seed, neurons_of(model, link), 2)
-        scales = torch.tensor([1.5, -0.5, 2.0], dtype=torch.float64)[: len(kept)]
-        remove_neurons_(model, link, kept, scales if scaled else None)
-        mask_neurons_(masked, link, kept, scales if scaled else None)
+        remove_neurons_(model, link, kept)
+        mask_neurons_(masked, link, kept)
         close(model(x), masked(x), EXACT[torch.float64])
         changed.append((model(x) - outputs).abs().max())
     assert max(changed) > tolerances.CHANGED  # a ReLU may silence some

@@ -27,8 +27,7 @@ from convexprune.errors import UnsupportedModule
 from convexprune.files.texts import Json
 from convexprune.layers.kinds import Raw
 from convexprune.layers.support import altered
-from convexprune.network.choosing import check_module
-from convexprune.network.forwards import Forward, evaluating, left_as_found, run_model
+from convexprune.network.forwards import Forward, check_module, evaluating, left_as_found, run_model
 from convexprune.network.graph import traced
 from convexprune.network.memory import tensors_in
 from convexprune.solvers.arrays import checked_radius, norm

@@ -5,15 +5,15 @@ is ones if the layer has a bias), U [N, M] the weights (its last row is the bias
 of matrices of its own, and so is each of the projections of queries, keys and values in a MultiheadAttention.
 """
 
-from convexprune.layers.products import (
+from convexprune.layers.support import (
     gradient_matrices,
     input_matrices,
     input_positions,
     output_matrices,
+    unsupported,
     weight_matrices,
     write_back_,
 )
-from convexprune.layers.support import unsupported
 
 __all__ = [
     "gradient_matrices",

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from convexprune.errors import NothingToPrune, UnsupportedModule
-from convexprune.network.choosing import check_module, is_chosen, name_patterns, unmatched
+from convexprune.network.choosing import is_chosen, name_patterns, unmatched
+from convexprune.network.forwards import check_module, restoring
 from convexprune.network.memory import Holders
-from convexprune.network.weights import resize_, restoring
+from convexprune.network.weights import resize_
 from convexprune.solvers.errors import InvalidInput
 
 _WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")  # nn.MultiheadAttention's

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune
 from convexprune.layers.support import kind_of, unsupported
+from convexprune.network.forwards import check_module
 from convexprune.network.memory import Holders, place_of
 from convexprune.network.taps import tap
 from convexprune.report.report import SkippedModule
@@ -143,13 +144,6 @@ def choose_layers(
         listing = "; ".join(f"{s.name or 'the model'} ({s.kind}): {s.reason}" for s in skipped) or "no weights at all"
         raise NothingToPrune(f"{what}. These can be: {', '.join(chosen) or 'none'}. These not: {listing}")
     return chosen, skipped
-
-
-def check_module(model: nn.Module) -> nn.Module:
-    """The model itself; InvalidInput is raised if it is no module."""
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model: expected a torch.nn.Module, found {model!r}")
-    return model
 
 
 def holds_weights(module: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from convexprune.layers.kinds import NORMS
 from convexprune.network.forwards import Forward, run_model
 from convexprune.network.memory import Batch, Holders, tensors_in
-from convexprune.network.taps import Tap, Taps, at, hooked
+from convexprune.network.taps import Hooks, Tap, Taps, at, hooked
 
 # Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.
 _SAME_ENTRIES = {"bfloat16", "clone", "contiguous", "cpu", "cuda", "detach", "double", "flatten", "float", "half"}
@@ -159,9 +159,14 @@ def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
         follower.follow(output, after)
 
     modules = [(name, module) for name, several in owners.items() for module in several]
-    passing = [(module, partial(pass_norm, name)) for name, module in norms.items()]
-    after = [*at(taps, follow), *passing, *((module, partial(end, name)) for name, module in modules)]
-    with hooked(after, before=[(module, partial(begin, name)) for name, module in modules]), follower:
+    passing: Hooks = [(module, partial(pass_norm, name)) for name, module in norms.items()]
+    at_end: Hooks = [(module, partial(end, name)) for name, module in modules]
+    with (
+        hooked(
+            [*at(taps, follow), *passing, *at_end], before=[(module, partial(begin, name)) for name, module in modules]
+        ),
+        follower,
+    ):
         outputs = run_model(model, batch, forward)
     follower.note(tensors_in(outputs), "output")
     found = {}

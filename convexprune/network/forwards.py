@@ -143,22 +143,47 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
     Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
     """
-    whole = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    held = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
-    modules = [module for module, each in zip(whole, held, strict=True) if not any(map(nn.parameter.is_lazy, each))]
-    attributes = [(module, dict(vars(module))) for module in modules]
-    buffers = [(module._buffers, dict(module._buffers)) for module in modules]
-    tensors = [*tensors_in([found for _, found in attributes]), *model.buffers()]
-    own = [one for one in tensors if not (isinstance(one, nn.Parameter) or nn.parameter.is_lazy(one))]
-    # What has no values yet, or was made in inference mode, cannot be changed here.
-    plain = {id(one): one for one in own if not (one.is_meta or one.layout != torch.strided or one.is_inference())}
-    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in plain.values()]
+    restore = state_of(model, parameters=False)
     try:
         yield
     finally:
-        for now, before in [*((vars(module), found) for module, found in attributes), *buffers]:
-            now.clear()
-            now.update(before)
+        restore()
+
+
+@contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """If the body raises, modules, parameters, buffers and attributes are the objects of before, with their values.
+
+    InvalidInput is raised if the model is no module.
+    """
+    restore = state_of(check_module(model), parameters=True)
+    try:
+        yield
+    except BaseException:
+        restore()
+        raise
+
+
+def state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
+    """A function that gives modules the attributes and tensors, with their values, that they have now."""
+    whole = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    held = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
+    modules = [module for module, each in zip(whole, held, strict=True) if not any(map(nn.parameter.is_lazy, each))]
+    tables: list[dict[str, Batch]] = [vars(module) for module in modules]
+    tables += [module._buffers for module in modules]
+    tables += [table for module in modules if parameters for table in (module._parameters, module._modules)]
+    before = [(table, dict(table)) for table in tables]
+    tensors = [*tensors_in([vars(module) for module in modules]), *model.buffers(), *model.parameters()]
+    own = [one for one in tensors if parameters or not isinstance(one, nn.Parameter)]
+    # What has no values yet, or was made in inference mode, cannot be changed here.
+    own = [one for one in own if not (nn.parameter.is_lazy(one) or one.is_meta or one.is_inference())]
+    plain = {id(one): one for one in own if one.layout == torch.strided}
+    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in plain.values()]
+
+    def restore() -> None:
+        for table, entries in before:
+            table.clear()
+            table.update(entries)
         with torch.no_grad():
             for tensor, place, value in values:
                 if (tensor.data_ptr(), tensor.shape) != (place.data_ptr(), place.shape):
@@ -166,3 +191,12 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
                 # By value: what writes through .data or numpy leaves no other trace. NaN is copied: it is not itself.
                 if not (torch.equal(tensor, value) or overlaps_itself(tensor)):
                     tensor.copy_(value)
+
+    return restore
+
+
+def check_module(model: nn.Module) -> nn.Module:
+    """The model itself; InvalidInput is raised if it is no module."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model: expected a torch.nn.Module, found {model!r}")
+    return model

@@ -14,7 +14,7 @@ from torch import fx, nn
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import altered
 from convexprune.network import graph
-from convexprune.network.choosing import check_module
+from convexprune.network.forwards import check_module
 from convexprune.network.graph import Network, inputs_of, operation_of, outputs_of
 from convexprune.report.report import SkippedModule
 

@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +21,9 @@ from convexprune.files.weights import (
 )
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import unsupported
-from convexprune.network.choosing import check_module
+from convexprune.network.forwards import check_module, restoring
 from convexprune.network.graph import inputs_of, outputs_of
 from convexprune.network.links import Link, find_links
-from convexprune.network.memory import Batch
 from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 
 _ROWS = ("weight", "bias", "running_mean", "running_var")  # all tensors that have an entry, or more, for each output
@@ -80,7 +78,7 @@ def save_weights(model: nn.Module, path: StrPath) -> Path:
     return write_atomically(content, path)
 
 
-def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
+def remove_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
     """Remove all other neurons of the link's producers, with their entries on the way and columns in its consumers.
 
     The tensors that shrink are new ones, without gradients: an optimiser must be made anew.
@@ -89,20 +87,21 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor |
         model: The network.
         link: What ``find_links`` found in it; it may have been shrunk since.
         kept: The neurons that stay [k], int64, ascending.
-        scales: Factors [k] of their columns in the consumers; None: 1.
 
     Raises:
-        InvalidInput: ``kept`` or ``scales`` cannot be used, or the model has no such modules.
-        ShapeMismatch: The modules, or the scales, are of other sizes than the link, or ``kept``, says.
-        UnsupportedModule: A module is not a plain layer, or not of the kind that the link says.
-        NonFinite: The scales, or the weights times them, hold NaN or infinity. In any case nothing was changed.
+        InvalidInput: ``kept`` cannot be used, or the model has no such modules.
+        ShapeMismatch: The modules are of other sizes than the link says.
+        UnsupportedModule: A module is not a plain layer, or not of the kind that the link says. In any case nothing was
+            changed.
     """
-    at = _checked(model, link, kept, scales)
-    smaller = {module: _rows(module, at.neurons, kept) for module in (*at.producers, *at.carriers)}
+    at = _checked(model, link, kept)
+    smaller = {
+        module: {name: tensor[at.among(len(tensor))] for name, tensor in _tensors(module).items()}
+        for module in (*at.producers, *at.carriers)
+    }
     for layer in at.consumers:  # which may be a producer too
         weight = smaller.setdefault(layer, {}).get("weight", layer.get_parameter("weight").detach())
-        columns = _columns(type(layer), weight, at.neurons, kept, scales)
-        smaller[layer]["weight"] = columns.reshape(len(weight), -1, *weight.shape[2:])
+        smaller[layer]["weight"] = weight[:, at.among(weight.shape[1])]
     for module, tensors in smaller.items():
         _replace_(module, tensors)
     for layer in (*at.producers, *at.consumers):
@@ -110,29 +109,22 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor |
         vars(layer).update(zip(names, layer.get_parameter("weight").shape, strict=False))
     for module in at.carriers:  # a norm that holds no tensors has a size too
         sizes = {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
-        vars(module).update({name: size // at.neurons * len(kept) for name, size in sizes.items()})
+        vars(module).update({name: size // len(at.stays) * len(kept) for name, size in sizes.items()})
 
 
-def mask_neurons_(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None = None) -> None:
+def mask_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
     """As ``remove_neurons_``, with zeros in place of what would be removed; the Parameter objects stay.
 
     In eval mode the outputs are those after ``remove_neurons_``, up to rounding, and errors the same. What is on the
     way stays as it is: behind a norm a removed neuron is no zero, but nothing takes it.
     """
-    at = _checked(model, link, kept, scales)
-    weights = [layer.get_parameter("weight") for layer in at.consumers]
-    columns = [
-        _columns(type(layer), weight.detach(), at.neurons, kept, scales)
-        for layer, weight in zip(at.consumers, weights, strict=True)
-    ]
-    removed = torch.ones(at.neurons, dtype=torch.bool, device=kept.device).index_fill(0, kept, False)
+    at = _checked(model, link, kept)
     with torch.no_grad():
-        for weight, staying in zip(weights, columns, strict=True):
-            masked = torch.zeros_like(weight).reshape(len(weight), len(removed), -1)
-            masked[:, kept.to(weight.device)] = staying
-            weight.copy_(masked.reshape(weight.shape))
+        for layer in at.consumers:
+            weight = layer.get_parameter("weight")
+            weight[:, ~at.among(weight.shape[1])] = 0
         for tensor in (tensor for layer in at.producers for tensor in _tensors(layer).values()):
-            tensor[removed.to(tensor.device)] = 0
+            tensor[~at.among(len(tensor))] = 0
 
 
 def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -162,43 +154,20 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             raise ShapeMismatch(f"{misfits}: only neurons that find_links finds may be missing, with all their weights")
 
 
-@contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
-    """If the body raises, modules, parameters, buffers and whole-number attributes (sizes, flags) are as they were.
-
-    The objects are the same, with the same values, whether they were replaced or written to. InvalidInput is raised if
-    the model is no module.
-    """
-    found = list(check_module(model).modules())
-    modules = [(module, [dict(table) for table in _tables(module)], dict(vars(module))) for module in found]
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _has_shape(tensor)]
-    values = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    except BaseException:
-        for module, tables, before in modules:
-            for table, held in zip(_tables(module), tables, strict=True):
-                table.clear()
-                table.update(held)
-            vars(module).update({name: value for name, value in before.items() if isinstance(value, int)})
-        for tensor, value in zip(tensors, values, strict=True):
-            if (tensor.shape, tensor.dtype, tensor.device) == (value.shape, value.dtype, value.device):
-                tensor.detach().copy_(value)
-            else:
-                tensor.data = value
-        raise
-
-
 class _Place(NamedTuple):
     """The modules of a link, which fit together; ``carriers`` are norms, and what else is on the way."""
 
-    neurons: int
+    stays: Tensor  # Boolean, of each neuron
     producers: list[nn.Module]
     carriers: list[nn.Module]
     consumers: list[nn.Module]
 
+    def among(self, entries: int) -> Tensor:
+        """Which of so many entries of an axis, as many for each neuron, stay."""
+        return self.stays.repeat_interleave(entries // len(self.stays))
 
-def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) -> _Place:
+
+def _checked(model: nn.Module, link: Link, kept: Tensor) -> _Place:
     producers = [_module(model, name, _layer_fault) for name in link.producers]
     consumers = [_module(model, name, _layer_fault) for name in link.consumers]
     carriers = [_module(model, name, _carrier_fault) for name in (*link.norms, *link.along)]
@@ -214,10 +183,16 @@ def _checked(model: nn.Module, link: Link, kept: Tensor, scales: Tensor | None) 
     if len(set(given := [outputs_of(layer) for layer in producers])) > 1:
         sizes = f"{', '.join(link.producers)} have {given} neurons, expected as many each"
         raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
-    _check_kept(kept, neurons)
-    if scales is not None:
-        _check_scales(scales, len(kept))
-    return _Place(neurons, producers, carriers, consumers)
+    if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
+        described = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise InvalidInput(f"kept: expected neuron numbers [k], int64 (mask.nonzero().flatten()), found {described}")
+    if not len(kept):
+        raise InvalidInput("kept: expected at least one neuron, found none")
+    if kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
+        numbers = kept.tolist()
+        raise InvalidInput(f"kept: expected numbers from 0 to {neurons - 1}, ascending, each once, found {numbers}")
+    stays = torch.zeros(neurons, dtype=torch.bool).index_fill(0, kept.cpu(), True)
+    return _Place(stays, producers, carriers, consumers)
 
 
 def _module(model: nn.Module, name: str, fault: Callable[[nn.Module], str | None]) -> nn.Module:
@@ -242,45 +217,6 @@ def _carrier_fault(module: nn.Module) -> str | None:
     if not known and not (reason := unsupported(module)) and module.get_parameter("weight").shape[1] != 1:
         return "expected a depthwise convolution, whose filters see one channel"
     return None if known else reason
-
-
-def _check_kept(kept: Tensor, neurons: int) -> None:
-    if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
-        found = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
-        raise InvalidInput(f"kept: expected neuron numbers [k], int64 (mask.nonzero().flatten()), found {found}")
-    if not len(kept):
-        raise InvalidInput("kept: expected at least one neuron, found none")
-    if kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
-        numbers = kept.tolist()
-        raise InvalidInput(f"kept: expected numbers from 0 to {neurons - 1}, ascending, each once, found {numbers}")
-
-
-def _check_scales(scales: Tensor, count: int) -> None:
-    if not isinstance(scales, Tensor) or scales.is_complex():
-        raise InvalidInput(f"scales: expected a tensor of real numbers, found {getattr(scales, 'dtype', type(scales))}")
-    if scales.shape != (count,):
-        raise ShapeMismatch(f"scales: expected one for each of the {count} kept neurons, found {list(scales.shape)}")
-    if not scales.isfinite().all():
-        raise NonFinite("scales: found NaN or infinity, expected factors of the kept neurons' outgoing weights")
-
-
-def _columns(kind: type, weight: Tensor, neurons: int, kept: Tensor, scales: Tensor | None) -> Tensor:
-    """A consumer's weights of the neurons that stay, scaled: [outputs, k, weights of one neuron]."""
-    columns = weight.reshape(len(weight), neurons, -1).index_select(1, kept.to(weight.device))
-    if scales is None:
-        return columns
-    columns = (columns * scales.detach().to(weight.device)[:, None]).to(weight.dtype)
-    if not columns.isfinite().all():
-        raise NonFinite(f"{kind.__name__} weights times scales: found NaN or infinity as {weight.dtype}")
-    return columns
-
-
-def _rows(module: nn.Module, neurons: int, kept: Tensor) -> dict[str, Tensor]:
-    """What belongs to the neurons that stay: one row each, or more behind depthwise filters."""
-    return {
-        name: own.detach().reshape(neurons, -1, *own.shape[1:]).index_select(0, kept.to(own.device)).flatten(0, 1)
-        for name, own in _tensors(module).items()
-    }
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -309,10 +245,6 @@ def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         new = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
         parameter = isinstance(old, nn.Parameter)
         setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
-
-
-def _tables(module: nn.Module) -> tuple[dict[str, Batch], ...]:
-    return module._parameters, module._buffers, module._modules
 
 
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

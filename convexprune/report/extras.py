@@ -21,8 +21,7 @@ from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, safetensors_bytes, save_json, write_atomically
 from convexprune.masks import kept_masks, make_permanent_
-from convexprune.network.choosing import check_module
-from convexprune.network.forwards import Forward
+from convexprune.network.forwards import Forward, check_module
 from convexprune.network.memory import Batch
 from convexprune.report.report import Report
 from convexprune.runs.journal import read_json

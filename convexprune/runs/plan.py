@@ -13,14 +13,13 @@ from convexprune.network.calibration import Calibration
 from convexprune.network.choosing import (
     Ties,
     by_first_names,
-    check_module,
     check_patterns,
     choose_layers,
     find_ties,
     looked_up,
 )
 from convexprune.network.following import Observed
-from convexprune.network.forwards import Forward
+from convexprune.network.forwards import Forward, check_module
 from convexprune.network.padding import Counted
 from convexprune.network.passes import observe
 from convexprune.network.sightings import Sightings, visible_size
