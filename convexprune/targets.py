@@ -152,7 +152,8 @@ class Neurons(Target):
 
     Attributes:
         value: From 0 to below 1, the part that goes; a whole number ≥ 1, how many stay; or a table of these.
-        scope: "layer": of each layer. "network": a part of all neurons of the network.
+        scope: "layer": of each layer. "network": a part of all neurons of the network; where they are sampled, of all
+            weights of the layers that have or take them.
     """
 
     value: float | int | Mapping[str, float | int]

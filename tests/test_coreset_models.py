@@ -450,9 +450,9 @@ def test_a_row_s_error_of_weights_is_over_all_groups() -> None:
 
 
 def test_the_baseline_is_the_mean_error_of_uniform_samples() -> None:
-    """Against 60 runs of the method "uniform", within four standard errors of the five that are averaged."""
+    """Against 30 runs of the method "uniform", within four standard errors of the five that are averaged."""
     found = []
-    for seed in range(60):
+    for seed in range(30):
         model, x = built()
         found.append(rows(coreset_prune_(model, x, "uniform", 12, layers="0", seed=seed))["0"].output_error)
     model, x = built()
@@ -799,42 +799,30 @@ class Conditional(nn.Module):
         return self.net(x) if x.sum() > 0 else x
 
 
+WEIGHTS: dict[str, Any] = {"method": "uniform", "items": "weights"}
 BAD_CALLS: dict[str, tuple[dict[str, Any], type[BaseException]]] = {
-    "ratio above 1": ({"size": 1.5}, InvalidTolerance),
-    "ratio of 0": ({"size": 0.0}, InvalidTolerance),
-    "NaN ratio": ({"size": math.nan}, InvalidTolerance),
     "a size for some layers only": ({"size": {"0": 0.5}}, InvalidInput),
-    "a bad size for the second layer": ({"size": {"0": 0.5, "*": -1}}, InvalidTolerance),
-    "NaN ratio of the network": ({"size": math.nan, "scope": "network"}, InvalidTolerance),
-    "network ratio above 1": ({"size": 1.5, "scope": "network"}, InvalidTolerance),
-    "NaN ratio of the network, weights": ({"size": math.nan, "scope": "network", "method": "sipp"}, InvalidTolerance),
+    "a size for no layer": ({"size": {"conv*": 0.5, "*": 0.5}}, InvalidInput),
     "network count": ({"size": 5, "scope": "network"}, InvalidInput),
     "network too small": ({"size": 1e-9, "scope": "network"}, InvalidInput),
-    "network too small, weights": ({"size": 1e-9, "scope": "network", "method": "sipp"}, InvalidInput),
-    "a size for no layer": ({"size": {"conv*": 0.5, "*": 0.5}}, InvalidInput),
+    "network too small, weights": ({"size": 1e-9, "scope": "network", **WEIGHTS}, InvalidInput),
     "a baseline without data": ({"data": None, "baseline": True}, InvalidInput),
     "labels that are none": ({"method": "corenet", "labels": ["cat", "dog"]}, InvalidInput),
     "labels of a method without a bound": ({"labels": [0] * 90}, InvalidInput),
-    "an order of weights": ({"method": "uniform", "items": "weights", "order": "top-down"}, SolverRefused),
-    "weights left in place": ({"method": "uniform", "items": "weights", "remove": False}, SolverRefused),
-    **{f"seed {seed}": ({"seed": seed}, InvalidInput) for seed in (-1, "a", 1.5)},
-    "unknown scope": ({"scope": "model"}, InvalidInput),
-    "unknown order": ({"order": "sideways"}, InvalidInput),
+    "an order of weights": ({**WEIGHTS, "order": "top-down"}, SolverRefused),
+    "weights left in place": ({**WEIGHTS, "remove": False}, SolverRefused),
     "unknown method": ({"method": "lownr"}, UnknownSolver),
     "unknown option": ({"bta": 1.0}, UnknownOption),
     "bad option": ({"beta": -1.0}, InvalidTolerance),
-    "unknown sampling": ({"sampling": "best"}, InvalidInput),
     "unknown sampling, guaranteed": ({"sampling": "best", "size": Guarantee(0.1, 0.1)}, InvalidInput),
-    "unknown items": ({"method": "uniform", "items": "filters"}, InvalidInput),
     "the largest, guaranteed": ({"sampling": "top", "size": Guarantee(0.1, 0.1)}, InvalidInput),
     "a baseline, guaranteed": ({"method": "uniform", "size": Guarantee(0.1, 0.1)}, InvalidInput),
     "NaN inputs": ({"data": torch.full((5, 12), torch.nan, dtype=torch.float64)}, NonFinite),
     "inputs of another shape": ({"data": torch.rand(5, 7, dtype=torch.float64)}, InvalidInput),
     "no samples": ({"data": torch.rand(0, 12, dtype=torch.float64)}, EmptyCalibration),
-    "pattern without a match": ({"layers": "conv*"}, NothingToPrune),
     "one pattern without a match": ({"layers": ["0", "conv*"]}, NothingToPrune),
     "no pattern": ({"layers": []}, NothingToPrune),
-    "no pattern, weights": ({"layers": [], "method": "uniform", "items": "weights"}, NothingToPrune),
+    "no pattern, weights": ({"layers": [], **WEIGHTS}, NothingToPrune),
     "the output layer": ({"layers": "4"}, NothingToPrune),
     "failing progress": ({"progress": refuse}, RuntimeError),
     "Ctrl-C at the second layer": ({"progress": refuse_later}, KeyboardInterrupt),

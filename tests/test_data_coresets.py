@@ -167,7 +167,7 @@ class TestUnbiased:
         s = scores.values
         asked = draws_for(s, sizes) if sampling == "draws" else sizes
         found = sample(s.repeat(seeds, 1), asked.repeat(seeds), sampling, np.random.default_rng(0))
-        factors = found.factors.reshape(seeds, *s.shape)
+        factors = found.reshape(seeds, *s.shape)
         mine = [of_weights(f, U) if method.items == "weights" else f[0][:, None].expand_as(U) for f in factors]
         outputs = torch.stack([X @ (F * U) for F in mine])
         spread = outputs.std(0) / math.sqrt(seeds)
@@ -237,7 +237,7 @@ class TestCoreNet:
         assert (draws[:2] > 0).all()
         right, failures = X @ U, 0
         for _ in range(200):
-            factors = sample(scores.values, draws, "draws", rng).factors
+            factors = sample(scores.values, draws, "draws", rng)
             failures += bool(((X @ (of_weights(factors, U) * U) / right - 1).abs() > guarantee.eps).any())
         assert failures <= guarantee.delta * 200
 
@@ -248,7 +248,7 @@ class TestCoreNet:
         s, W = edge_sensitivities(U, X), by_sign(U)
         eps, delta, right = 0.3, 0.1, X @ W.T
         m = (2 * s.sum(1) * (1 + 2 * eps / 3) / eps**2 * math.log(2 * right.numel() / delta)).ceil()
-        found = sample(s.repeat(300, 1), m.repeat(300), "draws", rng).factors.reshape(300, *s.shape)
+        found = sample(s.repeat(300, 1), m.repeat(300), "draws", rng).reshape(300, *s.shape)
         worst = ((torch.einsum("pk,rgk->rpg", X, found * W) / right) - 1).abs().amax((1, 2))
         assert (worst > eps).double().mean() <= delta
         assert worst.mean() > eps / 10  # and not because so many were drawn that nothing could go wrong
@@ -342,7 +342,7 @@ class TestSiPP:
         for k in (1, 17, 60):
             sizes = method.allocate(layers, lambda sizes, k=k: sum(int(size.sum()) for size in sizes) <= k)
             kept = [
-                sample(scores.values, size, "top", np.random.default_rng(0)).factors
+                sample(scores.values, size, "top", np.random.default_rng(0))
                 for scores, size in zip(layers, sizes, strict=True)
             ]
             threshold = flat.sort(descending=True).values[k - 1]
@@ -417,7 +417,7 @@ class TestPFP:
         U, X = problem(N=10, M=4)
         scores = PFP(sampling="top").sensitivities(neurons(10, Product(U, X)))
         [size] = PFP().allocate([scores], lambda sizes: int(sizes[0]) <= 4)
-        factors = sample(scores.values, size, "top", np.random.default_rng(0)).factors[0]
+        factors = sample(scores.values, size, "top", np.random.default_rng(0))[0]
         s = scores.values[0]
         assert set(factors.tolist()) == {0.0, 1.0}
         assert s[factors > 0].min() >= s[factors == 0].max()
@@ -426,8 +426,8 @@ class TestPFP:
     def test_fixed_keeps_for_certain_what_is_all_but_sure_to_be_drawn(self):
         s = torch.tensor([[8.0, 4.0, 0.1, 0.1, 0.1, 0.1]], dtype=torch.float64)
         found = sample(s, torch.tensor([4]), "fixed", np.random.default_rng(0))
-        assert (found.factors[0, :2] == 1).all()
-        assert (found.factors[0, 2:] > 0).sum() == 2
+        assert (found[0, :2] == 1).all()
+        assert (found[0, 2:] > 0).sum() == 2
 
 
 @pytest.mark.parametrize("method", [CoreNet(), SiPP(), SiPP("hybrid"), SiPP("deterministic"), PFP()], ids=str)

@@ -27,23 +27,8 @@ SAMPLINGS: dict[str, str] = {
 """What each scheme does."""
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What was kept of the items [G, n].
-
-    Attributes:
-        factors: [G, n], 0 where an item was not kept.
-        probabilities: [G, n]: of being kept ("fixed"), or of a single draw ("draws"); 1 or 0 for "top".
-        draws: [G] draws made, or items kept.
-    """
-
-    factors: Tensor
-    probabilities: Tensor
-    draws: Tensor
-
-
-def sample(s: Tensor, sizes: Tensor, how: Scheme, rng: np.random.Generator) -> Sample:
-    """Keep items of sensitivities s [G, n] ≥ 0; those of sensitivity 0 are never kept.
+def sample(s: Tensor, sizes: Tensor, how: Scheme, rng: np.random.Generator) -> Tensor:
+    """Factors [G, n] of items of sensitivities s [G, n] ≥ 0, 0 where one is not kept, as all of sensitivity 0.
 
     Args:
         s: Sensitivities; only their ratios within a group matter.
@@ -58,14 +43,12 @@ def sample(s: Tensor, sizes: Tensor, how: Scheme, rng: np.random.Generator) -> S
         raise InvalidInput(f"sampling: expected one of {', '.join(SAMPLINGS)}, found {how!r}")
     flat = s.detach().to("cpu", torch.float64)
     sizes = sizes.to("cpu", torch.int64)
-    if how == "draws":
-        return _moved(_drawn(flat, sizes, rng), s)
-    if how == "top":
-        return _moved(_largest(flat, sizes), s)
-    probabilities = inclusion(flat, sizes)
-    chosen = _systematic(probabilities, rng)
-    factors = torch.where(chosen, 1 / probabilities.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-    return _moved(Sample(factors, probabilities, chosen.sum(1)), s)
+    if how == "fixed":
+        pi = inclusion(flat, sizes)
+        factors = torch.where(_systematic(pi, rng), 1 / pi.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    else:
+        factors = _drawn(flat, sizes, rng) if how == "draws" else _largest(flat, sizes)
+    return factors.to(s.device)
 
 
 def inclusion(s: Tensor, sizes: Tensor) -> Tensor:
@@ -101,30 +84,23 @@ def draws_for(s: Tensor, distinct: Tensor, most: int = MOST_DRAWS) -> Tensor:
     return torch.where(wanted > 0, high, 0)
 
 
-def _moved(found: Sample, like: Tensor) -> Sample:
-    return Sample(found.factors.to(like.device), found.probabilities.to(like.device), found.draws.to(like.device))
-
-
 def _normalised(s: Tensor) -> Tensor:
     return s / s.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
 
 
-def _drawn(s: Tensor, sizes: Tensor, rng: np.random.Generator) -> Sample:
+def _drawn(s: Tensor, sizes: Tensor, rng: np.random.Generator) -> Tensor:
     q = _normalised(s)
     # numpy wants sums of at most 1 in its own arithmetic; what rounding leaves over goes to the last entry, a dummy.
     padded = np.concatenate([q.numpy() * (1 - 1e-15), np.zeros((len(q), 1))], axis=1)
     padded[:, -1] = np.maximum(0, 1 - padded[:, :-1].sum(1))
     empty = (q.sum(1) == 0).numpy()
     counts = torch.from_numpy(rng.multinomial(np.where(empty, 0, sizes.numpy()), padded)[:, :-1]).to(torch.float64)
-    draws = torch.where(torch.from_numpy(empty), 0, sizes)
-    expected = draws[:, None] * q
-    return Sample(torch.where(counts > 0, counts / expected, 0.0), q, draws)
+    return torch.where(counts > 0, counts / (sizes[:, None] * q), 0.0)
 
 
-def _largest(s: Tensor, sizes: Tensor) -> Sample:
+def _largest(s: Tensor, sizes: Tensor) -> Tensor:
     ranks = s.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    kept = ((ranks < sizes[:, None]) & (s > 0)).to(s.dtype)
-    return Sample(kept, kept, kept.sum(1).to(torch.int64))
+    return ((ranks < sizes[:, None]) & (s > 0)).to(s.dtype)
 
 
 def _systematic(pi: Tensor, rng: np.random.Generator) -> Tensor:
@@ -245,20 +221,20 @@ def choose(found: Sensitivities, size: Guarantee | Tensor, scheme: Scheme, rng: 
             raise InvalidInput("keeping the largest guarantees nothing: give a count or a part, or sampling='draws'")
         draws = found.draws(size).to("cpu", torch.int64)
         whole = draws >= candidates
-        factors = sample(s, draws, "draws", rng).factors
+        factors = sample(s, draws, "draws", rng)
         return Choice(torch.where(whole.to(s.device)[:, None], 1.0, factors), "draws", draws, whole)
     draws, kept = size, found.kept
     if scheme == "draws":
         every = size >= candidates  # no number of draws is sure to find them all
         draws = torch.where(every, size, draws_for(s, torch.minimum(size, candidates)))
-        factors = torch.where(every.to(s.device)[:, None], (s > 0).double(), sample(s, draws, "draws", rng).factors)
+        factors = torch.where(every.to(s.device)[:, None], (s > 0).double(), sample(s, draws, "draws", rng))
     elif scheme == "fixed" and kept is not None and int(kept.sum()) < int(size[0]):
-        rest = sample(s.masked_fill(kept, 0), size - int(kept.sum()), "fixed", rng).factors
+        rest = sample(s.masked_fill(kept, 0), size - int(kept.sum()), "fixed", rng)
         factors = torch.where(kept, 1.0, rest)
     else:
-        factors = sample(s, size, scheme, rng).factors
+        factors = sample(s, size, scheme, rng)
     if found.top is not None:
         top = found.top(size)
-        factors = torch.where(top.to(s.device)[:, None], sample(s, size, "top", rng).factors, factors)
+        factors = torch.where(top.to(s.device)[:, None], sample(s, size, "top", rng), factors)
         draws = torch.where(top, size, draws)
     return Choice(factors, scheme, draws, torch.zeros(len(size), dtype=torch.bool))

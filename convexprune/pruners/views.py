@@ -208,17 +208,13 @@ def neurons_of(view: View, method: str) -> NeuronView:
 
 
 def weights_of(view: View, method: str) -> WeightView:
-    """The view, if it is one of weights, with inputs.
+    """The view, if it is one of weights.
 
     Raises:
-        InvalidInput: The method was given neurons, or no inputs.
+        InvalidInput: The method was given neurons.
     """
     if not isinstance(view, WeightView):
         raise InvalidInput(f"{method} chooses single weights, and was given the neurons of {view.name!r}")
-    if view.product.inputs is None:
-        raise InvalidInput(
-            f"{method} needs a sample of the inputs of {view.name!r}: give calibration data that reach it"
-        )
     return view
 
 
