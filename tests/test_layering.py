@@ -3,8 +3,9 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,28 @@ def test_solvers_import_nothing_of_the_adapter_and_no_layers() -> None:
                 name,
             )
             assert not name.startswith("torch.nn"), (path_name(path), name)
+
+
+def module_name(path: Path) -> str:
+    folder, *parts = path.relative_to(ROOT).with_suffix("").parts
+    names = ["convexprune", *(["solvers"] if folder == "solvers" else []), *parts]
+    return ".".join(names[: -1 if names[-1] == "__init__" else None])
+
+
+def modules_reached(tree: ast.AST, known: Collection[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in known else str(node.module) for name in names)
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Those inside functions and for type checkers count, too."""
+    paths = {module_name(path): path for path in SOLVERS + ADAPTER}
+    graph = {name: {*modules_reached(parsed(path), paths)} & paths.keys() - {name} for name, path in paths.items()}
+    TopologicalSorter(graph).prepare()
 
 
 def test_optional_packages_are_imported_only_where_they_are_used() -> None:

@@ -50,8 +50,8 @@ def ran(folder: Path, model: nn.Module, x: Tensor, **recipe: Any) -> Ran:
 RECIPES: dict[str, dict[str, Any]] = {
     "parallel": {"eps": 0.1, "tol": 1e-2},
     "cascade": {"eps": 0.15, "mode": "cascade", "tol": 1e-2},
-    "budget": {"sparsity": 0.6, "search": "path"},
-    "network": {"network_eps": 0.5, "guarantee": "bound", "objective": "nonzeros"},
+    "budget": {"sparsity": 0.6, "search": "path", "tol": 1e-2},
+    "network": {"network_eps": 0.5, "guarantee": "bound", "objective": "nonzeros", "tol": 1e-2},
 }
 
 

@@ -159,14 +159,10 @@ def followed(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
         follower.follow(output, after)
 
     modules = [(name, module) for name, several in owners.items() for module in several]
-    passing: Hooks = [(module, partial(pass_norm, name)) for name, module in norms.items()]
-    at_end: Hooks = [(module, partial(end, name)) for name, module in modules]
-    with (
-        hooked(
-            [*at(taps, follow), *passing, *at_end], before=[(module, partial(begin, name)) for name, module in modules]
-        ),
-        follower,
-    ):
+    passing = [(module, partial(pass_norm, name)) for name, module in norms.items()]
+    after: Hooks = [*at(taps, follow), *passing, *((module, partial(end, name)) for name, module in modules)]
+    before: Hooks = [(module, partial(begin, name)) for name, module in modules]
+    with hooked(after, before), follower:
         outputs = run_model(model, batch, forward)
     follower.note(tensors_in(outputs), "output")
     found = {}
