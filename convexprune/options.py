@@ -101,7 +101,6 @@ class Options:
         from convexprune.solvers.arrays import as_number, checked_count, checked_positive, checked_radius
         from convexprune.solvers.errors import InvalidInput, InvalidTolerance
         from convexprune.solvers.methods.interface import Limits
-        from convexprune.solvers.methods.judge import checked_limits
         from convexprune.solvers.methods.registry import make_solver
 
         for each in dataclasses.fields(self):
@@ -119,7 +118,7 @@ class Options:
             raise InvalidInput(
                 f"fit: expected a name, a LayerFit, or a mapping from patterns to these, found {self.fit!r}"
             )
-        checked_limits(Limits(self.tol, self.feas_tol, self.max_iter, self.layer_time_limit))
+        Limits(self.tol, self.feas_tol, self.max_iter, self.layer_time_limit)
         if self.time_limit is not None:
             checked_positive("time_limit", self.time_limit)
         checked_count("seed", self.seed, least=0)

@@ -130,7 +130,7 @@ def checked_positive(name: str, value: object) -> float:
 
 def checked_count(name: str, value: object, least: int = 1) -> int:
     """``value`` as a whole number ≥ ``least``; InvalidTolerance is raised for anything else."""
-    if not isinstance(value, Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InvalidTolerance(f"{name}: expected a whole number ≥ {least}, found {value!r}")
     return int(value)
 

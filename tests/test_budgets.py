@@ -14,10 +14,9 @@ from torch import Tensor
 
 from convexprune.solvers import L1, Ball, Gram, LayerProgram, ReluBall, Status, TopK, solve
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
-from convexprune.solvers.methods.continuation import Continuation
+from convexprune.solvers.methods.continuation import Continuation, improve
 from convexprune.solvers.methods.curvature import OneSided, model_of
 from convexprune.solvers.methods.refit import descend, refit
-from convexprune.solvers.methods.swaps import improve
 from convexprune.solvers.programs import NM, NetTrimLoss, ReluLoss, SquaredLoss
 
 LOSSES = [SquaredLoss, ReluLoss]

@@ -22,7 +22,7 @@ from convexprune.solvers.certificate import Certificate, certificate, repair
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
 from convexprune.solvers.methods import Proposal, Start
 from convexprune.solvers.methods.interface import Limits, Watch
-from convexprune.solvers.methods.judge import Judge
+from convexprune.solvers.methods.solve import Judge
 from convexprune.solvers.programs import NM, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 
 BOUNDED = [*SMALL, "net-trim raised ceiling", "relu-ball wide", "ball badly_scaled", "relu-ball badly_scaled"]

@@ -425,7 +425,7 @@ def test_a_failure_while_writing_restores_every_layer(monkeypatch: pytest.Monkey
 
 def test_cvxpy_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    monkeypatch.setattr("convexprune.solvers.methods.backends.cvxpy_.find_spec", lambda name: None)
+    monkeypatch.setattr("convexprune.solvers.methods.backends.direct.find_spec", lambda name: None)
     model, x = mlp()
     with pytest.raises(MissingExtra, match=r'pip install "convexprune\[reference\]"'):
         prune_(model, x, solver="cvxpy")

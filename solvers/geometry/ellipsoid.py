@@ -17,8 +17,7 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefuse
 from convexprune.solvers.geometry.cloud import Cloud, as_weights, inverse, log_content
 from convexprune.solvers.geometry.method import ELLIPSOIDS, EllipsoidSolver
 from convexprune.solvers.methods.interface import Limits, Proposal, Start
-from convexprune.solvers.methods.judge import Callback, Judge, checked_limits
-from convexprune.solvers.methods.solve import provenance
+from convexprune.solvers.methods.solve import Callback, Judge, provenance
 
 _NO_WEIGHT = 1e-12  # relative to the largest: rounding of an interior-point method's zeros
 
@@ -271,7 +270,7 @@ def lowner_ellipsoid(
     if not isinstance(center, str) or center not in ("origin", "free"):
         raise InvalidInput(f"center: expected 'origin' or 'free', found {center!r}")
     passes = None if max_passes is None else checked_count("max_passes", max_passes)
-    limits = checked_limits(Limits(checked_positive("tol", tol), 0.0, passes, time_limit))
+    limits = Limits(checked_positive("tol", tol), 0.0, passes, time_limit)
     name, method = ELLIPSOIDS.make(solver, options)
     began = time.perf_counter()
     cloud = Cloud.of(points, center == "free")

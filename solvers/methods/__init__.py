@@ -4,7 +4,6 @@ from convexprune.solvers.methods import admm as _admm
 from convexprune.solvers.methods import continuation as _continuation
 from convexprune.solvers.methods import published as _published
 from convexprune.solvers.methods import quadratic as _quadratic
-from convexprune.solvers.methods.backends import cvxpy_ as _cvxpy
 from convexprune.solvers.methods.backends import packages as _packages
 from convexprune.solvers.methods.epsilon import feasible_eps
 from convexprune.solvers.methods.interface import Proposal, Start
@@ -30,4 +29,4 @@ __all__ = [
     "solve_path",
 ]
 
-del _admm, _continuation, _cvxpy, _packages, _published, _quadratic  # imported to register their solvers
+del _admm, _continuation, _packages, _published, _quadratic  # imported to register their solvers

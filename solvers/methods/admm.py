@@ -9,7 +9,7 @@ penalty parameter for each constraint: rho for Z = XU and sigma for T = U.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from convexprune.solvers.arrays import (
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.methods.interface import Excess, Start
 from convexprune.solvers.methods.interior import Interior
-from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, SampledStart, Snapshot, interpolated
+from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, positive_or_one
 from convexprune.solvers.methods.registry import register
@@ -36,6 +36,16 @@ from convexprune.solvers.programs.program import Samples
 _TINY = 1e-30
 _STEER, _MOST = 1.5, 3.0  # how fast and how far the lead follows what the certificate lacks
 _TRANSIENT = 25  # iterations before that says anything
+
+
+class _Sampled(NamedTuple):
+    """What a run on some of the samples says about all of them, in the caller's units."""
+
+    U: Tensor  # [N, M]
+    A: Tensor  # XᵀΛ [N, M]
+    rho: float
+    sigma: float
+    slope: float  # Λ over the residual
 
 
 @register("admm")
@@ -107,7 +117,7 @@ class ADMM(IterativeSolver[Iterate]):
         gram = gram.scaled(d)
         d = d.to(dtype)
         penalty = program.penalty.rescaled(d)
-        V = self._first(samples, gram, d, start) if sample is None else sample.weights.to(d) * d
+        V = self._first(samples, gram, d, start) if sample is None else sample.U.to(d) * d
         XU = samples.outputs(V / d, V.new_empty(program.fit.shape))
         q, work = XU.clone(), torch.empty_like(XU)
         if sample is None:  # multiplier over primal size for each constraint, from g(V) ≈ ⟨Λ, Z⟩ ≈ ⟨M, V⟩ at an optimum
@@ -133,20 +143,9 @@ class ADMM(IterativeSolver[Iterate]):
         return state
 
     def retarget(self, state: Iterate, program: LayerProgram) -> Iterate | None:
-        """The state made to go on with another fit of the same samples and penalty: nothing is factorised again.
-
-        From the third fit on, all is first extrapolated from the last two, in the logarithm of the fit's scale.
-        """
-        last, state.last = state.last, Snapshot.of(state)
-        state.program, state.samples = program, Samples.of(program, state.q.dtype)
+        """The state made to go on with another fit of the same samples and penalty: nothing is factorised again."""
         state.lead = state.first_lead = self._lead(program)
-        if last is not None:
-            state.last.extrapolate(state, last, math.log(program.fit.scale))
-        state.scale = math.log(program.fit.scale)
-        state.sums = state.samples.sums(state.q)
-        state.iteration, state.due = 0, 10
-        for parameter in (state.rho, state.sigma):
-            parameter.imbalance.clear()
+        state.follow(program)
         return state
 
     def step(self, state: Iterate) -> None:
@@ -284,7 +283,7 @@ class ADMM(IterativeSolver[Iterate]):
         moment = samples.adjoint(lambda block: block.fit.anchor, like).div_(d)
         return (gram.inverse(damping)[0] @ moment.to(torch.float64)).to(d)
 
-    def _on_sample(self, program: LayerProgram) -> SampledStart | None:
+    def _on_sample(self, program: LayerProgram) -> _Sampled | None:
         """Some iterations on random samples, at least twice as many as inputs; None if those are over a quarter."""
         P, N = program.samples, program.shape[0]
         count = max(2 * N, P // 8, 256)
@@ -298,7 +297,13 @@ class ADMM(IterativeSolver[Iterate]):
         state = method.init(part, None)
         for _ in range(self.sampled):
             method.step(state)
-        return SampledStart.of(state, share)
+        # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
+        # samples become more, so that XᵀΛ stays.
+        U, rho, sigma = state.T / state.d, state.rho.weight * share, state.sigma.weight
+        Z = state.samples.outputs(U, state.work)
+        lengths = [(norm(state.negated_dual(b)), norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
+        duals, residuals = (math.hypot(*map(float, column)) for column in zip(*lengths, strict=True))
+        return _Sampled(U, state.dual * state.d * sigma, rho, sigma * share, duals * rho / max(residuals, _TINY))
 
     def _lead(self, program: LayerProgram) -> float:
         return math.sqrt(math.sqrt(max(1.0, program.fit.size / program.fit.scale)))

@@ -55,7 +55,7 @@ class EpsInterval:
 
     def lowest(self, budget: float) -> float:
         """``low`` for another budget: √(2(bound − budget)₊/ω)."""
-        return math.sqrt(2 * max(0.0, self.bound - budget) / self.weight)
+        return _reachable(self.bound, budget, self.weight)
 
 
 def feasible_eps(
@@ -91,6 +91,10 @@ def feasible_eps(
     return interval
 
 
+def _reachable(bound: float, budget: float, weight: float) -> float:
+    return math.sqrt(2 * max(0.0, bound - budget) / weight)
+
+
 def proves_infeasible(program: LayerProgram, multipliers: ArrayLike, budget: float) -> bool:
     """Whether multipliers Λ [P, M] prove that no weights with penalty ≤ ``budget`` satisfy the program.
 
@@ -116,7 +120,7 @@ def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float
     budget = _SENSIBLE * max(float(penalty.value(penalty.prox(U, 0.0))), typical)
     certificate, weight = found.certificate, problem.fit.weight
     return EpsInterval(
-        low=math.sqrt(2 * max(0.0, certificate.bound - budget) / weight),
+        low=_reachable(certificate.bound, budget, weight),
         high=float(samples.sums(Z)[0].sum().sqrt()),
         budget=budget,
         eps=eps,

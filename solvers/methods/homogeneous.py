@@ -10,7 +10,7 @@ of H is that of Domahidi, Chu, Boyd, "ECOS" (2013).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,8 @@ _LEAST = 1e-6  # length of a step that is worth its while
 class Cones:
     """{0}^zero × R₊^flat × second-order cones of the sizes [K]; in each of these the head comes first.
 
-    Attributes:
-        rows: The length of a vector.
-        degree: One for each nonnegative number and each cone.
-        line: Where the nonnegative numbers are.
-        heads: [K] indices, and ``bodies`` those of all that are in a cone and no head.
-        owner: Which cone each of the bodies' entries is in.
+    Nonnegative numbers are at ``line``, heads of cones at ``heads`` [K], all else that is in a cone at ``bodies``, each
+    of these in the cone ``owner``. The ``degree`` counts nonnegative numbers and cones.
     """
 
     def __init__(self, zero: int, flat: int, sizes: Array) -> None:
@@ -121,10 +117,6 @@ class NesterovTodd:
         new = cls(cones, w, np.sqrt(size_s / size_z), w)
         return cls(cones, w, new.eta, new.apply(z))
 
-    def undo(self, a: Array) -> Array:
-        """W⁻¹a."""
-        return self.apply(a, -1.0)
-
     def apply(self, a: Array, sign: float = 1.0) -> Array:
         """Wa, or W⁻¹a for a sign of -1."""
         c, w, out = self.cones, self.w, np.zeros_like(a)
@@ -157,25 +149,14 @@ class NesterovTodd:
         return D, u, v
 
 
-@dataclass(eq=False)
 class Embedding:
     """A program of P, q, A and b, sparse matrices by columns, P whole, and where its iteration has come to."""
 
-    P: Any
-    q: Array
-    A: Any
-    b: Array
-    cones: Cones
-    x: Array = field(init=False)
-    z: Array = field(init=False)
-    s: Array = field(init=False)
-    tau: float = field(init=False, default=1.0)
-    kappa: float = field(init=False, default=1.0)
-    stuck: bool = field(init=False, default=False)
-
-    def __post_init__(self) -> None:
-        self.x, self.z, self.s = np.zeros(len(self.q)), self.cones.identity(), self.cones.identity()
-        self.system = _System(self.P, self.A, self.cones)
+    def __init__(self, P: Any, q: Array, A: Any, b: Array, cones: Cones) -> None:
+        self.P, self.q, self.A, self.b, self.cones = P, q, A, b, cones
+        self.x, self.z, self.s = np.zeros(len(q)), cones.identity(), cones.identity()
+        self.tau, self.kappa, self.stuck = 1.0, 1.0, False
+        self.system = _System(P, A, cones)
 
     @property
     def mu(self) -> float:
@@ -234,7 +215,7 @@ class Embedding:
         sigma = (1 - min(1.0, self._reach(affine))) ** 3
         _, dz, ds, dtau, dkappa = affine
         mu, left = self.mu, 1 - sigma
-        bent = square + self.cones.product(W.undo(ds), W.apply(dz)) - sigma * mu * self.cones.identity()
+        bent = square + self.cones.product(W.apply(ds, -1.0), W.apply(dz)) - sigma * mu * self.cones.identity()
         r = (left * residuals[0], left * residuals[1], left * residuals[2])
         c = (bent, self.tau * self.kappa + dtau * dkappa - sigma * mu)
         move = self._direction(W, solve, constant, r, c)

@@ -4,23 +4,44 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from convexprune.solvers.arrays import as_number, checked_radius
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.programs import LayerProgram
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Tolerances on the certificate, and where to give up (None: nowhere); a true answer of ``stop`` ends the solve."""
+    """Tolerances on the certificate, and where to give up (None: nowhere); a true answer of ``stop`` ends the solve.
+
+    Raises:
+        InvalidTolerance: A tolerance or a limit outside its range.
+        InvalidInput: ``stop`` is no function.
+    """
 
     tol: float
     feas_tol: float
     max_iter: int | None
     time_limit: float | None
     stop: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        most, seconds = self.max_iter, self.time_limit
+        tolerances = {name: checked_radius(name, getattr(self, name)) for name in ("tol", "feas_tol")}
+        if most is not None and not (isinstance(most, Integral) and most >= 1):
+            raise InvalidTolerance(f"max_iter: expected a whole number ≥ 1 or None, found {most!r}")
+        if seconds is not None and not as_number("time_limit", seconds) > 0:
+            raise InvalidTolerance(f"time_limit: expected seconds > 0 or None, found {seconds!r}")
+        if self.stop is not None and not callable(self.stop):
+            raise InvalidInput(f"stop: expected a function without arguments, found {self.stop!r}")
+        limits = {"max_iter": most and int(most), "time_limit": seconds and float(seconds)}
+        for name, value in (tolerances | limits).items():
+            object.__setattr__(self, name, value)  # as plain numbers, which a provenance can keep
 
 
 @dataclass(eq=False)
@@ -77,11 +98,11 @@ class Excess(NamedTuple):
     violation: float
 
 
-class Watch(Protocol):
-    """Judges an iterate while a solver runs."""
+Watch = Callable[[int, Callable[[], Proposal], Mapping[str, float]], Excess]
+"""Judges an iterate while a solver runs, from its iteration, a proposal made on demand, and the residuals.
 
-    def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
-        """Judge ``proposal()``; ``max(…) <= 1`` asks to stop."""
+``max(…) <= 1`` of what it returns ends the run.
+"""
 
 
 @runtime_checkable

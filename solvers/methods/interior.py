@@ -88,7 +88,7 @@ class Interior(IterativeSolver[_State]):
         return all(part.stuck for part in state.parts)
 
     def ready(self, state: _State, limits: Limits) -> bool:
-        """From when on complementarity is as small as the gap asked for."""
+        """From when on complementarity is as small as the tolerated gap."""
         return state.mu <= limits.tol
 
     def residuals(self, state: _State) -> Mapping[str, float]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class PenaltyParameter:
     change: float = math.inf  # weight·‖change of the splitting variable‖ relative to the multiplier
     imbalance: list[float] = field(default_factory=list)  # ½ log(primal/change)
     share: float = 1.0  # the scaled dual relative to the larger side
-    bounded: bool = False  # whether the last review asked for more than the precision allows
+    bounded: bool = False  # whether the last review wanted more than the precision allows
 
     def measure(self, side: float, apart: float, moved: float, dual: float) -> None:
         """Norms of the constraint's larger side, of the constraint, of the change, and of the scaled dual."""
@@ -53,6 +53,13 @@ class PenaltyParameter:
         self.bounded = factor != wanted
         self.weight *= factor
         return factor
+
+
+class Snapshot(NamedTuple):
+    """Where an iterate has come to, in units that do not depend on its parameters."""
+
+    scale: float  # logarithm of the fit's
+    arrays: tuple[Tensor, ...]  # V, T, XU, Z, and the duals of T = V and of Z = XU
 
 
 @dataclass
@@ -83,7 +90,7 @@ class Iterate:
     scale: float = 0.0  # logarithm of the fit's
     error: Tensor = field(default_factory=lambda: torch.zeros(()))  # ‖·‖² of XU, by coarse products since it was exact
     shift: float = 0.0  # of the inverse: sigma/rho, or more where rounding of the Gram asks for it
-    last: "Snapshot | None" = None  # where it came to with the fit before
+    last: Snapshot | None = None  # where it came to with the fit before
 
     def negated_dual(self, block: Block) -> Tensor:
         """−dual of Z = XU for a block."""
@@ -150,6 +157,27 @@ class Iterate:
             change = (T - before) / self.d
         return T
 
+    def follow(self, program: LayerProgram) -> None:
+        """Take the program of another fit; from the third one on, extrapolate from the last two in log scale."""
+        r = torch.empty_like(self.q)
+        for block in self.samples:
+            r[block.rows] = self.negated_dual(block)
+        arrays = (self.V, self.T, self.XU.clone(), self.q - r, self.dual * self.sigma.weight, r.mul_(self.rho.weight))
+        last, now, scale = self.last, Snapshot(self.scale, arrays), math.log(program.fit.scale)
+        self.program, self.samples = program, Samples.of(program, self.q.dtype)
+        self.last, self.scale = now, scale
+        if last is not None:
+            step = (scale - now.scale) / (now.scale - last.scale) if now.scale != last.scale else 0.0
+            pairs = zip(now.arrays, last.arrays, strict=True)
+            moved = (torch.lerp(b, a, 1 + min(max(step, 0.0), 1.5)) for a, b in pairs)
+            self.V, self.T, self.XU, Z, M, L = moved
+            self.dual = M / self.sigma.weight
+            self.q = Z.add_(L, alpha=1 / self.rho.weight)
+        self.sums = self.samples.sums(self.q)
+        self.iteration, self.due = 0, 10
+        for parameter in (self.rho, self.sigma):
+            parameter.imbalance.clear()
+
     def measure(self, T: Tensor, dual: Tensor) -> None:
         """Residuals of both constraints; the working memory holds Z before this iteration.
 
@@ -184,60 +212,8 @@ class Iterate:
             self.refactor()
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """Where an iterate has come to, in units that do not depend on its parameters."""
-
-    scale: float
-    primal: tuple[Tensor, Tensor, Tensor, Tensor]  # V, T, XU, Z
-    dual: tuple[Tensor, Tensor]  # of T = V and of Z = XU
-
-    @classmethod
-    def of(cls, state: Iterate) -> Self:
-        """Where this one is."""
-        r = torch.empty_like(state.q)
-        for block in state.samples:
-            r[block.rows] = state.negated_dual(block)
-        primal = (state.V, state.T, state.XU.clone(), state.q - r)
-        return cls(state.scale, primal, (state.dual * state.sigma.weight, r.mul_(state.rho.weight)))
-
-    def extrapolate(self, state: Iterate, last: "Snapshot", scale: float) -> None:
-        """Set the iterate to this + step·(this − last) at the new scale."""
-        step = (scale - self.scale) / (self.scale - last.scale) if self.scale != last.scale else 0.0
-        step = min(max(step, 0.0), 1.5)
-        state.V, state.T, state.XU, Z = (
-            torch.lerp(b, a, 1 + step) for a, b in zip(self.primal, last.primal, strict=True)
-        )
-        M, L = (torch.lerp(b, a, 1 + step) for a, b in zip(self.dual, last.dual, strict=True))
-        state.dual = M / state.sigma.weight
-        state.q = Z.add_(L, alpha=1 / state.rho.weight)
-
-
-@dataclass(frozen=True, eq=False)
-class SampledStart:
-    """What a run on some of the samples says about all of them, in the caller's units."""
-
-    weights: Tensor  # U [N, M]
-    A: Tensor  # XᵀΛ [N, M]
-    rho: float
-    sigma: float
-    slope: float  # Λ over the residual
-
-    @classmethod
-    def of(cls, state: Iterate, share: float) -> Self:
-        """From a run on this share of the samples."""
-        # Λ is ∂f(XU), for ours a multiple of the residual, but where the fit has bounds; its entries become smaller as
-        # samples become more, so that XᵀΛ stays.
-        Z = state.samples.outputs(state.T / state.d, state.work)
-        lengths = [(norm(state.negated_dual(b)), norm(b.fit.residual(Z[b.rows]))) for b in state.samples]
-        duals, residuals = (math.hypot(*map(float, column)) for column in zip(*lengths, strict=True))
-        rho, sigma = state.rho.weight * share, state.sigma.weight
-        multipliers = state.dual * state.d * sigma
-        return cls(state.T / state.d, multipliers, rho, sigma * share, duals * rho / max(residuals, _TINY))
-
-
 _SPARE = 1.1  # times as many inputs as samples: with no more, those chosen may depend on each other
-_EXCESS = 2.0  # times the loss of what meets the targets: with no more, nothing is wrong with the sparse weights
+_EXCESS = 2.0  # times the loss of what reaches the targets: with no more, nothing is wrong with the sparse weights
 _LEAST = 1e-3  # of a neuron's largest weight: what those that are 0 count as
 _ROUNDING = 1e-14  # of the largest diagonal entry, added to all
 _REFINEMENTS = 3
@@ -245,7 +221,7 @@ _ENTRIES = 2**24  # that are held at once
 
 
 def interpolated(program: LayerProgram, U: Tensor, V: Tensor, tension: Tensor) -> Tensor:
-    """U or, if they cost less, weights near U that meet the targets of a squared loss with next to no penalty.
+    """U or, if they cost less, weights near U that reach the targets of a squared loss with next to no penalty.
 
     Where inputs are more than samples, the sparse iterate of an ADMM is near the optimum long before its outputs are,
     and what they lack is squared and multiplied by a large weight. So each neuron moves by weighted least squares along

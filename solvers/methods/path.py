@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from convexprune.solvers.arrays import blocks_of, checked_positive
+from convexprune.solvers.arrays import blocks_of, checked_count, checked_positive
 from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.errors import Infeasible, InvalidInput, InvalidTolerance, MissingExtra
 from convexprune.solvers.methods.interface import Limits, Solver, Start
@@ -153,8 +153,7 @@ def smallest_eps(
         InvalidInput: As in ``solve_path``, or a number of nonzeros that is not a whole number ≥ 0.
         Infeasible: Not even eps = ‖Y‖ allows so few: the fit's ceiling needs more.
     """
-    if isinstance(nonzeros, bool) or not isinstance(nonzeros, int) or nonzeros < 0:
-        raise InvalidInput(f"nonzeros: expected a whole number ≥ 0, found {nonzeros!r}")
+    checked_count("nonzeros", nonzeros, least=0)
     checked_positive("rtol", rtol)
     walk = _Walk(program, solver, options, Limits(tol, feas_tol, max_iter, None, stop))
     size = program.fit.size or 1.0

@@ -37,7 +37,7 @@ class Published(IterativeSolver[_State]):
     """Net-Trim's ADMM as published (Aghasi, Abdi, Romberg 2020, algorithm 1): ``NetTrimSet`` or ``Ball`` with unit ℓ1.
 
     Everything is divided by c0 = scaling·√max(XᵀX); one inverse of XᵀX/c0² + I; a fixed rho; the start is zero;
-    it ends when ‖ΔW3‖_F < M·N·threshold and returns W2. A certificate that meets the tolerances asked for ends it
+    it ends when ‖ΔW3‖_F < M·N·threshold and returns W2. A certificate within the tolerances of the call ends it
     sooner; ``tol=0`` leaves the published rule alone.
 
     Args:

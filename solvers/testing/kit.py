@@ -119,7 +119,7 @@ def _refusals(candidate: Candidate) -> str:
 
 
 def _iteration_limit(candidate: Candidate) -> str:
-    """No more iterations than asked for, though the tolerances cannot be met."""
+    """No more iterations than allowed, though the tolerances cannot be met."""
     done = []
     for limit in (1, 5):
         solution = candidate.solve(candidate.easy_program, tol=0.0, feas_tol=0.0, max_iter=limit)

@@ -265,7 +265,7 @@ def _form(o: Outputs, p: Prices) -> ConicForm:
     cone = np.concatenate([np.arange(groups), p.many()[1], groups + np.arange(len(o.radii)), groups + o.owner])
     flat = sum(sizes[:4])
     order = np.concatenate([np.arange(flat), flat + np.argsort(cone, kind="stable")])
-    A = sparse.vstack([_row(blocks, len(b), widths) for blocks, b in parts], format="csr")
+    A = sparse.block_array([blocks for blocks, _ in parts], format="csr")
     loss = np.concatenate([np.zeros(sum(widths[:2])), np.full(widths[2], float(o.weight > 0))])
     return ConicForm(
         P=sparse.csc_matrix(sparse.diags_array(loss)),
@@ -288,6 +288,8 @@ _Part = tuple[tuple[Any, Any, Any], Array]
 
 def _parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
     """equal, up, down, below; groups and balls, the heads of each kind before its bodies."""
+    from scipy import sparse
+
     one, many, heads = np.flatnonzero(p.single[p.group]), p.many()[0], np.flatnonzero(~p.single)
     u, t = _pick(p.at[one], p.lengths[one], widths[0]), _pick(p.group[one], np.ones(len(one)), widths[1])
     two_sided, slack = o.in_balls
@@ -299,7 +301,7 @@ def _parts(o: Outputs, p: Prices, widths: tuple[int, int, int]) -> list[_Part]:
         ((o.rows(o.below), None, -o.slacks(o.below)), o.anchor.T[o.below.T]),
         ((None, -_pick(heads, np.ones(len(heads)), widths[1]), None), np.zeros(len(heads))),
         ((-_pick(p.at[many], p.lengths[many], widths[0]), None, None), np.zeros(len(many))),
-        ((None, None, None), o.radii),
+        ((None, None, sparse.csr_array((len(o.radii), widths[2]))), o.radii),
         ((-o.rows(two_sided), None, None), -o.anchor.T[two_sided.T]),
         ((None, None, -_pick(held, np.ones(len(held)), widths[2])), np.zeros(len(held))),
     ]
@@ -310,10 +312,3 @@ def _pick(at: Array, values: Array, width: int) -> Any:
     from scipy import sparse
 
     return sparse.csr_array((values, at, np.arange(len(at) + 1)), shape=(len(at), width))
-
-
-def _row(blocks: tuple[Any, ...], height: int, widths: tuple[int, ...]) -> Any:
-    from scipy import sparse
-
-    zeros = [sparse.csr_array((height, width)) for width in widths]
-    return sparse.hstack([z if b is None else b for b, z in zip(blocks, zeros, strict=True)], format="csr")

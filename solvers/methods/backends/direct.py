@@ -29,36 +29,46 @@ class RawSolution:
     """What a backend says of one conic form: where it ended, or None, and as in ``Proposal``."""
 
     point: Point | None
-    ended: str
-    iterations: int
-    setup: float
-    message: str
+    ended: str = "own rule"
+    iterations: int = 0
+    setup: float = 0.0
+    message: str = ""
     hints: Mapping[str, Any] = field(default_factory=dict)  # settings that it should start the next round with
 
 
 @dataclass(frozen=True)
-class Direct:
-    """Base of the backends: they write ``known``, ``rounds`` and ``answer``.
+class PackageSolver:
+    """Base of the solvers of other packages, which may not be installed."""
 
-    ``settings`` are the package's options by its own names; they win over what the call's limits imply.
-    """
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
     package: ClassVar[str]
-    packages: ClassVar[tuple[str, ...]]
-    no_start: ClassVar[str | None] = None
-    limits: ClassVar[tuple[str, str]] = ("max_iter", "time_limit")  # the package's names of the settings for these
-    most: ClassVar[int | None] = 200_000  # iterations where the call sets no limit
+    packages: ClassVar[tuple[str, ...]]  # whose versions are part of the provenance
 
     @classmethod
     def missing(cls) -> str | None:
         """What to install before this solver can run, or None."""
         return None if find_spec(cls.package) else PIP
 
-    def refuses(self, program: LayerProgram) -> str | None:
-        """Why this program cannot be taken, or None. A missing package and unknown settings raise."""
+    def check_installed(self) -> None:
+        """Raise MissingExtra where the package is not installed."""
         if self.missing():
             raise MissingExtra(f"solver {self.package!r} needs {self.package}, which is not installed: {PIP}")
+
+
+@dataclass(frozen=True)
+class Direct(PackageSolver):
+    """Base of the backends: they write ``known``, ``rounds`` and ``answer``.
+
+    ``settings`` are the package's options by its own names; they win over what the call's limits imply.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    no_start: ClassVar[str | None] = None
+    limits: ClassVar[tuple[str, str]] = ("max_iter", "time_limit")  # the package's names of the settings for these
+    most: ClassVar[int | None] = 200_000  # iterations where the call sets no limit
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        """Why this program cannot be taken, or None. A missing package and unknown settings raise."""
+        self.check_installed()
         unknown, known = sorted(set(self.settings) - set(self.known())), ", ".join(self.known())
         if unknown:
             raise UnknownOption(f"settings: {self.package} has no {', '.join(map(repr, unknown))}. It has: {known}")
@@ -171,7 +181,7 @@ class ConicTask:
         root = Root.of(scaled)
         forms = conic_forms(scaled if root is None else root.program)
         task = cls(program, left, scaling, root, forms, [], began, 0.0)
-        task.answers = [RawSolution(point, "own rule", 0, 0.0, "") for point in task._points(start)]
+        task.answers = [RawSolution(point) for point in task._points(start)]
         task.built = time.perf_counter() - began
         return task
 
