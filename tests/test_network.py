@@ -6,7 +6,7 @@ from calls import coreset_prune_
 from torch import nn
 
 from convexprune.network.links import find_links
-from convexprune.pruners.sampling import _incoming
+from convexprune.pruners.views import incoming_of
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
 
@@ -24,7 +24,7 @@ def test_norms_that_make_no_numbers_are_named(name, value):
     getattr(model[1], name).data[2] = value
     [link] = find_links(model)[0].values()
     with pytest.raises(NonFinite, match=r"^1: its statistics, weight or bias make NaN or infinity"):
-        _incoming(model, link)
+        incoming_of(model, link)
 
 
 @pytest.mark.parametrize("method", ["mussay", "lowner"])
