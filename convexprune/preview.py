@@ -16,8 +16,7 @@ from convexprune.options import Options
 from convexprune.prune import Prepared, Request
 from convexprune.pruners.net_trim import KeepByPath, layer_eps
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sampling import kept_of
-from convexprune.pruners.sizes import count_of, shared_counts, value_of, wanted_of
+from convexprune.pruners.sizes import count_of, kept_of, shared_counts, value_of, wanted_of
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
 from convexprune.report.report import SkippedModule, reported_once

@@ -22,7 +22,8 @@ from convexprune.pruners.draws import Choice, choose, inclusion, proportional, s
 from convexprune.pruners.lowner import Lowner, peeled
 from convexprune.pruners.mussay import MONOTONE, Mussay, below_identity, largest
 from convexprune.pruners.pruner import PRUNERS
-from convexprune.pruners.sampling import NeuronSampler, Sampling, kept_of
+from convexprune.pruners.sampling import NeuronSampler, Sampling
+from convexprune.pruners.sizes import kept_of
 from convexprune.pruners.uniform import Uniform
 from convexprune.pruners.views import NeuronView, Product, Sensitivities, WeightView, bernstein, hoeffding
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption, UnknownSolver

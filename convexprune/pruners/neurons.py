@@ -18,7 +18,7 @@ from torch import Tensor
 from convexprune.options import Options
 from convexprune.pruners.budget import kept_or_not
 from convexprune.pruners.measuring import Measurement, measured
-from convexprune.pruners.sizes import value_of
+from convexprune.pruners.sizes import kept_of, value_of
 from convexprune.runs.answer import MASKED, Answer, Goal, answered, judged, unproven
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
@@ -63,7 +63,7 @@ def prune_neurons(
 def chosen_neurons(target: Neurons, worth: Mapping[str, Worth]) -> dict[str, list[int]]:
     """The neurons that stay, ascending; at least one of each link."""
     if target.scope != "network":
-        return {name: _best(values, _count(value_of(target, name), len(values))) for name, values in worth.items()}
+        return {name: _best(values, kept_of(value_of(target, name), len(values))) for name, values in worth.items()}
     every = sorted(
         ((value, name, c) for name, values in worth.items() for c, value in enumerate(values)),
         key=lambda entry: entry[0],
@@ -73,10 +73,6 @@ def chosen_neurons(target: Neurons, worth: Mapping[str, Worth]) -> dict[str, lis
     for _, name, _ in every[: round((1 - float(target.value)) * len(every))]:  # type: ignore[arg-type]
         counts[name] += 1
     return {name: _best(values, counts[name]) for name, values in worth.items()}
-
-
-def _count(value: object, neurons: int) -> int:
-    return min(value, neurons) if isinstance(value, int) else round((1 - float(value)) * neurons)  # type: ignore[arg-type]
 
 
 def _best(values: Worth, count: int) -> list[int]:

@@ -15,7 +15,7 @@ from convexprune.network.links import Link
 from convexprune.options import Options
 from convexprune.pruners.draws import SAMPLINGS, Allowed, Choice, Scheme, choose, proportional, shared_sizes
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sizes import value_of
+from convexprune.pruners.sizes import kept_of, value_of
 from convexprune.pruners.views import (
     NeuronView,
     Product,
@@ -135,7 +135,7 @@ class Sampler:
         """A sample of each group."""
         return [choose(s, size, self.method.sampling, self.rng) for s, size in zip(found, sizes, strict=True)]
 
-    def tell(
+    def record(
         self,
         name: str,
         found: Sequence[Sensitivities],
@@ -198,13 +198,6 @@ class Sampler:
                     wrong, right = wrong + missed, right + size
             errors.append(math.sqrt(wrong / (right or 1.0)))
         return sum(errors) / len(errors)
-
-
-def kept_of(value: object, items: int) -> int:
-    """How many of so many items stay: a whole number of them, or all but a part; at least 1, at most all."""
-    if isinstance(value, int):
-        return min(items, value)
-    return max(1, round((1 - float(value)) * items))  # type: ignore[arg-type]
 
 
 def _hold(assumptions: Sequence[Assumption]) -> bool:
@@ -272,7 +265,7 @@ class WeightSampler(Sampler):
         )
         kept = [int((f * U).to(U.dtype).count_nonzero()) for f, U in zip(F, weights, strict=True)]
         live = [(a[U != 0], f[U != 0]) for a, f, U in zip(s, F, weights, strict=True)]
-        status = self.tell(
+        status = self.record(
             name, found, choices, sizes[0], kept, live, lambda: [(view, [view.product]) for view in self.views(name)]
         )
         self.run.extra[name]["all_items"] = layer.weights
@@ -349,7 +342,7 @@ class NeuronSampler(Sampler):
             factors = factors.clone().index_fill_(1, torch.tensor([0], device=factors.device), 1.0)
         kept = (factors[0] > 0).nonzero()[:, 0].tolist()
         items = [(found[0].values[0], factors[0])]
-        status = self.tell(name, found, choices, size, [len(kept)], items, lambda: [(view, view.products)])
+        status = self.record(name, found, choices, size, [len(kept)], items, lambda: [(view, view.products)])
         errors: list[Answer] = []
         for consumer, product in zip(link.consumers, view.products, strict=True):
             F = _spread(factors, product).expand_as(product.weights).contiguous()

@@ -62,10 +62,16 @@ def without_idle(plan: Plan, target: Sparsity, options: Options) -> Plan:
     return plan.without(left)
 
 
+def kept_of(value: object, items: int) -> int:
+    """How many of so many items stay: a whole number of them, or all but a part; at least 1, at most all."""
+    if isinstance(value, int):
+        return min(items, value)
+    return max(1, round((1 - float(value)) * items))  # type: ignore[arg-type]
+
+
 def count_of(wanted: float | int, layer: Layer) -> int:
     """How many weights of a layer stay; of each of its groups at least one does."""
-    count = wanted if isinstance(wanted, int) else round((1 - wanted) * layer.weights)
-    return max(layer.groups, min(count, layer.weights))
+    return max(layer.groups, kept_of(wanted, layer.weights))
 
 
 def shared_counts(layers: Mapping[str, Layer], target: Sparsity) -> dict[tuple[str, ...], int]:
