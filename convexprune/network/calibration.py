@@ -188,38 +188,32 @@ def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
     """What may be done, the least first."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     dtype = dtypes.pop() if len(dtypes) == 1 else None
-    for parts in _parts(model, batch):
-        left = _strange_keys(model, Fitting(parts).applied(batch))
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        signature = None
+    for parts in _parts(signature, batch):
+        left = _strange_keys(signature, Fitting(parts).applied(batch))
         given = Fitting(parts, left).applied(batch)
         yield Fitting(parts, left)
         if dtype is not None and any(t.is_floating_point() and t.dtype != dtype for t in tensors_in(given)):
             yield Fitting(parts, left, dtype)
 
 
-def _signature(model: nn.Module) -> inspect.Signature | None:
-    try:
-        return inspect.signature(model.forward)
-    except (TypeError, ValueError):
-        return None
-
-
-def _parts(model: nn.Module, batch: Batch) -> list[int | None]:
+def _parts(signature: inspect.Signature | None, batch: Batch) -> list[int | None]:
     """Numbers of first entries that the signature of forward allows, the most first; None for all of them."""
-    if not _is_sequence(batch) or len(batch) < 2 or (signature := _signature(model)) is None:
-        return [None]
-    found = [parts for parts in range(len(batch), 0, -1) if _binds(signature, batch[:parts])]
-    return [None if parts == len(batch) else parts for parts in found] or [None]
+    found: list[int | None] = []
+    for parts in range(len(batch), 0, -1) if signature is not None and _is_sequence(batch) and len(batch) > 1 else ():
+        with suppress(TypeError):
+            if parts > 1 or not isinstance(batch[0], Mapping):
+                signature.bind(*batch[:parts])
+            found.append(None if parts == len(batch) else parts)
+    return found or [None]
 
 
-def _binds(signature: inspect.Signature, parts: Sequence[Batch]) -> bool:
-    with suppress(TypeError):
-        return (len(parts) == 1 and isinstance(parts[0], Mapping)) or signature.bind(*parts) is not None
-    return False
-
-
-def _strange_keys(model: nn.Module, batch: Batch) -> tuple[str, ...]:
+def _strange_keys(signature: inspect.Signature | None, batch: Batch) -> tuple[str, ...]:
     """Keys of a mapping that are no arguments of forward, such as labels; none where forward takes any."""
-    if not isinstance(batch, Mapping) or (signature := _signature(model)) is None:
+    if not isinstance(batch, Mapping) or signature is None:
         return ()
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     if inspect.Parameter.VAR_KEYWORD in kinds.values():

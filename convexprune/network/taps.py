@@ -28,6 +28,11 @@ Received = Tensor | tuple[Tensor, ...]
 """What ``input_matrices`` takes: a module's raw input, or a MultiheadAttention's (query, key, value)."""
 
 
+def _first(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> Tensor:
+    received: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return received
+
+
 @dataclass(frozen=True, eq=False)
 class Tap:
     """Where a layer's inputs are seen."""
@@ -35,7 +40,7 @@ class Tap:
     module: nn.Module  # to put a forward hook on
     # The layer's raw inputs, from the arguments and the output of one call of ``module``. It may run the module once
     # more, as it is now, without its hooks: call it in the hook.
-    received: Callable[[Sequence[Batch], Mapping[str, Batch], object], Received]
+    received: Callable[[Sequence[Batch], Mapping[str, Batch], object], Received] = _first
     plain: bool = True  # whether the module's output is the layer's output X U
     first: bool = False  # whether it is the first of what the module returns
 
@@ -74,12 +79,7 @@ def tap(model: nn.Module, name: str) -> Tap:
     parent, _, child = name.rpartition(".")
     if child == "out_proj" and _is_attention(owner := model.get_submodule(parent)):
         return Tap(owner, partial(_attended, owner), plain=False, first=True)
-    return Tap(layer, _projected, plain=False) if _is_attention(layer) else Tap(layer, _first)
-
-
-def norm_tap(norm: nn.Module) -> Tap:
-    """Where a norm's outputs are seen."""
-    return Tap(norm, _first)
+    return Tap(layer, _projected, plain=False) if _is_attention(layer) else Tap(layer)
 
 
 Hooks = Iterable[tuple[nn.Module, Callable[..., Batch]]]
@@ -143,11 +143,6 @@ def _is_attention(module: nn.Module) -> bool:
     """Whether it is a MultiheadAttention that computes as torch's own does; others may well call their modules."""
     own = type(module).forward is not nn.MultiheadAttention.forward or "forward" in vars(module)
     return isinstance(module, nn.MultiheadAttention) and not own
-
-
-def _first(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> Tensor:
-    received: Tensor = args[0] if args else next(iter(kwargs.values()))
-    return received
 
 
 def _projected(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> tuple[Tensor, ...]:

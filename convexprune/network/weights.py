@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,9 +168,9 @@ class _Place(NamedTuple):
 
 
 def _checked(model: nn.Module, link: Link, kept: Tensor) -> _Place:
-    producers = [_module(model, name, _layer_fault) for name in link.producers]
-    consumers = [_module(model, name, _layer_fault) for name in link.consumers]
-    carriers = [_module(model, name, _carrier_fault) for name in (*link.norms, *link.along)]
+    producers = [_module(model, name) for name in link.producers]
+    consumers = [_module(model, name) for name in link.consumers]
+    carriers = [_module(model, name, along=True) for name in (*link.norms, *link.along)]
     names, neurons = (*link.norms, *link.along, *link.consumers), outputs_of(producers[0])
     most = math.prod(outputs_of(module) // inputs_of(module) for module in carriers)
     found = [inputs_of(module) for module in (*carriers, *consumers)]
@@ -195,28 +195,24 @@ def _checked(model: nn.Module, link: Link, kept: Tensor) -> _Place:
     return _Place(stays, producers, carriers, consumers)
 
 
-def _module(model: nn.Module, name: str, fault: Callable[[nn.Module], str | None]) -> nn.Module:
+def _module(model: nn.Module, name: str, along: bool = False) -> nn.Module:
+    """A layer that has or takes the neurons, or a module ``along`` their way."""
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
         raise InvalidInput(f"the model has no module {name!r}: take the link from find_links(model)") from error
-    if reason := fault(module):
+    if along and isinstance(module, (*NORMS, nn.PReLU)):
+        return module
+    reason = unsupported(module)
+    if not reason and along and module.get_parameter("weight").shape[1] != 1:
+        reason = "expected a depthwise convolution, whose filters see one channel"
+    if not reason and not along and not isinstance(module, LAYERS):
+        reason = f"expected a Linear or a convolution, found a {type(module).__name__}"
+    if not reason and not along and getattr(module, "groups", 1) != 1:
+        reason = "filters of a grouped convolution cannot be removed"
+    if reason:
         raise UnsupportedModule(f"{name}: {reason}")
     return module
-
-
-def _layer_fault(module: nn.Module) -> str | None:
-    if not (reason := unsupported(module)) and not isinstance(module, LAYERS):
-        return f"expected a Linear or a convolution, found a {type(module).__name__}"
-    grouped = getattr(module, "groups", 1) != 1
-    return reason or ("filters of a grouped convolution cannot be removed" if grouped else None)
-
-
-def _carrier_fault(module: nn.Module) -> str | None:
-    known = isinstance(module, (*NORMS, nn.PReLU))
-    if not known and not (reason := unsupported(module)) and module.get_parameter("weight").shape[1] != 1:
-        return "expected a depthwise convolution, whose filters see one channel"
-    return None if known else reason
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ A layer's program takes three things for granted: that the layer's outputs are i
 else reads these weights; that a BatchNorm which is part of the program scales and shifts each of the outputs by itself,
 and nothing else reads them; and that where errors count behind a ReLU, nothing but this ReLU reads what is before it.
 Each is tested by numbers, on a few samples of the calibration data, for all layers at once: the first by the product
-itself, all of them by interventions under which the model's outputs must not change (``network.interventions``).
+itself, all of them by interventions under which the model's outputs must not change (``network.taps.Trial``).
 Weights are scaled, output by output, and the outputs scaled back where the plan says that they are; shifts are changed,
 and what the norm gives put back; what a ReLU makes 0 is replaced.
 """
@@ -29,7 +29,6 @@ from convexprune.network.taps import (
     attention_of,
     generator,
     hooked,
-    norm_tap,
     replaced,
     rounding,
     without_hooks,
@@ -115,8 +114,11 @@ class _Check:
         self.left |= self.wrong
         self.layers = {name: layer for name, layer in self.layers.items() if name not in self.left}
         for name, layer in self.layers.items():
-            if layer.norm is not None and (sizes := _misfit(layer, layer.norm)):
-                self._take_norm_out(name, sizes)
+            if layer.norm is None:
+                continue
+            outputs = sum(W.shape[1] for W in weight_matrices(layer.module))
+            if outputs != (channels := layer.norm.get_parameter("bias").numel()):
+                self._take_norm_out(name, f"it normalises {channels} channels, and the layer has {outputs} outputs")
         self.axes = dict.fromkeys(self.layers, 1)
         fixed = trial.settle(list(self.layers), partial(self._rewritten, trivial=True))
         open_to_tests = [name for name in self.layers if name not in fixed]
@@ -155,8 +157,8 @@ class _Check:
     def _test_relus(self, trial: Trial, names: Sequence[str]) -> None:
         """Where errors count behind a ReLU, nothing else is read."""
         layers = {name: self.layers[name] for name in names if self.layers[name].fit.relu}
-        places = {name: (norm_tap(layer.norm),) if layer.norm else layer.taps for name, layer in layers.items()}
-        unseen = [name for name, taps in places.items() if not all(tap.plain or tap.first for tap in taps)]
+        places = {name: (Tap(layer.norm),) if layer.norm else layer.taps for name, layer in layers.items()}
+        unseen = [name for name, taps in places.items() if not all(tap.returns_outputs for tap in taps)]
         for name in unseen:
             self._count_before_relu(name, _UNSEEN)
         for name in _read_beyond_relu(trial, {name: taps for name, taps in places.items() if name not in unseen}):
@@ -165,20 +167,17 @@ class _Check:
     def _take_norm_out(self, name: str, why: str) -> None:
         layer = self.layers[name]
         if layer.norm is not None:
-            self.layers[name] = _noted(self.without_norm(layer), f"{layer.norm_name} is no part of its program: {why}")
+            self._note(self.without_norm(layer), f"{layer.norm_name} is no part of its program: {why}")
 
     def _count_before_relu(self, name: str, why: str) -> None:
         layer = self.layers[name]
-        if not layer.fit.relu:
-            return
-        if self.given(name):
-            self.layers[name] = _noted(
-                layer, f"the fit {layer.fit.name!r} was chosen, which counts errors behind a ReLU: {why}"
-            )
-        else:
-            self.layers[name] = _noted(
-                replace(layer, fit=FITS["ball"]), f"errors count on its own outputs, before any ReLU: {why}"
-            )
+        if layer.fit.relu and self.given(name):
+            self._note(layer, f"the fit {layer.fit.name!r} was chosen, which counts errors behind a ReLU: {why}")
+        elif layer.fit.relu:
+            self._note(replace(layer, fit=FITS["ball"]), f"errors count on its own outputs, before any ReLU: {why}")
+
+    def _note(self, layer: Layer, note: str) -> None:
+        self.layers[layer.name] = replace(layer, notes=(*layer.notes, note))
 
     @contextmanager
     def _rewritten(self, names: Sequence[str], trivial: bool) -> Iterator[None]:
@@ -192,7 +191,7 @@ class _Check:
         after: list[Batch] = []
         try:
             for name, layer in layers.items():
-                if layer.norm is None and not all(tap.plain or tap.first for tap in layer.taps):
+                if layer.norm is None and not all(tap.returns_outputs for tap in layer.taps):
                     continue
                 draws, fold = generator(name), _fold_of(layer)
                 factors = _scale_outputs_(layer, draws, trivial)
@@ -244,44 +243,29 @@ def _read_beyond_relu(trial: Trial, places: Taps) -> list[str]:
     """
     found: list[str] = []
     for kind in ("zeros", "of the size", "of all sizes"):
-        left = [name for name in places if name not in found]
-        found += trial.revealing(left, partial(_with_negatives, places, kind))
+
+        def with_negatives(names: Sequence[str], kind: str = kind) -> AbstractContextManager[None]:
+            generators = {name: generator(name) for name in names}
+
+            def value(name: str, outputs: Tensor) -> Tensor:
+                # In the same layout, for what follows to be added up in the same order.
+                negatives = torch.empty_like(outputs).copy_(_negatives(kind, outputs.detach(), generators[name]))
+                return torch.where(outputs > 0, outputs, negatives)
+
+            return replaced({name: places[name] for name in names}, value)
+
+        found += trial.revealing([name for name in places if name not in found], with_negatives)
     return [name for name in places if name in found]
 
 
-def _with_negatives(places: Taps, kind: str, names: Sequence[str]) -> AbstractContextManager[None]:
-    generators = {name: generator(name) for name in names}
-
-    def value(name: str, outputs: Tensor) -> Tensor:
-        # In the same layout, for what follows to be added up in the same order.
-        negatives = torch.empty_like(outputs).copy_(_drawn(kind, outputs.detach(), generators[name]))
-        return torch.where(outputs > 0, outputs, negatives)
-
-    return replaced({name: places[name] for name in names}, value)
-
-
-def _drawn(kind: str, outputs: Tensor, draws: torch.Generator) -> Tensor:
-    if kind == "zeros":
+def _negatives(kind: str, outputs: Tensor, draws: torch.Generator) -> Tensor:
+    if kind == "zeros" or not outputs.numel():
         return torch.zeros(outputs.shape)
+    size = float(outputs.double().square().mean().sqrt()) or 1.0
     if kind == "of the size":
-        return -torch.randn(outputs.shape, generator=draws).abs() * _size(outputs)
+        return -torch.randn(outputs.shape, generator=draws).abs() * size
     powers = 6 * torch.rand(outputs.shape, generator=draws, dtype=torch.float64) - 3
-    return -(10**powers * _size(outputs)).clamp(max=torch.finfo(outputs.dtype).max / 4)
-
-
-def _size(outputs: Tensor) -> float:
-    """The root of the mean square."""
-    return float(outputs.double().square().mean().sqrt()) or 1.0 if outputs.numel() else 1.0
-
-
-def _misfit(layer: Layer, norm: nn.Module) -> str | None:
-    """How a norm's size is not that of the layer."""
-    outputs, entries = sum(W.shape[1] for W in weight_matrices(layer.module)), norm.get_parameter("bias").numel()
-    return None if outputs == entries else f"it normalises {entries} channels, and the layer has {outputs} outputs"
-
-
-def _noted(layer: Layer, note: str) -> Layer:
-    return replace(layer, notes=(*layer.notes, note))
+    return -(10**powers * size).clamp(max=torch.finfo(outputs.dtype).max / 4)
 
 
 def _off_product(layer: Layer, tap: Tap, args: Batch, kwargs: Batch, returned: Batch) -> str | None:
@@ -314,11 +298,8 @@ def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tens
         return f" (it is given {list(taken.shape)}, with {len(scale)} outputs of the layer expected along axis {axis})"
     scaled, shift = taken.double() * _along(scale, taken, axis), _along(at_0, taken, axis).expand_as(taken)
     off, size = float(norm(given.double() - scaled - shift)), float(norm(scaled) + norm(shift))
-    return (
-        None
-        if off <= rounding(_eps(taken, given)) * size
-        else f" (it differs by {off / (size or 1.0):.2g} of its size)"
-    )
+    fits = off <= rounding(_eps(taken, given)) * size
+    return None if fits else f" (it differs by {off / (size or 1.0):.2g} of its size)"
 
 
 def _fold_of(layer: Layer) -> tuple[Tensor, Tensor]:
