@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before libraries size their pools: threads of several workers collide
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for others would take their cores from them
 
 import torch
 from hypothesis import settings

@@ -165,15 +165,6 @@ def test_no_solver_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # Tampered with: sealed again as a journal would
 
 
-def retold(folder: Path, name: str, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
-    journal, described = Journal.existing(folder)
-    (record,) = [record for record in journal.entries() if record.data["layer"] == name]
-    data, tensors = copy.deepcopy(dict(record.data)), {key: value.clone() for key, value in record.tensors.items()}
-    change(data["groups"][0], tensors)
-    with Journal(folder, {key: described[key] for key in ("model", "data", "recipe")}) as writing:
-        writing.put(name, data["goal"], Record(data, tensors))
-
-
 def changed(folder: Path, layer: str, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
     """All entries of a layer, each sealed again."""
     journal, described = Journal.existing(folder)
@@ -237,7 +228,7 @@ def test_changed_arrays_are_found(
     tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None], told: str, done: Run
 ) -> None:
     model, folder = done.model, copy_of(done.folder, tmp_path)
-    retold(folder, "2", change)
+    changed(folder, "2", change)
     before = copy.deepcopy(model.state_dict())
     found = verify(model, done.x, folder)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -367,7 +358,7 @@ def test_every_changed_figure_is_found(known: tuple[nn.Module, Tensor, Path], cl
         told = place[claim]
         place[claim] = not told if isinstance(told, bool) else told - 1 if isinstance(told, int) else told * 0.98 - 1e-3
 
-    retold(copied, "2", change)
+    changed(copied, "2", change)
     (difference,) = only_wrong(verify(model, x, copied), "2").differences
     assert difference.startswith(f"{claim}: recorded ")
 
@@ -376,7 +367,7 @@ def test_a_status_that_does_not_follow_is_found(known: tuple[nn.Module, Tensor, 
     model, x, folder = known
     for number, status in enumerate(("solved", "refitted", "no bound")):
         copied = copy_of(folder, tmp_path / str(number))
-        retold(copied, "0", lambda group, _, status=status: group.update(status=status))  # type: ignore[misc]
+        changed(copied, "0", lambda group, _, status=status: group.update(status=status))  # type: ignore[misc]
         row = only_wrong(verify(model, x, copied), "0")
         assert row.differences == (f"status: recorded {status}, recomputed not {status}",)
 
@@ -391,7 +382,7 @@ def test_a_budget_that_is_not_kept_is_found(tmp_path: Path, recipe: dict[str, An
         tensors["stored.0"][:4, 0] = 1e-6  # four of the first four inputs, each hardly there
         group["nonzeros"] = int(tensors["stored.0"][:-1].count_nonzero())
 
-    retold(tmp_path, "4", one_more)
+    changed(tmp_path, "4", one_more)
     row = only_wrong(verify(model, x, tmp_path), "4")
     assert "status: recorded no bound, recomputed not no bound" in row.differences
 
@@ -505,13 +496,13 @@ def test_goals_that_differ_by_rounding_are_the_same_goals(tmp_path: Path) -> Non
 def test_multipliers_in_a_basis_that_rounding_turned_do_not_count_against_a_bound_that_holds(tmp_path: Path) -> None:
     model, x = many()
     prune_(copy.deepcopy(model), x, tol=1e-7, feas_tol=1e-8, run=tmp_path)
-    retold(tmp_path, "0", other_multipliers)
+    changed(tmp_path, "0", other_multipliers)
     assert verify(model, x, tmp_path).ok
 
     def too_good(group: dict[str, Any], _: dict[str, Tensor]) -> None:
         group["solution"]["certificate"]["bound"] *= 1.01
 
-    retold(tmp_path, "0", too_good)
+    changed(tmp_path, "0", too_good)
     assert any("bound" in difference for difference in only_wrong(verify(model, x, tmp_path), "0").differences)
 
 
@@ -622,7 +613,7 @@ def test_the_result_is_plain_data_and_a_table(known: tuple[nn.Module, Tensor, Pa
     assert len(found.table(140).columns) > len(found.table(80).columns)
     assert "3 of 3 entries are as recorded" in str(found)
     copied = copy_of(folder, tmp_path)
-    retold(copied, "2", smaller_weights)
+    changed(copied, "2", smaller_weights)
     text = str(verify(model, x, copied))
     assert "2 of 3 entries are as recorded" in text
     assert "differs" in text
