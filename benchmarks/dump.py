@@ -17,6 +17,7 @@ from convexprune.files.arrays import load_array
 from convexprune.network.weights import load_weights_into_
 from convexprune.options import Options
 from convexprune.prune import Request
+from convexprune.runs.run import Run
 from convexprune.solvers import L1, LayerProgram
 from convexprune.solvers.testing.layers import program_of
 from convexprune.targets import Eps
@@ -43,7 +44,7 @@ class Layer:
 def layers(model: nn.Module, inputs: Tensor, patterns: list[str] | None = None, rows: int = 2000) -> Iterator[Layer]:
     """The layers that can be pruned, with at most so many rows of X, drawn at random (seed 0)."""
     options = Options(layers=patterns, mode="parallel", norms="leave")
-    run = Request.of(model, inputs, Eps(0.1), None, options, None, 1).prepared(lambda *_: None).run()
+    _, run = Request.of(model, inputs, Eps(0.1), None, options, None, 1).prepared(Run, lambda *_: None)
     run.samples_needed = True
     for name, layer in run.layers.items():
         for group, problem in enumerate(run.problems(name)):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.options import Options
-from convexprune.prune import Prepared, Request
+from convexprune.prune import Request
 from convexprune.pruners.net_trim import KeepByPath, layer_eps
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import count_of, kept_of, shared_counts, value_of, wanted_of
@@ -119,23 +119,22 @@ def preview(
     request = Request.of(model, data, as_target(target, eps, sparsity), method, options, None, jobs)
     solver_for(jobs), StoppingRule(request.options.time_limit)  # these refuse what prune_ refuses
     began = time.perf_counter()
-    prepared = request.prepared(partial(silent, "capture"))
-    reading, plan, run = time.perf_counter() - began, prepared.plan, prepared.run()
+    request, run = request.prepared(Run, partial(silent, "capture"))
+    reading, plan, target = time.perf_counter() - began, run.plan, request.target
     layers = [plan.layers[name] for name in plan.order if name not in run.left]
-    target = prepared.request.target  # its names are the first of each layer's
     goals = _goals(target, run)
-    rows = [_row(layer, goals[layer.name], prepared) for layer in layers]
-    _check_programs(prepared, rows)
+    rows = [_row(layer, goals[layer.name], run) for layer in layers]
+    _check_programs(request, run, rows)
     left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
-    shown, skipped = reported_once(rows, [*prepared.skipped, *left])
+    shown, skipped = reported_once(rows, [*plan.skipped, *left])
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
     weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
-    seconds, notices = _seconds(rows, prepared, reading, count), (*prepared.fittings, *plan.notices)
+    seconds, notices = _seconds(rows, request, reading, count), plan.notices
     allowed = layer_eps(target, run).items() if isinstance(target, Eps) else ()
     if names := [name for name, eps in allowed if eps >= 1]:
         large = "eps is 1 or more for " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         notices += (f"{large}: zero weights keep that promise, whatever was trained; give a smaller eps",)
-    return Preview(shown, skipped, plan.samples, weights, memory, seconds, count, prepared.recipe(), notices)
+    return Preview(shown, skipped, plan.samples, weights, memory, seconds, count, request.recipe(), notices)
 
 
 def _goals(target: Target, run: Run) -> dict[str, str]:
@@ -158,9 +157,9 @@ def _goals(target: Target, run: Run) -> dict[str, str]:
     return goals
 
 
-def _row(layer: Layer, goal: str, prepared: Prepared) -> LayerPreview:
-    stored, linear = layer.read(), layer.fit.linear and not prepared.request.pruner.needs_samples
-    rows, width = prepared.plan.rows.get(layer.name, (0,) * len(stored)), working_dtype(stored[0].dtype).itemsize
+def _row(layer: Layer, goal: str, run: Run) -> LayerPreview:
+    stored, linear = layer.read(), layer.fit.linear and not run.samples_needed
+    rows, width = run.plan.rows.get(layer.name, (0,) * len(stored)), working_dtype(stored[0].dtype).itemsize
     matrices = tuple((P, *W.shape) for P, W in zip(rows, stored, strict=True))
     gram = linear and any(P > max(1024, N) for P, N, _ in matrices)
     data = sum(8 * N * (N + M) if gram else width * P * (N + M) for P, N, M in matrices)
@@ -176,20 +175,20 @@ class _Reached(Exception):
     """The first goals are to be solved."""
 
 
-def _check_programs(prepared: Prepared, rows: Iterable[LayerPreview]) -> None:
+def _check_programs(request: Request, run: Run, rows: Iterable[LayerPreview]) -> None:
     """Whether the layers' first programs can be made, and the solver that was named takes them; on two samples each."""
-    request, options, goals = prepared.request, prepared.request.options, dict[str, object]()
+    options, goals = request.options, dict[str, object]()
 
     def keep(makers: Iterable[Callable[[], object]], _watch: object) -> NoReturn:
         goals.update(maker.args for maker in makers if isinstance(maker, partial))
         raise _Reached
 
-    alike = replace(prepared, request=replace(request, options=replace(options, mode="parallel")))  # all layers at once
+    alike = replace(options, mode="parallel")  # all layers at once
     with suppress(_Reached):
         if isinstance(request.pruner, Solving):
-            request.pruner.prune(alike.run(solver=keep), request.target)
+            request.pruner.prune(replace(run, options=alike, solver=keep, left=dict(run.left)), request.target)
     for row in (row for row in rows if row.name in goals):
-        goal, layer = goals[row.name], prepared.plan.layers[row.name]
+        goal, layer = goals[row.name], run.layers[row.name]
         W = layer.folds[0].apply(layer.read()[0].to(working_dtype(layer.read()[0].dtype)))
         X, Y = W.new_ones(2, len(W)), W.new_ones(2, W.shape[1])  # targets such that no set is a point
         given: tuple[Tensor | Gram, Tensor | None] = (Gram.of([(X, Y)], torch.float64), None) if row.gram else (X, Y)
@@ -203,15 +202,15 @@ def _check_programs(prepared: Prepared, rows: Iterable[LayerPreview]) -> None:
                 raise SolverRefused(f"solver {solver!r} cannot take this program: {reason}. Choose another solver")
 
 
-def _seconds(rows: Sequence[LayerPreview], prepared: Prepared, reading: float, jobs: int) -> float:
+def _seconds(rows: Sequence[LayerPreview], request: Request, reading: float, jobs: int) -> float:
     """Passes, and iterations of 4PNM operations (4N²M with products) after 2PN², within the limits."""
-    options, pruner, model = prepared.request.options, prepared.request.pruner, prepared.request.model
+    options, pruner, model = request.options, request.pruner, request.model
     A = torch.ones(1024, 512, device=next(model.parameters()).device)
     pace = min(repeat(lambda: float((A.T @ A)[0, 0]), number=1, repeat=5)) / (2 * 1024 * 512 * 512)
     program = LayerProgram(A[:64, :8], ReluBall(A[:64, :4], 1.0), L1())
     overhead = min(repeat(lambda: solve(program, "admm", tol=1e-12, max_iter=20), number=1, repeat=2)) / 20
     most, limit = options.max_iter or 10**9, options.layer_time_limit or math.inf
-    count = min(_ITERATIONS.get(type(prepared.request.target), 100), most) if isinstance(pruner, Solving) else 1
+    count = min(_ITERATIONS.get(type(request.target), 100), most) if isinstance(pruner, Solving) else 1
     sizes = [(P, N, M, N if row.gram else P) for row in rows for P, N, M in row.matrices]
     work = [count * overhead + pace * (2 * P * N * N + count * 4.8 * each * N * M) for P, N, M, each in sizes]
     total = reading * (4 + len(rows) * (1 + options.cascade)) + sum(min(limit, seconds) for seconds in work) / jobs

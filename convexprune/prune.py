@@ -2,40 +2,42 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune
 from convexprune.files.texts import visible
 from convexprune.files.weights import StrPath
-from convexprune.network.calibration import Calibration
+from convexprune.network.calibration import Calibration, fitted
 from convexprune.network.choosing import choose_layers
-from convexprune.network.forwards import Forward, check_module, restoring, uncompiled
+from convexprune.network.forwards import check_module, restoring, uncompiled
 from convexprune.network.links import Link
 from convexprune.network.passes import network_outputs
 from convexprune.options import Options
 from convexprune.pruners.pruner import Pruner, make_pruner
 from convexprune.pruners.sizes import without_idle
-from convexprune.report.report import LayerReport, Promise, Report, SkippedModule, emptied_layers, reported_once
-from convexprune.runs.data import Data, as_data, called_on
+from convexprune.report.report import Report, SkippedModule, emptied_layers, reported_once
+from convexprune.runs.data import Data, as_data
 from convexprune.runs.executors import several, solver_for
 from convexprune.runs.fits import layer_fit
 from convexprune.runs.journal import Journal, described_run
-from convexprune.runs.outcome import NetworkPromise, amplified, network_errors, network_promise, same_outputs
-from convexprune.runs.plan import Plan, first_names, make_plan
+from convexprune.runs.outcome import amplified, network_errors, network_promise, same_outputs
+from convexprune.runs.plan import first_names, make_plan
 from convexprune.runs.problem import StoppingRule
 from convexprune.runs.removal import chosen_links, reachable, removal_rows, shrink_, weight_sizes
 from convexprune.runs.run import LayerCallback, Progress, Run, check_callers, silent
 from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.methods.solve import environment
-from convexprune.targets import Eps, NetworkEps, Sparsity, Target, as_target
+from convexprune.targets import Eps, Sparsity, Target, as_target
 
 _log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Run)
 
 
 def prune_(
@@ -100,26 +102,26 @@ def prune_(
     request = Request.of(model, data, as_target(target, eps, sparsity), method, options, recorded_mode(run), jobs)
     solver, watch = solver_for(jobs), StoppingRule(request.options.time_limit, stop)
     described = None if run is None else request.described()
-    prepared = request.prepared(partial(show, "capture"))
+    settled, work = request.prepared(Run, partial(show, "capture"))
+    work.watch, work.solver, work.progress, work.callback = watch, solver, show, callback
     with ExitStack() as stack:
-        journal = None
         if described is not None and run is not None:
-            journal = stack.enter_context(Journal(run, described | {"recipe": prepared.recipe()}))
-        work = prepared.run(journal=journal, watch=watch, solver=solver, progress=show, callback=callback)
-        rows, outcome = _pruned(work, prepared)
-        report = _report(work, prepared, rows, outcome, _side_by_side(request, options, jobs))
-    return replace(report, seconds=time.perf_counter() - began)
+            work.journal = stack.enter_context(Journal(run, described | {"recipe": settled.recipe()}))
+        report = _pruned(work, settled)
+    notices = (*_side_by_side(request, options, jobs), *report.notices)
+    return replace(report, notices=notices, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is wanted, checked, before the model is looked at.
+    """What is wanted, checked.
 
     Attributes:
         model: The network, uncompiled.
         data: How the data are read; None without any.
         calibration, holdout: The data.
-        target, method, pruner, options: As in ``prune_``.
+        target, options: As in ``prune_``; in tables a layer of several names goes by the first.
+        method, pruner: The method's name, and the pruner.
     """
 
     model: nn.Module
@@ -142,7 +144,7 @@ class Request:
         mode: str | None,
         jobs: object,
     ) -> "Request":
-        """Checked.
+        """Checked, before the model is run.
 
         ``mode`` is that of the run that goes on, or None; all else is as in ``prune_``.
 
@@ -166,11 +168,15 @@ class Request:
         how = as_data(data)
         if how is None and pruner.needs_data:
             raise InvalidInput(f"data: method {name!r} fits layers to what they compute: give calibration data")
+        if how is not None and how.labels is not None and not pruner.generalises:
+            raise InvalidInput("labels: only 'corenet' has a generalisation bound; leave them out")
         if pruner.norms is not None:
             chosen = replace(chosen, norms=pruner.norms)
         calibration = None if how is None else how.calibration()
         holdout = None if how is None else how.held_out()
-        return cls(uncompiled(check_module(model)), how, calibration, holdout, target, name, pruner, chosen)
+        own = uncompiled(check_module(model))
+        chosen, target = first_names(own, chosen, target)
+        return cls(own, how, calibration, holdout, target, name, pruner, chosen)
 
     def recipe(self) -> dict[str, object]:
         """What decides the results, as plain data."""
@@ -181,93 +187,45 @@ class Request:
         """What a run directory says of it: fingerprints of the model and the data, and the recipe."""
         return described_run(self.model, self.calibration, self.recipe(), self.holdout)
 
-    def prepared(self, progress: Callable[[int, int], None]) -> "Prepared":
-        """With what one pass over the data finds out.
+    def prepared(self, kind: type[R], progress: Callable[[int, int], None]) -> "tuple[Request, R]":
+        """This with the mode that suits the model, and the run, with what one pass over the data finds out.
 
         Args:
+            kind: ``Run``, or what derives from it.
             progress: Called as ``progress(done, total)``.
 
         Raises:
             As ``prune_``, of the model and the data.
         """
         forward, fittings = None if self.data is None else self.data.forward, tuple[str, ...]()
-        if self.data is not None and self.calibration is not None:
-            forward, fittings = called_on(self.model, self.data, self.calibration)
-        options, target = first_names(self.model, self.options, self.target)
-        make = partial(
-            make_plan, self.model, self.calibration, options, target, forward, progress, default_fit=self.pruner.fit
-        )
-        links, left_alone, skipped = dict[str, Link](), dict[str, str](), tuple[SkippedModule, ...]()
-        if self.pruner.by_neurons(target):
-            links, left = chosen_links(self.model, options.patterns, residual=self.pruner.residual)
-            looked_at = "producers" if self.pruner.needs_samples else "consumers"
-            plan = make(names=_ends(links, looked_at, "consumers"))
+        if self.calibration is not None:
+            forward, fittings = fitted(self.model, self.calibration, forward)
+        make = partial(make_plan, self.model, self.calibration, self.options, self.target, forward, progress)
+        make = partial(make, default_fit=self.pruner.fit)
+        links, left = dict[str, Link](), dict[str, str]()
+        if self.pruner.by_neurons(self.target):
+            links, unlinked = chosen_links(self.model, self.options.patterns, residual=self.pruner.residual)
+            ends = ("producers" if self.pruner.needs_samples else "consumers", "consumers")
+            plan = make(names=_ends(links, *ends))
             links, unreached = reachable(links, plan.layers)
-            plan, skipped = plan.only(_ends(links, looked_at, "consumers")), (*left, *unreached)
+            plan = replace(plan.only(_ends(links, *ends)), skipped=(*unlinked, *unreached))
+        elif self.pruner.whole_network and self.options.layers is not None:
+            left_out = choose_layers(self.model, self.options.patterns)[1]
+            whole = choose_layers(self.model)[0]
+            left = {module.name: module.reason for module in left_out if module.name in whole}
+            plan = make(names=list(whole))
         else:
-            if self.pruner.whole_network and options.layers is not None:
-                chosen, left_out = choose_layers(self.model, options.patterns)
-                whole = choose_layers(self.model)[0]
-                reasons = {module.name: module.reason for module in left_out}
-                left_alone = {name: reasons[name] for name in whole if name not in chosen}
-                make = partial(make, names=list(whole))
             plan = make()
-            if isinstance(target, Sparsity):
-                plan = without_idle(plan, target, options)
-            skipped = plan.skipped
-        settled = replace(self, options=replace(options, mode=plan.mode), target=target)
-        return Prepared(settled, plan, links, skipped, forward, fittings, left_alone)
+        if not links and isinstance(self.target, Sparsity):
+            plan = without_idle(plan, self.target, self.options)
+        settled = replace(self, options=replace(self.options, mode=plan.mode))
+        plan = replace(plan, notices=(*fittings, *plan.notices))
+        samples_needed = self.pruner.needs_samples
+        own = {"holdout": self.holdout, "samples_needed": samples_needed, "links": links, "left": left}
+        return settled, kind(self.model, self.calibration, forward, plan, settled.options, **own)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """A request with what is known of the model.
-
-    Attributes:
-        request: With the mode of the plan.
-        plan: The layers.
-        links: Of layers that are to lose neurons.
-        skipped: Modules that hold weights and are left.
-        forward, fittings: How the model is called, and what is thereby done to batches.
-        left: Layers that are looked at and not pruned, with the reason.
-    """
-
-    request: Request
-    plan: Plan
-    links: dict[str, Link]
-    skipped: tuple[SkippedModule, ...]
-    forward: Forward | None
-    fittings: tuple[str, ...]
-    left: dict[str, str]
-
-    def outputs(self) -> Tensor:
-        """What the network computes on the data now [samples, values]."""
-        batches = list(self.request.calibration or ())
-        mask = None if self.request.data is None else self.request.data.mask
-        return network_outputs(self.request.model, batches, self.forward, mask, self.plan.counted)
-
-    def recipe(self) -> dict[str, object]:
-        """What decides the results, with the mode."""
-        return self.request.recipe()
-
-    def run(self, **own: object) -> Run:
-        """The run, before anything is solved."""
-        request = self.request
-        return Run(
-            request.model,
-            request.calibration,
-            self.forward,
-            self.plan,
-            request.options,
-            holdout=request.holdout,
-            samples_needed=request.pruner.needs_samples,
-            links=self.links,
-            left=dict(self.left),
-            **own,  # type: ignore[arg-type]
-        )
-
-
-def _ends(links: dict[str, Link], *kinds: str) -> list[str]:
+def _ends(links: Mapping[str, Link], *kinds: str) -> list[str]:
     """The producers, or the consumers, of links."""
     return list(dict.fromkeys(name for link in links.values() for kind in kinds for name in getattr(link, kind)))
 
@@ -276,80 +234,57 @@ def recorded_mode(run: StrPath | None) -> str | None:
     """That of a run which goes on; None where there is none yet."""
     if run is None or not (Path(run) / "run.json").is_file():
         return None
-    mode = Journal.existing(run)[1].get("recipe", {}).get("mode")
+    mode = Journal.existing(run)[1]["recipe"].get("mode")
     return mode if isinstance(mode, str) else None
 
 
-@dataclass(frozen=True, eq=False)
-class _Outcome:
-    """What became of the network: the error of its outputs, a bound on it, and what is known of new data."""
-
-    error: float
-    promise: NetworkPromise | None
-    generalisation: Promise | None
-
-
-def _pruned(run: Run, prepared: Prepared) -> tuple[tuple[LayerReport, ...], _Outcome]:
-    """The model pruned, or as it was if anything fails: its layers' rows, and what holds of its outputs."""
-    request, target = prepared.request, prepared.request.target
-    truth = None if request.data is None else request.data.truth()
+def _pruned(run: Run, request: Request) -> Report:
+    """The model pruned, or as it was if anything fails; and what is said of it, but for the seconds."""
+    plan, pruner, truth = run.plan, request.pruner, None if request.data is None else request.data.truth()
     before = weight_sizes(run.model) if run.links else {}
+    parameter = next(run.model.parameters(), None)
+    if parameter is None:
+        raise NothingToPrune("the model has no parameters")
     with restoring(run.model) if run.links else run.versions.restoring():
-        original = None if truth is None else prepared.outputs()
-        request.pruner.prune(run, target)
-        promise = None
-        if request.pruner.proves:
-            allowed, guarantee = None, "measured"
-            if isinstance(target, NetworkEps):
-                allowed, guarantee = target.value, target.guarantee
-            promise = network_promise(run, prepared.plan.size, allowed, guarantee)
+        original = None if truth is None else _outputs(run)
+        pruner.prune(run, request.target)
+        promise = network_promise(run, request.target) if pruner.proves else None
         error = network_errors(run)[0] if promise is None else promise.error
         bound = None
         if truth is not None and original is not None:
-            bound = request.pruner.generalisation(run, original, prepared.outputs(), truth)
-        outcome = _Outcome(error, promise, bound)
-        if not run.links:
-            return run.rows(), outcome
-        with same_outputs(run):
-            shrink_(run, request.options.remove)
-        return removal_rows(run, before), outcome
-
-
-def _report(
-    run: Run,
-    prepared: Prepared,
-    rows: Sequence[LayerReport],
-    outcome: _Outcome,
-    notices: Sequence[str],
-) -> Report:
-    """What is said of a run, but for the seconds."""
+            bound = pruner.generalisation(run, original, _outputs(run), truth)
+        if run.links:
+            with same_outputs(run):
+                shrink_(run, request.options.remove)
+        rows = removal_rows(run, before) if run.links else run.rows()
     if empty := emptied_layers(rows):
         _log.warning("%s", visible(empty))
-    plan, request = prepared.plan, prepared.request
     left = [
         SkippedModule(name, type(plan.layers[name].module).__name__, run.left.get(name, f"not reached: {run.stopped}"))
         for name in plan.order
         if name not in run.written and (name in run.left or run.stopped is not None or not run.links)
     ]
-    layers, skipped = reported_once(rows, [*prepared.skipped, *left])
+    layers, skipped = reported_once(rows, [*plan.skipped, *left])
     own = {**request.recipe(), "plan_tests": dict(plan.tests), "stopped": run.stopped}
-    parameter = next(run.model.parameters(), None)
-    if parameter is None:
-        raise NothingToPrune("the model has no parameters")
-    said = amplified(outcome.error, rows, request.options.mode) if outcome.promise is not None else ()
     return Report(
         layers=layers,
         skipped=skipped,
-        output_error=outcome.error,
-        network=outcome.promise,
-        generalisation=outcome.generalisation,
+        output_error=error,
+        network=promise,
+        generalisation=bound,
         mask=plan.counted.to_dict(),
         samples=plan.samples,
         seconds=0.0,
         provenance=own | environment(parameter),
         solutions=run.solutions() if request.options.keep_solutions else {},
-        notices=(*notices, *prepared.fittings, *plan.notices, *said),
+        notices=(*plan.notices, *(() if promise is None else amplified(error, rows, request.options.mode))),
     )
+
+
+def _outputs(run: Run) -> Tensor:
+    """What the network computes on the calibration data now [samples, values]."""
+    mask = None if run.data is None else run.data.mask
+    return network_outputs(run.model, list(run.data or ()), run.forward, mask, run.plan.counted)
 
 
 def _side_by_side(request: Request, options: Options | None, jobs: object) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ layer meets the inputs that it met then, in cascade those of the network with th
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,19 +17,18 @@ from torch import nn
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import StrPath
 from convexprune.options import Options, is_own, options_from_dict
-from convexprune.prune import Prepared, Request
-from convexprune.pruners.pruner import Pruner
+from convexprune.prune import Request
+from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
 from convexprune.runs.consistency import check_results
 from convexprune.runs.data import as_data
-from convexprune.runs.executors import LayerTask, Solved
+from convexprune.runs.executors import TaskSolver
 from convexprune.runs.journal import Journal, Record, check_same, read_json
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
-from convexprune.runs.problem import StoppingRule
 from convexprune.runs.run import Judged, Run, silent
 from convexprune.solvers.errors import InvalidInput
-from convexprune.targets import NetworkEps, target_from_dict
+from convexprune.targets import target_from_dict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,18 +144,19 @@ def verify(
         Infeasible, InvalidInput, UnknownSolver: As in ``prune_``, where the recipe itself cannot be followed.
     """
     journal, described = Journal.existing(run)
-    request, recipe = recorded_request(model, data, run, described, method, options)
+    request, recipe = _recorded_request(model, data, run, described, method, options)
     check_same(run, described, request.described() | {"recipe": recipe})
-    prepared = request.prepared(lambda done, total: silent("verify", done, total))
-    replay = _Replay.of(prepared, journal)
+    request, replay = request.prepared(_Replay, partial(silent, "verify"))
+    replay.journal = journal
     try:
-        request.pruner.prune(replay, prepared.request.target)
+        request.pruner.prune(replay, request.target)
         reached = {*replay.written, *replay.left} - replay.lacking
-        expected = [name for name in prepared.plan.order if not replay.links or name in _consumers(replay)]
+        consumers = {name for link in replay.links.values() for name in link.consumers}
+        expected = [name for name in replay.plan.order if not replay.links or name in consumers]
         missing = tuple(name for name in expected if name not in reached)
         sound = not missing and all(row.ok for row in replay.judgements)
         complete = sound and (Path(run) / "report.json").is_file()
-        results = _results(replay, prepared, recipe) if complete else None
+        results = _results(replay, request, recipe) if complete else None
     finally:
         replay.versions.restore_()
     return Verification(
@@ -164,12 +164,12 @@ def verify(
         missing=missing,
         unreached=tuple(path.name for path in journal.paths() if path not in replay.seen),
         results=results,
-        samples=prepared.plan.samples,
+        samples=replay.plan.samples,
         provenance={key: described[key] for key in ("model", "data", "recipe")},
     )
 
 
-def recorded_request(
+def _recorded_request(
     model: nn.Module,
     data: object,
     run: StrPath,
@@ -194,7 +194,8 @@ def recorded_request(
         chosen = replace(options_from_dict(recipe, options), mode=cast(str, recipe["mode"]))
         if how is not None and not callable(how.mask):
             how = replace(how, mask=recipe["mask"], batch_size=recipe["batch_size"])  # type: ignore[arg-type]
-        found = Request.of(model, how, target, method or _made(name, own), chosen, None, 1)
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+        found = Request.of(model, how, target, method or PRUNERS.make(name, own)[1], chosen, None, 1)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InvalidInput) and "give the same" in str(error):
             raise
@@ -202,52 +203,30 @@ def recorded_request(
     return found, recipe
 
 
-def recorded_mask(run: StrPath) -> str | bool | None:
-    """The mask that a run was given: a name, None for the usual one, False, or the name of a function.
-
-    Raises:
-        FileNotFoundError, DamagedFile: As ``verify``.
-    """
-    recipe = cast(Mapping[str, object], Journal.existing(run)[1]["recipe"])
-    return cast(str | bool | None, recipe.get("mask"))
-
-
-def _made(name: str, own: Mapping[str, object]) -> Pruner:
-    from convexprune.pruners.pruner import PRUNERS
-
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-    return PRUNERS.make(name, values)[1]
-
-
-def _consumers(run: Run) -> set[str]:
-    return {name for link in run.links.values() for name in link.consumers}
-
-
-def _results(replay: "_Replay", prepared: Prepared, recipe: Mapping[str, object]) -> tuple[str, ...] | None:
+def _results(replay: "_Replay", request: Request, recipe: Mapping[str, object]) -> tuple[str, ...] | None:
     """What report.json and model.safetensors say otherwise than the entries, all of which hold."""
     folder = replay.entries.folder
     try:
         report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
         check_results(folder, report, replay.entries, recipe)
-        mask = prepared.plan.counted.to_dict()
+        mask = replay.plan.counted.to_dict()
         masks = [] if report.get("mask") == mask else [f"report.json: mask is {report.get('mask')}, recomputed {mask}"]
-        return (*masks, *_network_differences(replay, prepared, report))
+        return (*masks, *_network_differences(replay, request, report))
     except DamagedFile as error:
         return (str(error),)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
 
 
-def _network_differences(replay: "_Replay", prepared: Prepared, report: Mapping[str, object]) -> Iterator[str]:
-    relative, target = agreement(dtype_of(replay)), prepared.request.target
-    if not prepared.request.pruner.proves:
+def _network_differences(replay: "_Replay", request: Request, report: Mapping[str, object]) -> Iterator[str]:
+    relative = agreement(dtype_of(replay))
+    if not request.pruner.proves:
         claim, found = report["output_error"], network_errors(replay)[0]
         if not _close(cast(float | None, claim), None if math.isnan(found) else found, relative):
             yield f"report.json: output_error is {claim}, recomputed {found}"
         return
     told = cast(Mapping[str, object], report["network"])
-    allowed, guarantee = (target.value, target.guarantee) if isinstance(target, NetworkEps) else (None, "measured")
-    promise = network_promise(replay, prepared.plan.size, allowed, guarantee)
+    promise = network_promise(replay, request.target)
     for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
         value = math.inf if told[name] is None else float(cast(float, told[name]))
         found = getattr(promise, name)
@@ -278,18 +257,7 @@ class _Replay(Run):
     seen: set[Path] = field(default_factory=set)
     lacking: set[str] = field(default_factory=set)
 
-    @classmethod
-    def of(cls, prepared: Prepared, journal: Journal) -> "_Replay":
-        """Of a recorded run."""
-        made = prepared.run()
-        own = {name: getattr(made, name) for name in ("model", "data", "forward", "plan", "options", "holdout")}
-        own |= {name: getattr(made, name) for name in ("samples_needed", "links", "left")}
-        return cls(**own, journal=journal, solver=cls._end)
-
-    @staticmethod
-    def _end(_makers: Iterable[Callable[[], LayerTask]], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
-        """In the place of solving what is not recorded."""
-        return iter(())
+    solver: TaskSolver = lambda _makers, _watch: iter(())
 
     def solve(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
         """What is recorded; the run ends where something is not."""

@@ -763,6 +763,25 @@ def test_the_theory_is_about_the_whole_network_from_its_input_on() -> None:
     assert torch.equal(weight(part, "0"), weight(built()[0], "0"))
 
 
+def test_labels_are_refused_before_anything_is_pruned_where_no_bound_is_known() -> None:
+    model, x = mlp()
+    seen: list[object] = []
+    model.register_forward_hook(lambda *_: seen.append(0))
+    with pytest.raises(InvalidInput, match="only 'corenet' has a generalisation bound"):
+        coreset_prune_(model, x, "lowner", 0.5, labels=[0] * 90)
+    assert not seen
+
+
+@pytest.mark.parametrize("method", ["mussay", "pfp", "lowner"])
+def test_a_guarantee_is_said_once(method: str) -> None:
+    model, x = mlp()
+    report = coreset_prune_(model, x, method, Guarantee(0.5, 0.1))
+    for row in report.layers:
+        remarks = row.remarks()
+        assert len(remarks) == len(set(remarks))
+        assert sum(row.promise in text for text in remarks if row.promise) == bool(row.guarantee)
+
+
 def test_a_code_stores_every_value_in_the_network_s_own_precision() -> None:
     """Norms' statistics, too: 36, beside 144 weights that are kept and 24 + 24 biases and gains."""
     bits = []

@@ -26,6 +26,7 @@ from convexprune.pruners.sampling import NeuronSampler, Sampling
 from convexprune.pruners.sizes import kept_of
 from convexprune.pruners.uniform import Uniform
 from convexprune.pruners.views import NeuronView, Product, Sensitivities, WeightView, bernstein, hoeffding
+from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption, UnknownSolver
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
 from convexprune.targets import Guarantee
@@ -594,7 +595,7 @@ def maps(name: str = "affine", seed: int = 0) -> tuple[nn.Module, Tensor]:
 def views(model: nn.Module, x: Tensor | None) -> dict[str, NeuronView]:
     """As a run makes them, before anything is pruned."""
     request = Request.of(model, x, Guarantee(0.5), "mussay", Options(), None, 1)
-    run = request.prepared(lambda *_: None).run()
+    _, run = request.prepared(Run, lambda *_: None)
     sampler = NeuronSampler(request.pruner, run, request.target, rng())
     return {name: sampler.view(link, {}) for name, link in run.links.items()}
 

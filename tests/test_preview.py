@@ -12,6 +12,7 @@ import convexprune.preview
 from convexprune import Eps
 from convexprune.errors import NothingToPrune
 from convexprune.prune import Request
+from convexprune.runs.run import Run
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput, SolverRefused
 
 
@@ -31,7 +32,7 @@ def test_sizes_are_those_of_the_matrices_and_the_model_is_left() -> None:
     found = preview(model, x, batch_size=16)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert model.training
-    run = Request.of(model, x, Eps(), None, None, None, 1).prepared(lambda done, total: None).run()
+    _, run = Request.of(model, x, Eps(), None, None, None, 1).prepared(Run, lambda done, total: None)
     for row in found.layers:
         problems = run.problems(row.name)
         assert row.matrices == tuple((*each.inputs.shape, each.W.shape[1]) for each in problems)

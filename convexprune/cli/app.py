@@ -176,10 +176,10 @@ def verify(
     with _people_errors(as_json):
         from convexprune.cli.source import Source
         from convexprune.runs.data import Data
-        from convexprune.verification import recorded_mask
+        from convexprune.runs.journal import Journal
         from convexprune.verification import verify as verified
 
-        mask = recorded_mask(folder)
+        mask = Journal.existing(folder)[1]["recipe"].get("mask")
         read = Source(model, weights, calibration, key, mask, samples, max_ratio, holdout).read(labels_key)
         data = None if read.inputs is None else Data(read.inputs, mask=mask, holdout=read.holdout)
         found = verified(read.model, data, folder)

@@ -34,13 +34,12 @@ from convexprune.network.weights import load_weights_into_, save_weights
 from convexprune.options import Options
 from convexprune.preview import preview
 from convexprune.prune import Request, prune_, recorded_mode
-from convexprune.pruners.pruner import Pruner, make_pruner
+from convexprune.pruners.pruner import make_pruner
 from convexprune.report.report import Report
 from convexprune.runs.consistency import seal
 from convexprune.runs.data import Data
 from convexprune.runs.executors import cluster
 from convexprune.runs.journal import Journal, check_same, read_json
-from convexprune.runs.plan import first_names
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 from convexprune.targets import as_target, read_table
 from convexprune.verification import verify
@@ -84,8 +83,7 @@ class Job:
         self.model, self.dense = self.read.model, copy.deepcopy(self.read.model)
         for notice in self.read.notices:
             _log.info("%s", notice)
-        bounded = type(method).generalisation is not Pruner.generalisation  # else labels only balance the samples
-        labels = self.read.labels if bounded else None
+        labels = self.read.labels if method.generalises else None  # else they only balance the samples
         data = Data(self.read.inputs, mask=mask, holdout=self.read.holdout, labels=labels)
         self.data = None if self.read.inputs is None else data
         self.arguments: dict[str, Any] = {"data": self.data, "target": target, "method": method, "options": options}
@@ -104,15 +102,12 @@ class Job:
         if self.out is None or not all((self.out / name).exists() for name in ("run.json", *_RESULTS)):
             return None
         request = Request.of(self.model, **self.arguments, mode=recorded_mode(self.out), jobs=1)
-        options, target = first_names(request.model, request.options, request.target)
         described = Journal.existing(self.out)[1]
-        check_same(
-            self.out, described, {**described, "recipe": replace(request, options=options, target=target).recipe()}
-        )
+        check_same(self.out, described, {**described, "recipe": request.recipe()})
         report = self._sound(self.out)
         if report is None or report["provenance"]["stopped"] is not None:
             return None
-        found = verify(self.model, self.data, self.out, method=request.pruner, options=options)
+        found = verify(self.model, self.data, self.out, method=request.pruner, options=request.options)
         if not (found.complete and all(row.ok for row in found.layers)):
             return None  # the run that goes on says what is wrong
         if found.results:

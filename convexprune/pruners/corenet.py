@@ -133,6 +133,7 @@ class CoreNet(Sampling):
     items: ClassVar[Items] = "weights"
     needs_data: ClassVar[bool] = True
     whole_network: ClassVar[bool] = True
+    generalises: ClassVar[bool] = True
     sampling: Scheme = "fixed"
     margin: float = 1.0
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from convexprune.options import Options, plain
 from convexprune.report.report import Promise
 from convexprune.runs.run import Run
-from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods.registry import Registry, SolverInfo
 from convexprune.targets import Eps, Guarantee, NetworkEps, Neurons, Target
 
@@ -34,6 +33,7 @@ class Pruner:
         norms: "leave" if a BatchNorm behind a layer is never part of its matrix; None: as the options say.
         residual: Whether layers whose outputs are added to each other can lose neurons together.
         whole_network: Whether it looks at all layers, whichever of them are pruned.
+        generalises: Whether it has a bound on errors on new data, for which labels may be given (``generalisation``).
     """
 
     targets: ClassVar[tuple[type[Target], ...]] = ()
@@ -44,6 +44,7 @@ class Pruner:
     norms: ClassVar[str | None] = None
     residual: ClassVar[bool] = True
     whole_network: ClassVar[bool] = False
+    generalises: ClassVar[bool] = False
 
     def by_neurons(self, target: Target) -> bool:
         """Whether the target is about whole neurons, which links between layers say how to remove."""
@@ -54,12 +55,8 @@ class Pruner:
         return None
 
     def generalisation(self, run: Run, before: Tensor, after: Tensor, labels: Tensor) -> Promise:
-        """What can be said of errors on new data, from the outputs [n, classes] before and after, and labels [n].
-
-        Raises:
-            InvalidInput: Nothing is known.
-        """
-        raise InvalidInput("labels: only 'corenet' has a generalisation bound; leave them out")
+        """What can be said of errors on new data, from the outputs [n, classes] before and after, and labels [n]."""
+        raise NotImplementedError
 
     def refuses(self, target: Target, options: Options) -> str | None:
         """Why it cannot reach the target with these options; None if it can."""

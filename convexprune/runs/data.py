@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from convexprune.network.calibration import Calibration, fitted
+from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward
 from convexprune.network.padding import Mask
 from convexprune.options import OWN
@@ -75,8 +75,3 @@ class Data:
 def as_data(data: object) -> Data | None:
     """The data, whether they say how to be read or not; None for none."""
     return data if data is None or isinstance(data, Data) else Data(data)
-
-
-def called_on(model: nn.Module, data: Data, calibration: Calibration) -> tuple[Forward | None, tuple[str, ...]]:
-    """How the model is called on such batches, and what is thereby done to them, as sentences (``fitted``)."""
-    return fitted(model, calibration, data.forward)

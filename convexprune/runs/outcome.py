@@ -16,6 +16,7 @@ from convexprune.report.report import LayerReport
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput
+from convexprune.targets import NetworkEps, Target
 
 _SHAPES = 32
 _TINY = 1e-300
@@ -175,9 +176,10 @@ def _relative_error(run: Run, data: Calibration) -> float:
     return math.hypot(*wrong) / (math.hypot(*sizes) or 1.0)
 
 
-def network_promise(run: Run, size: float, allowed: float | None, guarantee: str) -> NetworkPromise:
+def network_promise(run: Run, target: Target) -> NetworkPromise:
     """The bound beside the measured error."""
-    found, radii, unit = bound_of(run, pruned=run.written), radii_of(run), size or 1.0
+    found, radii, unit = bound_of(run, pruned=run.written), radii_of(run), run.plan.size or 1.0
+    allowed, guarantee = (target.value, target.guarantee) if isinstance(target, NetworkEps) else (None, "measured")
     error, held_out = network_errors(run)
     return NetworkPromise(
         bound=found.at(radii) / unit,
