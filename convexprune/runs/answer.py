@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -351,6 +351,12 @@ def layer_row(layer: Layer, goal: Goal, answers: Sequence[Answer]) -> LayerRepor
     return LayerReport(name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, **figures)
 
 
+def with_extras(row: LayerReport, extra: Mapping[str, object]) -> LayerReport:
+    """The row with further figures of its layer; notes come after its own."""
+    notes = dict.fromkeys((*row.notes, *cast(Sequence[str], extra.get("notes", ()))))
+    return replace(row, **{**extra, "notes": tuple(notes)})  # type: ignore[arg-type]
+
+
 def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -> Json:
     """All of a row that follows from the answers alone; groups of a layer are added up."""
     certificates = [answer.solution.certificate for answer in answers]
@@ -375,12 +381,9 @@ def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -
         "gap": gap,
         "violation": 0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
         "iterations": max(answer.solution.iterations for answer in answers),
-        "notes": tuple(dict.fromkeys(note for answer in answers for note in answer_notes(answer))),
+        "notes": tuple(
+            dict.fromkeys(note for each in answers for note in (*([_ORIGINAL] * each.original), *each.notes))
+        ),
         "returned": sum(answer.returned for answer in answers),
         "eps_allowed": allowed,
     }
-
-
-def answer_notes(answer: Answer) -> tuple[str, ...]:
-    """What a reader should know of a group."""
-    return (_ORIGINAL, *answer.notes) if answer.original else answer.notes

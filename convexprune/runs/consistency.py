@@ -11,10 +11,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from convexprune.errors import DamagedFile
@@ -22,12 +21,13 @@ from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, as_path, plain
 from convexprune.report.report import Assumption, LayerReport, Report, SkippedModule
 from convexprune.runs.answer import Answer, layer_figures
-from convexprune.runs.journal import Journal, Record, read_json, recipe_fingerprint
+from convexprune.runs.journal import Journal, read_json, recipe_fingerprint
 from convexprune.runs.layer import Fold
 from convexprune.runs.outcome import NetworkPromise
 from convexprune.runs.records import recalled
 from convexprune.solvers.errors import InvalidInput
 
+_NAMES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _CUT = ("stopped", "time limit")  # statuses of layers that the end of a run cut short, which no journal keeps
 
 
@@ -122,32 +122,34 @@ def check_results(folder: Path, report: Json, journal: Journal | None = None, re
         raise _refusal(folder, ["report.json or model.safetensors was changed after they were written"])
     else:
         done.append("report.json and model.safetensors are as they were written (SHA-256)")
-    with _StoredWeights(weights) as tensors:
-        rows, found = _checked_rows(report, journal, tensors)
-        done += tensors.said()
-    rebuilt = _rebuilt(report, rows)
+    tensors = _tensors(weights)
+    known, found = _rows_from_entries(report, journal, tensors)
+    found += [text for row in report["layers"] for text in _of_a_row(row, report["provenance"], tensors, known)]
+    if tensors is not None:
+        held = ", which holds the weights of the journal" if any(known.values()) else ""
+        done.append(f"shapes and nonzeros were counted in model.safetensors{held}")
+    rebuilt = _rebuilt(report)
     found += _differences("", report, plain(rebuilt.to_dict()))
     done.append("totals and verdict follow from the layers' rows")
-    if journal is not None:
+    left.append("seconds, accuracies and costs are as recorded")
+    if journal is None:
+        left.append("there is no journal: errors and certificates are as recorded")
+    else:
+        cut = [row["name"] for row in report["layers"] if not row.get("goal") or row["status"] in _CUT]
+        lacking = [row["name"] for row in report["layers"] if row["name"] not in (*known, *cut)]
+        found += [f"layer {name!r} has no entry in the journal" for name in lacking]
         done.append("the layers' rows are those of the journal's entries, whose nonzeros were counted")
+        left.append(
+            "errors, bounds and the network's figures are as recorded: `convexprune verify` recomputes them from the "
+            "trained model and the data"
+        )
     if recipe is not None:
         claimed = {key: value for key, value in report["provenance"].items() if key in recipe}
         found += _differences("provenance.", _without_infinity(claimed), _without_infinity(recipe))
         done.append("the recipe is that of run.json")
     if found:
         raise _refusal(folder, found)
-    return Checks(tuple(done), (*left, *_open(journal)), rebuilt)
-
-
-def _open(journal: Journal | None) -> Iterator[str]:
-    yield "seconds, accuracies and costs are as recorded"
-    if journal is None:
-        yield "there is no journal: errors and certificates are as recorded"
-    else:
-        yield (
-            "errors, bounds and the network's figures are as recorded: `convexprune verify` recomputes them from the "
-            "trained model and the data"
-        )
+    return Checks(tuple(done), tuple(left), rebuilt)
 
 
 def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
@@ -158,56 +160,80 @@ def _refusal(folder: Path, found: Sequence[str]) -> DamagedFile:
     )
 
 
-# Rows
+def _tensors(path: Path) -> dict[str, Tensor] | None:
+    """Those of the file of weights; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except Exception as error:  # damaged bytes make the parser raise nearly anything
+        raise DamagedFile(f"{path} holds no tensors ({error}); restore it, or prune again") from error
 
 
-def _checked_rows(
-    report: Json, journal: Journal | None, tensors: "_StoredWeights"
-) -> tuple[list[LayerReport], list[str]]:
-    """Rows made of what the journal says, or of the report where it has none; and what does not agree."""
+def _weights_of(layer: str, tensors: Mapping[str, Tensor] | None) -> list[Tensor]:
+    """A module's weight, or the projections of its attention; empty where they are not in the file."""
+    keys = [f"{layer}.{name}" if layer else name for name in _NAMES]
+    found = {key: tensors[key] for key in keys if tensors is not None and key in tensors}
+    return [found[keys[0]]] if keys[0] in found else list(found.values())
+
+
+def _rows_from_entries(
+    report: Json, journal: Journal | None, tensors: Mapping[str, Tensor] | None
+) -> tuple[dict[str, bool | None], list[str]]:
+    """Rows compared with what the journal's entries come to, of which each row has to be one.
+
+    Returns, by layers that have entries, whether the file holds the weights of one, None where it has none that could
+    be compared; and what does not agree.
+    """
     claimed = {str(row["name"]): row for row in report["layers"]}
-    computed: dict[str, LayerReport] = {}
-    found = []
+    wrong, held = dict[str, list[str]](), dict[str, bool | None]()
     for record in () if journal is None else journal.entries():
         name = record.data["layer"]
-        if name in claimed and (row := _row_of(record, claimed[name], tensors)) is not None:
-            own = list(_differences("", claimed[name], plain(dataclasses.asdict(row))))
-            if name not in computed or not own:
-                computed[name] = row
-    for name, row in claimed.items():
-        found += [*tensors.differences(name, row), *_unproven(row, report["provenance"])]
-        made = computed.get(name)
-        if made is None and journal is not None and row.get("goal") and row["status"] not in _CUT:
-            found.append(f"layer {name!r} has no entry in the journal")
-    return [computed.get(name) or _row(row) for name, row in claimed.items()], found
+        row = claimed.get(name)
+        if row is None or record.data["measured"]:
+            continue
+        shrunk, sampled = row.get("before") is not None, row.get("items", "") not in ("", "inputs")
+        if shrunk and sampled:  # the entry is about the inputs of this layer, and the row about its neurons
+            continue
+        answers = recalled(record, [Fold()] * len(record.data["groups"]))
+        figures = dict(layer_figures(str(record.data["wanted"]), record.data["allowed"], answers))
+        held.setdefault(name, None)
+        if shrunk:  # of a run that removes neurons: the weights are smaller than those of the entry
+            figures = {key: figures[key] for key in ("samples", "output_error", "seconds")}
+        else:
+            figures["nonzeros"] = _counted(answers, figures["nonzeros"])
+            if set(figures["notes"]) <= set(row["notes"]):  # others may be about the layer's place in the network
+                del figures["notes"]
+            if sampled and row["status"] == "assumption fails":  # of a promise about all layers together
+                del figures["status"]
+            if weights := _weights_of(name, tensors):
+                same = figures["nonzeros"] == row["nonzeros"] and _same_weights(answers, weights)
+                held[name] = held[name] or same
+        differing = list(_differences(f"layers.{name!r}.", row, plain(figures)))
+        if name not in wrong or not differing:
+            wrong[name] = differing
+    return held, [text for texts in wrong.values() for text in texts]
 
 
-def _unproven(row: Json, provenance: Json) -> Iterator[str]:
-    """A row that says "solved" has a gap and a violation within the tolerances."""
-    for name, limit in (("gap", "tol"), ("violation", "feas_tol")):
+def _of_a_row(
+    row: Json, provenance: Json, tensors: Mapping[str, Tensor] | None, held: Mapping[str, bool | None]
+) -> Iterator[str]:
+    """What the file of weights, or the row itself, says otherwise than a row."""
+    name, weights = str(row["name"]), _weights_of(str(row["name"]), tensors)
+    if tensors is not None and not weights:
+        yield f"layer {name!r} has no weight in model.safetensors"
+    if len(weights) == 1 and list(weights[0].shape) != list(row["shape"]):
+        yield f"layer {name!r}: shape {row['shape']}, in model.safetensors {list(weights[0].shape)}"
+    count = sum(int(weight.count_nonzero()) for weight in weights)
+    if weights and count != row["nonzeros"]:
+        yield f"layer {name!r}: nonzeros {row['nonzeros']}, in model.safetensors {count}"
+    elif weights and held.get(name) is False:
+        yield f"layer {name!r}: model.safetensors holds other weights than the journal"
+    for figure, limit in (("gap", "tol"), ("violation", "feas_tol")):
         most = provenance.get(limit)
-        value = math.inf if row.get(name) is None else row[name]
+        value = math.inf if row.get(figure) is None else row[figure]
         if row["status"] == "solved" and most is not None and value > most:
-            yield f"layer {row['name']!r}: status 'solved' with a {name} of {value:g}, above {limit} {most:g}"
-
-
-def _row_of(record: Record, claimed: Json, tensors: "_StoredWeights") -> LayerReport | None:
-    """The row that an entry comes to; None if it is none of this row's."""
-    shrunk, sampled = claimed.get("before") is not None, claimed.get("items", "") not in ("", "inputs")
-    if record.data["measured"] or (shrunk and sampled):
-        return None
-    answers = recalled(record, [Fold()] * len(record.data["groups"]))
-    figures = dict(layer_figures(str(record.data["wanted"]), record.data["allowed"], answers))
-    if shrunk:  # of a run that removes neurons: the weights are smaller than those of the entry
-        names = ("samples", "output_error", "seconds")
-        return dataclasses.replace(_row(claimed), **{name: figures[name] for name in names})
-    figures["nonzeros"] = _counted(answers, figures["nonzeros"])
-    if set(figures["notes"]) <= set(claimed["notes"]):  # others may be about the layer's place in the network
-        del figures["notes"]
-    if sampled and claimed["status"] == "assumption fails":  # of a promise about all layers together
-        del figures["status"]
-    tensors.expect(str(claimed["name"]), answers, matches=figures["nonzeros"] == claimed["nonzeros"])
-    return dataclasses.replace(_row(claimed), **figures)
+            yield f"layer {name!r}: status 'solved' with a {figure} of {value:g}, above {limit} {most:g}"
 
 
 def _counted(answers: Sequence[Answer], claimed: int) -> int:
@@ -217,18 +243,17 @@ def _counted(answers: Sequence[Answer], claimed: int) -> int:
     return claimed if claimed in (every, without) else without
 
 
-def _row(claimed: Json) -> LayerReport:
-    """A row as the report tells it."""
-    values = dict(claimed) | {name: tuple(value) for name, value in claimed.items() if isinstance(value, list)}
-    for field in dataclasses.fields(LayerReport):
-        if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
-            values[field.name] = math.nan if field.default is dataclasses.MISSING else field.default
-    values["assumptions"] = tuple(Assumption(**each) for each in values.get("assumptions", ()))
-    return LayerReport(**values)
+def _same_weights(answers: Sequence[Answer], weights: Sequence[Tensor]) -> bool:
+    """Whether an entry's weights are those of the file, in whatever layout."""
+    stored, count = [answer.stored for answer in answers], sum(weight.numel() for weight in weights)
+    if sum(each.numel() for each in stored) != count:  # the last row is a bias
+        stored = [each[:-1] for each in stored]
+    one, other = (torch.cat([each.flatten() for each in parts]).sort().values for parts in (stored, weights))
+    return torch.equal(one, other)
 
 
-def _rebuilt(report: Json, rows: Sequence[LayerReport]) -> Report:
-    """A report with these rows: its totals, verdict and head follow from them."""
+def _rebuilt(report: Json) -> Report:
+    """The report made of its rows: totals, verdict and head follow from them."""
     network = report.get("network")
     error = math.nan if report["output_error"] is None else report["output_error"]
     if network is not None:
@@ -236,7 +261,7 @@ def _rebuilt(report: Json, rows: Sequence[LayerReport]) -> Report:
         bound = math.inf if own["bound"] is None else own["bound"]
         network = NetworkPromise(**{**own, "bound": bound, "error": error})
     return Report(
-        layers=tuple(rows),
+        layers=tuple(map(_row, report["layers"])),
         skipped=tuple(SkippedModule(**module) for module in report["skipped"]),
         output_error=error,
         samples=report["samples"],
@@ -248,77 +273,14 @@ def _rebuilt(report: Json, rows: Sequence[LayerReport]) -> Report:
     )
 
 
-# Weights
-
-
-class _StoredWeights:
-    """The tensors of model.safetensors, read one layer at a time; of a folder without it nothing is known."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: Any = None
-        self._other: set[str] = set()
-        self._same: set[str] = set()
-
-    def __enter__(self) -> "_StoredWeights":
-        if self._path.is_file():
-            try:
-                self._file = safe_open(self._path, framework="pt", device="cpu")
-            except Exception as error:  # damaged bytes make the parser raise nearly anything
-                raise DamagedFile(f"{self._path} holds no tensors ({error}); restore it, or prune again") from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file = None
-
-    def of(self, layer: str) -> list[Tensor]:
-        """A module's weight, or the projections of its attention; empty where they are not in the file."""
-        if self._file is None:
-            return []
-        names = [f"{layer}.{name}" if layer else name for name in _NAMES]
-        keys = set(self._file.keys())
-        found = [self._file.get_tensor(name) for name in names if name in keys]
-        return found[:1] if names[0] in keys else found
-
-    def expect(self, layer: str, answers: Sequence[Answer], *, matches: bool) -> None:
-        """One of a layer's entries; the file has to hold the weights of at least one of them."""
-        tensors = self.of(layer)
-        if not tensors:
-            return
-        held = torch.cat([tensor.flatten() for tensor in tensors]).sort().values
-        stored = [answer.stored for answer in answers]
-        if sum(weights.numel() for weights in stored) != held.numel():  # the last row is a bias
-            stored = [weights[:-1] for weights in stored]
-        own = torch.cat([weights.flatten() for weights in stored]).sort().values
-        (self._same if matches and torch.equal(own, held) else self._other).add(layer)
-
-    def differences(self, layer: str, row: Json) -> Iterator[str]:
-        """What the file says otherwise than a row."""
-        tensors = self.of(layer)
-        if not tensors:
-            if self._file is not None:
-                yield f"layer {layer!r} has no weight in model.safetensors"
-            return
-        if len(tensors) == 1 and list(tensors[0].shape) != list(row["shape"]):
-            yield f"layer {layer!r}: shape {row['shape']}, in model.safetensors {list(tensors[0].shape)}"
-        count = sum(int(tensor.count_nonzero()) for tensor in tensors)
-        if count != row["nonzeros"]:
-            yield f"layer {layer!r}: nonzeros {row['nonzeros']}, in model.safetensors {count}"
-        elif layer in self._other - self._same:
-            yield f"layer {layer!r}: model.safetensors holds other weights than the journal"
-
-    def said(self) -> Iterator[str]:
-        """What was compared."""
-        if self._file is not None:
-            yield "shapes and nonzeros were counted in model.safetensors" + (
-                ", which holds the weights of the journal" if self._same else ""
-            )
-
-
-_NAMES = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-
-# Plain data
+def _row(claimed: Json) -> LayerReport:
+    """A row as the report gives it."""
+    values = dict(claimed) | {name: tuple(value) for name, value in claimed.items() if isinstance(value, list)}
+    for field in dataclasses.fields(LayerReport):
+        if field.type is float and values.get(field.name, 0.0) is None:  # JSON has no infinity, and no NaN
+            values[field.name] = math.nan if field.default is dataclasses.MISSING else field.default
+    values["assumptions"] = tuple(Assumption(**each) for each in values.get("assumptions", ()))
+    return LayerReport(**values)
 
 
 def _differences(where: str, claimed: object, computed: object) -> Iterator[str]:

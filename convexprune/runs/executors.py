@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,8 +114,21 @@ def solver_for(jobs: object) -> TaskSolver:
     return partial(_apart, jobs)
 
 
+class _Gone(Exception):
+    """All workers are; the cause says why."""
+
+
+@contextmanager
+def _about_workers() -> Iterator[None]:
+    """What is raised in here is about workers; of makers and solves the same exceptions come out as themselves."""
+    try:
+        yield
+    except _losses() as error:
+        raise _Gone from error
+
+
 def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
-    """Solve tasks on workers: one is made when there is room for it, and made again if its worker dies.
+    """Solve tasks on workers: one is made when there is room for it, and made again, before others, if its worker dies.
 
     Yields:
         (number of the task, its answers), as they come.
@@ -125,30 +138,61 @@ def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[LayerTask], 
         InvalidInput: A task cannot be pickled.
         Exception: Whatever a maker or a solve raises, as itself. No task goes on then.
     """
-    queue = _Queue(makers)
-    while True:
+    rest, again, losses = enumerate(makers), deque[tuple[int, Maker]](), Counter[int]()
+    while True:  # each time with new workers
+        workers, running, item = None, dict[Future[bytes], tuple[int, Maker]](), None
         try:
-            yield from _attempt(queue, jobs)
-            return
-        except _Gone as gone:  # the next attempt has new ones
-            queue.lose(None, gone.error)
+            with _about_workers():
+                workers = _workers(jobs)
+            while True:
+                while len(running) < workers.room and (item := again.popleft() if again else next(rest, None)):
+                    packed = _packed(item[1]())
+                    with _about_workers():
+                        running[workers.executor.submit(_solve, cast(bytes, workers.send(packed)))] = item
+                if not running:
+                    return
+                for future in wait(list(running), return_when=FIRST_COMPLETED).done:
+                    item = running.pop(future)
+                    try:
+                        result = cloudpickle.loads(future.result())
+                    except BrokenExecutor as error:
+                        raise _Gone from error
+                    except _losses() as error:
+                        again.append(item)
+                        _count_losses(losses, [item[0]], error)
+                        continue
+                    if isinstance(result, Exception):
+                        raise result
+                    losses.clear()
+                    number, item = item[0], None
+                    yield number, result
+        except BaseException as error:
+            for future in running:
+                future.cancel()
+            if workers is not None and workers.stop is not None:
+                workers.stop()
+            if not isinstance(error, _Gone):
+                raise
+            lost = dict(running.values()) | ({} if item is None else {item[0]: item[1]})
+            again.extend((number, lost[number]) for number in sorted(lost))
+            _count_losses(losses, list(lost) or [-1], error.__cause__)  # -1: no worker could be had
 
 
-class _Gone(Exception):
-    """All workers are."""
+def _count_losses(losses: Counter[int], numbers: Sequence[int], error: BaseException | None) -> None:
+    """Tasks that were lost with their workers, by number, since one was last finished.
 
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-@contextmanager
-def _about_workers() -> Iterator[None]:
-    """What is raised in here is about workers; of makers and solves the same exceptions come out as themselves."""
-    try:
-        yield
-    except _losses() as error:
-        raise _Gone(error) from error
+    Raises:
+        WorkerLost: That happened too often.
+    """
+    losses.update(numbers)
+    found = f"{type(error).__name__}: {error}".partition("\n")[0]
+    _log.warning("workers died (%s); layers to be solved again: %d", found, len([n for n in numbers if n >= 0]))
+    if max(losses.values()) == _ATTEMPTS:
+        raise WorkerLost(
+            f"workers died {_ATTEMPTS} times in a row before any layer was finished ({found}). One that needs more "
+            "memory than there is gets killed: give workers more, use fewer jobs, or less calibration data. Layers "
+            "solved before are in the run's folder, if one was given as run=, from where the same call goes on"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,80 +251,6 @@ def _started(jobs: int) -> Executor:
 def _ignore_interrupts() -> None:
     """A terminal's Ctrl-C is for the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _attempt(queue: "_Queue", jobs: object) -> Solved:
-    """Everything in the queue, until workers die; after an exception no task goes on."""
-    with _about_workers():
-        workers = _workers(jobs)
-    running: dict[Future[bytes], int] = {}
-    try:
-        while True:
-            while len(running) < workers.room and (item := queue.take()) is not None:
-                number, packed = item[0], _packed(item[1]())
-                with _about_workers():
-                    running[workers.executor.submit(_solve, cast(bytes, workers.send(packed)))] = number
-            if not running:
-                return
-            for future in wait(list(running), return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                try:
-                    result = cloudpickle.loads(future.result())
-                except BrokenExecutor as error:
-                    raise _Gone(error) from error
-                except _losses() as error:
-                    queue.lose(number, error)
-                    continue
-                if isinstance(result, Exception):
-                    raise result
-                queue.finish(number)
-                yield number, result
-    except BaseException:
-        for future in running:
-            future.cancel()
-        if workers.stop is not None:
-            workers.stop()
-        raise
-
-
-class _Queue:
-    """Makers in their order; those whose tasks were lost are taken again first."""
-
-    def __init__(self, makers: Iterable[Maker]) -> None:
-        self._rest = enumerate(makers)
-        self._again: deque[tuple[int, Maker]] = deque()
-        self._losses: Counter[int] = Counter()  # since a task was last finished
-        self._open: dict[int, Maker] = {}
-
-    def take(self) -> tuple[int, Maker] | None:
-        """The next one, then open; None if there is none."""
-        item = self._again.popleft() if self._again else next(self._rest, None)
-        if item is not None:
-            self._open[item[0]] = item[1]
-        return item
-
-    def finish(self, number: int) -> None:
-        """This one is done."""
-        del self._open[number]
-        self._losses.clear()
-
-    def lose(self, number: int | None, error: BaseException) -> None:
-        """This one, or all that are open, must be taken again.
-
-        Raises:
-            WorkerLost: That happened too often.
-        """
-        numbers = [number] if number is not None else sorted(self._open)
-        self._again.extend((lost, self._open.pop(lost)) for lost in numbers)
-        self._losses.update(numbers or [-1])  # -1: there was none, for no worker could be had
-        found = f"{type(error).__name__}: {error}".partition("\n")[0]
-        _log.warning("workers died (%s); layers to be solved again: %d", found, len(numbers))
-        if max(self._losses.values()) == _ATTEMPTS:
-            raise WorkerLost(
-                f"workers died {_ATTEMPTS} times in a row before any layer was finished ({found}). One that needs more "
-                "memory than there is gets killed: give workers more, use fewer jobs, or less calibration data. Layers "
-                "solved before are in the run's folder, if one was given as run=, from where the same call goes on"
-            ) from error
 
 
 def _packed(task: LayerTask) -> bytes:

@@ -130,6 +130,11 @@ class Problem:
         return len(self.stored) - self.biased
 
     @property
+    def nbytes(self) -> int:
+        """Of the data."""
+        return sum(tensor.nbytes for tensor in (self.X, self.Y) if isinstance(tensor, Tensor))
+
+    @property
     def size(self) -> float:
         """‖Y‖_F; NaN without data."""
         if self.X is None:

@@ -13,7 +13,7 @@ from convexprune.network.choosing import is_chosen, unmatched
 from convexprune.network.links import Link, find_links
 from convexprune.network.weights import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule
-from convexprune.runs.answer import answer_notes
+from convexprune.runs.answer import layer_row, with_extras
 from convexprune.runs.layer import Layer
 from convexprune.runs.run import Run
 
@@ -93,25 +93,24 @@ def removal_rows(run: Run, before: Sizes) -> tuple[LayerReport, ...]:
 
 def _row(run: Run, name: str, shape: tuple[int, ...], nonzeros: int) -> LayerReport:
     weight = run.model.get_submodule(name).get_parameter("weight")
-    layer, answers = run.layers.get(name), run.written.get(name, ())
     link = next((run.links[key] for key in run.kept_neurons if name in run.links[key].producers), None)
-    size = math.hypot(*(answer.size for answer in answers)) or 1.0
-    own = dict(run.extra.get(name, {}))
-    notes = (*(layer.notes if layer else ()), *(note for each in answers for note in answer_notes(each)))
     row = LayerReport(
         name=name,
         shape=tuple(weight.shape),
-        samples=answers[0].samples if answers else 0,
+        samples=0,
         nonzeros_before=nonzeros,
         nonzeros=int(weight.count_nonzero()),
-        output_error=math.hypot(*(answer.error for answer in answers)) / size if answers else math.nan,
-        seconds=sum(answer.solution.seconds.total for answer in answers),
-        status="inputs and neurons" if link and answers else "inputs" if answers else "neurons",
+        output_error=math.nan,
+        seconds=0.0,
+        status="neurons",
         before=shape,
         neurons=shape[0] if link is None else len(run.kept_neurons[link.producer]),
-        fit=layer.fit.name if layer else "",
-        norm=layer.norm_name if layer else None,
-        returned=sum(answer.returned for answer in answers),
     )
-    notes = tuple(dict.fromkeys((*notes, *own.pop("notes", ()))))  # type: ignore[misc]
-    return replace(row, notes=notes, **own)  # type: ignore[arg-type]
+    if name in run.layers:
+        layer = run.layers[name]
+        row = replace(row, fit=layer.fit.name, norm=layer.norm_name, notes=layer.notes)
+    if name in run.written:  # its inputs were fitted
+        fitted = layer_row(run.layers[name], run.goals[name], run.written[name])
+        own = {key: getattr(fitted, key) for key in ("samples", "output_error", "seconds", "returned", "notes")}
+        row = replace(row, status="inputs and neurons" if link else "inputs", **own)
+    return with_extras(row, run.extra.get(name, {}))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from convexprune.network.passes import observe, received
 from convexprune.network.taps import Received
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
-from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row
+from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row, with_extras
 from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
@@ -212,9 +212,7 @@ class Run:
     def row(self, name: str) -> LayerReport:
         """That of one layer."""
         row = layer_row(self.layers[name], self.goals[name], self.written[name])
-        own = dict(self.extra.get(name, {}))
-        notes = (*row.notes, *own.pop("notes", ()))  # type: ignore[misc]
-        return replace(row, notes=notes, **own)  # type: ignore[arg-type]
+        return with_extras(row, self.extra.get(name, {}))
 
     def solutions(self) -> dict[str, tuple[Solution, ...]]:
         """Those of all layers that were written."""
@@ -231,7 +229,7 @@ class Run:
         held = self._held.get(name) if hold else self._held.pop(name, None)
         if held is None:
             held = self._problems(name)
-            if hold and not self.cascade and sum(map(_size, [*self._held.values(), held])) <= _ROOM:
+            if hold and not self.cascade and sum(each.nbytes for each in chain(*self._held.values(), held)) <= _ROOM:
                 self._held[name] = held
         return held
 
@@ -431,12 +429,6 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
-
-
-def _size(problems: Sequence[Problem]) -> int:
-    """Bytes of a layer's data."""
-    tensors = (tensor for problem in problems for tensor in (problem.X, problem.Y) if isinstance(tensor, Tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _OtherRows(Exception):
