@@ -195,12 +195,11 @@ def _multipliers(candidate: Candidate) -> str:
     for member in (zoo.member(f"{fit} plain 20x8x5") for fit in FITS):
         if not candidate.takes(member):
             continue
-        program, solution = zoo.program(member.name), candidate.answer(member)
-        L = solution.multipliers
-        if L is None:
-            seen.append(f"{member.name}: none")
+        program, solution, name = zoo.program(member.name), candidate.answer(member), member.name
+        if solution.multipliers is None:
+            seen.append(f"{name}: none")
             continue
-        L64, name, bound = L.double(), member.name, solution.certificate.bound
+        L64, bound = solution.multipliers.double(), solution.certificate.bound
         flipped = certify(program, solution.weights, -L64).bound
         expect(flipped <= bound / 2, f"{name}: −Λ proves {flipped:.4g}, Λ proves {bound:.4g}; is the sign right?")
         projected = program.fit.map(lambda array: array.double()).project_dual(L64)
@@ -208,7 +207,7 @@ def _multipliers(candidate: Candidate) -> str:
         expect(off <= 1e-2, f"{name}: Λ must be ≥ 0 where outputs are one-sided; {off:.1%} of its length is not")
         size = float(program.penalty.dual_norm(-program.inputs.double().T @ L64).max())
         expect(abs(size - 1) <= 0.1, f"{name}: dual norm of XᵀΛ {size:.3g}, expected 1; are the units the caller's?")
-        seen.append(member.name.split()[0])
+        seen.append(name.split()[0])
     if not seen:
         raise SolverRefused("it takes no convex plain member")
     return ", ".join(seen)

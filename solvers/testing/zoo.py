@@ -49,11 +49,12 @@ def members(*kinds: str) -> tuple[Member, ...]:
 
 def representative() -> tuple[Member, ...]:
     """A few for slow solvers: each fit, each penalty, each kind of input once."""
-    special = ("relu-ball free_bias", "net-trim weighted", "ball backwards", "squared-loss orthonormal L1")
-    more = ("squared-loss eps 1.5, U = 0", "relu-ball neurons", "relu-ball rows", "squared-loss columns")
-    last = ("ball blocks", "gram ball", "relu-ball float16")
-    plain = ("relu-ball", "net-trim", "ball", "relu-loss", "net-trim-loss", "squared-loss")
-    return tuple(member(name) for name in (*(f"{fit} plain 20x8x5" for fit in plain), *special, *more, *last))
+    special = (
+        *("relu-ball free_bias", "net-trim weighted", "ball backwards", "squared-loss orthonormal L1"),
+        *("squared-loss eps 1.5, U = 0", "relu-ball neurons", "relu-ball rows", "squared-loss columns"),
+        *("ball blocks", "gram ball", "relu-ball float16"),
+    )
+    return tuple(member(name) for name in (*(f"{fit} plain 20x8x5" for fit in FITS), *special))
 
 
 def member(name: str) -> Member:
