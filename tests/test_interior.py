@@ -34,7 +34,7 @@ def inside(seed: int) -> Array:
 
 def test_the_scaling_makes_one_point_of_two() -> None:
     s, z, a = inside(0), inside(1), inside(2)
-    W = NesterovTodd.of(CONES, s, z)
+    W = NesterovTodd(CONES, s, z)
     assert W.apply(z) == pytest.approx(W.apply(s, -1.0), rel=EXACT)
     assert W.apply(W.apply(a), -1.0) == pytest.approx(a, rel=EXACT)
     assert W.square(z) == pytest.approx(s, rel=EXACT)
@@ -42,7 +42,7 @@ def test_the_scaling_makes_one_point_of_two() -> None:
 
 
 def test_the_sparse_form_is_the_square_of_the_scaling() -> None:
-    W, a = NesterovTodd.of(CONES, inside(0), inside(1)), inside(2)
+    W, a = NesterovTodd(CONES, inside(0), inside(1)), inside(2)
     D, u, v = W.sparse()
     product = D * a
     for first, size in zip(CONES.heads, CONES.sizes, strict=True):

@@ -87,7 +87,7 @@ def test_projection_on_balls(seed: int, eps: float, neurons: bool, N: int) -> No
     least = (Y - X @ (torch.linalg.pinv(X) @ Y)).norm(dim=0)
     radii = least + eps * Y.norm(dim=0) * torch.tensor([0.3, 1.0, 2.0], dtype=Y.dtype)
     eps = radii if neurons else float(radii.norm())
-    basis = Eigenbasis.of(LayerProgram(X, Ball(Y, radii)), 1.0)
+    basis = Eigenbasis(LayerProgram(X, Ball(Y, radii)), 1.0)
     q = gaussian(seed + 2, N, 3) * basis.d
     V, reach = basis.project(q, eps, q.new_zeros(3 if neurons else 1))
     gradient = basis.gradient(V)
@@ -107,7 +107,7 @@ def test_projection_on_balls(seed: int, eps: float, neurons: bool, N: int) -> No
 def test_eigenbasis_knows_what_inputs_cannot_reach() -> None:
     X, Y = gaussian(0, 30, 5), gaussian(1, 30, 4)
     X = torch.cat([X, X[:, :2], torch.zeros(30, 1, dtype=X.dtype)], 1)  # dependent and dead inputs
-    basis = Eigenbasis.of(LayerProgram(X, SquaredLoss(Y)), 0.6)
+    basis = Eigenbasis(LayerProgram(X, SquaredLoss(Y)), 0.6)
     assert int((basis.values > 0).sum()) == 5
     assert math.isclose(float(basis.gram.diagonal().mean()), 1, rel_tol=EXACT)
     rest = (Y - X @ (torch.linalg.pinv(X) @ Y)).square().sum(0)

@@ -202,7 +202,7 @@ def improve(
     for _ in range(rounds):
         if stop is not None and stop():
             break
-        trial = _Tableau.build(model, at, support, budget, pool).exchanged(support, coupled, limit)
+        trial = _Tableau(model, at, support, budget, pool).exchanged(support, coupled, limit)
         if torch.equal(trial, support):
             break
         changed = (trial != support).any(0)
@@ -221,7 +221,6 @@ def improve(
     return at, support
 
 
-@dataclass(frozen=True, eq=False)
 class _Tableau:
     """What exchanges gain, for a pool of inputs of each neuron: the cheapest of its support, and the best others.
 
@@ -231,14 +230,7 @@ class _Tableau:
     (r_j + B_ij u_i/K_ii)²/(2(T_jj + B_ij²/K_ii)) less that cost; doing it is two rank-one updates.
     """
 
-    table: Tensor  # [M, p+1, p+1]
-    pool: Tensor  # [M, p], the inputs
-    movable: Tensor  # [M, p], which of these may move
-    group: Tensor  # [M, p], within which each may be exchanged
-    worth: float  # what an exchange must gain
-
-    @classmethod
-    def build(cls, model: Model, at: Point, support: Tensor, budget: TopK | NM, pool: int) -> "_Tableau":
+    def __init__(self, model: Model, at: Point, support: Tensor, budget: TopK | NM, pool: int) -> None:
         N, M = support.shape
         q = max(1, min(pool // 2, N))
         rows = budget.budgeted(N)
@@ -258,7 +250,9 @@ class _Tableau:
             where = part.neurons
             table[where], chosen[where] = t.to(table), torch.cat([weak, strong], 1)
             movable[where] = torch.cat([cheap, best > -torch.inf], 1)
-        return cls(table, chosen, movable, group[chosen], _WORTH * float(at.value.sum()) / max(1, M))
+        self.table, self.pool, self.movable = table, chosen, movable  # [M, p+1, p+1], inputs [M, p], which may move
+        self.group = group[chosen]  # [M, p], within which each may be exchanged
+        self.worth = _WORTH * float(at.value.sum()) / max(1, M)  # what an exchange must gain
 
     def exchanged(self, support: Tensor, coupled: bool, limit: int) -> Tensor:
         """The support after the best exchanges, at most ``limit`` for each neuron."""

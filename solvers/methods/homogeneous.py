@@ -10,7 +10,6 @@ of H is that of Domahidi, Chu, Boyd, "ECOS" (2013).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -89,22 +88,15 @@ class Cones:
         return float(min((step.min() for step in steps if len(step)), default=np.inf))
 
 
-@dataclass(frozen=True, eq=False)
 class NesterovTodd:
     """The scaling W with Wz = W⁻¹s = λ for s and z inside the cones.
 
     On R₊ it is w = √(s/z); in a cone W = η·[w₀, w₁ᵀ; w₁, I + w₁w₁ᵀ/(1 + w₀)] with w₀² = 1 + ‖w₁‖².
     """
 
-    cones: Cones
-    w: Array  # on R₊ and, with length 1, in the cones
-    eta: Array  # [K]
-    point: Array  # λ
-
-    @classmethod
-    def of(cls, cones: Cones, s: Array, z: Array) -> "NesterovTodd":
-        """That of s and z."""
-        w, line, heads, bodies, owner = np.zeros_like(s), cones.line, cones.heads, cones.bodies, cones.owner
+    def __init__(self, cones: Cones, s: Array, z: Array) -> None:
+        self.cones, line, heads, bodies, owner = cones, cones.line, cones.heads, cones.bodies, cones.owner
+        w = np.zeros_like(s)
         w[line] = np.sqrt(s[line] / z[line])
         size_s, size_z = (np.sqrt(np.multiply(*cones.margin(a))) for a in (s, z))
         a, b = s / 1.0, z / 1.0
@@ -114,8 +106,8 @@ class NesterovTodd:
         gamma = np.sqrt((1 + a[heads] * b[heads] + cones.inner(a, b)) / 2)
         w[bodies] = (a[bodies] - b[bodies]) / (2 * gamma[owner])
         w[heads] = np.sqrt(1 + cones.inner(w, w))
-        new = cls(cones, w, np.sqrt(size_s / size_z), w)
-        return cls(cones, w, new.eta, new.apply(z))
+        self.w, self.eta = w, np.sqrt(size_s / size_z)  # w on R₊ and, with length 1, in the cones; η [K]
+        self.point = self.apply(z)  # λ
 
     def apply(self, a: Array, sign: float = 1.0) -> Array:
         """Wa, or W⁻¹a for a sign of -1."""
@@ -206,7 +198,7 @@ class Embedding:
 
     def _move(self) -> tuple[Move, float]:
         """The next step and its length, NaN where it is not finite."""
-        W = NesterovTodd.of(self.cones, self.s, self.z)
+        W = NesterovTodd(self.cones, self.s, self.z)
         solve = self.system.factorised(W)
         constant = solve(-self.q, self.b)
         residuals = self.residuals()

@@ -71,7 +71,7 @@ class Interior(IterativeSolver[_State]):
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """The conic form, or forms."""
-        task, parts = ConicTask.of(program, None), []
+        task, parts = ConicTask(program, None), []
         for _, form in task.forms:
             cones = Cones(form.zero, form.nonneg, np.array(form.cones, dtype=int))
             parts.append(Embedding(form.P, form.q, form.A, form.b, cones))

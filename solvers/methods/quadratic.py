@@ -10,7 +10,7 @@ II", 1971; Moré & Sorensen, "Computing a trust region step", 1983). See docs/qu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from convexprune.solvers.methods.interface import Start
 from convexprune.solvers.methods.interior import Interior
 from convexprune.solvers.methods.iterate import interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
-from convexprune.solvers.methods.normal import LowRank, NormalMatrix, Operator
+from convexprune.solvers.methods.normal import LowRank, Operator
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import Ball, LayerProgram, Penalty, SquaredLoss
 from convexprune.solvers.programs.claims import is_plain
@@ -35,33 +35,26 @@ _SHARP = 1e-9  # of ‖Y‖: shorter distances drown in the rounding of ‖XU �
 _NEWTON = 60  # steps at most; 2 or 3 are usual once ν is known, 7 from zero
 
 
-@dataclass(frozen=True, eq=False)
 class Eigenbasis:
-    """‖XU − Y‖² as a function of the scaled variables V = diag(d)U, all in float64."""
+    """‖XU − Y‖² as a function of the scaled variables V = diag(d)U, all in float64.
 
-    d: Tensor  # [N, 1], such that the Gram of X/d has a diagonal of mean 1
-    gram: NormalMatrix  # that Gram [N, N]
-    moment: Tensor  # (X/d)ᵀY [N, M]
-    values: Tensor  # λ [r, 1], the eigenvalues of the Gram that are more than rounding
-    vectors: Tensor  # Q [N, r], their eigenvectors
-    rotated: Tensor  # Qᵀ·moment [r, M]
-    rest: Tensor  # o² [M], the squared distances of the targets from the span of the inputs
-    square: Tensor  # ‖y_m‖² [M]
+    By one pass over the samples and one eigendecomposition; d_j is in proportion to ‖x_j‖^scaling.
+    """
 
-    @classmethod
-    def of(cls, program: LayerProgram, scaling: float) -> Self:
-        """One pass over the samples and one eigendecomposition; d_j is in proportion to ‖x_j‖^scaling."""
+    def __init__(self, program: LayerProgram, scaling: float) -> None:
         model = Quadratic(program)
         length2 = model.gram.diagonal()[:, None].clamp(min=0)
         d = torch.where(length2 > 0, length2.clamp(min=_TINY) ** (scaling / 2), 1.0)
         d *= float((length2 / d.square()).mean()) ** 0.5 or 1.0
-        gram, moment = model.gram.scaled(d), model.moment / d
-        values, vectors = gram.eigen()
+        self.d = d  # [N, 1], such that the Gram of X/d has a diagonal of mean 1
+        self.gram, self.moment = model.gram.scaled(d), model.moment / d  # (X/d)ᵀ(X/d) [N, N], (X/d)ᵀY [N, M]
+        values, vectors = self.gram.eigen()
         kept = values > _RANK * len(d) * values.max()
-        values, vectors = values[kept, None], vectors[:, kept]
-        rotated = vectors.T @ moment
-        rest = model.square - (rotated.square() / values).sum(0)
-        return cls(d, gram, moment, values, vectors, rotated, rest.clamp(min=0), model.square)
+        self.values, self.vectors = values[kept, None], vectors[:, kept]  # λ [r, 1] beyond rounding, Q [N, r]
+        self.rotated = self.vectors.T @ self.moment  # [r, M]
+        self.square = model.square  # ‖y_m‖² [M]
+        # [M], the squared distances of the targets from the span of the inputs.
+        self.rest = (model.square - (self.rotated.square() / self.values).sum(0)).clamp(min=0)
 
     def gradient(self, V: Tensor) -> Tensor:
         """[N, M], that of ½‖XU − Y‖²."""
@@ -170,7 +163,7 @@ class QuadraticADMM(IterativeSolver[_State]):
 
     def init(self, program: LayerProgram, start: Start | None) -> _State:
         """The eigenbasis, and a start."""
-        basis = Eigenbasis.of(program, self.scaling)
+        basis = Eigenbasis(program, self.scaling)
         penalty = program.penalty.to(basis.d).rescaled(basis.d)
         T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
         state = _State(program, _fit(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))

@@ -126,26 +126,21 @@ class Outputs:
         return sparse.csr_array(parts, shape=(len(held), int(slack.sum())))
 
 
-@dataclass(frozen=True, eq=False)
 class Prices:
-    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron."""
+    """What a penalty Σ_g w_g ‖ℓ∘u_g‖ says of u, the weights of some neurons, neuron after neuron.
 
-    at: Array  # which entries of u are priced
-    group: Array  # the group of each of those, from 0
-    lengths: Array  # ℓ of each of those
-    weights: Array  # w of each group
-    single: Array  # whether a group is one entry, whose length is |ℓu|
+    A price is shared evenly between w and ℓ, whoever named it.
+    """
 
-    @classmethod
-    def of(cls, program: LayerProgram, columns: slice) -> "Prices":
-        """Those of a program that is not refused; a price is shared evenly between w and ℓ, whoever named it."""
+    def __init__(self, program: LayerProgram, columns: slice) -> None:
         labels, lengths, weights = _groups(program)
         flat, prices = (array[:, columns].T.reshape(-1) for array in (labels, lengths * weights[labels]))
-        at = np.flatnonzero(prices > 0)
-        _, group, count = np.unique(flat[at], return_inverse=True, return_counts=True)
+        self.at = np.flatnonzero(prices > 0)  # which entries of u are priced
+        _, self.group, count = np.unique(flat[self.at], return_inverse=True, return_counts=True)  # from 0, of each
         # Prices that differ by 1e12 leave half of the digits to either, where solvers measure their residuals.
-        shares = np.exp(np.bincount(group, np.log(prices[at]), len(count)) / (2 * count))
-        return cls(at, group, prices[at] / shares[group], shares, count == 1)
+        self.weights = np.exp(np.bincount(self.group, np.log(prices[self.at]), len(count)) / (2 * count))  # of groups
+        self.lengths = prices[self.at] / self.weights[self.group]  # ℓ of each priced entry
+        self.single = count == 1  # whether a group is one entry, whose length is |ℓu|
 
     def bounds(self, u: Array) -> Array:
         """‖ℓ∘u_g‖ of each group."""
@@ -252,7 +247,7 @@ def conic_forms(program: LayerProgram) -> list[tuple[slice, ConicForm]]:
     M, outputs = program.shape[1], Outputs.of(program)
     together = max(1, _ENTRIES // outputs.X.size) if separable(program) else M
     parts = [slice(first, min(first + together, M)) for first in range(0, M, together)]
-    return [(part, _form(outputs.of_neurons(part), Prices.of(program, part))) for part in parts]
+    return [(part, _form(outputs.of_neurons(part), Prices(program, part))) for part in parts]
 
 
 def _form(o: Outputs, p: Prices) -> ConicForm:

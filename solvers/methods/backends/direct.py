@@ -88,7 +88,7 @@ class Direct(PackageSolver):
 
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
-        task = ConicTask.of(program, None if self.no_start else start)
+        task = ConicTask(program, None if self.no_start else start)
         rounds, use = self.rounds(wanted_accuracy(program, limits)), "none given"
         if start is not None:
             given = "weights" if start.multipliers is None else "weights and multipliers"
@@ -158,32 +158,18 @@ class Root:
         return self.Q @ L[:-1] + self.rest * L[-1]
 
 
-@dataclass
 class ConicTask:
     """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
 
-    program: LayerProgram
-    left: Tensor | None  # the weights that may be in the optimum, where some cannot
-    scaling: Scaling
-    root: Root | None
-    forms: list[tuple[slice, ConicForm]]
-    answers: list[RawSolution]
-    began: float
-    built: float
-
-    @classmethod
-    def of(cls, program: LayerProgram, start: Start | None) -> "ConicTask":
-        """The program in units of its own, and where a backend can go on, where it starts."""
-        began = time.perf_counter()
-        program = program.to(torch.float64)
-        affordable, left = _affordable(program)
-        scaling, scaled = _scaled(affordable)
-        root = Root.of(scaled)
-        forms = conic_forms(scaled if root is None else root.program)
-        task = cls(program, left, scaling, root, forms, [], began, 0.0)
-        task.answers = [RawSolution(point) for point in task._points(start)]
-        task.built = time.perf_counter() - began
-        return task
+    def __init__(self, program: LayerProgram, start: Start | None) -> None:
+        self.began = time.perf_counter()
+        self.program = program.to(torch.float64)
+        affordable, self.left = _affordable(self.program)  # the weights that may be in the optimum, if some cannot
+        self.scaling, scaled = _scaled(affordable)
+        self.root = Root.of(scaled)
+        self.forms = conic_forms(scaled if self.root is None else self.root.program)
+        self.answers = [RawSolution(point) for point in self._points(start)]  # where a backend can go on from
+        self.built = time.perf_counter() - self.began
 
     def _points(self, start: Start | None) -> list[Point | None]:
         if start is None:
