@@ -465,7 +465,7 @@ def test_on_long_axes_convolutions_come_close_to_their_norm(kernel, stride, leng
 
 
 def test_convolutions_too_large_for_frequencies_are_bounded_by_their_patches(monkeypatch):
-    monkeypatch.setattr("convexprune.bounds.norms._EFFORT", 0)
+    monkeypatch.setattr("convexprune.bounds.rules._EFFORT", 0)
     model = randomised(nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, padding=1)))
     found = output_bound(model, [PrunedLayer("0")], images(0)).coefficients["0"]
     assert found == pytest.approx(3 * float(torch.linalg.matrix_norm(model[1].weight.detach().flatten(1), 2)))

@@ -4,7 +4,6 @@ An error travels through the traced forward node by node, multiplied by each ope
 mathematics is in docs/networks.md.
 """
 
-from convexprune.bounds.output import OutputBound, output_bound
-from convexprune.bounds.pruned import PrunedLayer
+from convexprune.bounds.output import OutputBound, PrunedLayer, output_bound
 
 __all__ = ["OutputBound", "PrunedLayer", "output_bound"]

@@ -5,12 +5,12 @@ Errors travel through the traced forward node by node; the model's own call on t
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor, fx, nn
 
-from convexprune.bounds.pruned import PrunedLayer, PrunedWeights, TensorError, combined, is_product, summed, unbounded
 from convexprune.bounds.rules import (
     CLAMPS,
     CONCATENATIONS,
@@ -22,16 +22,135 @@ from convexprune.bounds.rules import (
     SUMS,
     Call,
     constant,
+    is_product,
 )
 from convexprune.errors import UnsupportedModule
 from convexprune.files.texts import Json
-from convexprune.layers.kinds import Raw
-from convexprune.layers.support import altered
+from convexprune.layers.kinds import NORMS, Raw
+from convexprune.layers.support import altered, kind_of
 from convexprune.network.forwards import Forward, check_module, evaluating, left_as_found, run_model
 from convexprune.network.graph import traced
-from convexprune.network.memory import tensors_in
+from convexprune.network.memory import Holders, place_of, tensors_in
 from convexprune.solvers.arrays import checked_radius, norm
 from convexprune.solvers.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """A pruned layer, and what lies between it and the place where its radius holds.
+
+    Attributes:
+        name: Of a module that can be pruned, and of those that share its weights. For one that is only used inside
+            another, and for a MultiheadAttention, no bound is known.
+        relu: Whether the radius holds behind the ReLU that follows (fits "relu-ball" and "net-trim").
+        norm: Name of the BatchNorm that comes first and is part of the program; its shift may have changed as well.
+    """
+
+    name: str
+    relu: bool = False
+    norm: str | None = None
+
+
+@dataclass(frozen=True)
+class _TensorError:
+    """A bound Σ c_l r_l on a tensor's error.
+
+    Between a layer and the place where its radius holds, behind the ``pending`` steps (a norm, then "relu"), ``factor``
+    times this radius is to be added there.
+    """
+
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    reason: str | None = None  # why the first of the infinite coefficients is so
+    layer: str = ""
+    factor: float = 1.0
+    pending: tuple[nn.Module | str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.coefficients or self.pending)
+
+    def times(self, constant: float, reason: str | None = None) -> "_TensorError":
+        """Behind an operation with this Lipschitz constant."""
+        scaled = {name: value * constant for name, value in self.coefficients.items()} if constant else {}
+        return replace(self, coefficients=scaled, reason=self.reason or reason, factor=self.factor * constant)
+
+    def complete(self) -> "_TensorError":
+        """With the layer's radius, unless steps are pending."""
+        if self.pending:
+            return self
+        return _summed([_TensorError(self.coefficients, self.reason), _TensorError({self.layer: self.factor})])
+
+    def interrupted(self, where: str) -> "_TensorError":
+        """Where pending steps cannot come any more, so that nothing is known of the layer."""
+        if not self.pending:
+            return self
+        step = "ReLU" if self.pending[0] == "relu" else "norm"
+        why = f"the radius of {self.layer!r} holds behind its {step}, and its outputs reach {where} first"
+        return _summed([_TensorError(self.coefficients, self.reason), _unbounded([self.layer], why)])
+
+
+def _unbounded(names: Iterable[str], reason: str) -> _TensorError:
+    return _TensorError(dict.fromkeys(names, math.inf), reason)
+
+
+def _combined(errors: Iterable[_TensorError], norm: Callable[..., float]) -> _TensorError:
+    """Σ (norm of c_l) r_l: by Minkowski's inequality it bounds the norm of Σ c_l r_l."""
+    listed = list(errors)
+    names = dict.fromkeys(name for error in listed for name in error.coefficients)
+    totals = {name: norm(*(error.coefficients.get(name, 0.0) for error in listed)) for name in names}
+    return _TensorError(totals, next((error.reason for error in listed if error.reason), None))
+
+
+def _summed(errors: Iterable[_TensorError]) -> _TensorError:
+    return _combined(errors, lambda *values: math.fsum(values))
+
+
+class _PrunedWeights:
+    """The pruned layers by module, and the tensors that changed with them."""
+
+    def __init__(self, model: nn.Module, layers: list[PrunedLayer]) -> None:
+        self.names = [layer.name for layer in layers]
+        self.errors: list[tuple[nn.Module, _TensorError]] = []
+        changed: list[tuple[Tensor, str]] = []
+        for layer in layers:
+            module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
+            named = [] if layer.norm is None else [layer.norm]
+            norms = [_module(model, name, "a BatchNorm", lambda m: isinstance(m, NORMS)) for name in named]
+            if is_product(module):
+                pending: tuple[nn.Module | str, ...] = (*norms, "relu") if layer.relu else tuple(norms)
+                self.errors.append((module, _TensorError(layer=layer.name, pending=pending)))
+            changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
+        self.holders = Holders(changed)
+        tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
+        # What a forward computes of these is not in its graph.
+        self.aliased = self._owners(tensor for tensor in tensors if not isinstance(tensor, nn.Parameter))
+
+    def held_by(self, holder: object) -> list[str]:
+        """The pruned layers with weights in a module or tensor, or parts of these."""
+        own = (holder.parameters(), holder.buffers()) if isinstance(holder, nn.Module) else (tensors_in(holder),)
+        return self._owners(chain(*own))
+
+    def _owners(self, tensors: Iterable[Tensor]) -> list[str]:
+        return list(dict.fromkeys(name for tensor in tensors for name in self.holders.of(tensor)))
+
+    def error(self, module: nn.Module | None) -> _TensorError | None:
+        """The error that a pruned layer itself makes; None for other modules."""
+        return next((error for layer, error in self.errors if module is layer or _same(module, layer)), None)
+
+
+def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Module], bool]) -> nn.Module:
+    module: nn.Module | None = dict(model.named_modules(remove_duplicate=False)).get(name)
+    if module is None or not fits(module):
+        found = "no such module" if module is None else type(module).__name__
+        raise InvalidInput(f"{name}: expected the name of {expected} in the model, found {found}")
+    return module
+
+
+def _same(one: nn.Module | None, other: nn.Module) -> bool:
+    """Whether two layers of a kind share all their parameters."""
+    if one is None or type(one) is not type(other):
+        return False
+    own, others = ({n: place_of(p) for n, p in m.named_parameters(recurse=False)} for m in (one, other))
+    return own == others and "weight" in own and one.get_parameter("weight").numel() > 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +198,7 @@ def output_bound(
 
     In parallel mode a coefficient depends on the weights behind the layer only. The radii are those of all calls and
     samples together. The bound is for exact arithmetic, for samples that do not see each other, and for inputs as
-    large as those of the batch. Operator norms are those of ``convexprune.bounds.norms`` (docs/networks.md).
+    large as those of the batch (docs/networks.md).
 
     Args:
         model: A network that torch.fx can trace, in evaluation; it is left as found.
@@ -98,7 +217,7 @@ def output_bound(
         raise InvalidInput(f"mode: expected 'parallel' or 'cascade', found {mode!r}")
     if len(set(names)) < len(names):
         raise InvalidInput(f"layers: expected each name once, found {names}")
-    pruned = PrunedWeights(check_module(model), listed)
+    pruned = _PrunedWeights(check_module(model), listed)
     with evaluating(model), left_as_found(model):
         call = _model_call(model, batch, forward)
         try:
@@ -111,11 +230,8 @@ def output_bound(
     return OutputBound(coefficients, propagation.norms, reason)
 
 
-_ModelCall = tuple[Raw, Json, object]  # positional and keyword arguments, outputs
-
-
-def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> _ModelCall | None:
-    """The model's one call; None if the network is more than this call."""
+def _model_call(model: nn.Module, batch: object, forward: Forward | None) -> tuple[Raw, Json, object] | None:
+    """The arguments and outputs of the model's one call; None if the network is more than this call."""
     calls: list[Raw] = []
     returned: list[object] = []
 
@@ -141,23 +257,23 @@ def _agree(one: object, other: object) -> bool:
 class _Propagation(fx.Interpreter):
     """Runs the graph on a batch, for shapes, and finds the error of each node."""
 
-    def __init__(self, model: nn.Module, pruned: PrunedWeights, cascade: bool, norms: Mapping[str, float]) -> None:
+    def __init__(self, model: nn.Module, pruned: _PrunedWeights, cascade: bool, norms: Mapping[str, float]) -> None:
         root = nn.Sequential(model) if is_product(model) else model  # a layer has no graph of its own
         graph, self.constants = traced(root)
         super().__init__(root, graph=graph)
         self.extra_traceback = False
         self.pruned, self.cascade, self.norms, self.seen = pruned, cascade, dict(norms), set[str]()
         self.names = {id(module): name for name, module in model.named_modules()}
-        self.errors: dict[fx.Node, TensorError] = {}
+        self.errors: dict[fx.Node, _TensorError] = {}
         self.fixed: set[fx.Node] = set()  # not computed from the data
         self.versions: dict[fx.Node, list[int]] = {}
         self.began = {node: _versions(self._held(node)) for node in graph.nodes}
 
-    def error_of_outputs(self, call: _ModelCall | None) -> TensorError:
+    def error_of_outputs(self, call: tuple[Raw, Json, object] | None) -> _TensorError:
         """The error of everything that the network returns."""
         names = self.pruned.names
         if call is None:
-            return unbounded(names, "forward= does not return what one call of the model returns")
+            return _unbounded(names, "forward= does not return what one call of the model returns")
         args, kwargs, expected = call
         signature = inspect.signature(self.module.forward)
         several = {name for name, p in signature.parameters.items() if p.kind is p.VAR_POSITIONAL}
@@ -167,16 +283,16 @@ class _Propagation(fx.Interpreter):
             inputs = [v for name, value in bound.arguments.items() for v in (value if name in several else [value])]
             outputs = self.run(*inputs)
         except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
-            return unbounded(names, f"the traced forward cannot be run on the batch ({error})")
+            return _unbounded(names, f"the traced forward cannot be run on the batch ({error})")
         if not _agree(outputs, expected):
-            return unbounded(names, "the traced forward computes something else on the batch")
+            return _unbounded(names, "the traced forward computes something else on the batch")
         errors = [next(self.errors[node] for node in self.graph.nodes if node.op == "output")]
         if unseen := [name for name in names if name not in self.seen]:
-            errors.append(unbounded(unseen, f"no call of {', '.join(unseen)} is seen"))
+            errors.append(_unbounded(unseen, f"no call of {', '.join(unseen)} is seen"))
         if aliased := self.pruned.aliased:
             why = f"weights of {', '.join(aliased)} are also in a tensor that is no parameter"
-            errors.append(unbounded(aliased, why))
-        return summed(errors)
+            errors.append(_unbounded(aliased, why))
+        return _summed(errors)
 
     def fetch_attr(self, target: str) -> Raw:
         """The module or tensor of this name; tensors that the forward creates are kept beside the model."""
@@ -191,7 +307,7 @@ class _Propagation(fx.Interpreter):
         call = Call(self, n, module, self.names.get(id(module), ""), value)
         self.versions[n] = _versions(value)
         changed = f"{call} uses a tensor that was changed in place"  # whatever was written into it may be here
-        self.errors[n] = unbounded(self.pruned.names, changed) if stale else self._error(call)
+        self.errors[n] = _unbounded(self.pruned.names, changed) if stale else self._error(call)
         data = n.op == "placeholder" and any(True for _ in tensors_in(value))
         if call.operation in LENGTHS or (not data and self.fixed.issuperset(n.all_input_nodes)):
             self.fixed.add(n)
@@ -202,41 +318,45 @@ class _Propagation(fx.Interpreter):
         held = self.fetch_attr(str(node.target)) if node.op in ("call_module", "get_attr") else None
         return [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else [held]
 
-    def _error(self, call: Call) -> TensorError:
+    def _error(self, call: Call) -> _TensorError:
         inputs: list[fx.Node] = []  # each as often as it is one
         fx.node.map_arg((call.node.args, call.node.kwargs), inputs.append)
         operands = [] if call.operation in LENGTHS else [n for n in inputs if self.errors[n]]
         if call.node.op == "output":
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
-            return combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
+            return _combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
         own = self.pruned.error(call.module)
         if own is not None and call.module is not None:  # its radius holds here, or behind the pending steps
             self.seen.add(own.layer)
             if fault := altered(call.module):
-                return summed([unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
-            before = TensorError() if self.cascade else self._behind(call, operands)
+                return _summed([_unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
+            before = _TensorError() if self.cascade else self._behind(call, operands)
             return replace(own, coefficients=before.coefficients, reason=before.reason).complete()
-        error = self.errors[operands[0]] if len(operands) == 1 else TensorError()
+        error = self.errors[operands[0]] if len(operands) == 1 else _TensorError()
         if _is_before(error.pending, call):
             factor, reason = self._lipschitz(call, operands[0])
             if reason:
                 return error.interrupted(str(call)).times(factor, reason)
-            return error.behind_step(factor) if _is_step(error.pending[0], call) else error.times(factor)
+            behind = error.times(factor)
+            if not _is_step(error.pending[0], call):
+                return behind
+            # The step does not multiply the radius, which holds behind it.
+            return replace(behind, factor=error.factor, pending=error.pending[1:]).complete()
         behind = self._behind(call, operands)
         held = self.pruned.held_by(call.value if call.node.op == "get_attr" else call.module)
         self.seen.update(held)
         why = f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
         if isinstance(call.module, nn.MultiheadAttention):
             why = f"{call} has pruned weights, and attention is not Lipschitz"
-        return summed([unbounded(held, why), behind]) if held else behind
+        return _summed([_unbounded(held, why), behind]) if held else behind
 
-    def _behind(self, call: Call, operands: list[fx.Node]) -> TensorError:
+    def _behind(self, call: Call, operands: list[fx.Node]) -> _TensorError:
         """Behind an operation that adds no error of its own."""
         errors = [self.errors[n].interrupted(str(call)) for n in operands]
         if call.operation in SUMS and isinstance(call.value, Tensor):
             alpha = max(1.0, abs(call.argument("alpha", 3, 1)))
-            return summed(e.times(alpha * call.repeats(n)) for e, n in zip(errors, operands, strict=True))
-        total = combined(errors, math.hypot)
+            return _summed(e.times(alpha * call.repeats(n)) for e, n in zip(errors, operands, strict=True))
+        total = _combined(errors, math.hypot)
         if not total or call.operation in CONCATENATIONS:
             return total
         if len(operands) > 1:

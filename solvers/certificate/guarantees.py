@@ -18,6 +18,11 @@ from convexprune.solvers.programs.program import Block, LayerProgram, Samples
 _WITHIN = 2**-44  # distance from the set, relative to ‖Y‖ + eps, that rounding explains
 
 
+def _within(fit: Fit) -> float:
+    """The distance from the set that rounding explains."""
+    return _WITHIN * (fit.size + fit.scale)
+
+
 @dataclass(frozen=True, eq=False)
 class Feasible:
     """Weights made to satisfy the fit.
@@ -61,70 +66,44 @@ def make_feasible(
 
 
 def mixture(program: LayerProgram, U: Tensor, feasible: ArrayLike) -> tuple[Tensor, float]:
-    """U_θ and θ of ``make_feasible``, for checked float64 U."""
-    W = checked(program, feasible, None)[0]
+    """U_θ and θ of ``make_feasible``, for checked float64 U.
+
+    The distance from the fit's set is convex in θ, so Newton's steps from θ = 1 never pass the largest root.
+    """
+    fit, within, W = program.fit, _within(program.fit), checked(program, feasible, None)[0]
     if program.penalty.convex:
         nearest = program.penalty.to(U).prox
         U = nearest(U, 0.0)
         if not torch.allclose(nearest(W, 0.0), W, rtol=_WITHIN, atol=0.0):
             raise InvalidInput(f"feasible W: expected weights in the domain of {type(program.penalty).__name__}")
-    segment, within = _Segment.between(program, W, U), _within(program.fit)
-    if (distance := program.fit.distance(segment.sums(0.0))) > within:
+    samples = Samples.of(program, torch.float64)
+    base, change = (samples.outputs(A, U.new_empty(fit.shape)) for A in (W, U - W))  # Z_θ = base + θ·change
+
+    def outputs(block: Block, theta: float) -> Tensor:
+        return base[block.rows].add(change[block.rows], alpha=theta)
+
+    def sums_at(theta: float) -> Tensor:
+        return torch.stack([block.fit.sums(outputs(block, theta)) for block in samples]).sum(0)
+
+    if (distance := fit.distance(sums_at(0.0))) > within:
         raise InvalidInput(
             f"feasible W: expected weights that satisfy the fit, found a distance of {distance:.3g} from its set, "
-            f"{distance / program.fit.scale:.2g} of eps (of ‖Y‖ where there is none), of which rounding explains "
+            f"{distance / fit.scale:.2g} of eps (of ‖Y‖ where there is none), of which rounding explains "
             f"{within:.2g}. Raise eps or the ceiling, or compute the ceiling in float64"
         )
-    theta = _largest_share(segment, within)
-    return U if theta == 1 else theta * U + (1 - theta) * W, theta
-
-
-def _largest_share(segment: "_Segment", within: float) -> float:
-    """The largest θ in [0, 1] at which the distance is rounding, given that it is at 0.
-
-    The distance is convex in θ, so Newton's steps from θ = 1 never pass the largest root.
-    """
     theta = 1.0
     while theta > 0:
-        sums = segment.sums(theta)
-        distance = segment.fit.distance(sums)
+        sums = sums_at(theta)
+        distance = fit.distance(sums)
         if distance <= within / 2:  # the other half is for rounding of the mixture
-            return theta
-        rate = segment.rate(theta, sums, distance)
+            break
+        # The derivative of the distance: ⟨Z − P(Z), X(U − W)⟩ over it, P the projection on the domain of f.
+        parts = (block.fit.prox_residual(outputs(block, theta), sums, math.inf) for block in samples)
+        along = (part.mul_(change[block.rows]).sum() for block, part in zip(samples, parts, strict=True))
+        rate = float(sum(along)) / distance
         # At the end of double precision a step may be too short to be seen.
-        theta = min(theta - distance / rate, theta * (1 - ROUNDING)) if rate > 0 else 0.0
-    return 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Segment:
-    """Outputs Z_θ = XW + θX(U − W), two products with X for all θ."""
-
-    samples: Samples
-    fit: Fit
-    base: Tensor  # XW [P, M]
-    change: Tensor  # X(U − W) [P, M]
-
-    @classmethod
-    def between(cls, program: LayerProgram, W: Tensor, U: Tensor) -> "_Segment":
-        samples = Samples.of(program, torch.float64)
-        base, change = (samples.outputs(A, U.new_empty(program.fit.shape)) for A in (W, U - W))
-        return cls(samples, program.fit, base, change)
-
-    def outputs(self, block: Block, theta: float) -> Tensor:
-        return self.base[block.rows].add(self.change[block.rows], alpha=theta)
-
-    def sums(self, theta: float) -> Tensor:
-        """The fit's sums of Z_θ."""
-        return torch.stack([block.fit.sums(self.outputs(block, theta)) for block in self.samples]).sum(0)
-
-    def rate(self, theta: float, sums: Tensor, distance: float) -> float:
-        """The derivative of the distance d by θ: ⟨Z − P(Z), X(U − W)⟩/d, P the projection on the domain of f."""
-        terms = (
-            block.fit.prox_residual(self.outputs(block, theta), sums, math.inf).mul_(self.change[block.rows]).sum()
-            for block in self.samples
-        )
-        return float(sum(terms)) / distance
+        theta = max(0.0, min(theta - distance / rate, theta * (1 - ROUNDING))) if rate > 0 else 0.0
+    return U if theta == 1 else theta * U + (1 - theta) * W, theta
 
 
 def proposed(
@@ -134,11 +113,6 @@ def proposed(
     if isinstance(weights, Solution):
         return checked(program, weights.weights, weights.multipliers if multipliers is None else multipliers)
     return checked(program, weights, multipliers)
-
-
-def _within(fit: Fit) -> float:
-    """The distance from the set that rounding explains."""
-    return _WITHIN * (fit.size + fit.scale)
 
 
 def support_bounds(
@@ -207,8 +181,7 @@ def _slack(program: LayerProgram, judged: Judgement, moved: Tensor | float = 0.0
 
 def _reach(program: LayerProgram, excess: float) -> Tensor:
     """How far each entry of XᵀΛ may be from an optimal one: −f* of a loss is strongly concave, of a set it is not."""
-    lengths: Tensor = torch.linalg.vector_norm(program.inputs, dim=0, dtype=torch.float64)[:, None]
-    fit = program.fit
+    fit, lengths = program.fit, program.lengths
     if isinstance(fit, ReluLoss | SquaredLoss) and is_plain(fit, (ReluLoss, SquaredLoss)):
         return lengths * math.sqrt(2 * fit.weight * excess)
     return torch.full_like(lengths, torch.inf)
