@@ -58,19 +58,21 @@ def load_array(
         NonFinite: the array holds NaN or infinity.
     """
     path, parts = _parts(path, max_ratio)
-    if "" not in parts:
-        key = _choose(path, list(parts), key, names)
-    elif key is not None:
+    if "" in parts and key is not None:
         raise InvalidInput(f"{path} holds one array without a name, not {key!r}; leave the key out.")
-    return _numbers(path, parts[key or ""])
+    if not parts:
+        raise EmptyInput(f"{path} holds no array; {_REMEDY}.")
+    wanted = [key] if key is not None else list(parts) if len(parts) == 1 else names
+    chosen = next((name for name in wanted if name in parts), None)
+    if chosen is None:
+        raise InvalidInput(
+            f"{path} holds {listed(list(parts))}, not {' or '.join(wanted)}; name one of them as the key."
+        )
+    return _numbers(path, parts[chosen])
 
 
 def load_arrays(path: StrPath, names: Iterable[str], *, max_ratio: float = MAX_RATIO) -> dict[str, Array]:
-    """Those of the named arrays that a file has; none of an ``.npy``, whose array has no name.
-
-    Raises:
-        As ``load_array``.
-    """
+    """Those of the named arrays that a file has; none of an ``.npy``, whose array has no name."""
     path, parts = _parts(path, max_ratio)
     return {name: _numbers(path, parts[name]) for name in dict.fromkeys(names) if name and name in parts}
 
@@ -138,13 +140,3 @@ def _numbers(path: Path, part: Callable[[], object]) -> Array:
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise NonFinite(f"{path} holds NaN or infinity; remove or repair those samples.")
     return array.astype(array.dtype.newbyteorder("="), copy=False)  # torch takes native byte order only
-
-
-def _choose(path: Path, keys: Sequence[str], key: str | None, names: Sequence[str]) -> str:
-    if not keys:
-        raise EmptyInput(f"{path} holds no array; {_REMEDY}.")
-    wanted = [key] if key is not None else keys if len(keys) == 1 else names
-    chosen = next((name for name in wanted if name in keys), None)
-    if chosen is None:
-        raise InvalidInput(f"{path} holds {listed(keys)}, not {' or '.join(wanted)}; name one of them as the key.")
-    return chosen

@@ -70,10 +70,8 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """A safetensors file: the same bytes for the same tensors and metadata, in every process.
 
     The package writes metadata in the order of a hash that is seeded anew each time, so the header is written again,
-    with the metadata in the order of their keys; the format lets it end in spaces, up to a multiple of 8 bytes.
-
-    Raises:
-        InvalidInput: A name that UTF-8 cannot express (a lone surrogate).
+    with the metadata in the order of their keys; the format lets it end in spaces, up to a multiple of 8 bytes. A name
+    that UTF-8 cannot express (a lone surrogate) is InvalidInput.
     """
     try:
         content = save(dict(tensors), None if metadata is None else dict(metadata))
@@ -89,13 +87,9 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def save_json(data: object, path: StrPath) -> Path:
-    """Write ``data`` as JSON, atomically; NaN and infinity, which JSON cannot express, become ``null``.
+    """Write ``data`` as JSON, as ``write_atomically`` does; what has no JSON form is InvalidInput.
 
-    Arrays, tensors and numpy scalars are written as lists and numbers.
-
-    Raises:
-        InvalidInput: something in ``data`` has no JSON form.
-        OSError: the file could not be written; what was at ``path`` before is still there.
+    Arrays, tensors and numpy scalars become lists and numbers, NaN and infinity, which JSON cannot express, ``null``.
     """
     path = Path(path)
     try:
@@ -136,11 +130,7 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
 
 
 def as_path(path: StrPath) -> Path:
-    """The path, of a name that the file system can have.
-
-    Raises:
-        InvalidInput: it holds a null character, or one that the file system's encoding has no bytes for.
-    """
+    """The path; InvalidInput is raised for a null character, or one that the file system has no bytes for."""
     try:
         impossible = b"\0" in os.fsencode(path)
     except UnicodeEncodeError:
@@ -151,22 +141,13 @@ def as_path(path: StrPath) -> Path:
 
 
 def make_folder(folder: StrPath) -> Path:
-    """Make a folder, and those that it lies in, unless they are there.
-
-    Raises:
-        InvalidInput: a file, or a symbolic link that leads nowhere, is in the way.
-        OSError: it cannot be made.
-    """
+    """Make a folder, and those that it lies in, unless they are there; raises as ``check_folder``, or OSError."""
     check_folder(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
 
 def check_folder(folder: StrPath) -> Path:
-    """The folder, which is there or can be made as far as can be told.
-
-    Raises:
-        InvalidInput: as in ``make_folder``.
-    """
+    """The folder; InvalidInput is raised where a file, or a symbolic link that leads nowhere, is in its way."""
     path = as_path(folder)
     place = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
     if place.is_symlink() and not place.exists():
@@ -187,12 +168,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
-    """The path of a file that is there, and its suffix.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        InvalidInput: it is a folder, or has another suffix.
-    """
+    """The path of a file, and its suffix; raises FileNotFoundError, or InvalidInput for a folder or another suffix."""
     path = as_path(path)
     if not path.exists():
         links = [place for place in (path, *path.parents) if place.is_symlink() and not place.exists()]
@@ -206,11 +182,7 @@ def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:
 
 
 def read(path: Path, reader: Callable[[Path], T], expected: str, remedy: str) -> T:
-    """What ``reader`` gives; damaged bytes make parsers raise nearly anything, so all of it means a damaged file.
-
-    Raises:
-        DamagedFile: it fails; what is ``InvalidInput`` passes through.
-    """
+    """What ``reader`` gives; damaged bytes make parsers raise nearly anything, so most of it is DamagedFile."""
     try:
         return reader(path)
     except (InvalidInput, PermissionError):

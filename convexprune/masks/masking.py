@@ -148,36 +148,20 @@ def parameter_order(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def chosen_weights(model: nn.Module, layers: str | Iterable[str] | None) -> list[ModuleWeight]:
-    """The weights of two axes or more in the modules that the patterns choose; raises as ``keep_masks_``."""
-    patterns = ["*"] if layers is None else name_patterns(layers)
-    modules = check_module(model).named_modules()
-    weights = [weight for path, module in modules for weight in _matrices(path, module)]
-    if idle := unmatched(patterns, [weight.path for weight in weights]):
-        names = ", ".join(dict.fromkeys(weight.path or "the model" for weight in weights)) or "none"
-        raise NothingToPrune(f"no module with a weight matrix matches {idle}. The modules with one: {names}")
-    chosen = [weight for weight in weights if is_chosen(weight.path, patterns)]
-    for weight in chosen:
-        if reason := weight.obstacle():
-            raise UnsupportedModule(f"{weight.key} {reason}, or leave it out with layers=. The model is unchanged")
-    return chosen
-
-
 def check_ties(model: nn.Module, chosen: Iterable[ModuleWeight], masked: Iterable[ModuleWeight]) -> None:
     """Raise UnsupportedModule if a weight that gets a mask shares memory with one of a module that is not chosen."""
-    used = [
-        own
-        for module in model.modules()
-        for named in (module.named_parameters, module.named_buffers)
-        for _, own in named(recurse=False, remove_duplicate=False)
-    ]
+    named = (
+        many(recurse=False, remove_duplicate=False)
+        for one in model.modules()
+        for many in (one.named_parameters, one.named_buffers)
+    )
+    used = [own for pairs in named for _, own in pairs]
     left_out = Counter(map(id, used)) - Counter(id(weight.original) for weight in chosen)
     holders = Holders((own, None) for own in used if left_out[id(own)])
-    for weight in masked:
-        if holders.of(weight.original):
-            why = "is shared with a module that the patterns leave out, where its zeros would not stay"
-            advice = "choose all modules that share it, or untie them. The model is unchanged"
-            raise UnsupportedModule(f"{weight.key} {why}: {advice}")
+    if shared := next((weight for weight in masked if holders.of(weight.original)), None):
+        why = "is shared with a module that the patterns leave out, where its zeros would not stay"
+        advice = "choose all modules that share it, or untie them. The model is unchanged"
+        raise UnsupportedModule(f"{shared.key} {why}: {advice}")
 
 
 def _matrices(path: str, module: nn.Module) -> list[ModuleWeight]:
@@ -219,9 +203,17 @@ def keep_masks_(model: nn.Module, layers: str | Iterable[str] | None = None) -> 
         InvalidInput: The model is no module, or a pattern no text. In any case the model is unchanged.
     """
     masked(model)  # refuses before anything is changed
-    weights = chosen_weights(model, layers)
-    masks = {weight: weight.tensor != 0 for weight in weights}
-    check_ties(model, weights, [weight for weight, mask in masks.items() if not mask.all()])
+    patterns = ["*"] if layers is None else name_patterns(layers)
+    weights = [weight for path, module in model.named_modules() for weight in _matrices(path, module)]
+    if idle := unmatched(patterns, [weight.path for weight in weights]):
+        names = ", ".join(dict.fromkeys(weight.path or "the model" for weight in weights)) or "none"
+        raise NothingToPrune(f"no module with a weight matrix matches {idle}. The modules with one: {names}")
+    chosen = [weight for weight in weights if is_chosen(weight.path, patterns)]
+    for weight in chosen:
+        if reason := weight.obstacle():
+            raise UnsupportedModule(f"{weight.key} {reason}, or leave it out with layers=. The model is unchanged")
+    masks = {weight: weight.tensor != 0 for weight in chosen}
+    check_ties(model, chosen, [weight for weight, mask in masks.items() if not mask.all()])
     with _adding({weight: mask for weight, mask in masks.items() if weight.mask is None and not mask.all()}):
         for weight, mask in masks.items():
             if weight.mask is not None:
@@ -283,8 +275,7 @@ def load_masked_state_dict_(model: nn.Module, state: Mapping[str, Tensor], *, re
 def to_torch_prune_(model: nn.Module) -> None:
     """Hand the masks over to ``torch.nn.utils.prune``: ``weight_orig``, ``weight_mask`` and a forward hook.
 
-    Raises:
-        UnsupportedModule, InvalidInput: As in ``make_permanent_``.
+    Raises as ``make_permanent_``.
     """
     for weight, mask in masked(model):
         weight.remove_mask_()
@@ -295,11 +286,8 @@ def to_torch_prune_(model: nn.Module) -> None:
 def from_torch_prune_(model: nn.Module) -> dict[str, Tensor]:
     """Take over all masks of ``torch.nn.utils.prune``, those of biases too; the Parameter objects stay.
 
-    Parameters come back in the order of before ``to_torch_prune_``; otherwise they stay in that which
-    ``torch.nn.utils.prune`` has made of it.
-
-    Returns:
-        As in ``keep_masks_``.
+    Parameters come back in the order of before ``to_torch_prune_``, else they stay in that of ``torch.nn.utils.prune``.
+    Returns the masks as ``keep_masks_`` does.
 
     Raises:
         UnsupportedModule: A mask holds other values than 0 and 1, or belongs to a recurrent layer, whose weights cannot

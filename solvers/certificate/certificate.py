@@ -132,7 +132,10 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
     multipliers = multipliers if multipliers is None or unit == 1 else multipliers / unit
     penalty, fit = program.penalty.to(U), program.fit
     if not penalty.convex:
-        return _without_bound(program, U)
+        seen = torch.stack([block.fit.sums(block.Z) for block in blocks(program, U)]).sum(0)
+        value = float(penalty.value(U)) + fit.value(seen)
+        certificate = Certificate(value, -math.inf, math.inf, fit.distance(seen) / fit.scale, abs(value))
+        return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
     cost, lengths = penalty.cost(program.shape), _lengths(program)
     # What is not homogeneous charges for more than its price: only entries without one are repaired.
     cheap = cheap_entries(cost, lengths) if is_homogeneous(penalty) else (cost == 0) & (lengths > 0)
@@ -156,14 +159,6 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         and bound > most * _fitted_cost(program, penalty, lengths),
     )
     return Judgement(certificate, sums.A * t, ROUNDING * sums.reach * t)
-
-
-def _without_bound(program: LayerProgram, U: Tensor) -> Judgement:
-    fit = program.fit
-    sums = torch.stack([block.fit.sums(block.Z) for block in blocks(program, U)]).sum(0)
-    value = float(program.penalty.to(U).value(U)) + fit.value(sums)
-    certificate = Certificate(value, -math.inf, math.inf, fit.distance(sums) / fit.scale, abs(value))
-    return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
 
 
 def _unit(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> float:

@@ -79,15 +79,15 @@ def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
 
     zL are the coordinates of z along V. Where r < d, L takes them from the columns with the least rounding.
     """
-    n, d = points.shape
+    (n, d), precision = points.shape, torch.finfo(points.dtype).eps
     gram = torch.zeros(d, d, dtype=torch.float64, device=points.device)
     for z in _scaled(points, origin, scale):
         add_gram(gram, z)
     values, vectors = torch.linalg.eigh(gram / n)
     # The largest |z| + |origin|/scale: times the precision, what rounding may make of z. Means round, too.
-    mean = (origin != 0) * torch.finfo(torch.float64).eps / _precision(points)
+    mean = (origin != 0) * torch.finfo(torch.float64).eps / precision
     unit = 1 + origin.abs() / scale + mean
-    rounding = 4 * math.sqrt(d) * _precision(points) * float(unit.max())
+    rounding = 4 * math.sqrt(d) * precision * float(unit.max())
     if float(values[0]) > max(_WELL_CONDITIONED * float(values[-1]), rounding**2):
         return values.sqrt(), vectors, vectors
     # Products square the condition number; triangular factors of blocks do not.
@@ -115,16 +115,12 @@ def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[
         _, singular, right = _svd(along(V))
         V = V @ right.T
     extent = torch.stack([z.abs().amax(0) for z in along(V)]).amax(0)
-    precision, arithmetic = _precision(points), _ARITHMETIC * math.sqrt(d)
+    precision, arithmetic = torch.finfo(points.dtype).eps, _ARITHMETIC * math.sqrt(d)
     noise = singular <= precision * math.sqrt(n) + arithmetic * float(singular[0])
     noise &= extent <= _OUTSIDE * precision + _VECTORS * arithmetic * float(extent.max())
     V = V[:, ~noise]  # orthonormal where columns are in units of their rounding, and least squares are best
     Q, R = torch.linalg.qr(unit[:, None] * V)
     return Q, (V / unit[:, None]) @ R.T
-
-
-def _precision(points: Tensor) -> float:
-    return float(torch.finfo(points.dtype).eps)
 
 
 def _svd(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,11 +231,7 @@ def as_points(points: ArrayLike) -> Tensor:
 
 
 def as_weights(value: ArrayLike, count: int) -> Tensor:
-    """``value`` as [count] finite numbers ≥ 0 in float64.
-
-    Raises:
-        ShapeMismatch: Another number of them. NonFinite: NaN or infinity. InvalidInput: Negative numbers.
-    """
+    """``value`` as [count] finite numbers ≥ 0 in float64; raises ShapeMismatch, NonFinite, or InvalidInput below 0."""
     weights = check_finite("weights", as_real("weights", value)).to(torch.float64)
     if tuple(weights.shape) != (count,):
         raise ShapeMismatch(

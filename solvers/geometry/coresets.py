@@ -124,20 +124,16 @@ def level_ellipsoid(
     frame = cloud.frame
     assert frame is not None  # noqa: S101 - the caller's own points have one
     A = frame.back * frame.scale  # aᵀx = yᵀt for the point's y and t = Ax
-    generator = _right_inverse(frame) @ C / lower
+    if cloud.rank == len(frame.scale):  # A⁺ [d, r]: no subspace to keep to, and no loss where scales differ
+        right = frame.into / frame.scale[:, None]
+    else:
+        Q, R = torch.linalg.qr(A.T)
+        right = Q @ inverse(R.T, upper=False)
+    generator = right @ C / lower
     back = lower * torch.linalg.solve_triangular(C, A, upper=True)
     s = cloud.leverages(C / lower) ** (exponent / 2)
     origin, precision = torch.zeros_like(frame.origin), torch.finfo(cloud.points.dtype).eps
     return LevelEllipsoid(origin, generator, back, exponent, upper / lower, s, precision=precision)
-
-
-def _right_inverse(frame: Frame) -> Tensor:
-    """A⁺ [d, r] of A = B diag(scale), which has full rank r."""
-    if frame.rank == len(frame.scale):  # no subspace to keep to, and no loss where scales differ
-        return frame.into / frame.scale[:, None]
-    Q, R = torch.linalg.qr((frame.back * frame.scale).T)
-    product: Tensor = Q @ inverse(R.T, upper=False)
-    return product
 
 
 def _weighted(points: ArrayLike, weights: ArrayLike | None, z: float) -> Cloud:

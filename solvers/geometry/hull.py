@@ -83,9 +83,6 @@ def reached(points: Tensor, targets: Tensor, name: str) -> list[Combination]:
     """Each of the targets [k, d] as a combination of points [n, d]; ``name`` is a target's in errors, "{}" its number.
 
     The nearest points of a pool's hull, while points nearer to a target than its plane there join the pool [wolfe1976].
-
-    Raises:
-        OutsideHull: A target is outside. SolverRefused: Rounding hides on which side of the hull's surface one is.
     """
     n, d = points.shape
     cloud = Box.of(points, torch.arange(n))
@@ -108,7 +105,14 @@ def reached(points: Tensor, targets: Tensor, name: str) -> list[Combination]:
         pool, X = torch.cat([pool, more]), torch.cat([X, cloud.rows(more).cpu()])
         for j in waiting:
             answers[j] = _approached(X - T[j], answers[j], near[j])
-    return [_combination(pool, at, points.device) for at in answers]
+    combined = []
+    for at in answers:
+        # Without weights that are rounding: all of them move the mean by less than targets may be outside.
+        keep = at.weights > _INSIDE / (d + 1)
+        indices, order = pool[at.members[keep]].sort()
+        w = at.weights[keep][order]
+        combined.append(Combination(indices.to(points.device), (w / w.sum()).to(points.device)))
+    return combined
 
 
 def _approached(Y: Tensor, at: _Nearest, tol: float) -> _Nearest:
@@ -176,14 +180,6 @@ def _refuse(cloud: Box, t: Tensor, normal: Tensor, height: float, name: str) -> 
     raise error
 
 
-def _combination(pool: Tensor, at: _Nearest, device: torch.device) -> Combination:
-    """Without weights that are rounding: all of them move the mean by less than targets may be outside."""
-    keep = at.weights > _INSIDE / (len(at.gap) + 1)
-    indices, order = pool[at.members[keep]].sort()
-    w = at.weights[keep][order]
-    return Combination(indices.to(device), (w / w.sum()).to(device))
-
-
 def caratheodory(
     points: ArrayLike, weights: ArrayLike | None = None, target: ArrayLike | None = None, *, method: str = "grouped"
 ) -> Combination:
@@ -210,7 +206,7 @@ def caratheodory(
     if method not in _METHODS:
         raise InvalidInput(f"method: expected {' or '.join(map(repr, _METHODS))}, found {method!r}")
     if target is None:
-        return _reduced(P, _checked_weights(weights, P), method)
+        return _reduced(P, weights, method)
     if weights is not None:
         raise InvalidInput("weights, target: expected one of them, found both; leave the weights out to reach a target")
     t = as_real("target", target)
@@ -226,28 +222,23 @@ def combinations(points: ArrayLike, targets: ArrayLike) -> list[Combination]:
     return reached(P, T, "targets[{}]")
 
 
-def _checked_weights(weights: ArrayLike | None, points: Tensor) -> Tensor:
-    """u [n] in float64, on the CPU like all that is smaller than the points."""
+def _reduced(points: Tensor, weights: ArrayLike | None, method: str) -> Combination:
+    """Weights are parts of the total until the end; the last are corrected by least squares if they stay positive."""
     n = len(points)
     u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_real("weights", weights)
     if tuple(u.shape) != (n,):
         raise ShapeMismatch(f"weights: expected shape [{n}], one for each point, found {list(u.shape)}")
-    u = as_weights(u, n).to("cpu")
-    if not 0 < float(u.sum()) < math.inf:
-        raise InvalidInput(
-            f"weights: expected a positive finite total, found {float(u.sum())}; weigh some point, or rescale"
-        )
-    return u
-
-
-def _reduced(points: Tensor, u: Tensor, method: str) -> Combination:
-    """Weights are parts of the total until the end; the last are corrected by least squares if they stay positive."""
+    u = as_weights(u, n).to("cpu")  # like all that is smaller than the points
     total = u.sum()
-    indices, weights = _kept(torch.arange(len(u)), u / total)
+    if not 0 < float(total) < math.inf:
+        raise InvalidInput(
+            f"weights: expected a positive finite total, found {float(total)}; weigh some point, or rescale"
+        )
+    indices, parts = _kept(torch.arange(n), u / total)
     cloud = Box.of(points, indices)
-    kept, w = _METHODS[method](cloud, indices, weights)
+    kept, w = _METHODS[method](cloud, indices, parts)
     A = _lifted(cloud, kept)
-    residual = torch.cat([cloud.moment(indices, weights), torch.ones(1)]) - w @ A
+    residual = torch.cat([cloud.moment(indices, parts), torch.ones(1)]) - w @ A
     better = w + torch.linalg.lstsq(A.T, residual[:, None], driver="gelsd").solution[:, 0]
     w = better if bool((better > 0).all()) else w
     return Combination(kept.to(points.device), (w * (total / w.sum())).to(points.device))
