@@ -112,51 +112,42 @@ def shifts(
     """
     if multipliers is None:
         multipliers = torch.cat([block.multipliers for block in blocks(program, U)])
-    repair = _Repair(program, U, multipliers, cheap, lengths)
-    found: tuple[Shift, ...] = ()
+    inputs = cheap.any(1).nonzero()[:, 0]
+    repair = _Repair(program, U, multipliers, inputs, lengths[inputs], cheap[inputs].to(torch.float64))
     last = torch.full_like(U[0], torch.inf)
     for _ in range(_ROUNDS):
-        excess, far = repair.excess(found, limit)
+        excess, far = repair.excess(limit[inputs] / lengths[inputs])
         columns = (far > NEGLIGIBLE) & (far < last)
         if not bool(columns.any()):
             break
-        found = (*found, repair.shift(found, excess, columns))
+        repair.found = (*repair.found, repair.shift(excess, columns))
         last = far
-    return found
+    return repair.found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Repair:
     """Least squares problems over the cheap inputs F, whose columns are taken at unit length."""
 
     program: LayerProgram
     U: Tensor
     proposed: Tensor
-    cheap: Tensor
-    lengths: Tensor
+    inputs: Tensor  # F
+    lengths: Tensor  # [F, 1]
+    mask: Tensor  # [F, M], 1 for cheap entries
+    found: tuple[Shift, ...] = ()
 
-    @cached_property
-    def inputs(self) -> Tensor:
-        """F."""
-        return self.cheap.any(1).nonzero()[:, 0]
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """[F, M]: 1 for cheap entries."""
-        return self.cheap[self.inputs].to(torch.float64)
-
-    def excess(self, found: tuple[Shift, ...], limit: Tensor) -> tuple[Tensor, Tensor]:
-        """[F, M], what X_FᵀΛ exceeds the limit by after these shifts; and [M], the most of it, relative to ‖λ_m‖."""
+    def excess(self, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """[F, M], what X_FᵀΛ exceeds the limit by after the shifts; and [M], the most of it, relative to ‖λ_m‖."""
         A, squares = torch.zeros_like(self.mask), torch.zeros_like(self.mask[0])
-        for block in self._blocks(found):
+        for block, X in self._blocks():
             L = block.multipliers
-            A += self._unit(block).T @ L
+            A += X.T @ L
             squares += L.square().sum(0)
-        limit = limit[self.inputs] / self.lengths[self.inputs]
         excess = (A - A.clamp(-limit, limit)) * self.mask
         return excess, excess.abs().amax(0) / squares.sqrt().clamp(min=1e-300)
 
-    def shift(self, found: tuple[Shift, ...], excess: Tensor, columns: Tensor) -> Shift:
+    def shift(self, excess: Tensor, columns: Tensor) -> Shift:
         """The shortest shift of the movable multipliers of these columns that takes the excess away.
 
         With D_m the diagonal 0/1 matrix of the movable ones of column m: (X_FᵀD_mX_F) c_m = excess.
@@ -164,26 +155,24 @@ class _Repair:
         c, F = torch.zeros_like(excess), len(excess)
         chosen = columns.nonzero()[:, 0]
         alike = len(chosen) * F**2 > _FEW and bool((self.mask[:, chosen] == self.mask[:, chosen[:1]]).all())
-        if alike and all(bool(block.movable.all()) for block in self._blocks(found)):
+        if alike and all(bool(block.movable.all()) for block, _ in self._blocks()):
             parts = [(chosen, chosen[:1])]  # all have the same matrix
         else:
             parts = [(part, part) for part in torch.split(chosen, max(1, _GRAM_ENTRIES // F**2))]
         for part, members in parts:
-            inverse = torch.linalg.pinv(self._grams(found, members), hermitian=True)
+            inverse = torch.linalg.pinv(self._grams(members), hermitian=True)
             c[:, part] = (inverse @ excess.T[part, :, None])[:, :, 0].T
-        return Shift(self.inputs, c * self.mask / self.lengths[self.inputs])
+        return Shift(self.inputs, c * self.mask / self.lengths)
 
-    def _grams(self, found: tuple[Shift, ...], columns: Tensor) -> Tensor:
+    def _grams(self, columns: Tensor) -> Tensor:
         """[c, F, F]: X_FᵀD_mX_F of these columns, 0 where an entry is not cheap."""
         mask = self.mask.T[columns]
         total = self.mask.new_zeros(*mask.shape, len(self.inputs))
-        for block in self._blocks(found):
-            X, D = self._unit(block), block.movable[:, columns].to(torch.float64)
-            total += torch.einsum("pf,pm,pg->mfg", X, D, X)
+        for block, X in self._blocks():
+            total += torch.einsum("pf,pm,pg->mfg", X, block.movable[:, columns].to(torch.float64), X)
         return total * mask[:, :, None] * mask[:, None, :]
 
-    def _blocks(self, found: tuple[Shift, ...]) -> Iterator[DualBlock]:
-        return blocks(self.program, self.U, self.proposed, found)
-
-    def _unit(self, block: DualBlock) -> Tensor:
-        return block.some(self.inputs) / self.lengths[self.inputs].T
+    def _blocks(self) -> Iterator[tuple[DualBlock, Tensor]]:
+        """The samples after the shifts so far, and their columns X_F at unit length."""
+        for block in blocks(self.program, self.U, self.proposed, self.found):
+            yield block, block.some(self.inputs) / self.lengths.T

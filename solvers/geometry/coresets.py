@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_number, as_real, check_finite, checked_positive, working_dtype
-from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
+from convexprune.solvers.arrays import ArrayLike, as_number, check_finite, checked_positive, working_dtype
+from convexprune.solvers.errors import InvalidInput, InvalidTolerance, SolverRefused
 from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, as_weights, factor, inverse
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
 from convexprune.solvers.geometry.hull import caratheodory, combinations
@@ -88,10 +88,7 @@ class LevelEllipsoid(Ellipsoid):
 
     def basis(self, points: ArrayLike) -> Tensor:
         """U = PG [k, r], the f-SVD P = U(DVᵀ) with DVᵀ = G⁺: s_i = w_i‖u_i‖₂^z."""
-        P = as_real("points", points).to(self.generator)
-        if P.ndim != 2 or P.shape[1] != len(self.generator):
-            raise ShapeMismatch(f"points: expected [k, {len(self.generator)}], found shape {list(P.shape)}")
-        return P @ self.generator
+        return self._points(points).to(self.generator) @ self.generator
 
 
 def level_ellipsoid(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -73,8 +73,7 @@ class LayerProgram:
     @property
     def inputs(self) -> Tensor:
         """X as a tensor [P, N]."""
-        assert isinstance(self.X, Tensor)  # noqa: S101 - __post_init__ made it one
-        return self.X
+        return cast(Tensor, self.X)
 
     @property
     def lengths(self) -> Tensor:

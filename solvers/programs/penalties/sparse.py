@@ -184,16 +184,12 @@ class Restricted:
 
     penalty: Penalty
     support: Tensor
+    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.penalty.convex:
             raise InvalidInput(f"penalty: expected a convex one, found {self.penalty}; give it within=support instead")
         check_support("support", self.support)
-
-    @property
-    def convex(self) -> bool:
-        """True."""
-        return True
 
     @property
     def homogeneous(self) -> bool:
