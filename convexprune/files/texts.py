@@ -24,15 +24,10 @@ def visible(text: str, *, line: bool = False) -> str:
         text: The text.
         line: Whether it is to be one line: line breaks and tabs are then written as escapes, too.
     """
-    shown = _INVISIBLE.sub(lambda found: _escape(found[0]), text)
+    shown = _INVISIBLE.sub(lambda found: f"\\x{code:02x}" if (code := ord(found[0])) < 256 else f"\\u{code:04x}", text)
     return shown.replace("\n", "\\n").replace("\t", "\\t") if line else shown
 
 
 def utf8(text: str) -> bytes:
     """The text in UTF-8, lone surrogates as escapes: in JSON these are what stands for them."""
     return text.encode("utf-8", "backslashreplace")
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

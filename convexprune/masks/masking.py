@@ -43,7 +43,7 @@ class Mask(nn.Module):
 
 
 @dataclass(frozen=True)
-class ModuleWeight:
+class _Weight:
     """A weight, by the module that holds it."""
 
     path: str
@@ -52,7 +52,6 @@ class ModuleWeight:
 
     @property
     def key(self) -> str:
-        """The weight's qualified name."""
         return f"{self.path}.{self.name}".removeprefix(".")
 
     @property
@@ -73,12 +72,10 @@ class ModuleWeight:
 
     @property
     def original(self) -> nn.Parameter:
-        """The Parameter that is trained."""
         return cast(nn.Parameter, getattr(self.module, self.name) if self.chain is None else self.chain.original)
 
     @property
     def tensor(self) -> Tensor:
-        """The weight as the module computes with it."""
         return cast(Tensor, getattr(self.module, self.name)).detach()
 
     def obstacle(self) -> str | None:
@@ -127,10 +124,10 @@ class ModuleWeight:
         self.module.__class__ = type(kind.__name__, kind.__bases__, body)
 
 
-def masked(model: nn.Module) -> list[tuple[ModuleWeight, Mask]]:
+def masked(model: nn.Module) -> list[tuple[_Weight, Mask]]:
     """All weights with a mask; raises UnsupportedModule if another parametrization is on top of one."""
     modules = check_module(model).named_modules()
-    weights = [ModuleWeight(path, module, name) for path, module in modules for name in _chains(module)]
+    weights = [_Weight(path, module, name) for path, module in modules for name in _chains(module)]
     for weight in weights:
         if weight.mask is None and any(isinstance(step, Mask) for step in weight.chain or ()):
             remedy = "take both off by torch.nn.utils.parametrize.remove_parametrizations, which leaves the zeros"
@@ -148,7 +145,7 @@ def parameter_order(module: nn.Module) -> tuple[str, ...]:
     )
 
 
-def check_ties(model: nn.Module, chosen: Iterable[ModuleWeight], masked: Iterable[ModuleWeight]) -> None:
+def check_ties(model: nn.Module, chosen: Iterable[_Weight], masked: Iterable[_Weight]) -> None:
     """Raise UnsupportedModule if a weight that gets a mask shares memory with one of a module that is not chosen."""
     named = (
         many(recurse=False, remove_duplicate=False)
@@ -164,10 +161,10 @@ def check_ties(model: nn.Module, chosen: Iterable[ModuleWeight], masked: Iterabl
         raise UnsupportedModule(f"{shared.key} {why}: {advice}")
 
 
-def _matrices(path: str, module: nn.Module) -> list[ModuleWeight]:
+def _matrices(path: str, module: nn.Module) -> list[_Weight]:
     """The module's weights of two axes or more, its own or computed."""
     found = []
-    for weight in (ModuleWeight(path, module, name) for name in _WEIGHTS):
+    for weight in (_Weight(path, module, name) for name in _WEIGHTS):
         plain = (weight.own, vars(module).get(weight.name))  # torch.nn.utils.prune leaves a plain attribute
         values = plain if weight.chain is None else weight.chain.parameters()
         if any(isinstance(value, Tensor) and (nn.parameter.is_lazy(value) or value.dim() >= 2) for value in values):
@@ -295,7 +292,7 @@ def from_torch_prune_(model: nn.Module) -> dict[str, Tensor]:
     """
     masked(model)  # refuses before anything is changed
     found = [
-        (ModuleWeight(path, module, hook._tensor_name), number)
+        (_Weight(path, module, hook._tensor_name), number)
         for path, module in model.named_modules()
         for number, hook in module._forward_pre_hooks.items()
         if isinstance(hook, prune.BasePruningMethod)
@@ -320,7 +317,7 @@ def from_torch_prune_(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _adding(masks: Mapping[ModuleWeight, Tensor]) -> Iterator[None]:
+def _adding(masks: Mapping[_Weight, Tensor]) -> Iterator[None]:
     """Register masks that change no weight; if anything fails they are taken off again."""
     with ExitStack() as undoing:
         for weight, mask in masks.items():
@@ -330,10 +327,10 @@ def _adding(masks: Mapping[ModuleWeight, Tensor]) -> Iterator[None]:
         undoing.pop_all()
 
 
-def _weight_at(model: nn.Module, path: str | None, name: str) -> ModuleWeight:
+def _weight_at(model: nn.Module, path: str | None, name: str) -> _Weight:
     """The weight that a key of a state dict names."""
     try:
-        weight = ModuleWeight(path or "", model.get_submodule(path or ""), name)
+        weight = _Weight(path or "", model.get_submodule(path or ""), name)
     except AttributeError as error:
         raise InvalidInput(f"the state has a mask of {path}.{name}, and the model no such module") from error
     if not isinstance(getattr(weight.module, name, None), Tensor):

@@ -84,8 +84,14 @@ def check_fit_claims(fit: Fit) -> None:
     if is_plain(fit, FITS):
         return
     part = fit.map(lambda array: array[:_SAMPLES].to(torch.float64))
-    points = list(_points(part))
-    for L in _multipliers(part, points):
+    anchor = part.anchor.to(torch.float64)
+    spread, shape = float(anchor.square().mean().sqrt()) or 1.0, (anchor.shape[0], anchor.shape[1])
+    # Outputs near the anchor and far from it, and a weight of their prox.
+    points = [
+        (anchor + size * spread * _noise(shape, k).to(anchor.device), rho)
+        for k, (size, rho) in enumerate(((1.0, 1.0), (0.1, 10.0), (10.0, 0.1), (1e3, 1.0)))
+    ]
+    for L in _multipliers(part, anchor, points[:3]):
         terms = part.dual_terms(L)
         for t in (torch.ones_like(terms[0]), part.best_scaling(terms, torch.full_like(terms[0], 1e3))):
             conjugate, far = -part.dual_value(terms, t), part.anchor.to(L) + 1e3 * L * t
@@ -100,23 +106,14 @@ def check_fit_claims(fit: Fit) -> None:
                 )
 
 
-def _multipliers(fit: Fit, points: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
+def _multipliers(fit: Fit, anchor: Tensor, points: list[tuple[Tensor, float]]) -> Iterator[Tensor]:
     """Subgradients, and projections of far larger ones; and some that favour the bound, of all entries or few."""
-    anchor = fit.anchor.to(torch.float64)
-    for Z, rho in points[:3]:
+    for Z, rho in points:
         S = rho * (Z - fit.prox(Z, rho))
         large = 30 * float(S.abs().max())
         peak = -anchor.sign() * (anchor.abs() == anchor.abs().amax(0))
         for L in (S, large * torch.roll(S.sign(), 1, 0), -large * anchor.sign(), large * peak):
             yield fit.project_dual(L)
-
-
-def _points(fit: Fit) -> Iterator[tuple[Tensor, float]]:
-    """Outputs near the anchor and far from it, and a weight of their prox."""
-    anchor = fit.anchor.to(torch.float64)
-    spread = float(anchor.square().mean().sqrt()) or 1.0
-    for k, (size, rho) in enumerate(((1.0, 1.0), (0.1, 10.0), (10.0, 0.1), (1e3, 1.0))):
-        yield anchor + size * spread * _noise((anchor.shape[0], anchor.shape[1]), k).to(anchor.device), rho
 
 
 def _noise(shape: tuple[int, int], seed: int) -> Tensor:

@@ -141,7 +141,7 @@ class GroupL2(Homogeneous):
 
     def value(self, U: Tensor) -> Tensor:
         """Σ_g w_g ‖a∘U_g‖."""
-        return (self._sums((self._a(U) * U).square()).sqrt() * self._w(U)).sum()
+        return (self._over((self._a(U) * U).square()).sqrt() * self._w(U)).sum()
 
     def prox(self, V: Tensor, step: float) -> Tensor:
         """Groups with ‖V_g/a‖ ≤ t = step·w_g vanish; the others are v·r/(r + a²) with r = ‖a∘u‖/t.
@@ -153,14 +153,14 @@ class GroupL2(Homogeneous):
         top = a.max()
         a2, t = (a / top).square(), top * step * self._spread(self._w(V), V.shape)
         z = V * top / a / torch.where(t > 0, t, 1.0)
-        alive = (self._spread(self._sums(z.square()), V.shape) > 1) & (t > 0)
+        alive = (self._spread(self._over(z.square()), V.shape) > 1) & (t > 0)
         z = torch.where(alive, z.clamp(-(info.max**0.5), info.max**0.5), 0.0)
-        r = self._spread(self._most(a2 * (z.abs() - 1).clamp(min=0)), V.shape)
+        r = self._spread(self._over(a2 * (z.abs() - 1).clamp(min=0), "amax"), V.shape)
         for _ in range(1 if self._even else _NEWTON):
             reach = (r + a2).clamp(min=info.tiny)
             parts = (z * (a2 / reach)).square()  # at most 1 each, so nothing overflows
-            size = self._sums(parts)
-            move = size * (size.sqrt() - 1) / self._sums(parts / reach).clamp(min=info.tiny)
+            size = self._over(parts)
+            move = size * (size.sqrt() - 1) / self._over(parts / reach).clamp(min=info.tiny)
             before, r = r, r + self._spread(move.clamp(min=0), V.shape)
             if not self._even and bool((r <= before * (1 + 4 * info.eps)).all()):
                 break
@@ -168,14 +168,14 @@ class GroupL2(Homogeneous):
 
     def dual_norm(self, A: Tensor) -> Tensor:
         """The largest ‖A_g/a‖/w_g of the groups that have entries in column m; [M]."""
-        size, w = self._sums((A / self._a(A)).square()).sqrt(), self._w(A)
+        size, w = self._over((A / self._a(A)).square()).sqrt(), self._w(A)
         ratio = torch.where(w > 0, size / torch.where(w > 0, w, 1.0), 0.0)
         # A group that spans columns keeps within its bound when each of them is scaled by at most its inverse.
         return self._spread(ratio, A.shape).amax(0)
 
     def slack(self, A: Tensor) -> Tensor:
         """a_ij (w_g − ‖A_g/a‖)₊: ⟨A_g, u_g⟩ ≥ −‖A_g/a‖·‖a∘u_g‖, and |u_ij| ≤ ‖a∘u_g‖/a_ij."""
-        size = self._sums((A / self._a(A)).square()).sqrt()
+        size = self._over((A / self._a(A)).square()).sqrt()
         return self._a(A) * self._spread((self._w(A) - size).clamp(min=0), A.shape)
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
@@ -214,22 +214,17 @@ class GroupL2(Homogeneous):
         return like.new_ones(1, 1) if self.lengths is None else self.lengths.to(like)
 
     def _w(self, like: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        """One weight a group, in the shape that ``_sums`` gives."""
+        """One weight a group, in the shape that ``_over`` gives."""
         count = self._count(shape or like.shape)
         weights = self.weights.to(like) if isinstance(self.weights, Tensor) else like.new_ones(count)
         return weights[:, None] if self.groups == "rows" else weights
 
-    def _sums(self, A: Tensor) -> Tensor:
-        """The sum over each group: [N, 1] for rows, [M] for columns, one a label."""
+    def _over(self, A: Tensor, how: str = "sum") -> Tensor:
+        """The sum, or of numbers ≥ 0 the largest, over each group: [N, 1] for rows, [M] for columns, one a label."""
         if isinstance(self.groups, Tensor):
-            return A.new_zeros(self._labels).index_add(0, self.groups.reshape(-1), A.reshape(-1))
-        return A.sum(1, keepdim=True) if self.groups == "rows" else A.sum(0)
-
-    def _most(self, A: Tensor) -> Tensor:
-        """The largest of each group, of numbers ≥ 0."""
-        if isinstance(self.groups, Tensor):
-            return A.new_zeros(self._labels).scatter_reduce(0, self.groups.reshape(-1), A.reshape(-1), "amax")
-        return A.amax(1, keepdim=True) if self.groups == "rows" else A.amax(0)
+            return A.new_zeros(self._labels).scatter_reduce(0, self.groups.reshape(-1), A.reshape(-1), how)
+        total: Tensor = getattr(A, how)(int(self.groups == "rows"), keepdim=self.groups == "rows")
+        return total
 
     def _spread(self, sums: Tensor, shape: Any) -> Tensor:
         """Each group's number at each of its entries."""
