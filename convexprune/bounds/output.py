@@ -11,19 +11,7 @@ from itertools import chain
 
 from torch import Tensor, fx, nn
 
-from convexprune.bounds.rules import (
-    CLAMPS,
-    CONCATENATIONS,
-    DROPOUTS,
-    LENGTHS,
-    MAX_POOLS,
-    MOVES,
-    SAME,
-    SUMS,
-    Call,
-    constant,
-    is_product,
-)
+from convexprune.bounds import rules
 from convexprune.errors import UnsupportedModule
 from convexprune.files.texts import Json
 from convexprune.layers.kinds import NORMS, Raw
@@ -115,7 +103,7 @@ class _PrunedWeights:
             module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
             named = [] if layer.norm is None else [layer.norm]
             norms = [_module(model, name, "a BatchNorm", lambda m: isinstance(m, NORMS)) for name in named]
-            if is_product(module):
+            if rules.is_product(module):
                 pending: tuple[nn.Module | str, ...] = (*norms, "relu") if layer.relu else tuple(norms)
                 self.errors.append((module, _TensorError(layer=layer.name, pending=pending)))
             changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
@@ -258,7 +246,7 @@ class _Propagation(fx.Interpreter):
     """Runs the graph on a batch, for shapes, and finds the error of each node."""
 
     def __init__(self, model: nn.Module, pruned: _PrunedWeights, cascade: bool, norms: Mapping[str, float]) -> None:
-        root = nn.Sequential(model) if is_product(model) else model  # a layer has no graph of its own
+        root = nn.Sequential(model) if rules.is_product(model) else model  # a layer has no graph of its own
         graph, self.constants = traced(root)
         super().__init__(root, graph=graph)
         self.extra_traceback = False
@@ -304,12 +292,12 @@ class _Propagation(fx.Interpreter):
         stale |= any(self.versions[node] != _versions(self.env[node]) for node in n.all_input_nodes)
         value = super().run_node(n)
         module: nn.Module | None = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        call = Call(self, n, module, self.names.get(id(module), ""), value)
+        call = rules.Call(self, n, module, self.names.get(id(module), ""), value)
         self.versions[n] = _versions(value)
         changed = f"{call} uses a tensor that was changed in place"  # whatever was written into it may be here
         self.errors[n] = _unbounded(self.pruned.names, changed) if stale else self._error(call)
         data = n.op == "placeholder" and any(True for _ in tensors_in(value))
-        if call.operation in LENGTHS or (not data and self.fixed.issuperset(n.all_input_nodes)):
+        if call.operation in rules.LENGTHS or (not data and self.fixed.issuperset(n.all_input_nodes)):
             self.fixed.add(n)
         return value
 
@@ -318,10 +306,10 @@ class _Propagation(fx.Interpreter):
         held = self.fetch_attr(str(node.target)) if node.op in ("call_module", "get_attr") else None
         return [*held.parameters(), *held.buffers()] if isinstance(held, nn.Module) else [held]
 
-    def _error(self, call: Call) -> _TensorError:
+    def _error(self, call: rules.Call) -> _TensorError:
         inputs: list[fx.Node] = []  # each as often as it is one
         fx.node.map_arg((call.node.args, call.node.kwargs), inputs.append)
-        operands = [] if call.operation in LENGTHS else [n for n in inputs if self.errors[n]]
+        operands = [] if call.operation in rules.LENGTHS else [n for n in inputs if self.errors[n]]
         if call.node.op == "output":
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
             return _combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
@@ -350,28 +338,28 @@ class _Propagation(fx.Interpreter):
             why = f"{call} has pruned weights, and attention is not Lipschitz"
         return _summed([_unbounded(held, why), behind]) if held else behind
 
-    def _behind(self, call: Call, operands: list[fx.Node]) -> _TensorError:
+    def _behind(self, call: rules.Call, operands: list[fx.Node]) -> _TensorError:
         """Behind an operation that adds no error of its own."""
         errors = [self.errors[n].interrupted(str(call)) for n in operands]
-        if call.operation in SUMS and isinstance(call.value, Tensor):
+        if call.operation in rules.SUMS and isinstance(call.value, Tensor):
             alpha = max(1.0, abs(call.argument("alpha", 3, 1)))
             return _summed(e.times(alpha * call.repeats(n)) for e, n in zip(errors, operands, strict=True))
         total = _combined(errors, math.hypot)
-        if not total or call.operation in CONCATENATIONS:
+        if not total or call.operation in rules.CONCATENATIONS:
             return total
         if len(operands) > 1:
             return total.times(math.inf, f"{call} combines computed tensors")
         return total.times(*self._lipschitz(call, operands[0]))
 
-    def _lipschitz(self, call: Call, operand: fx.Node) -> tuple[float, str | None]:
+    def _lipschitz(self, call: rules.Call, operand: fx.Node) -> tuple[float, str | None]:
         """The operation's constant for this input; infinity and the reason where none is known."""
         if call.module is not None and (fault := altered(call.module)):
             return math.inf, f"{call} {fault}"
         if not self.fixed.issuperset(n for n in call.node.all_input_nodes if n is not operand):
             return math.inf, f"{call} combines computed tensors"
-        layer = is_product(call.module)
+        layer = rules.is_product(call.module)
         known = self.norms.get(call.name) if layer else None
-        factor = constant(call, operand) if known is None else known
+        factor = rules.constant(call, operand) if known is None else known
         if factor is None:
             return math.inf, f"{call} is not Lipschitz, or not known to be"
         if layer:
@@ -384,14 +372,14 @@ def _versions(value: object) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors_in(value)]
 
 
-def _is_step(step: nn.Module | str, call: Call) -> bool:
+def _is_step(step: nn.Module | str, call: rules.Call) -> bool:
     """Whether the call is the norm, or the ReLU."""
-    if step != "relu" or call.operation not in CLAMPS:
+    if step != "relu" or call.operation not in rules.CLAMPS:
         return step is call.module or call.operation == step
     return bool(call.argument("min", 1) == 0) and call.argument("max", 2) is None
 
 
-def _is_before(pending: tuple[nn.Module | str, ...], call: Call) -> bool:
+def _is_before(pending: tuple[nn.Module | str, ...], call: rules.Call) -> bool:
     """Whether the call is the first pending step, or may be exchanged with it."""
-    exchanged = SAME | DROPOUTS | MOVES | (MAX_POOLS if pending[:1] == ("relu",) else set())
+    exchanged = rules.SAME | rules.DROPOUTS | rules.MOVES | (rules.MAX_POOLS if pending[:1] == ("relu",) else set())
     return bool(pending) and (call.operation in exchanged or _is_step(pending[0], call))

@@ -1,4 +1,4 @@
-"""Fits f(Z): what the layer's outputs Z = X U must keep. One geometry a file, one measure for any of them."""
+"""Fits f(Z): what the layer's outputs Z = X U must keep."""
 
 from convexprune.solvers.programs.fits.base import Fit
 from convexprune.solvers.programs.fits.geometries import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss

@@ -1,4 +1,4 @@
-"""Penalties g(U): what "sparse" means. One a file."""
+"""Penalties g(U): what "sparse" means."""
 
 from convexprune.solvers.programs.penalties.base import Homogeneous, Penalty, is_homogeneous
 from convexprune.solvers.programs.penalties.norms import L1, GroupL2
