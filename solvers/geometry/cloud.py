@@ -69,10 +69,6 @@ class Frame:
         log_det += float(scale.log().sum()) if len(root) == len(scale) else log_content(scale[:, None] * vectors)
         return cls(origin, scale, into / root, (vectors * root).T, log_det)
 
-    def apply(self, points: Tensor) -> Tensor:
-        """y [k, r] of points [k, d]."""
-        return ((points.to(torch.float64) - self.origin) / self.scale) @ self.into
-
 
 def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Root mean squares [r] > 0 of z = (a − origin)/scale along orthonormal vectors V [d, r], and L with VᵀL = I.
@@ -185,7 +181,7 @@ class Cloud:
         """q [k, D] of some points, in float64."""
         if self.frame is None:
             return self.points[chosen]
-        y = self.frame.apply(self.points[chosen])
+        y = ((self.points[chosen].to(torch.float64) - self.frame.origin) / self.frame.scale) @ self.frame.into
         return torch.cat([y, y.new_ones(len(y), 1)], dim=1) if self.free else y
 
     def moment(self, u: Tensor) -> Tensor:
