@@ -203,7 +203,9 @@ def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
 def _parts(signature: inspect.Signature | None, batch: Batch) -> list[int | None]:
     """Numbers of first entries that the signature of forward allows, the most first; None for all of them."""
     found: list[int | None] = []
-    for parts in range(len(batch), 0, -1) if signature is not None and _is_sequence(batch) and len(batch) > 1 else ():
+    if signature is None or not _is_sequence(batch) or len(batch) < 2:
+        return [None]
+    for parts in range(len(batch), 0, -1):
         with suppress(TypeError):
             if parts > 1 or not isinstance(batch[0], Mapping):
                 signature.bind(*batch[:parts])
