@@ -110,14 +110,10 @@ class _PrunedWeights:
         self.holders = Holders(changed)
         tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
         # What a forward computes of these is not in its graph.
-        self.aliased = self._owners(tensor for tensor in tensors if not isinstance(tensor, nn.Parameter))
+        self.aliased = self.owners(tensor for tensor in tensors if not isinstance(tensor, nn.Parameter))
 
-    def held_by(self, holder: object) -> list[str]:
-        """The pruned layers with weights in a module or tensor, or parts of these."""
-        own = (holder.parameters(), holder.buffers()) if isinstance(holder, nn.Module) else (tensors_in(holder),)
-        return self._owners(chain(*own))
-
-    def _owners(self, tensors: Iterable[Tensor]) -> list[str]:
+    def owners(self, tensors: Iterable[Tensor]) -> list[str]:
+        """The pruned layers with weights in these tensors, or parts of them."""
         return list(dict.fromkeys(name for tensor in tensors for name in self.holders.of(tensor)))
 
     def error(self, module: nn.Module | None) -> _TensorError | None:
@@ -331,7 +327,8 @@ class _Propagation(fx.Interpreter):
             # The step does not multiply the radius, which holds behind it.
             return replace(behind, factor=error.factor, pending=error.pending[1:]).complete()
         behind = self._behind(call, operands)
-        held = self.pruned.held_by(call.value if call.node.op == "get_attr" else call.module)
+        module = [] if call.module is None else chain(call.module.parameters(), call.module.buffers())
+        held = self.pruned.owners(tensors_in(call.value) if call.node.op == "get_attr" else module)
         self.seen.update(held)
         why = f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
         if isinstance(call.module, nn.MultiheadAttention):

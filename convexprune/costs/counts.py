@@ -120,7 +120,11 @@ def storage(
     """
     if index_dtype not in (torch.int32, torch.int64):
         raise InvalidInput(f"index_dtype: expected torch.int32 or torch.int64, found {index_dtype}")
-    tensors = _distinct(model if isinstance(model, Mapping) else permanent(model).state_dict())
+    found: dict[object, tuple[str, Tensor]] = {}  # a tensor under several names (tied weights) once, under the first
+    for name, value in (model if isinstance(model, Mapping) else permanent(model).state_dict()).items():
+        tensor = _checked_tensor(name, value)
+        found.setdefault(place_of(tensor) if tensor.numel() else name, (name, tensor))
+    tensors = dict(found.values())
     contiguous = torch.contiguous_format
     file = safetensors_bytes({name: own.cpu().clone(memory_format=contiguous) for name, own in tensors.items()})
     return Storage(
@@ -130,15 +134,6 @@ def storage(
         file=len(file),
         gzip=len(gzip.compress(file)) if compress else None,
     )
-
-
-def _distinct(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """The state's tensors; one under several names (tied weights) once, under the first."""
-    found: dict[object, tuple[str, Tensor]] = {}
-    for name, value in state.items():
-        tensor = _checked_tensor(name, value)
-        found.setdefault(place_of(tensor) if tensor.numel() else name, (name, tensor))
-    return dict(found.values())
 
 
 def _weight_storage(name: str, weight: Tensor, index_dtype: torch.dtype) -> WeightStorage:

@@ -125,7 +125,12 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    with suppress(OSError):  # so that the new name survives a power failure too, where the system flushes folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return path
 
 
@@ -155,16 +160,6 @@ def check_folder(folder: StrPath) -> Path:
     if place.exists() and not place.is_dir():
         raise InvalidInput(f"{place}: a file, where a folder is to be; choose another")
     return path
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let the new name survive a power failure too, where the system flushes folders."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def existing(path: StrPath, suffixes: tuple[str, ...]) -> tuple[Path, str]:

@@ -277,7 +277,13 @@ def lowner_ellipsoid(
     reason = method.refuses(cloud)
     if reason:
         raise SolverRefused(f"solver {name!r} cannot take these points: {reason}. Choose another solver")
-    start = None if weights is None else _start(cloud, weights)
+    start = None
+    if weights is not None:
+        u = as_weights(weights, len(cloud)).to(cloud.points.device)
+        if not bool(u.any()):
+            raise InvalidInput("weights: expected at least one positive number; leave them out to start evenly")
+        u = u / u.max()  # so that no sum overflows
+        start = Start(u / u.sum())
     judge = Judge(partial(certify_weights, cloud), limits, callback)
     framed, judge.began = judge.began - began, began
     nothing = torch.full((len(cloud),), torch.nan, dtype=torch.float64, device=cloud.points.device)
@@ -289,14 +295,6 @@ def lowner_ellipsoid(
     proposal = replace(proposal, setup=proposal.setup + framed)
     made = provenance(name, method, cloud.points, limits, proposal)
     return _ellipsoid(cloud, center, judge.verdict(proposal, nothing, made))
-
-
-def _start(cloud: Cloud, weights: ArrayLike) -> Start:
-    u = as_weights(weights, len(cloud)).to(cloud.points.device)
-    if not bool(u.any()):
-        raise InvalidInput("weights: expected at least one positive number; leave them out to start evenly")
-    u = u / u.max()  # so that no sum overflows
-    return Start(u / u.sum())
 
 
 def _ellipsoid(cloud: Cloud, center: Center, solution: Solution) -> LownerEllipsoid:
