@@ -22,7 +22,7 @@ from convexprune.pruners.draws import Choice, choose, inclusion, proportional, s
 from convexprune.pruners.lowner import Lowner, peeled
 from convexprune.pruners.mussay import MONOTONE, Mussay, below_identity, largest
 from convexprune.pruners.pruner import PRUNERS
-from convexprune.pruners.sampling import NeuronSampler, Sampling
+from convexprune.pruners.sampling import Sampler, Sampling
 from convexprune.pruners.sizes import kept_of
 from convexprune.pruners.uniform import Uniform
 from convexprune.pruners.views import NeuronView, Product, Sensitivities, WeightView, bernstein, hoeffding
@@ -596,8 +596,8 @@ def views(model: nn.Module, x: Tensor | None) -> dict[str, NeuronView]:
     """As a run makes them, before anything is pruned."""
     request = Request.of(model, x, Guarantee(0.5), "mussay", Options(), None, 1)
     _, run = request.prepared(Run, lambda *_: None)
-    sampler = NeuronSampler(request.pruner, run, request.target, rng())
-    return {name: sampler.view(link, {}) for name, link in run.links.items()}
+    sampler = Sampler(request.pruner, run, request.target, rng())
+    return {name: sampler.neuron_view(link, {}) for name, link in run.links.items()}
 
 
 def outputs_of(model: nn.Module, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convexprune.pruners.draws import SAMPLINGS, Scheme, draws_for, expected_distinct, inclusion, sample
+from convexprune.pruners.draws import SCHEMES, Scheme, draws_for, expected_distinct, inclusion, sample
 from convexprune.solvers.errors import InvalidInput
 
 SEEDS = 2000
@@ -151,11 +151,11 @@ def test_equal_items_are_a_simple_random_sample() -> None:
     assert within(pairs, torch.full_like(pairs, m * (m - 1) / (n * (n - 1))), trials)
 
 
-@pytest.mark.parametrize("how", ["fixed", "draws"])
-def test_factors_have_mean_1(how: Scheme) -> None:
+@pytest.mark.parametrize("scheme", ["fixed", "draws"])
+def test_factors_have_mean_1(scheme: Scheme) -> None:
     s = ranges(1, 12, 1.5, seed=3)
     s[0, 4] = 0
-    F = sample(s.expand(SEEDS, -1), torch.full((SEEDS,), 5), how, rng())
+    F = sample(s.expand(SEEDS, -1), torch.full((SEEDS,), 5), scheme, rng())
     error = F.std(0) / math.sqrt(SEEDS)
     live = s[0] > 0
     assert ((F.mean(0) - 1).abs() <= SIGMAS * error + tolerances.EXACT)[live].all()
@@ -247,31 +247,31 @@ def test_no_item_that_top_leaves_out_is_larger_than_one_it_keeps(seed: int) -> N
 # All ways
 
 
-@pytest.mark.parametrize("how", SAMPLINGS)
-def test_the_seed_decides(how: Scheme) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_seed_decides(scheme: Scheme) -> None:
     s, sizes = ranges(3, 40, 1), whole(5, 10, 20)
-    first, again, other = (sample(s, sizes, how, rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (sample(s, sizes, scheme, rng(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (how == "top")
+    assert torch.equal(first, other) == (scheme == "top")
 
 
-@pytest.mark.parametrize("how", SAMPLINGS)
-def test_groups_of_nothing_and_items_of_no_sensitivity_are_never_kept(how: Scheme) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_groups_of_nothing_and_items_of_no_sensitivity_are_never_kept(scheme: Scheme) -> None:
     s = torch.zeros(3, 5, dtype=torch.float64)
     s[1, 3] = 1e-12
-    found = sample(s, whole(2, 2, 0), how, rng())
+    found = sample(s, whole(2, 2, 0), scheme, rng())
     assert found.nonzero().tolist() == [[1, 3]]
     assert found[1, 3] == 1
     assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("how", SAMPLINGS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_low_precision_and_gradients_do_not_matter(how: Scheme, dtype: torch.dtype) -> None:
+def test_low_precision_and_gradients_do_not_matter(scheme: Scheme, dtype: torch.dtype) -> None:
     s = ranges(2, 9, 1).to(dtype)
     before, learned = s.clone(), s.clone().requires_grad_()
-    exact = sample(s.double(), whole(3, 4), how, rng())
-    assert torch.equal(sample(learned, whole(3, 4), how, rng()), exact)
+    exact = sample(s.double(), whole(3, 4), scheme, rng())
+    assert torch.equal(sample(learned, whole(3, 4), scheme, rng()), exact)
     assert not exact.requires_grad
     assert torch.equal(s, before)
 

@@ -8,9 +8,9 @@ the distribution of the inputs that nobody knows; here, as there in the experime
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     nonnegative,
 )
-from convexprune.pruners.views import Sensitivities, View, weights_of, whole_draws
+from convexprune.pruners.views import Sensitivities, View, WeightView, view_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.runs.run import Run
 from convexprune.targets import Guarantee
@@ -77,37 +77,24 @@ class Place:
         return math.log(8 * self.neurons * self.widest / delta)
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """What the sample says of a layer's group.
+class _Measured(NamedTuple):
+    """What the sample says of a layer's group: its inputs, which are as large as the data, need not be held for it."""
 
-    Attributes:
-        name, activation, biased: Of the view.
-        s: Sensitivities [2M, N].
-        ratio: The largest mean over the sample of Σ|wa|/|Σwa|.
-        cancelled: How often Σwa vanished.
-        rows, positions: Of X, and of one sample.
-        nonnegative: Whether inputs are ≥ 0.
-    """
-
-    name: str
-    activation: str | None
-    biased: bool
+    view: WeightView
     s: Tensor
     ratio: float
     cancelled: int
     rows: int
-    positions: int
     nonnegative: Assumption
 
     @classmethod
     def of(cls, view: View) -> "_Measured":
         """Of a view, whose inputs are needed no more."""
-        view = weights_of(view, "corenet")
-        U, X = view.product.weights, inputs_of(view.product, view.name)
-        s, (ratio, cancelled) = edge_sensitivities(U, X), cancellation(U, X)
-        positions = view.product.positions
-        return cls(view.name, view.activation, view.biased, s, ratio, cancelled, len(X), positions, nonnegative(X))
+        view = view_of(WeightView, view, "corenet")
+        product = view.product
+        X = inputs_of(product, view.name)
+        found = edge_sensitivities(product.weights, X), *cancellation(product.weights, X)
+        return cls(replace(view, product=replace(product, inputs=None)), *found, len(X), nonnegative(X))
 
 
 @register_pruner("corenet")
@@ -122,7 +109,7 @@ class CoreNet(Sampling):
     Args:
         delta: The probability of failure for which Δ̂ is reported and, without a guarantee, the size of the sample
             checked.
-        sampling: See ``SAMPLINGS``.
+        sampling: See ``SCHEMES``.
         margin: γ of the generalisation bound, if the data have labels.
 
     Raises:
@@ -156,7 +143,7 @@ class CoreNet(Sampling):
         """
         measured = [_Measured.of(view) for view in views]
         places = _places(measured)
-        return [self._sensitivities(found, places[found.name]) for found in measured]
+        return [self._sensitivities(found, places[found.view.name]) for found in measured]
 
     def _sensitivities(self, found: _Measured, place: Place) -> Sensitivities:
         sums = found.s.sum(1)
@@ -180,14 +167,14 @@ class CoreNet(Sampling):
 
     def _assumptions(self, found: _Measured, place: Place, guarantee: Guarantee | None) -> tuple[Assumption, ...]:
         pairs, delta = found.rows * len(found.s) // 2, (guarantee or self).delta
-        known = None if found.activation is None else found.activation in ("relu", "output")
+        activation, positions = found.view.activation, found.view.product.positions
         return (
             found.nonnegative,
-            Assumption("a ReLU follows, or nothing", known),
-            Assumption("the layer is fully connected", found.positions == 1),
+            Assumption("a ReLU follows, or nothing", None if activation is None else activation in ("relu", "output")),
+            Assumption("the layer is fully connected", positions == 1),
             Assumption("no layer has a bias: the theory has none", not place.biased),
             Assumption(f"Σ w a ≠ 0 ({found.cancelled} exceptions in {pairs} outputs)", found.cancelled == 0),
-            enough_samples(found.rows // found.positions, place.samples(delta), delta),
+            enough_samples(found.rows // positions, place.samples(delta), delta),
             Assumption("the shares of an output have tails as thin as K and λ* = K/2 say", None),
         )
 
@@ -213,9 +200,10 @@ def _places(measured: Sequence[_Measured]) -> dict[str, Place]:
     outputs: dict[str, int] = {}
     ratios: dict[str, float] = {}
     for found in measured:
-        outputs[found.name] = outputs.get(found.name, 0) + len(found.s) // 2
-        ratios[found.name] = max(ratios.get(found.name, 1.0), found.ratio)
-    from_here, biased = list(ratios.values()), any(found.biased for found in measured)
+        name = found.view.name
+        outputs[name] = outputs.get(name, 0) + len(found.s) // 2
+        ratios[name] = max(ratios.get(name, 1.0), found.ratio)
+    from_here, biased = list(ratios.values()), any(found.view.biased for found in measured)
     return {
         name: Place(sum(outputs.values()), max(outputs.values()), len(outputs), tuple(from_here[number:]), biased)
         for number, name in enumerate(outputs)

@@ -18,7 +18,7 @@ from convexprune.targets import Guarantee
 
 Scheme = Literal["fixed", "draws", "top"]
 
-SAMPLINGS: dict[str, str] = {
+SCHEMES: dict[str, str] = {
     "fixed": "exactly as many items as wanted: inclusion probabilities min(1, c·s), so that large sensitivities are "
     "kept for certain and the rest is sampled; factors 1/probability",
     "draws": "independent draws with replacement, as published; factors count/(draws·probability)",
@@ -27,27 +27,27 @@ SAMPLINGS: dict[str, str] = {
 """What each scheme does."""
 
 
-def sample(s: Tensor, sizes: Tensor, how: Scheme, rng: np.random.Generator) -> Tensor:
+def sample(s: Tensor, sizes: Tensor, scheme: Scheme, rng: np.random.Generator) -> Tensor:
     """Factors [G, n] of items of sensitivities s [G, n] ≥ 0, 0 where one is not kept, as all of sensitivity 0.
 
     Args:
         s: Sensitivities; only their ratios within a group matter.
         sizes: [G] whole numbers: items to keep; for "draws", draws.
-        how: See ``SAMPLINGS``.
+        scheme: See ``SCHEMES``.
         rng: Where randomness comes from.
 
     Raises:
-        InvalidInput: An unknown way.
+        InvalidInput: An unknown scheme.
     """
-    if how not in SAMPLINGS:
-        raise InvalidInput(f"sampling: expected one of {', '.join(SAMPLINGS)}, found {how!r}")
+    if scheme not in SCHEMES:
+        raise InvalidInput(f"sampling: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
     flat = s.detach().to("cpu", torch.float64)
     sizes = sizes.to("cpu", torch.int64)
-    if how == "fixed":
+    if scheme == "fixed":
         pi = inclusion(flat, sizes)
         factors = torch.where(_systematic(pi, rng), 1 / pi.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
     else:
-        factors = _drawn(flat, sizes, rng) if how == "draws" else _largest(flat, sizes)
+        factors = _drawn(flat, sizes, rng) if scheme == "draws" else _largest(flat, sizes)
     return factors.to(s.device)
 
 
@@ -74,7 +74,7 @@ def expected_distinct(q: Tensor, draws: Tensor) -> Tensor:
 
 def draws_for(s: Tensor, distinct: Tensor, most: int = MOST_DRAWS) -> Tensor:
     """The fewest draws [G] after which at least so many distinct items [G] are expected; ``most`` if none suffice."""
-    q = _normalised(s.detach().to("cpu", torch.float64))
+    q = normalised(s.detach().to("cpu", torch.float64))
     low, high = torch.zeros(len(s), dtype=torch.int64), torch.full((len(s),), most, dtype=torch.int64)
     wanted = distinct.to("cpu", torch.float64) - 1e-9
     while bool((high - low > 1).any()):
@@ -84,12 +84,13 @@ def draws_for(s: Tensor, distinct: Tensor, most: int = MOST_DRAWS) -> Tensor:
     return torch.where(wanted > 0, high, 0)
 
 
-def _normalised(s: Tensor) -> Tensor:
+def normalised(s: Tensor) -> Tensor:
+    """Probabilities of a draw."""
     return s / s.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)
 
 
 def _drawn(s: Tensor, sizes: Tensor, rng: np.random.Generator) -> Tensor:
-    q = _normalised(s)
+    q = normalised(s)
     # numpy wants sums of at most 1 in its own arithmetic; what rounding leaves over goes to the last entry, a dummy.
     padded = np.concatenate([q.numpy() * (1 - 1e-15), np.zeros((len(q), 1))], axis=1)
     padded[:, -1] = np.maximum(0, 1 - padded[:, :-1].sum(1))
@@ -122,7 +123,7 @@ Allowed = Callable[[Sequence[Tensor]], bool]
 
 def proportional(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
     """Sizes min(candidates, λ·shares), rounded, with the largest λ that is allowed; at least one in each layer."""
-    shares = [_shares(scores) for scores in layers]
+    shares = [shares_of(scores) for scores in layers]
 
     def sizes(scale: float) -> list[Tensor]:
         return [rounded(torch.minimum(scale * a, s.candidates.to(a))) for a, s in zip(shares, layers, strict=True)]
@@ -146,6 +147,11 @@ def largest_of_all(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Te
     def sizes(scale: float) -> list[Tensor]:
         return list(torch.split(torch.bincount(owners[: int(scale)], minlength=sum(groups)), groups))
 
+    return largest_sizes(sizes, allowed)
+
+
+def largest_sizes(sizes: Callable[[float], list[Tensor]], allowed: Allowed) -> list[Tensor]:
+    """The sizes of the largest scale that are allowed."""
     return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
 
 
@@ -161,7 +167,8 @@ def largest_scale(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def _shares(scores: Sensitivities) -> Tensor:
+def shares_of(scores: Sensitivities) -> Tensor:
+    """How a budget is split over groups [G], in float64 on the CPU."""
     shares = scores.candidates if scores.shares is None else scores.shares
     return shares.detach().to("cpu", torch.float64)
 

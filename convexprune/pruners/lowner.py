@@ -17,12 +17,11 @@ from convexprune.pruners.draws import Scheme
 from convexprune.pruners.mussay import below_identity, reach_of, sizes_of, within_reach
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import NeuronView, Sensitivities, View, bernstein, neurons_of
+from convexprune.pruners.views import NeuronView, Sensitivities, View, bernstein, view_of
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
-from convexprune.targets import Guarantee
 
 _CONSTRUCTIONS = ("lewis", "peeling")
 _POINTS = ("outgoing", "incoming")
@@ -45,7 +44,7 @@ class Lowner(Sampling):
             |φ(z)| ≤ |z|. A ReLU is not linear: sums of ReLUs are kept relative to the same sums of absolute values.
             Incoming vectors are mostly linearly independent, and then every one has sensitivity 1: hence the default.
         beta: As for ``Mussay``, for "outgoing".
-        sampling: See ``SAMPLINGS``.
+        sampling: See ``SCHEMES``.
     """
 
     construction: Literal["lewis", "peeling"] = "lewis"
@@ -70,9 +69,8 @@ class Lowner(Sampling):
         Raises:
             InvalidInput: β is needed and not known, or nothing is known of the activation.
         """
-        layer = neurons_of(layer, "lowner")
-        outgoing = layer.outgoing.to(torch.float64)
-        clouds = list(self._clouds(layer, outgoing))
+        layer = view_of(NeuronView, layer, "lowner")
+        clouds = self._clouds(layer)
         found = [self._sensitivities(points) for points in clouds]
         s = torch.stack([sensitivities for sensitivities, _ in found]).amax(0)
         rank, live = max(rank for _, rank in found), int((s > 0).sum())
@@ -80,7 +78,7 @@ class Lowner(Sampling):
         one = self.construction == "lewis" and self.points == "outgoing" and rank < live
         return Sensitivities(
             s[None],
-            partial(_draws, float(s.sum()), layer.outputs),
+            partial(bernstein, s.sum()[None].cpu(), queries=layer.outputs),
             f"each of {layer.outputs} outputs within eps·{self._scale(layer)}, for every one input x, "
             "with probability 1 − delta",
             lambda _: self._assumptions(layer),
@@ -89,7 +87,8 @@ class Lowner(Sampling):
             terms={"t": float(s.sum()), "rank": float(rank)},
         )
 
-    def _clouds(self, layer: NeuronView, outgoing: Tensor) -> Sequence[Tensor]:
+    def _clouds(self, layer: NeuronView) -> Sequence[Tensor]:
+        outgoing = layer.outgoing.to(torch.float64)
         if self.points == "outgoing":
             return [sizes_of(layer, reach_of(layer, self.beta))[:, None] * outgoing]
         incoming = layer.incoming.to(torch.float64)
@@ -105,10 +104,8 @@ class Lowner(Sampling):
     def _scale(self, layer: NeuronView) -> str:
         if self.points == "incoming":
             return "Σ|W_ji p_iᵀ(x, 1)|"
-        return "Σ c_i|W_ji|" if self._bounded(layer) else "√(‖x‖² + 1)·Σ c_i|W_ji|"
-
-    def _bounded(self, layer: NeuronView) -> bool:
-        return self.beta is not None or not below_identity(layer.activation)
+        bounded = self.beta is not None or not below_identity(layer.activation)
+        return "Σ c_i|W_ji|" if bounded else "√(‖x‖² + 1)·Σ c_i|W_ji|"
 
     def _assumptions(self, layer: NeuronView) -> tuple[Assumption, ...]:
         if self.points == "incoming":
@@ -150,7 +147,3 @@ def _contact(points: Tensor) -> Tensor:
     kept = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     kept[max_norm_coreset(points, "support").indices] = True
     return kept
-
-
-def _draws(total: float, queries: int, guarantee: Guarantee) -> Tensor:
-    return bernstein(torch.tensor([total], dtype=torch.float64), guarantee, queries)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from convexprune.pruners.draws import Scheme
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import NeuronView, Sensitivities, View, hoeffding, neurons_of
+from convexprune.pruners.views import NeuronView, Sensitivities, View, hoeffding, view_of
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
@@ -47,7 +47,7 @@ class Mussay(Sampling):
 
     Args:
         beta: β; None: 1 where it cancels (ReLU), else the largest over the calibration data.
-        sampling: See ``SAMPLINGS``.
+        sampling: See ``SCHEMES``.
     """
 
     beta: float | None = None
@@ -64,7 +64,7 @@ class Mussay(Sampling):
         Raises:
             InvalidInput: β is needed and not known, or nothing is known of the activation.
         """
-        layer = neurons_of(layer, "mussay")
+        layer = view_of(NeuronView, layer, "mussay")
         beta = reach_of(layer, self.beta)
         loads = layer.loads.to(torch.float64)
         s = loads.amax(1) * sizes_of(layer, beta)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, Scheme, expected_distinct, largest_scale, rounded
+from convexprune.pruners.draws import Allowed, Scheme, expected_distinct, largest_sizes, normalised, rounded, shares_of
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.sensitivities import (
@@ -23,7 +23,7 @@ from convexprune.pruners.sensitivities import (
     neuron_sensitivities,
     samples_needed,
 )
-from convexprune.pruners.views import Sensitivities, View, neurons_of, whole_draws
+from convexprune.pruners.views import NeuronView, Sensitivities, View, view_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
@@ -42,7 +42,7 @@ class PFP(Sampling):
         share: A neuron that goes on to an output by several weights (a kernel's positions, or a flattened map's) has
             the share of their sum, which a bound on the error needs, or of the largest of them ("largest", as in the
             authors' code).
-        sampling: See ``SAMPLINGS``. "fixed" does without leftovers what the authors' partly random variant is for:
+        sampling: See ``SCHEMES``. "fixed" does without leftovers what the authors' partly random variant is for:
             neurons that are all but sure to be drawn are kept for certain, and the others sampled without bias. "top"
             is what they ran in their experiments.
         delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
@@ -70,7 +70,7 @@ class PFP(Sampling):
         Raises:
             InvalidInput: Single weights, or no inputs.
         """
-        layer = neurons_of(layer, "pfp")
+        layer = view_of(NeuronView, layer, "pfp")
         n, products = len(layer.incoming), layer.products
         inputs = [inputs_of(product, layer.name) for product in products]
         found = [neuron_sensitivities(p.weights, X, n, self.share) for p, X in zip(products, inputs, strict=True)]
@@ -103,19 +103,12 @@ class PFP(Sampling):
 
     def allocate(self, layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
         """The neurons that draws in proportion to S̃ = 6·S·log(8(P + 1)κ/δ) find, as many as are allowed."""
-        parts = [_shares(scores) for scores in layers]
+        parts = [(normalised(s.values.detach().to("cpu", torch.float64)), shares_of(s)) for s in layers]
 
         def sizes(scale: float) -> list[Tensor]:
             return [rounded(expected_distinct(q, scale * draws)) for q, draws in parts]
 
-        return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
-
-
-def _shares(scores: Sensitivities) -> tuple[Tensor, Tensor]:
-    """The probabilities q [1, n] of a draw, and S̃ [1]."""
-    assert scores.shares is not None  # noqa: S101 - they are this method's own
-    s, shares = (value.detach().to("cpu", torch.float64) for value in (scores.values, scores.shares))
-    return s / s.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny), shares
+        return largest_sizes(sizes, allowed)
 
 
 def _draws(coefficient: partial[Tensor], guarantee: Guarantee) -> Tensor:

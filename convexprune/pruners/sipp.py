@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, Scheme, largest_of_all, largest_scale, rounded
+from convexprune.pruners.draws import Allowed, Scheme, largest_of_all, largest_sizes, rounded, shares_of
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.sensitivities import (
@@ -24,7 +24,7 @@ from convexprune.pruners.sensitivities import (
     inputs_of,
     samples_needed,
 )
-from convexprune.pruners.views import Sensitivities, View, weights_of, whole_draws
+from convexprune.pruners.views import Sensitivities, View, WeightView, proves_nothing, view_of, whole_draws
 from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
@@ -47,7 +47,7 @@ class SiPP(Sampling):
             three times the sum of the other sensitivities is no more than ε(x); where the size is a guarantee, all are
             sampled. "deterministic": the largest of the whole network, as they are, by their mean shares over the
             positions of a convolution; proves nothing.
-        sampling: See ``SAMPLINGS``; "top" for "deterministic", whatever is given.
+        sampling: See ``SCHEMES``; "top" for "deterministic", whatever is given.
         delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
             checked for.
 
@@ -77,7 +77,7 @@ class SiPP(Sampling):
         Raises:
             InvalidInput: Neurons, or no inputs.
         """
-        layer = weights_of(layer, "sipp")
+        layer = view_of(WeightView, layer, "sipp")
         product, X = layer.product, inputs_of(layer.product, layer.name)
         s = edge_sensitivities(product.weights, X, product.positions, self.variant == "deterministic")
         coefficient = partial(coefficients, s.sum(1), product.positions, product.kernel)
@@ -90,7 +90,7 @@ class SiPP(Sampling):
 
         return Sensitivities(
             s,
-            partial(_draws, coefficient) if proves else _unpromised,
+            partial(_draws, coefficient) if proves else proves_nothing,
             "the positive and the negative part of any one output within (1 ± eps), for an input that is drawn as the "
             "sample was, with probability 1 − delta"
             if proves
@@ -105,12 +105,15 @@ class SiPP(Sampling):
         """Sizes of least total error for their sum, or the largest sensitivities of all layers, as many as allowed."""
         if self.variant == "deterministic":
             return largest_of_all(layers, allowed)
-        parts = [_program(scores) for scores in layers]
+        parts = [(shares_of(scores), scores.candidates) for scores in layers]
 
-        def sizes(scale: float) -> list[Tensor]:
-            return [rounded(least_error_sizes(alpha, weight, most, scale)) for alpha, weight, most in parts]
+        def sizes(scale: float) -> list[Tensor]:  # an error counts 1/η^ℓ, and there are two signs
+            return [
+                rounded(least_error_sizes(alpha, torch.full_like(alpha, 2 / len(alpha)), most.to(alpha), scale))
+                for alpha, most in parts
+            ]
 
-        return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
+        return largest_sizes(sizes, allowed)
 
 
 def relative_error(alpha: Tensor, x: Tensor) -> Tensor:
@@ -133,13 +136,6 @@ def least_error_sizes(alpha: Tensor, weights: Tensor, most: Tensor, scale: float
     return torch.minimum(alpha * (3 + 2 * eps) / (6 * eps**2), most)
 
 
-def _program(scores: Sensitivities) -> tuple[Tensor, Tensor, Tensor]:
-    """α, 1/η^ℓ and the number of weights, of each output and sign."""
-    assert scores.shares is not None  # noqa: S101 - they are this method's own
-    alpha = scores.shares.detach().to("cpu", torch.float64)
-    return alpha, torch.full_like(alpha, 2 / len(alpha)), scores.candidates.to(alpha)
-
-
 def _better_kept(s: Tensor, alpha: Tensor, sizes: Tensor) -> Tensor:
     """Whether [G] the largest of so many leave no more error than a sample does."""
     s, alpha, x = (value.detach().to("cpu", torch.float64) for value in (s, alpha, sizes))
@@ -152,7 +148,3 @@ def _draws(coefficient: partial[Tensor], guarantee: Guarantee) -> Tensor:
     """x [G] = ⌈α(3 + 2ε)/(6ε²)⌉, with the guarantee's δ in α."""
     eps, alpha = guarantee.eps, coefficient(guarantee.delta)
     return whole_draws(alpha * (3 + 2 * eps) / (6 * eps**2))
-
-
-def _unpromised(guarantee: Guarantee) -> Tensor:
-    raise InvalidInput(f"the deterministic variant proves nothing, so {guarantee} means nothing to it: give a ratio")

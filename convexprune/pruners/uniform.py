@@ -2,15 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from convexprune.pruners.draws import Scheme
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import Sensitivities, View, WeightView
-from convexprune.solvers.errors import InvalidInput
-from convexprune.targets import Guarantee
+from convexprune.pruners.views import Sensitivities, View
 
 
 @register_pruner("uniform")
@@ -20,7 +15,7 @@ class Uniform(Sampling):
 
     Args:
         items: "neurons" or "weights".
-        sampling: See ``SAMPLINGS``.
+        sampling: See ``SCHEMES``.
     """
 
     items: Items = "neurons"
@@ -28,12 +23,4 @@ class Uniform(Sampling):
 
     def sensitivities(self, view: View) -> Sensitivities:
         """Every item alike."""
-        if isinstance(view, WeightView):
-            s = (view.product.weights != 0).to(torch.float64).reshape(1, -1)
-        else:
-            s = torch.ones(1, len(view.incoming), dtype=torch.float64, device=view.incoming.device)
-        return Sensitivities(s, _unpromised, "nothing: a baseline")
-
-
-def _unpromised(guarantee: Guarantee) -> Tensor:
-    raise InvalidInput(f"a baseline proves nothing, so {guarantee} means nothing to it: give a count or a part")
+        return Sensitivities(view.uniform(), promise="nothing: a baseline")

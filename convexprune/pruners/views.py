@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,16 @@ class NeuronView:
     activation: str | None
     products: tuple[Product, ...]
     measure: Callable[[], float | None] = lambda: None
+    items: ClassVar[str] = "neurons"
 
     @cached_property
     def reach(self) -> float | None:
         """The largest √(‖x‖² + 1) over the layer's inputs x, by a pass over the data; None if there are none."""
         return self.measure()
+
+    def uniform(self) -> Tensor:
+        """Sensitivities [1, n] that are all alike."""
+        return torch.ones(1, len(self.incoming), dtype=torch.float64, device=self.incoming.device)
 
     @property
     def outgoing(self) -> Tensor:
@@ -116,9 +121,40 @@ class WeightView:
     product: Product
     activation: str | None
     biased: bool = False
+    items: ClassVar[str] = "single weights"
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """The only one."""
+        return (self.product,)
+
+    def uniform(self) -> Tensor:
+        """Sensitivities [1, N·M] that are alike for all weights that are not 0."""
+        return (self.product.weights != 0).to(torch.float64).reshape(1, -1)
 
 
 View = NeuronView | WeightView
+V = TypeVar("V", NeuronView, WeightView)
+
+
+def view_of(kind: type[V], view: View, method: str) -> V:
+    """The view, if it is of this kind.
+
+    Raises:
+        InvalidInput: The method was given the other items.
+    """
+    if not isinstance(view, kind):
+        raise InvalidInput(f"{method} chooses {kind.items}, and was given the {view.items} of {view.name!r}")
+    return view
+
+
+def proves_nothing(guarantee: Guarantee) -> Tensor:
+    """The draws of a method without a theorem.
+
+    Raises:
+        InvalidInput: Always.
+    """
+    raise InvalidInput(f"the method proves nothing, so {guarantee} means nothing to it: give a count or a part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +175,8 @@ class Sensitivities:
     """
 
     values: Tensor
-    draws: Callable[[Guarantee], Tensor]
-    promise: str
+    draws: Callable[[Guarantee], Tensor] = proves_nothing
+    promise: str = "nothing"
     assumptions: Callable[[Guarantee | None], tuple[Assumption, ...]] = lambda _: ()
     notes: tuple[str, ...] = ()
     kept: Tensor | None = None
@@ -187,35 +223,6 @@ def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
     """[1] draws for errors of at most eps·t in so many fixed sums of terms |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
     m = 2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2
     return whole_draws(torch.tensor([m], dtype=torch.float64))
-
-
-def uniform(view: View) -> Tensor:
-    """Sensitivities [1, n] that are all alike: of every neuron, or of every weight that is not 0."""
-    if isinstance(view, WeightView):
-        return (view.product.weights != 0).to(torch.float64).reshape(1, -1)
-    return torch.ones(1, len(view.incoming), dtype=torch.float64, device=view.incoming.device)
-
-
-def neurons_of(view: View, method: str) -> NeuronView:
-    """The view, if it is one of neurons.
-
-    Raises:
-        InvalidInput: The method was given single weights.
-    """
-    if not isinstance(view, NeuronView):
-        raise InvalidInput(f"{method} chooses neurons, and was given the single weights of {view.name!r}")
-    return view
-
-
-def weights_of(view: View, method: str) -> WeightView:
-    """The view, if it is one of weights.
-
-    Raises:
-        InvalidInput: The method was given neurons.
-    """
-    if not isinstance(view, WeightView):
-        raise InvalidInput(f"{method} chooses single weights, and was given the neurons of {view.name!r}")
-    return view
 
 
 def incoming_of(model: nn.Module, link: Link) -> Tensor:
