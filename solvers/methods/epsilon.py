@@ -33,7 +33,6 @@ class EpsInterval:
     output as long as Y at the median price w_ij/‖x_j‖.
     """
 
-    low: float
     high: float  # the eps that the weights reach
     budget: float
     eps: float  # that of the program
@@ -42,6 +41,11 @@ class EpsInterval:
     multipliers: Tensor  # Λ [P, M]
     weight: float  # ω of the loss
     bound: float
+
+    @property
+    def low(self) -> float:
+        """√(2(bound − budget)₊/ω)."""
+        return self.lowest(self.budget)
 
     @property
     def width(self) -> float:
@@ -55,7 +59,7 @@ class EpsInterval:
 
     def lowest(self, budget: float) -> float:
         """``low`` for another budget: √(2(bound − budget)₊/ω)."""
-        return _reachable(self.bound, budget, self.weight)
+        return math.sqrt(2 * max(0.0, self.bound - budget) / self.weight)
 
 
 def feasible_eps(
@@ -91,10 +95,6 @@ def feasible_eps(
     return interval
 
 
-def _reachable(bound: float, budget: float, weight: float) -> float:
-    return math.sqrt(2 * max(0.0, bound - budget) / weight)
-
-
 def proves_infeasible(program: LayerProgram, multipliers: ArrayLike, budget: float) -> bool:
     """Whether multipliers Λ [P, M] prove that no weights with penalty ≤ ``budget`` satisfy the program.
 
@@ -120,7 +120,6 @@ def _interval(problem: LayerProgram, found: Solution, typical: float, eps: float
     budget = _SENSIBLE * max(float(penalty.value(penalty.prox(U, 0.0))), typical)
     certificate, weight = found.certificate, problem.fit.weight
     return EpsInterval(
-        low=_reachable(certificate.bound, budget, weight),
         high=float(samples.sums(Z)[0].sum().sqrt()),
         budget=budget,
         eps=eps,

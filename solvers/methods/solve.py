@@ -207,10 +207,10 @@ def attempt(
 def _as_start(program: LayerProgram, start: Solution | Start | ArrayLike | None) -> Start | None:
     if start is None:
         return None
-    weights = start.weights if isinstance(start, Solution | Start) else start
-    multipliers = start.multipliers if isinstance(start, Solution | Start) else None
-    device = program.inputs.device
-    weights = check_shape("start", as_matrix("start", weights), program.shape, "[N, M] of the program").to(device)
+    device, multipliers = program.inputs.device, None
+    if isinstance(start, Solution | Start):
+        multipliers, start = start.multipliers, start.weights
+    weights = check_shape("start", as_matrix("start", start), program.shape, "[N, M] of the program").to(device)
     if multipliers is not None:
         multipliers = as_matrix("start multipliers", multipliers).to(device)
         check_shape("start multipliers", multipliers, program.fit.shape, "[P, M] of the program")
