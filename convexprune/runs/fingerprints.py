@@ -69,17 +69,12 @@ def _feed(add: Add, value: object) -> None:
     elif isinstance(value, np.ndarray | np.generic):
         _feed_array(add, np.asarray(value))
     elif isinstance(value, _ATOMS):
-        kind = next(kind for kind in _ATOMS if isinstance(value, kind))
-        _feed_bytes(
-            add, kind.__name__, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        )
-    elif isinstance(value, Mapping):
-        _feed_bytes(add, "mapping", str(len(value)).encode())
-        for item in value.items():
-            _feed(add, item)
-    elif isinstance(value, list | tuple):
-        _feed_bytes(add, type(value).__name__, str(len(value)).encode())
-        for item in value:
+        kind = next(kind.__name__ for kind in _ATOMS if isinstance(value, kind))
+        _feed_bytes(add, kind, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass"))
+    elif isinstance(value, Mapping | list | tuple):
+        kind, items = ("mapping", value.items()) if isinstance(value, Mapping) else (type(value).__name__, value)
+        _feed_bytes(add, kind, str(len(value)).encode())
+        for item in items:
             _feed(add, item)
     elif is_dataclass(value) and not isinstance(value, type):
         _feed_bytes(add, "dataclass", type(value).__qualname__.encode())
