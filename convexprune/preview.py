@@ -19,7 +19,7 @@ from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import count_of, kept_of, shared_counts, value_of, wanted_of
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
-from convexprune.report.report import SkippedModule, reported_once
+from convexprune.report.report import SkippedModule, only_skipped
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.executors import solver_for
 from convexprune.runs.layer import Layer
@@ -126,7 +126,8 @@ def preview(
     rows = [_row(layer, goals[layer.name], run) for layer in layers]
     _check_programs(request, run, rows)
     left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
-    shown, skipped = reported_once(rows, [*plan.skipped, *left])
+    told, skipped = only_skipped({row.name for row in rows}, [*plan.skipped, *left])
+    shown = tuple(replace(row, notes=(*row.notes, *told.get(row.name, ()))) for row in rows)
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
     weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
     seconds, notices = _seconds(rows, request, reading, count), plan.notices

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ from convexprune.network.passes import network_outputs
 from convexprune.options import Options
 from convexprune.pruners.pruner import Pruner, make_pruner
 from convexprune.pruners.sizes import without_idle
-from convexprune.report.report import Report, SkippedModule, emptied_layers, reported_once
+from convexprune.report.report import Report, SkippedModule, emptied_layers, only_skipped
 from convexprune.runs.data import Data, as_data
 from convexprune.runs.executors import several, solver_for
 from convexprune.runs.fits import layer_fit
@@ -31,7 +32,7 @@ from convexprune.runs.outcome import amplified, network_errors, network_promise,
 from convexprune.runs.plan import first_names, make_plan
 from convexprune.runs.problem import StoppingRule
 from convexprune.runs.removal import chosen_links, reachable, removal_rows, shrink_, weight_sizes
-from convexprune.runs.run import LayerCallback, Progress, Run, check_callers, silent
+from convexprune.runs.run import LayerCallback, Progress, Run, silent
 from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.methods.solve import environment
 from convexprune.targets import Eps, Sparsity, Target, as_target
@@ -96,7 +97,11 @@ def prune_(
         WorkerLost: Workers died again and again.
     """
     began, show = time.perf_counter(), progress or silent
-    check_callers(run, progress=progress, callback=callback)
+    for name, given in (("progress", progress), ("callback", callback)):
+        if given is not None and not callable(given):
+            raise InvalidInput(f"{name}: expected a function, found {given!r}")
+    if run is not None and not isinstance(run, str | PathLike):
+        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")
     if callback is not None and several(jobs):
         raise InvalidInput("callback: what other processes do is not seen here; leave it out, or give jobs=1")
     request = Request.of(model, data, as_target(target, eps, sparsity), method, options, recorded_mode(run), jobs)
@@ -264,10 +269,10 @@ def _pruned(run: Run, request: Request) -> Report:
         for name in plan.order
         if name not in run.written and (name in run.left or run.stopped is not None or not run.links)
     ]
-    layers, skipped = reported_once(rows, [*plan.skipped, *left])
+    notes, skipped = only_skipped({row.name for row in rows}, [*plan.skipped, *left])
     own = {**request.recipe(), "plan_tests": dict(plan.tests), "stopped": run.stopped}
     return Report(
-        layers=layers,
+        layers=tuple(replace(row, notes=(*row.notes, *notes.get(row.name, ()))) for row in rows),
         skipped=skipped,
         output_error=error,
         network=promise,

@@ -26,7 +26,8 @@ from convexprune.runs.data import as_data
 from convexprune.runs.executors import TaskSolver
 from convexprune.runs.journal import Journal, Record, check_same, read_json
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
-from convexprune.runs.run import Judged, Run, silent
+from convexprune.runs.records import Judged
+from convexprune.runs.run import Run, silent
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import target_from_dict
 

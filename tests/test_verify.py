@@ -23,7 +23,7 @@ from convexprune.files.weights import save_json
 from convexprune.network.weights import save_weights
 from convexprune.runs.executors import LayerTask
 from convexprune.runs.journal import Journal, Record
-from convexprune.runs.run import Judged
+from convexprune.runs.records import Judged
 from convexprune.solvers.errors import UnknownSolver
 from convexprune.solvers.methods import registry
 from convexprune.verification import Verification

@@ -35,6 +35,7 @@ from convexprune.options import Options
 from convexprune.preview import preview
 from convexprune.prune import Request, prune_, recorded_mode
 from convexprune.pruners.pruner import make_pruner
+from convexprune.report.extras import read_extras, save_extras
 from convexprune.report.report import Report
 from convexprune.runs.consistency import seal
 from convexprune.runs.data import Data
@@ -46,7 +47,6 @@ from convexprune.verification import verify
 
 _log = logging.getLogger(__name__)
 _RESULTS = ("model.safetensors", "report.json")
-_AGAIN = "the results in {} are not as they were written: written again from its layers"
 
 
 def prune(flags: Mapping[str, Any]) -> int:
@@ -104,35 +104,28 @@ class Job:
         request = Request.of(self.model, **self.arguments, mode=recorded_mode(self.out), jobs=1)
         described = Journal.existing(self.out)[1]
         check_same(self.out, described, {**described, "recipe": request.recipe()})
-        report = self._sound(self.out)
-        if report is None or report["provenance"]["stopped"] is not None:
+        try:
+            report = read_json(self.out / "report.json")
+            read_extras(self.out)
+        except DamagedFile:
+            report = {}
+        sound = report.get("sha256") == seal(report, self.out / "model.safetensors")
+        if sound and report["provenance"]["stopped"] is not None:
             return None
-        found = verify(self.model, self.data, self.out, method=request.pruner, options=request.options)
+        found = (
+            verify(self.model, self.data, self.out, method=request.pruner, options=request.options) if sound else None
+        )
+        if found is None or found.results:
+            self.notes.append(f"the results in {self.out} are not as they were written: written again from its layers")
+            return None
         if not (found.complete and all(row.ok for row in found.layers)):
             return None  # the run that goes on says what is wrong
-        if found.results:
-            self.notes.append(_AGAIN.format(self.out))
-            return None
         if self.labelled is None:
             return report
         load_weights_into_(self.model, self.out / "model.safetensors", resize=True)
         self._measure(self.dense, "before")
         self._measure(self.model, "after")
         return {**report, "accuracy": self.accuracy}
-
-    def _sound(self, out: Path) -> Json | None:
-        """The report, if the results are those that were written; else None, and a note."""
-        from convexprune.report.extras import read_extras
-
-        try:
-            report = read_json(out / "report.json")
-            read_extras(out)
-        except DamagedFile:
-            report = {}
-        if report.get("sha256") == seal(report, out / "model.safetensors"):
-            return report
-        self.notes.append(_AGAIN.format(out))
-        return None
 
     def run(self, **call: Any) -> Report:
         """``prune_`` with the folder as run directory, and the accuracy before and after."""
@@ -143,8 +136,6 @@ class Job:
 
     def write(self, report: Report) -> dict[str, Path]:
         """Write the results, the report sealed with a SHA-256 of itself and the model; paths by what they are."""
-        from convexprune.report.extras import save_extras
-
         assert self.out is not None  # noqa: S101 - without a folder nothing was pruned
         files = {"model": save_weights(self.model, self.out / "model.safetensors")}
         data = report.to_dict() | {"accuracy": self.accuracy}

@@ -18,10 +18,10 @@ from convexprune.runs.answer import (
     judged,
     refitted,
     set_solver,
-    slack,
     solve_limits,
 )
 from convexprune.runs.problem import Problem, StoppingRule
+from convexprune.runs.records import slack
 from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.methods import solve
 from convexprune.solvers.programs import LayerProgram

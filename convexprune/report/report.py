@@ -3,9 +3,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from convexprune.files.texts import Json
 from convexprune.files.weights import plain
@@ -368,32 +368,14 @@ def returned_zeros(rows: Sequence[LayerReport]) -> str:
     return f"{what} came back ({where}{more}): keep_zeros (--keep-zeros) keeps them zero"
 
 
-class _Noted(Protocol):
-    """A dataclass about a layer that takes notes."""
-
-    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def notes(self) -> tuple[str, ...]: ...
-
-
-_Row = TypeVar("_Row", bound=_Noted)
-
-
-def reported_once(
-    rows: Sequence[_Row], skipped: Sequence[SkippedModule]
-) -> tuple[tuple[_Row, ...], tuple[SkippedModule, ...]]:
-    """The same where no layer is both a row and skipped: one that lost inputs and no neurons says so in its row."""
-    reasons = {module.name: module.reason for module in skipped}
-    names = {row.name for row in rows}
-    told = (
-        replace(row, notes=(*row.notes, f"keeps its neurons: {reasons[row.name]}")) if row.name in reasons else row
-        for row in rows
-    )
-    return tuple(told), tuple(module for module in skipped if module.name not in names)
+def only_skipped(
+    names: Collection[str], skipped: Sequence[SkippedModule]
+) -> tuple[dict[str, tuple[str, ...]], tuple[SkippedModule, ...]]:
+    """Notes for the rows of layers, by name, that are skipped too, since they lose inputs alone; and the others."""
+    notes: dict[str, tuple[str, ...]] = {
+        module.name: (f"keeps its neurons: {module.reason}",) for module in skipped if module.name in names
+    }
+    return notes, tuple(module for module in skipped if module.name not in names)
 
 
 _WIDE = 120

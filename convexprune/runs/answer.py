@@ -266,7 +266,7 @@ def _status(solution: Solution, certificate: Certificate) -> str:
     return ROUNDED if solution.status is Status.SOLVED and not kept else str(solution.status)
 
 
-# Judging records
+# Judging
 
 
 def agreement(dtype: torch.dtype) -> float:
@@ -293,52 +293,6 @@ def _certificate(program: LayerProgram, problem: Problem, U: Tensor, answer: Ans
             gap = max(0.0, own.value - bound) / own.scale if own.scale > 0 else 0.0
             return replace(own, bound=bound, gap=gap)
     return found
-
-
-def slack(answer: Answer) -> dict[str, float]:
-    """How far each recorded figure may be from the one of this recomputed answer."""
-    c, r = answer.solution.certificate, agreement(answer.stored.dtype)
-    size, radius = answer.size, answer.radius
-    relative = size / radius if 0 < radius < math.inf else 1.0
-    # A loss is a square: its rounding goes with the outputs and not with what little they miss by.
-    loss = size * max(answer.error, r * size) if math.isinf(radius) else 0.0
-    value = r * (abs(c.value) + 4 * loss) if math.isfinite(c.value) else 0.0
-    bound = 4 * r * max(abs(c.value), abs(c.bound)) if math.isfinite(c.bound) else 0.0
-    return {
-        "value": value,
-        "bound": bound,
-        "scale": value + r * c.scale,
-        "gap": (value + bound) * (1 + c.gap) / c.scale if c.scale > 0 and math.isfinite(c.gap) else 0.0,
-        "violation": 2 * r * (1 + relative),
-        "size": r * size,
-        "error": 2 * r * size,
-        "radius": 2 * r * size,
-        "promised": 4 * r * size,
-    }
-
-
-def differences(recorded: Sequence[Answer], again: Sequence[Answer], measured: bool) -> tuple[str, ...]:
-    """What is recorded otherwise than recomputed, by more than rounding; of measurements but for bound and gap."""
-    found = []
-    for number, (claim, known) in enumerate(zip(recorded, again, strict=True)):
-        where = f" (group {number})" if len(recorded) > 1 else ""
-        allowed, claims, facts = slack(known), _figures(claim), _figures(known)
-        for name, value in claims.items():
-            left_out = measured and name in ("bound", "gap")
-            if not left_out and not _agree(value, facts[name], allowed.get(name, 0.0)):
-                found.append(f"{name}{where}: recorded {value}, recomputed {facts[name]}")
-    return tuple(found)
-
-
-def _figures(answer: Answer) -> dict[str, object]:
-    names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "returned", "status", "original")
-    return answer.solution.certificate.to_dict() | {name: getattr(answer, name) for name in names}
-
-
-def _agree(one: object, other: object, allowed: float) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return one == other or abs(one - other) <= allowed or (math.isnan(one) and math.isnan(other))
-    return bool(one == other)
 
 
 # Rows

@@ -68,14 +68,9 @@ class Plan:
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
         """The same, but for layers that are left as trained, each with the reason."""
-        layers = {name: layer for name, layer in self.layers.items() if name not in reasons}
         left = [SkippedModule(name, type(self.layers[name].module).__name__, why) for name, why in reasons.items()]
-        return replace(
-            self,
-            layers=layers,
-            order=tuple(name for name in self.order if name in layers),
-            skipped=(*self.skipped, *left),
-        )
+        rest = self.only([name for name in self.order if name not in reasons])
+        return replace(rest, skipped=(*self.skipped, *left))
 
     def only(self, names: Sequence[str]) -> "Plan":
         """The same with these layers alone."""

@@ -12,7 +12,7 @@ from itertools import accumulate, chain, pairwise
 import torch
 from torch import Tensor, nn
 
-from convexprune.errors import DamagedFile, PruningFailed
+from convexprune.errors import DamagedFile
 from convexprune.files.texts import visible
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward, evaluating
@@ -24,17 +24,16 @@ from convexprune.network.passes import observe, received
 from convexprune.network.taps import Received
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
-from convexprune.runs.answer import KEPT, Answer, Goal, differences, layer_row, with_extras
+from convexprune.runs.answer import Answer, Goal, layer_row, with_extras
 from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
 from convexprune.runs.plan import Plan
 from convexprune.runs.problem import Accumulator, Problem, StoppingRule, TraceCallback
-from convexprune.runs.records import recalled, recorded
+from convexprune.runs.records import Judged, check_answer, judged_record, recorded
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.certificate.solution import TracePoint
-from convexprune.solvers.errors import ConvexPruneError, Infeasible, InvalidInput
 from convexprune.solvers.programs import Gram
 
 _log = logging.getLogger(__name__)
@@ -48,30 +47,6 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """No progress is shown."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A recorded entry of a layer, judged on its data without a solver.
-
-    Attributes:
-        name: Of the layer.
-        goal: What was wanted of it.
-        recorded: The row that the entry makes; None where it cannot be read.
-        recomputed: The same from the recorded weights and multipliers, the model and the data; None likewise.
-        differences: What is not as recorded, by more than rounding; empty if all is.
-    """
-
-    name: str
-    goal: str
-    recorded: LayerReport | None
-    recomputed: LayerReport | None
-    differences: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether all that is recorded holds."""
-        return not self.differences
 
 
 @dataclass(eq=False)
@@ -384,26 +359,14 @@ class Run:
         Raises:
             DamagedFile: The entry is not such as is written.
         """
-        layer = self.layers[name]
-        device = self.trained[name][0].device
-        answers = tuple(answer.to(device) for answer in recalled(record, layer.folds))
-        recorded_row = layer_row(layer, goal, answers)
-        refused = partial(Judged, name, str(goal), recorded_row, None)
-        claims = [(answer.stored.dtype, list(answer.stored.shape)) for answer in answers]
-        expected = [(stored.dtype, list(stored.shape)) for stored in self.trained[name]]
-        if claims != expected:
-            return answers, refused((f"its weights are {claims}, those of the layer {expected}",))
-        try:
-            again = goal.judge(answers, self.problems(name), self.options)
-        except ConvexPruneError as error:  # multipliers of another program, a budget that this layer cannot have
-            return answers, refused((str(error),))
-        found = differences(answers, again, goal.measured)
-        return answers, Judged(name, str(goal), recorded_row, layer_row(layer, goal, again), found)
+        return judged_record(
+            self.layers[name], goal, record, self.trained[name], lambda: self.problems(name), self.options
+        )
 
     def _keep(self, name: str, goal: Goal, answers: tuple[Answer, ...]) -> tuple[Answer, ...]:
         """Check, and keep what the run's own end did not cut short; what it did has the status that says so."""
         for answer in answers:
-            _check(name, answer)
+            check_answer(name, answer)
         statuses = {str(answer.solution.status) for answer in answers}
         if statuses & {_STOPPED, _TIMED_OUT}:
             self.stopped = self.stopped or self.watch.reason()
@@ -438,33 +401,3 @@ class _OtherRows(Exception):
 def _cut_short(answer: Answer) -> Answer:
     ended = str(answer.solution.status)
     return replace(answer, status=ended) if ended in (_STOPPED, _TIMED_OUT) else answer
-
-
-def _check(name: str, answer: Answer) -> None:
-    status = answer.solution.status
-    if answer.status == KEPT:
-        advice = "" if status is Status.SOLVED else f". {status.advice}"
-        _log.warning("layer %r: %s%s", name, answer.notes[-1], advice)
-        return
-    if status is Status.INFEASIBLE:
-        raise Infeasible(f"layer {name!r}: {status.advice} The model is unchanged")
-    if not bool(answer.stored.isfinite().all()):
-        message = answer.solution.provenance["message"] or status.advice
-        raise PruningFailed(f"layer {name!r}: the solver ended {status}: {message} The model is unchanged")
-    if status not in (Status.SOLVED, Status.NO_BOUND):
-        _log.warning("layer %r ended %s: %s", name, status, status.advice)
-
-
-def check_callers(run: object, **functions: object) -> None:
-    """What callers give besides options.
-
-    Raises:
-        InvalidInput: Something that is no function, or no path of a folder.
-    """
-    import os
-
-    for name, given in functions.items():
-        if given is not None and not callable(given):
-            raise InvalidInput(f"{name}: expected a function, found {given!r}")
-    if run is not None and not isinstance(run, str | os.PathLike):
-        raise InvalidInput(f"run: expected the path of a folder, found {run!r}")
