@@ -13,7 +13,7 @@ from types import ModuleType
 
 
 class _Finder:
-    """Knows one name, and is asked first: another checkout, installed as a link, would offer its own solvers."""
+    """Knows one name, and comes first: another checkout, installed as a link, would offer its own solvers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -126,8 +126,8 @@ def preview(
     rows = [_row(layer, goals[layer.name], run) for layer in layers]
     _check_programs(request, run, rows)
     left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
-    told, skipped = only_skipped({row.name for row in rows}, [*plan.skipped, *left])
-    shown = tuple(replace(row, notes=(*row.notes, *told.get(row.name, ()))) for row in rows)
+    notes, skipped = only_skipped({row.name for row in rows}, [*plan.skipped, *left])
+    shown = tuple(replace(row, notes=(*row.notes, *notes.get(row.name, ()))) for row in rows)
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
     weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
     seconds, notices = _seconds(rows, request, reading, count), plan.notices

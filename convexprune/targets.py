@@ -60,11 +60,11 @@ class Target:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         settings = {f.name: getattr(self, f.name) for f in fields[1:] if getattr(self, f.name) != f.default}
         values = self.table or {"": self.value}
-        told = [
+        texts = [
             f"{name}={value:g}" if name and not isinstance(value, str) else _text(name, value)
             for name, value in values.items()
         ]
-        return " ".join([self.kind, *told, *(f"{name}={value}" for name, value in settings.items())])
+        return " ".join([self.kind, *texts, *(f"{name}={value}" for name, value in settings.items())])
 
     def _where(self, name: str) -> str:
         return f"{self.kind} of {name}" if name else self.kind
@@ -190,9 +190,10 @@ class Guarantee(Target):
 
     def check_entry(self, name: str, value: object) -> object:
         """As ``Target.check_entry``."""
+        from convexprune.solvers.arrays import as_number
         from convexprune.solvers.errors import InvalidTolerance
 
-        eps, delta = _number(self._where(name), value), _number("delta", self.delta)
+        eps, delta = as_number(self._where(name), value), as_number("delta", self.delta)
         if not 1e-100 <= eps <= 1e100:
             raise InvalidTolerance(f"eps: expected a number > 0, from 1e-100 to 1e100, found {value}")
         if not 1e-200 <= delta < 1:
@@ -318,12 +319,6 @@ def _radius(name: str, value: object) -> float:
     from convexprune.solvers.arrays import checked_radius
 
     return checked_radius(name, value)
-
-
-def _number(name: str, value: object) -> float:
-    from convexprune.solvers.arrays import as_number
-
-    return as_number(name, value)
 
 
 def _is_number(text: str) -> bool:

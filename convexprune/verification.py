@@ -226,15 +226,15 @@ def _network_differences(replay: "_Replay", request: Request, report: Mapping[st
         if not _close(cast(float | None, claim), None if math.isnan(found) else found, relative):
             yield f"report.json: output_error is {claim}, recomputed {found}"
         return
-    told = cast(Mapping[str, object], report["network"])
+    claimed = cast(Mapping[str, object], report["network"])
     promise = network_promise(replay, request.target)
     for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
-        value = math.inf if told[name] is None else float(cast(float, told[name]))
+        value = math.inf if claimed[name] is None else float(cast(float, claimed[name]))
         found = getattr(promise, name)
         if value != found and not math.isclose(value, found, rel_tol=relative, abs_tol=promise.rounding):
             yield f"report.json: network.{name} is {value}, recomputed {found}"
     for name in ("coefficients", "radii"):
-        claims, figures = cast(Mapping[str, float | None], told[name]), getattr(promise, name)
+        claims, figures = cast(Mapping[str, float | None], claimed[name]), getattr(promise, name)
         known = {layer: None if math.isinf(value) else value for layer, value in figures.items()}
         if claims.keys() != known.keys() or not all(_close(claims[layer], known[layer], relative) for layer in known):
             yield f"report.json: network.{name} are {claims}, recomputed {known}"

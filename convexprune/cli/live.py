@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
+from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -105,25 +106,18 @@ def bars(console: Console) -> Iterator[Bars]:
         yield Bars(shown)
 
 
-class Interrupt:
-    """Whether a signal came that ends the run in order."""
-
-    requested = False
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.requested
-
-
 @contextmanager
-def interruptible(notify: Callable[[], None]) -> Iterator[Interrupt]:
-    """The first SIGINT or SIGTERM calls ``notify``, the second raises KeyboardInterrupt. For the main thread only."""
-    interrupt = Interrupt()
+def interruptible(notify: Callable[[], None]) -> Iterator[Event]:
+    """The first SIGINT or SIGTERM sets the event and calls ``notify``, the second raises KeyboardInterrupt.
+
+    For the main thread only.
+    """
+    interrupt = Event()
 
     def note(_number: int, _frame: FrameType | None) -> None:
-        if interrupt.requested:
+        if interrupt.is_set():
             raise KeyboardInterrupt
-        interrupt.requested = True
+        interrupt.set()
         notify()
 
     numbers = (signal.SIGINT, signal.SIGTERM)

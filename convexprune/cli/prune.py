@@ -25,7 +25,7 @@ from convexprune.cli.live import (
     say,
     show,
 )
-from convexprune.cli.source import Labelled, Source, chosen_mask
+from convexprune.cli.source import Source, chosen_mask, labelled_samples
 from convexprune.costs import accuracy
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
@@ -64,8 +64,8 @@ def prune(flags: Mapping[str, Any]) -> int:
     workers = nullcontext(flags["jobs"] or 1) if flags["scheduler"] is None else cluster(flags["scheduler"])
     with workers as jobs, interruptible(partial(_say_stopping, alone)) as interrupt, bars(errors) as shown:
         callback = shown.callback if alone else None  # what workers do is not seen here
-        report = job.run(jobs=jobs, stop=interrupt, progress=shown.progress, callback=callback)
-    return _finish(job, report, as_json, interrupted=interrupt.requested)
+        report = job.run(jobs=jobs, stop=interrupt.is_set, progress=shown.progress, callback=callback)
+    return _finish(job, report, as_json, interrupted=interrupt.is_set())
 
 
 class Job:
@@ -87,8 +87,8 @@ class Job:
         data = Data(self.read.inputs, mask=mask, holdout=self.read.holdout, labels=labels)
         self.data = None if self.read.inputs is None else data
         self.arguments: dict[str, Any] = {"data": self.data, "target": target, "method": method, "options": options}
-        labelled = ("data", "data_key", "label_key", "max_ratio")
-        self.labelled = Labelled(*(flags[name] for name in labelled)).read(self.read) if flags["data"] else None
+        labelled = [flags[name] for name in ("data", "data_key", "label_key", "max_ratio")]
+        self.labelled = labelled_samples(self.read, *labelled) if flags["data"] else None
         self.accuracy: dict[str, float] = {}
         self.written: dict[str, Any] = {}
         self.notes: list[str] = []

@@ -121,24 +121,17 @@ class Source:
         return chosen, (f"fitted to {self.samples:,} of {total:,} samples: a random choice, the same each time{of}",)
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Samples for the accuracy before and after."""
-
-    data: Path
-    data_key: str | None
-    label_key: str | None
-    max_ratio: float = MAX_RATIO
-
-    def read(self, read: ModelData) -> tuple[Inputs, Tensor]:
-        """Inputs and labels."""
-        labels = load_array(self.data, self.label_key, LABEL_NAMES, max_ratio=self.max_ratio)
-        names = () if isinstance(read.inputs, Tensor) else _arguments(read.model)
-        inputs = _inputs(self.data, self.data_key, names, False, _IMAGE_NAMES, self.max_ratio)
-        if _length(self.data, inputs) != len(labels):
-            counts = f"{_length(self.data, inputs)} inputs and {len(labels)} labels"
-            raise ShapeMismatch(f"{self.data}: {counts}; choose --data-key, --label-key")
-        return _batches(read.prepare(inputs)), torch.from_numpy(np.asarray(labels))
+def labelled_samples(
+    read: ModelData, path: Path, data_key: str | None, label_key: str | None, max_ratio: float
+) -> tuple[Inputs, Tensor]:
+    """Inputs and labels of a file, for the accuracy before and after."""
+    labels = load_array(path, label_key, LABEL_NAMES, max_ratio=max_ratio)
+    names = () if isinstance(read.inputs, Tensor) else _arguments(read.model)
+    inputs = _inputs(path, data_key, names, False, _IMAGE_NAMES, max_ratio)
+    if _length(path, inputs) != len(labels):
+        counts = f"{_length(path, inputs)} inputs and {len(labels)} labels"
+        raise ShapeMismatch(f"{path}: {counts}; choose --data-key, --label-key")
+    return _batches(read.prepare(inputs)), torch.from_numpy(np.asarray(labels))
 
 
 def chosen_mask(mask: str | None, no_mask: bool) -> str | bool | None:

@@ -67,8 +67,9 @@ def save_extras(
     before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
     costs = _costs(before, state, model, batch, forward)
     rows, maps = list[Json](), dict[str, Tensor]()
+    reported = tuple(f"{row.name}." if row.name else "" for row in (() if report is None else report.layers))
     for key, (old, new) in pairs.items():
-        if _reported(key, report) or old.shape != new.shape or not bool((old == new).all()):
+        if key.startswith(reported) or old.shape != new.shape or not bool((old == new).all()):
             peak = float(old.abs().max()) if old.numel() else 0.0
             number = str(len(rows))
             maps[f"before.{number}"], cell = pooled(old, peak)
@@ -170,7 +171,3 @@ def _costs(
         costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
         costs["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
     return costs
-
-
-def _reported(key: str, report: Report | None) -> bool:
-    return report is not None and any(key.startswith(f"{row.name}." if row.name else "") for row in report.layers)

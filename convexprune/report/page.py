@@ -189,17 +189,19 @@ def _longest(groups: Sequence[Json]) -> tuple[str, Json]:
 
 
 def _trace(name: str, group: str, solution: Json) -> dict[str, str]:
-    points, told = solution["trace"], solution["provenance"]
+    points, provenance = solution["trace"], solution["provenance"]
     points = [*points[: -1 : -(-len(points) // _POINTS)], points[-1]]
     with _chart(f"Convergence of {_name(name)}", 2.2) as (axes, svg):
         for key, limit, colour in (("gap", "tol", "C0"), ("violation", "feas_tol", "C1")):
             values = [value if 0 < (value := float(point[key])) < math.inf else math.nan for point in points]
             axes.plot([point["iteration"] for point in points], values, ".-", color=colour, label=key)
-            if most := told.get("limits", {}).get(limit):
+            if most := provenance.get("limits", {}).get(limit):
                 axes.axhline(float(most), color=colour, linewidth=0.8, linestyle="--")
         axes.set(yscale="log", xlabel="iteration")
         axes.legend()
-    note = f"{group}{told.get('solver', '')}: {points[-1]['iteration']:,} iterations, {points[-1]['seconds']:.2f} s"
+    note = (
+        f"{group}{provenance.get('solver', '')}: {points[-1]['iteration']:,} iterations, {points[-1]['seconds']:.2f} s"
+    )
     return {"title": _name(name), "note": note, "svg": svg[0]}
 
 

@@ -216,16 +216,16 @@ def check_same(folder: StrPath, found: Mapping[str, object], wanted: Mapping[str
     Raises:
         OtherRun: The one found in ``folder`` is another; the message says in what.
     """
-    told = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
-    told["holdout"] = "other held-out data"
-    other = [key for key in told if _encoded(found.get(key)) != _encoded(wanted.get(key))]
+    names = {"model": "another model", "data": "other calibration data", "recipe": "another recipe"}
+    names["holdout"] = "other held-out data"
+    other = [key for key in names if _encoded(found.get(key)) != _encoded(wanted.get(key))]
     if not other:
         return
-    told["recipe"] += _differing(found.get("recipe"), wanted.get("recipe"))
+    names["recipe"] += _differing(found.get("recipe"), wanted.get("recipe"))
     if other == ["data"]:
-        told["data"] += " (is it shuffled, or augmented at random?)"
+        names["data"] += " (is it shuffled, or augmented at random?)"
     raise OtherRun(
-        f"{folder} holds a run with {' and '.join(told[key] for key in other)}: give the same as then, or choose "
+        f"{folder} holds a run with {' and '.join(names[key] for key in other)}: give the same as then, or choose "
         "another folder; nothing in it was changed"
     )
 

@@ -194,7 +194,7 @@ class Problem:
         return self.fit.loss(self.given)
 
     def penalty(self, options: Options) -> Penalty:
-        """That of the options; ℓ1 with a free bias unless told otherwise, and where zeros are kept on the others."""
+        """That of the options; by default ℓ1 with a free bias, and where zeros are kept on the others."""
         if callable(options.penalty):
             return self.restricted(options.penalty(*self.stored.shape, self.biased), options)
         if options.penalty != "l1":

@@ -119,20 +119,16 @@ class Run:
 
     def prune(self, goals: Mapping[str, Goal]) -> dict[str, Goal]:
         """Solve and write: in cascade one layer after the other, else in any order; the goals that were reached."""
-        for name, answers in self._ordered(goals):
-            self.write_(name, answers, goals[name])
-        return {name: goal for name, goal in goals.items() if name in self.written}
-
-    def _ordered(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
         if not self.cascade:
-            yield from self.solve(goals)
-            return
-        for number, (name, goal) in enumerate(goals.items()):
+            for name, answers in self.solve(goals):
+                self.write_(name, answers, goals[name])
+        for number, (name, goal) in enumerate(goals.items() if self.cascade else ()):
             self.progress(name, number, len(goals))
-            answers = self.answer(name, goal)
-            if answers is None:
-                return
-            yield name, answers
+            found = self.answer(name, goal)
+            if found is None:
+                break
+            self.write_(name, found, goal)
+        return {name: goal for name, goal in goals.items() if name in self.written}
 
     def solve(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
         """Solve layers that do not depend on each other, in any order; those in the journal come first."""
