@@ -53,8 +53,7 @@ def allocate_eps(curves: Mapping[str, Curve], coefficients: Mapping[str, float],
     """
     hulls, prices = _checked(curves, coefficients, "coefficients")
     paths = {name: [(prices[name] * eps, n) for eps, n in hull] for name, hull in hulls.items()}
-    shared = _shared(paths, total, "the smallest eps")
-    return shared.allocation({name: [eps for eps, _ in hull] for name, hull in hulls.items()})
+    return _split(paths, {name: [eps for eps, _ in hull] for name, hull in hulls.items()}, total, "the smallest eps")
 
 
 def allocate_nonzeros(curves: Mapping[str, Curve], weights: Mapping[str, float], total: float) -> Allocation:
@@ -74,8 +73,7 @@ def allocate_nonzeros(curves: Mapping[str, Curve], weights: Mapping[str, float],
     """
     hulls, prices = _checked(curves, weights, "weights")
     paths = {name: [(n, prices[name] * eps) for eps, n in reversed(hull)] for name, hull in hulls.items()}
-    shared = _shared(paths, total, "the fewest nonzeros")
-    return shared.allocation({name: [cost for cost, _ in path] for name, path in paths.items()})
+    return _split(paths, {name: [n for n, _ in path] for name, path in paths.items()}, total, "the fewest nonzeros")
 
 
 def lower_hull(points: Curve) -> list[tuple[float, float]]:
@@ -84,15 +82,13 @@ def lower_hull(points: Curve) -> list[tuple[float, float]]:
     for x, y in sorted(points):
         if hull and y >= hull[-1][1]:  # no lower than what a smaller x gives
             continue
-        while len(hull) > 1 and _turns_down(hull[-2], hull[-1], (x, y)):
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (x - x0) < (y - y0) * (x1 - x0):  # below the line from the vertex before to this point
+                break
             hull.pop()
         hull.append((x, y))
     return hull
-
-
-def _turns_down(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (b[1] - a[1]) * (c[0] - a[0]) >= (c[1] - a[1]) * (b[0] - a[0])
 
 
 def _checked(
@@ -113,47 +109,35 @@ def _checked(
 
 _ROUNDING = 1e-12  # by so much may a total that was computed elsewhere fall short
 
-_Path: TypeAlias = list[tuple[float, float]]  # (cost, objective), cost ascending, convex and falling
 
+def _split(paths: Mapping[str, Curve], shares: Mapping[str, Sequence[float]], total: float, least: str) -> Allocation:
+    """Steps along paths of points (cost, objective), convex and falling, the steepest first, until the total is spent.
 
-@dataclass(frozen=True)
-class _Shared:
-    """Where each path was left, as the vertex before and the part of the way to the next; the price at the end."""
-
-    paths: Mapping[str, _Path]
-    total: float
-    places: Mapping[str, tuple[int, float]]
-    price: float
-
-    def at(self, name: str, values: Sequence[float]) -> float:
-        """A path's place on values that belong to its vertices."""
-        vertex, part = self.places[name]
-        return (1 - part) * values[vertex] + part * values[min(vertex + 1, len(values) - 1)]
-
-    def allocation(self, shares: Mapping[str, Sequence[float]]) -> Allocation:
-        """The answer, with the vertices' shares."""
-        objective = math.fsum(self.at(name, [value for _, value in path]) for name, path in self.paths.items())
-        least = [min(value + self.price * cost for cost, value in path) for path in self.paths.values()]
-        values = {name: self.at(name, shares[name]) for name in self.paths}
-        return Allocation(values, objective, self.price, math.fsum([*least, -self.price * self.total]))
-
-
-def _shared(paths: Mapping[str, _Path], total: float, cheapest: str) -> _Shared:
-    """Steps along the paths, the steepest first, until the total is used up."""
-    room, least = checked_radius("total", total), math.fsum(path[0][0] for path in paths.values())
-    if least > room * (1 + _ROUNDING):
-        raise Infeasible(f"total: expected at least {least:.12g}, which {cheapest} need; found {room:.12g}")
-    left, places = max(0.0, room - least), dict.fromkeys(paths, (0, 0.0))
+    ``shares`` are what the points of each path mean; a share between two of them is linear.
+    """
+    room, needed = checked_radius("total", total), math.fsum(path[0][0] for path in paths.values())
+    if needed > room * (1 + _ROUNDING):
+        raise Infeasible(f"total: expected at least {needed:.12g}, which {least} need; found {room:.12g}")
+    left, price, places = max(0.0, room - needed), 0.0, dict.fromkeys(paths, (0, 0.0))
     for slope, name, vertex, cost in sorted(_steps(paths), key=lambda step: -step[0]):
         part = 1.0 if cost <= left else left / cost
-        places[name] = (vertex, part)
+        places[name] = (vertex, part)  # the vertex before, and the part of the way to the next
         if part < 1:
-            return _Shared(paths, room, places, slope)
+            price = slope
+            break
         left -= cost
-    return _Shared(paths, room, places, 0.0)
+
+    def at(name: str, values: Sequence[float]) -> float:
+        vertex, part = places[name]
+        return (1 - part) * values[vertex] + part * values[min(vertex + 1, len(values) - 1)]
+
+    objective = math.fsum(at(name, [value for _, value in path]) for name, path in paths.items())
+    dual = [min(value + price * cost for cost, value in path) for path in paths.values()]
+    values = {name: at(name, shares[name]) for name in paths}
+    return Allocation(values, objective, price, math.fsum([*dual, -price * room]))
 
 
-def _steps(paths: Mapping[str, _Path]) -> Iterator[tuple[float, str, int, float]]:
+def _steps(paths: Mapping[str, Curve]) -> Iterator[tuple[float, str, int, float]]:
     """Steps that gain: the gain for a unit of cost, the path, the vertex before, and the cost."""
     for name, path in paths.items():
         slope = math.inf

@@ -1,13 +1,13 @@
 """What each error would cost: paths measured to allocate by, and numbers of weights split over layers."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from convexprune.errors import PruningFailed
 from convexprune.options import Options
-from convexprune.pruners.allocation import allocate_eps, allocate_nonzeros
+from convexprune.pruners.allocation import Curve, allocate_eps, allocate_nonzeros
 from convexprune.runs.answer import Answer, Goal, answered, judged, set_solver, unproven
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
@@ -32,21 +32,16 @@ class Measurement(Goal):
         """Warm starts along eps, then what the path says; the trained weights if that was cut short."""
         sample = problem.sample(self.rows * len(problem.stored), options.seed)
         program = self.program(sample, options)
-        path = self._path(program, sample, options, watch)
-        if path is None:
+        grouped = isinstance(getattr(program.penalty, "penalty", program.penalty), GroupL2)
+        solver = options.solver or "admm" if grouped else set_solver(sample, options)
+        limits = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": options.max_iter} | dict(options.solver_options or {})
+        radii = [value * sample.size for value in self.eps]
+        path = solve_path(program, radii, solver, callback=watch.show, stop=watch, **limits)  # type: ignore[arg-type]
+        if watch.ended:
             stopped = unproven(sample.stored, sample, "none", 0.0, options, program, Status.STOPPED)
             return Answer.of(stopped, sample.stored, sample, str(Status.STOPPED))
         loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
         return replace(answered(program, loosest, sample), path=self.read(sample, path))
-
-    def _path(self, program: LayerProgram, problem: Problem, options: Options, watch: StoppingRule) -> EpsPath | None:
-        """The program at these relative eps, as closely as a measurement needs; None if that was cut short."""
-        grouped = isinstance(getattr(program.penalty, "penalty", program.penalty), GroupL2)
-        solver = options.solver or "admm" if grouped else set_solver(problem, options)
-        limits = {"tol": 1e-2, "feas_tol": 1e-3, "max_iter": options.max_iter} | dict(options.solver_options or {})
-        radii = [value * problem.size for value in self.eps]
-        path = solve_path(program, radii, solver, callback=watch.show, stop=watch, **limits)  # type: ignore[arg-type]
-        return None if watch.ended else path
 
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """The weights that are kept, without bound and gap: no multipliers prove these any more."""
@@ -104,12 +99,22 @@ def measured(run: Run, goals: Mapping[str, Measurement]) -> dict[str, tuple[Answ
     return {name: found[name] for name in goals}
 
 
-def paths(run: Run, names: Collection[str]) -> dict[str, tuple[Answer, ...]] | None:
-    """The Pareto paths of these layers; None if the run was stopped."""
-    return measured(run, {name: Measure() for name in run.layers if name in names})
+def curves(run: Run, names: Collection[str]) -> dict[str, list[tuple[float, float]]] | None:
+    """Points (eps, nonzeros of all groups) of these layers, from nothing removed to everything; None: stopped."""
+    found = measured(run, {name: Measure() for name in run.layers if name in names})
+    if found is None:
+        return None
+    inner = {
+        name: [
+            (float(points[0][0]), float(sum(int(n) for _, _, n in points)))
+            for points in zip(*(answer.path for answer in answers), strict=True)
+        ]
+        for name, answers in found.items()
+    }
+    return {name: [(0.0, float(nonzeros(run, name))), *points, (1.0, 0.0)] for name, points in inner.items()}
 
 
-def split_counts(run: Run, found: Mapping[str, Sequence[Answer]], count: int) -> dict[str, int]:
+def split_counts(run: Run, found: Mapping[str, Curve], count: int) -> dict[str, int]:
     """How many of so many weights each layer keeps, so that the outputs keep their correlation with the old ones.
 
     Least squares leave ‖Y‖² = ‖Ŷ‖² + ‖Ŷ − Y‖², so a layer of relative error eps keeps the squared correlation 1 − eps².
@@ -117,10 +122,7 @@ def split_counts(run: Run, found: Mapping[str, Sequence[Answer]], count: int) ->
     layer is given up: its factor would be 0.
     """
     least = {name: run.layers[name].groups for name in found}
-    lost = {
-        name: [(correlation_lost(eps), max(n, least[name])) for eps, n in curve(run, name, answers)]
-        for name, answers in found.items()
-    }
+    lost = {name: [(correlation_lost(eps), max(n, least[name])) for eps, n in curve] for name, curve in found.items()}
     split = allocate_nonzeros(lost, dict.fromkeys(lost, 1.0), count).values
     return {name: max(least[name], int(split[name] + 1e-9)) for name in found}
 
@@ -131,15 +133,13 @@ def fewest_weights(run: Run) -> Callable[[float], Mapping[str, float]] | None:
     Together they lose as much correlation, Σ −log(1 − eps²), as the level in each layer would. None if the run was
     stopped.
     """
-    found = paths(run, run.layers)
+    found = curves(run, run.layers)
     if found is None:
         return None
-    curves = {
-        name: [(correlation_lost(eps), n) for eps, n in curve(run, name, answers)] for name, answers in found.items()
-    }
+    costs = {name: [(correlation_lost(eps), n) for eps, n in curve] for name, curve in found.items()}
 
     def shares(level: float) -> Mapping[str, float]:
-        split = allocate_eps(curves, dict.fromkeys(curves, 1.0), len(curves) * correlation_lost(level)).values
+        split = allocate_eps(costs, dict.fromkeys(costs, 1.0), len(costs) * correlation_lost(level)).values
         return {name: math.sqrt(-math.expm1(-lost)) for name, lost in split.items()}
 
     return shares
@@ -148,15 +148,6 @@ def fewest_weights(run: Run) -> Callable[[float], Mapping[str, float]] | None:
 def correlation_lost(eps: float) -> float:
     """−log of the squared correlation with the old outputs that an error of eps leaves."""
     return -math.log1p(-(min(eps, _MOST) ** 2))
-
-
-def curve(run: Run, name: str, answers: Sequence[Answer]) -> list[tuple[float, float]]:
-    """Points (eps, nonzeros of all groups), from nothing removed to everything."""
-    points = [
-        (float(group[0][0]), float(sum(int(point[2]) for point in group)))
-        for group in zip(*(answer.path for answer in answers), strict=True)
-    ]
-    return [(0.0, float(nonzeros(run, name))), *points, (1.0, 0.0)]
 
 
 def nonzeros(run: Run, name: str) -> int:

@@ -2,12 +2,12 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from convexprune.network.choosing import find_ties
 from convexprune.pruners.allocation import allocate_eps
-from convexprune.pruners.measuring import curve, fewest_weights, paths
+from convexprune.pruners.measuring import curves, fewest_weights
 from convexprune.pruners.tolerance import Within
 from convexprune.runs.answer import Answer, Goal
 from convexprune.runs.outcome import bound_of, check_known, network_errors, radii_of
@@ -52,11 +52,10 @@ def by_bound(run: Run, target: NetworkEps) -> None:
     if target.objective == "l1":
         relative = dict.fromkeys(run.layers, min(1.0, total / (math.fsum(prices.values()) or math.inf)))
     else:
-        measured = paths(run, run.layers)
+        measured = curves(run, run.layers)
         if measured is None:  # stopped while measuring
             return
-        curves = {name: curve(run, name, answers) for name, answers in measured.items()}
-        relative = dict(allocate_eps(curves, prices, total).values)
+        relative = dict(allocate_eps(measured, prices, total).values)
     if run.cascade:
         _cascaded(run, sizes, relative, total)
         return
@@ -147,13 +146,13 @@ def by_measured_errors(run: Run, target: NetworkEps) -> None:
     error is within the total stays. Without one all layers stay as trained, with the reason. Nothing that was not
     measured is ever kept.
     """
-    levels = _levels(run, target)
-    if levels is None:  # stopped while measuring
+    fewest = None if target.objective == "l1" else fewest_weights(run)
+    if fewest is None and target.objective != "l1":  # stopped while measuring
         return
     search = _Search(target.value, min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers)))))
     best: _Trial | None = None
     while (level := search.next()) is not None:
-        trial = _tried(run, levels(level))
+        trial = _tried(run, dict.fromkeys(run.layers, level) if fewest is None else fewest(level))
         if trial is None:
             break
         _log.info("layers' eps of level %g: the network's error is %g", level, trial.error)
@@ -167,13 +166,6 @@ def by_measured_errors(run: Run, target: NetworkEps) -> None:
     for name, answers in best.written.items():
         run.write_(name, answers, best.goals[name])
     run.left |= best.left
-
-
-def _levels(run: Run, target: NetworkEps) -> Callable[[float], Mapping[str, float]] | None:
-    """Each layer's eps at a level."""
-    if target.objective == "l1":
-        return lambda level: dict.fromkeys(run.layers, level)
-    return fewest_weights(run)
 
 
 def _tried(run: Run, eps: Mapping[str, float]) -> _Trial | None:

@@ -69,15 +69,15 @@ def chosen_neurons(target: Neurons, worth: Mapping[str, Worth]) -> dict[str, lis
         key=lambda entry: entry[0],
         reverse=True,
     )
-    counts = dict.fromkeys(worth, 0)
-    for _, name, _ in every[: round((1 - float(target.value)) * len(every))]:  # type: ignore[arg-type]
-        counts[name] += 1
-    return {name: _best(values, counts[name]) for name, values in worth.items()}
+    kept = every[: round((1 - float(target.value)) * len(every))]  # type: ignore[arg-type]
+    return {
+        name: sorted(c for _, owner, c in kept if owner == name) or _best(values, 1) for name, values in worth.items()
+    }
 
 
 def _best(values: Worth, count: int) -> list[int]:
     order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-    return sorted(order[: max(1, count)])
+    return sorted(order[:count])
 
 
 def ranked_by_paths(run: Run) -> dict[str, Worth] | None:
@@ -112,18 +112,15 @@ class RankInputs(Measurement):
         fit, _, _ = problem.within(max(self.eps), replace(options, mode="parallel"))
         X = problem.inputs[:, : problem.rows]
         squares = X.double().square().sum(0).reshape(self.neurons, -1).sum(1)
-        labels, weights = self._labels(problem), squares.sqrt()
+        weights = squares.sqrt()
+        labels = torch.arange(problem.rows, device=problem.stored.device) // (problem.rows // self.neurons)
         if problem.biased:  # the bias is a group of its own, and free
             weights = torch.cat([weights, weights.new_zeros(1)])
+            labels = torch.cat([labels, labels.new_full((1,), self.neurons)])
         # A neuron that never speaks costs nothing; it must not be free, for its weights would be arbitrary.
         weights[: self.neurons].clamp_(min=float(weights.max()) * 1e-6 or 1.0)
+        labels = labels[:, None].expand(-1, problem.stored.shape[1]).contiguous()
         return problem.program(fit, problem.restricted(GroupL2(labels, weights.to(problem.dtype)), options))
-
-    def _labels(self, problem: Problem) -> Tensor:
-        neuron = torch.arange(problem.rows, device=problem.stored.device) // (problem.rows // self.neurons)
-        if problem.biased:
-            neuron = torch.cat([neuron, neuron.new_full((1,), self.neurons)])
-        return neuron[:, None].expand(-1, problem.stored.shape[1]).contiguous()
 
     def read(self, problem: Problem, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """The last eps of each neuron, and its part of what those that are last there add."""
@@ -196,13 +193,8 @@ class KeepInputs(Goal):
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """Whether only the neurons that stay have weights."""
         if not self.refit:
-            again = Answer.of(
-                unproven(answer.stored, problem, "mask", 0.0, options),
-                answer.stored,
-                problem,
-                answer.status,
-                answer.notes,
-            )
+            nothing = unproven(answer.stored, problem, "mask", 0.0, options)
+            again = Answer.of(nothing, answer.stored, problem, answer.status, answer.notes)
             same = torch.equal(answer.stored, problem.stored.masked_fill(~self.support(problem, options), 0))
             return again if same else replace(again, status=f"not {answer.status}")
         again = judged(answer, problem, self.program(problem, options))

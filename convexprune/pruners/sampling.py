@@ -175,9 +175,8 @@ class Sampler:
             columns = _columns(chosen.get(name), now)
             products.append(Product.of(problem, now if columns is None else now * columns.to(now)))
         incoming = incoming_of(self.run.model, link)
-        return NeuronView(
-            link.producer, incoming, link.activation, tuple(products), partial(self._reach, link.producer)
-        )
+        reach = partial(self._reach, link.producer)
+        return NeuronView(link.producer, incoming, link.activation, tuple(products), reach)
 
     def _reach(self, name: str) -> float | None:
         if self.run.data is None or name not in self.run.layers:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from convexprune.options import Options
-from convexprune.pruners.measuring import nonzeros, paths, split_counts
+from convexprune.pruners.measuring import curves, nonzeros, split_counts
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import count_of, shared_counts, wanted_of
 from convexprune.runs.answer import Goal
@@ -37,7 +37,7 @@ class Solving(Pruner):
         assert isinstance(target, Sparsity)  # noqa: S101 - subclasses take the other kinds
         goals, counts = self.sparse_goals(run, target)
         if counts:
-            found = paths(run, [name for names in counts for name in names])
+            found = curves(run, [name for names in counts for name in names])
             if found is None:
                 return
             for names, count in counts.items():

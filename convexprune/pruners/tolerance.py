@@ -91,9 +91,9 @@ class Within(Goal):
         violation = answer.solution.certificate.violation
         if not options.feas_tol < violation < _SMALLER / 2:
             return answer
-        fit = problem.fit.within(problem.given, answer.radius * (1 - 2 * violation))
-        if hasattr(program.fit, "with_eps"):
-            fit = program.fit.with_eps(answer.radius * (1 - 2 * violation))
+        radius = answer.radius * (1 - 2 * violation)
+        with_eps = getattr(program.fit, "with_eps", None)
+        fit = problem.fit.within(problem.given, radius) if with_eps is None else with_eps(radius)
         smaller = problem.program(fit, program.penalty)
         again = _solved(smaller, problem, options, watch, answer.solution)
         proven = replace(again, certificate=certify(program, again.weights, _finite(again.multipliers)))
@@ -103,13 +103,9 @@ class Within(Goal):
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """The recorded status where it promises nothing, or what it promises is found to hold."""
         fit, radius, promised = problem.within(self.eps, options)
-        again = judged(answer, problem, problem.program(fit, problem.penalty(options)))
-        again = replace(again, radius=radius, promised=promised)
-        again = replace(
-            Answer.of(
-                again.solution, again.stored, problem, again.status, again.notes, radius=radius, promised=promised
-            ),
-            path=answer.path,
+        solution = judged(answer, problem, problem.program(fit, problem.penalty(options))).solution
+        again = Answer.of(
+            solution, answer.stored, problem, answer.status, answer.notes, radius=radius, promised=promised
         )
         certificate, allowed = again.solution.certificate, slack(again)
         support = problem.support(options)
