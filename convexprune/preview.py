@@ -125,7 +125,7 @@ def preview(
     goals = _goals(target, run)
     rows = [_row(layer, goals[layer.name], run) for layer in layers]
     _check_programs(request, run, rows)
-    left = [SkippedModule(name, type(plan.layers[name].module).__name__, why) for name, why in run.left.items()]
+    left = [SkippedModule.of(name, plan.layers[name].module, why) for name, why in run.left.items()]
     notes, skipped = only_skipped({row.name for row in rows}, [*plan.skipped, *left])
     shown = tuple(replace(row, notes=(*row.notes, *notes.get(row.name, ()))) for row in rows)
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)

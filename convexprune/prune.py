@@ -265,7 +265,7 @@ def _pruned(run: Run, request: Request) -> Report:
     if empty := emptied_layers(rows):
         _log.warning("%s", visible(empty))
     left = [
-        SkippedModule(name, type(plan.layers[name].module).__name__, run.left.get(name, f"not reached: {run.stopped}"))
+        SkippedModule.of(name, plan.layers[name].module, run.left.get(name, f"not reached: {run.stopped}"))
         for name in plan.order
         if name not in run.written and (name in run.left or run.stopped is not None or not run.links)
     ]

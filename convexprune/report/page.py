@@ -86,7 +86,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
 
 def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> dict[str, object]:
     """All that the template shows."""
-    rows, left_out = results.report.layers, list[str]()
+    rows, left_out = results.checks.report.layers, list[str]()
     if extras is None:
         left_out.append("costs and weight maps: the folder has no extras.json, which save_extras writes")
     costs, maps = ({}, {}) if extras is None else extras
@@ -94,8 +94,8 @@ def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> di
     promised = [row.promised for row in rows if _promises(row)]
     return {
         "results": results,
-        "report": results.report,
-        "wanted": _wanted(results.report.provenance),
+        "report": results.checks.report,
+        "wanted": _wanted(results.checks.report.provenance),
         "advice": _ADVICE,
         "costs": costs and {"flops": None, "latency": None, **costs},
         "columns": [column for column in _COLUMNS if column is COLUMNS[0] or any(map(column.text, rows))],
@@ -162,7 +162,7 @@ def _change(before: float | None, after: float | None, scatter: float = 0.0) -> 
 
 def _traces(results: Results, left_out: list[str]) -> list[dict[str, str]]:
     """Gap and violation by iteration of each layer's last solve, that of the goal in its row."""
-    goals = {row.name: row.goal for row in results.report.layers}
+    goals = {row.name: row.goal for row in results.checks.report.layers}
     solved: dict[str, Sequence[Json]] = {}
     for data in results.records:
         name, groups = data["layer"], data["groups"]
@@ -209,7 +209,7 @@ def _paths(results: Results, left_out: list[str]) -> list[dict[str, str]]:
     """One chart: the part of a layer's weights that is left against its error, groups of a layer added up."""
     every = ((data["layer"], [group for group in data["groups"] if group.get("path")]) for data in results.records)
     measured = {name: groups for name, groups in every if groups}
-    rows = [row for row in results.report.layers if row.name in measured]
+    rows = [row for row in results.checks.report.layers if row.name in measured]
     shown = _most(rows, MOST_PATHS, lambda row: row.nonzeros_before, left_out, "measured paths")
     if not shown:
         left_out.append("no paths were measured: a run measures them to allocate eps or a budget over layers")

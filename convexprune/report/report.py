@@ -193,6 +193,11 @@ class SkippedModule:
     kind: str
     reason: str
 
+    @classmethod
+    def of(cls, name: str, module: object, reason: str) -> "SkippedModule":
+        """That of a module; its kind is the name of its class."""
+        return cls(name, type(module).__name__, reason)
+
 
 class Promise(Protocol):
     """What is known of the network's outputs; its text is a sentence."""

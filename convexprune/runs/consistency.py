@@ -58,11 +58,6 @@ class Results:
     records: Sequence[Json]
     fingerprints: Mapping[str, str]
 
-    @property
-    def report(self) -> Report:
-        """The report, made of its rows; solutions and bounds on new data are left out."""
-        return self.checks.report
-
 
 def read_results(folder: StrPath) -> Results:
     """Read and check a run's folder.

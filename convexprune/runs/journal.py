@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -221,7 +221,9 @@ def check_same(folder: StrPath, found: Mapping[str, object], wanted: Mapping[str
     other = [key for key in names if _encoded(found.get(key)) != _encoded(wanted.get(key))]
     if not other:
         return
-    names["recipe"] += _differing(found.get("recipe"), wanted.get("recipe"))
+    own, given = (cast(Mapping[str, object], each.get("recipe") or {}) for each in (found, wanted))
+    keys = sorted(key for key in {**own, **given} if _encoded(own.get(key)) != _encoded(given.get(key)))
+    names["recipe"] += f" ({', '.join(keys)})"
     if other == ["data"]:
         names["data"] += " (is it shuffled, or augmented at random?)"
     raise OtherRun(
@@ -248,13 +250,6 @@ def _locked(folder: Path) -> FileLock:
             f"{folder}: another process is writing a run to this folder; wait until it ends, or choose another folder"
         ) from None
     return lock
-
-
-def _differing(found: object, wanted: object) -> str:
-    if not (isinstance(found, dict) and isinstance(wanted, Mapping)):
-        return ""
-    names = [key for key in {**found, **wanted} if _encoded(found.get(key)) != _encoded(wanted.get(key))]
-    return f" ({', '.join(sorted(names))})"
 
 
 def _read_run(path: Path) -> Json:

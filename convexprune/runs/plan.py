@@ -68,7 +68,7 @@ class Plan:
 
     def without(self, reasons: Mapping[str, str]) -> "Plan":
         """The same, but for layers that are left as trained, each with the reason."""
-        left = [SkippedModule(name, type(self.layers[name].module).__name__, why) for name, why in reasons.items()]
+        left = [SkippedModule.of(name, self.layers[name].module, why) for name, why in reasons.items()]
         rest = self.only([name for name in self.order if name not in reasons])
         return replace(rest, skipped=(*self.skipped, *left))
 
@@ -152,7 +152,7 @@ def make_plan(
     reasons |= check.left
     if not check.layers:
         raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
-    left = [SkippedModule(name, type(chosen[name]).__name__, reason) for name, reason in reasons.items()]
+    left = [SkippedModule.of(name, chosen[name], reason) for name, reason in reasons.items()]
     mixed = [f"{check.mixing}: {_THESE_BATCHES}"] if check.mixing else []
     return Plan(
         layers=check.layers,

@@ -45,7 +45,7 @@ def chosen_links(
         reasons = "; ".join(f"{module.name}: {module.reason}" for module in skipped) or "it has no layers"
         raise NothingToPrune(f"layers: {idle or wanted} match no layer of which neurons can be removed: {reasons}")
     left = [name for name in links if name not in chosen]
-    return chosen, [*skipped, *(SkippedModule(n, type(model.get_submodule(n)).__name__, _UNWANTED) for n in left)]
+    return chosen, [*skipped, *(SkippedModule.of(n, model.get_submodule(n), _UNWANTED) for n in left)]
 
 
 def reachable(links: Mapping[str, Link], layers: Mapping[str, Layer]) -> tuple[dict[str, Link], list[SkippedModule]]:
