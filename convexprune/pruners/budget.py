@@ -28,11 +28,8 @@ class BudgetGoal(Goal):
 
     def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """Continuation, refit and exchanges."""
-        program = self.program(problem, options)
-        # The tolerances are those of a certificate, which a budget has not.
-        limits = {
-            name: value for name, value in solve_limits(options, watch).items() if name not in ("tol", "feas_tol")
-        }
+        program, limits = self.program(problem, options), solve_limits(options, watch)
+        del limits["tol"], limits["feas_tol"]  # those of a certificate, which a budget has not
         solver = "continuation" if options.solver is None else options.solver
         solution = solve(
             program,
@@ -50,11 +47,15 @@ class BudgetGoal(Goal):
         return kept_or_not(again, problem, options, math.isfinite(again.solution.certificate.value))
 
 
+def zeros_stayed(answer: Answer, problem: Problem, options: Options) -> bool:
+    """Whether no weight is stored where the options allow none."""
+    support = problem.support(options)
+    return support is None or not bool(answer.stored[~support].any())
+
+
 def kept_or_not(again: Answer, problem: Problem, options: Options, kept: bool) -> Answer:
     """The answer; of a budget that is not kept, or of zeros that did not stay, with a status that says so."""
-    support = problem.support(options)
-    filled = support is not None and bool(again.stored[~support].any())
-    holds = again.status != str(Status.NO_BOUND) or (kept and not filled)
+    holds = again.status != str(Status.NO_BOUND) or (kept and zeros_stayed(again, problem, options))
     return again if holds else replace(again, status=f"not {again.status}")
 
 

@@ -24,7 +24,6 @@ from convexprune.pruners.sensitivities import (
     edge_sensitivities,
     enough_samples,
     inputs_of,
-    nonnegative,
 )
 from convexprune.pruners.views import Sensitivities, View, WeightView, view_of, whole_draws
 from convexprune.report.report import Assumption
@@ -85,7 +84,7 @@ class _Measured(NamedTuple):
     ratio: float
     cancelled: int
     rows: int
-    nonnegative: Assumption
+    nonnegative: bool
 
     @classmethod
     def of(cls, view: View) -> "_Measured":
@@ -94,7 +93,7 @@ class _Measured(NamedTuple):
         product = view.product
         X = inputs_of(product, view.name)
         found = edge_sensitivities(product.weights, X), *cancellation(product.weights, X)
-        return cls(replace(view, product=replace(product, inputs=None)), *found, len(X), nonnegative(X))
+        return cls(replace(view, product=replace(product, inputs=None)), *found, len(X), bool(X.min() >= 0))
 
 
 @register_pruner("corenet")
@@ -169,7 +168,7 @@ class CoreNet(Sampling):
         pairs, delta = found.rows * len(found.s) // 2, (guarantee or self).delta
         activation, positions = found.view.activation, found.view.product.positions
         return (
-            found.nonnegative,
+            Assumption("the layer's inputs are ≥ 0", found.nonnegative),
             Assumption("a ReLU follows, or nothing", None if activation is None else activation in ("relu", "output")),
             Assumption("the layer is fully connected", positions == 1),
             Assumption("no layer has a bias: the theory has none", not place.biased),

@@ -46,8 +46,11 @@ def sample(s: Tensor, sizes: Tensor, scheme: Scheme, rng: np.random.Generator) -
     if scheme == "fixed":
         pi = inclusion(flat, sizes)
         factors = torch.where(_systematic(pi, rng), 1 / pi.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    elif scheme == "draws":
+        factors = _drawn(flat, sizes, rng)
     else:
-        factors = _drawn(flat, sizes, rng) if scheme == "draws" else _largest(flat, sizes)
+        ranks = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        factors = ((ranks < sizes[:, None]) & (flat > 0)).to(flat.dtype)
     return factors.to(s.device)
 
 
@@ -97,11 +100,6 @@ def _drawn(s: Tensor, sizes: Tensor, rng: np.random.Generator) -> Tensor:
     empty = (q.sum(1) == 0).numpy()
     counts = torch.from_numpy(rng.multinomial(np.where(empty, 0, sizes.numpy()), padded)[:, :-1]).to(torch.float64)
     return torch.where(counts > 0, counts / (sizes[:, None] * q), 0.0)
-
-
-def _largest(s: Tensor, sizes: Tensor) -> Tensor:
-    ranks = s.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return ((ranks < sizes[:, None]) & (s > 0)).to(s.dtype)
 
 
 def _systematic(pi: Tensor, rng: np.random.Generator) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from convexprune.pruners.draws import Scheme
-from convexprune.pruners.mussay import below_identity, reach_of, sizes_of, within_reach
+from convexprune.pruners.mussay import below_identity, is_bounded, reach_of, sizes_of, within_reach
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.sampling import Items, Sampling
 from convexprune.pruners.views import NeuronView, Sensitivities, View, bernstein, view_of
@@ -104,8 +104,7 @@ class Lowner(Sampling):
     def _scale(self, layer: NeuronView) -> str:
         if self.points == "incoming":
             return "Σ|W_ji p_iᵀ(x, 1)|"
-        bounded = self.beta is not None or not below_identity(layer.activation)
-        return "Σ c_i|W_ji|" if bounded else "√(‖x‖² + 1)·Σ c_i|W_ji|"
+        return "Σ c_i|W_ji|" if is_bounded(layer, self.beta) else "√(‖x‖² + 1)·Σ c_i|W_ji|"
 
     def _assumptions(self, layer: NeuronView) -> tuple[Assumption, ...]:
         if self.points == "incoming":

@@ -69,8 +69,7 @@ class Mussay(Sampling):
         loads = layer.loads.to(torch.float64)
         s = loads.amax(1) * sizes_of(layer, beta)
         total, queries = float(s.sum()), layer.outputs
-        bounded = self.beta is not None or not below_identity(layer.activation)
-        error = "eps·t" if bounded else "eps·t·√(‖x‖² + 1)"
+        error = "eps·t" if is_bounded(layer, self.beta) else "eps·t·√(‖x‖² + 1)"
         return Sensitivities(
             s[None],
             partial(hoeffding, queries=queries),
@@ -105,10 +104,16 @@ def reach_of(layer: NeuronView, beta: float | None) -> float:
 
 def within_reach(layer: NeuronView, beta: float | None) -> tuple[Assumption, ...]:
     """That inputs are no larger than β, where that matters: checked if β was given and there are data."""
-    if beta is None and below_identity(layer.activation):
+    if not is_bounded(layer, beta):
         return ()
-    inside = None if layer.reach is None else layer.reach <= reach_of(layer, beta)
-    return (Assumption(f"√(‖x‖² + 1) ≤ β = {reach_of(layer, beta):.4g} for the inputs x of the layer", inside),)
+    beta = reach_of(layer, beta)
+    inside = None if layer.reach is None else layer.reach <= beta
+    return (Assumption(f"√(‖x‖² + 1) ≤ β = {beta:.4g} for the inputs x of the layer", inside),)
+
+
+def is_bounded(layer: NeuronView, beta: float | None) -> bool:
+    """Whether errors are within a bound for inputs up to β; otherwise they grow with the input, and β cancels."""
+    return beta is not None or not below_identity(layer.activation)
 
 
 def sizes_of(layer: NeuronView, beta: float) -> Tensor:

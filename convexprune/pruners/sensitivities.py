@@ -47,10 +47,14 @@ def edge_sensitivities(U: Tensor, X: Tensor, patches: int = 1, mean_over_patches
     unit, columns = (patches, max(patches, len(W))) if means else (1, _CACHED)
     for x in _blocks(X, unit, columns * X.shape[1]):
         inverse = _inverse(x @ W.T)
-        if means:
-            _take_means(ratios, x, inverse, patches)
-        else:
-            _take_largest(ratios, x, inverse)
+        if means:  # one matrix product for each sample
+            shares = inverse.reshape(-1, patches, len(W)).mT @ x.reshape(-1, patches, x.shape[1]) / patches
+            torch.maximum(ratios, shares.amax(0), out=ratios)
+        else:  # one output and sign at a time
+            scaled = torch.empty_like(x)
+            for row, factors in zip(ratios, inverse.T.contiguous(), strict=True):
+                torch.mul(x, factors[:, None], out=scaled)
+                torch.maximum(row, scaled.amax(0), out=row)
     return torch.where(W > 0, (W * ratios).clamp(max=1), 0.0)
 
 
@@ -131,11 +135,6 @@ def enough_samples(found: int, needed: int, delta: float) -> Assumption:
     return Assumption(text, found >= needed)
 
 
-def nonnegative(X: Tensor) -> Assumption:
-    """That inputs are ≥ 0, as after a ReLU."""
-    return Assumption("the layer's inputs are ≥ 0", bool(X.min() >= 0))
-
-
 def _check_shapes(U: Tensor, X: Tensor, patches: int) -> None:
     if X.ndim != 2 or X.shape[1] != len(U) or not len(X):
         raise ShapeMismatch(f"inputs: expected [P, {len(U)}], a column for each row of U, found {list(X.shape)}")
@@ -156,17 +155,3 @@ def _inverse(z: Tensor) -> Tensor:
     """1/z, and 0 where z is 0: terms of a sum that is 0 are 0 themselves."""
     alive = z > torch.finfo(z.dtype).tiny
     return torch.where(alive, 1 / torch.where(alive, z, 1.0), 0.0)
-
-
-def _take_largest(ratios: Tensor, x: Tensor, inverse: Tensor) -> None:
-    """ratios ← max(ratios, max_p x_pk/z_pg) in place, one output and sign g at a time."""
-    scaled = torch.empty_like(x)
-    for row, factors in zip(ratios, inverse.T.contiguous(), strict=True):
-        torch.mul(x, factors[:, None], out=scaled)
-        torch.maximum(row, scaled.amax(0), out=row)
-
-
-def _take_means(ratios: Tensor, x: Tensor, inverse: Tensor, patches: int) -> None:
-    """ratios ← max(ratios, mean over a sample's rows of x_pk/z_pg) in place: one matrix product for each sample."""
-    means = inverse.reshape(-1, patches, len(ratios)).mT @ x.reshape(-1, patches, x.shape[1]) / patches
-    torch.maximum(ratios, means.amax(0), out=ratios)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from convexprune.options import Options
+from convexprune.pruners.budget import zeros_stayed
 from convexprune.runs.answer import (
     KEPT,
     REFITTED,
@@ -108,9 +109,8 @@ class Within(Goal):
             solution, answer.stored, problem, answer.status, answer.notes, radius=radius, promised=promised
         )
         certificate, allowed = again.solution.certificate, slack(again)
-        support = problem.support(options)
-        filled = support is not None and bool(answer.stored[~support].any())
-        inside = certificate.violation <= options.feas_tol + allowed["violation"] and not filled
+        inside = certificate.violation <= options.feas_tol + allowed["violation"]
+        inside &= zeros_stayed(answer, problem, options)
         holds = {
             str(Status.SOLVED): inside and certificate.gap <= options.tol + allowed["gap"],
             REFITTED: options.refit and inside,
@@ -141,23 +141,18 @@ def _or_trained(program: LayerProgram, answer: Answer, problem: Problem, options
     else:
         # Targets are computed in the precision of the weights, which may be coarser than a small eps.
         nearest = 0.0 if answer.solution.status is Status.INFEASIBLE else found.violation
-        better = trained.violation <= max(tolerance, _rounding(program, problem), nearest)
+        rounding = 4 * torch.finfo(problem.dtype).eps * math.sqrt(len(problem.stored)) * problem.size
+        better = trained.violation <= max(tolerance, float(rounding / program.fit.scale), nearest)
     if not better:
         return answer
     solution, ended = answer.solution, str(answer.solution.status)
-    how = f"{ended}, but not as rounded to {str(problem.stored.dtype)[6:]}" if answer.status == ROUNDED else ended
+    ending = f"{ended}, but not as rounded to {str(problem.stored.dtype)[6:]}" if answer.status == ROUNDED else ended
     solution = replace(solution, weights=problem.W, certificate=trained)
-    note = f"no better weights were found that keep the promise (the solve ended {how}): the trained ones stay"
+    note = f"no better weights were found that keep the promise (the solve ended {ending}): the trained ones stay"
     status = ended if ended == str(Status.STOPPED) else KEPT
     return Answer.of(
         solution, problem.stored, problem, status, [*answer.notes, note], radius=answer.radius, promised=promised
     )
-
-
-def _rounding(program: LayerProgram, problem: Problem) -> float:
-    """A violation of trained weights that the rounding of their own outputs explains."""
-    relative = 4 * torch.finfo(problem.dtype).eps * math.sqrt(len(problem.stored))
-    return float(relative * problem.size / program.fit.scale)
 
 
 def _finite(multipliers: Tensor | None) -> Tensor | None:
