@@ -227,7 +227,7 @@ def shrunk(seed: int = 1) -> nn.Sequential:
     """The network with 2 of its 3 hidden neurons."""
     model = network(seed)
     [link] = find_links(model)[0].values()
-    remove_neurons_(model, link, torch.tensor([0, 2]), torch.tensor([1.5, 1.0]))
+    remove_neurons_(model, link, torch.tensor([0, 2]))
     return model
 
 
