@@ -185,7 +185,7 @@ def shared_sizes(
     budget: int,
     cost: Callable[[Sequence[Tensor]], int] | None = None,
 ) -> list[Tensor]:
-    """Sizes [G] of each layer whose cost, that of an item 1 unless told otherwise, is within a budget.
+    """Sizes [G] of each layer whose cost, that of an item 1 by default, is within a budget.
 
     Raises:
         InvalidInput: One item a layer is too many already.
@@ -203,7 +203,7 @@ class Choice:
 
     Attributes:
         factors: [G, n], 0 for those that go.
-        scheme: How they were chosen.
+        scheme: Of the sample; "draws" for a guarantee.
         draws: [G] draws, or items, that were wanted.
         whole: [G] groups that are kept as they are, because a guarantee would need at least as many draws.
     """

@@ -3,7 +3,7 @@
 Source: B. Mussay, M. Osadchy, V. Braverman, S. Zhou and D. Feldman, Data-independent neural pruning via coresets, ICLR
 2020; B. Mussay, D. Feldman, S. Zhou, V. Braverman and M. Osadchy, Data-independent structured pruning of neural
 networks via coresets, 2020. The sensitivities are those of the authors' code; of the papers only the abstracts could
-be read, so that the draws that a guarantee asks for are derived here.
+be read, so that the draws that a guarantee needs are derived here.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How much of an output a weight, or a neuron, makes up at most on a sample of inputs, as CoreNet, SiPP and PFP ask.
+"""How much of an output a weight, or a neuron, makes up at most on a sample of inputs, for CoreNet, SiPP and PFP.
 
 An output's positive weights and its negative ones are two sums z± = Σ_k w_k a_k of terms of one sign, and a weight's
 share of its sum is g_k = w_k a_k/z±, a number in [0, 1]. Inputs of both signs are two inputs of one sign each, a⁺ and
@@ -130,7 +130,7 @@ def samples_needed(outputs: int, delta: float) -> int:
 
 
 def enough_samples(found: int, needed: int, delta: float) -> Assumption:
-    """That the sample is as large as a theorem asks for."""
+    """That the sample is as large as a theorem needs."""
     text = f"at least {needed} independent samples (for delta = {delta:g}; {found} were given)"
     return Assumption(text, found >= needed)
 
