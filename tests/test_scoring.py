@@ -787,3 +787,15 @@ def test_all_are_listed_with_their_options() -> None:
         SparseGPT(damping=0.0)
     with pytest.raises(InvalidTolerance, match="block"):
         SparseGPT(block=-1)
+
+
+def test_the_value_of_refitted_weights_is_their_own_loss() -> None:
+    """½‖XU − Y‖_F² of what is stored, where nothing follows the layer."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 5)).double(), torch.randn(40, 8).double()
+    with torch.no_grad():
+        Y = model(x)
+        [row] = prune_(model, x, Sparsity(0.5), method="magnitude", options=Options(refit=True)).layers
+        loss = float((model(x) - Y).double().square().sum()) / 2
+    assert row.status == "masked, refitted"
+    assert row.value == pytest.approx(loss, rel=ROUNDING)

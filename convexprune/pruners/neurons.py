@@ -142,6 +142,27 @@ class RankInputs(Measurement):
         return f"rank {self.neurons} inputs"
 
 
+def refitted_to(
+    support: Tensor | None,
+    program: LayerProgram,
+    problem: Problem,
+    options: Options,
+    watch: StoppingRule,
+    method: str,
+    began: float,
+) -> Answer:
+    """The weights that fit best on a support; None: the trained ones. Of their loss no bound is known."""
+    weights, effective = (problem.W, {}) if support is None else refit_with_record(program, support, watch)
+    solved = time.perf_counter() - began
+    provenance = {"solver": method, "message": "", "effective": effective} | environment(weights)
+    provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}
+    certificate = certify(program, weights)
+    seconds = Seconds(0.0, solved, time.perf_counter() - began - solved)
+    status = watch.ended or Status.NO_BOUND
+    solution = Solution(weights, None, status, certificate, (), 0, seconds, provenance)
+    return answered(program, solution, problem)
+
+
 @dataclass(frozen=True)
 class KeepInputs(Goal):
     """Weights on the rows of the neurons that stay: the best ones, or with ``refit`` False the trained ones."""
@@ -176,19 +197,9 @@ class KeepInputs(Goal):
             stored = problem.stored.masked_fill(~self.support(problem, options), 0)
             seconds = time.perf_counter() - began
             return Answer.of(unproven(stored, problem, "mask", seconds, options), stored, problem, MASKED)
-        program = self.program(problem, options)
         every = len(self.kept) == self.neurons and not options.cascade
-        weights, effective = (
-            (problem.W, {}) if every else refit_with_record(program, self.support(problem, options), watch)
-        )
-        solved = time.perf_counter() - began
-        provenance = {"solver": "refit", "message": "", "effective": effective} | environment(weights)
-        provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}
-        certificate = certify(program, weights)
-        seconds_ = Seconds(0.0, solved, time.perf_counter() - began - solved)
-        status = watch.ended or Status.NO_BOUND
-        solution = Solution(weights, None, status, certificate, (), 0, seconds_, provenance)
-        return answered(program, solution, problem)
+        support = None if every else self.support(problem, options)
+        return refitted_to(support, self.program(problem, options), problem, options, watch, "refit", began)
 
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """Whether only the neurons that stay have weights."""

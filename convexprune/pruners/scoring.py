@@ -18,16 +18,14 @@ from convexprune.layers import gradient_matrices, weight_matrices, write_back_
 from convexprune.network.forwards import evaluating
 from convexprune.network.links import Link
 from convexprune.options import Options
-from convexprune.pruners.neurons import Worth, prune_neurons
+from convexprune.pruners.neurons import Worth, prune_neurons, refitted_to
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import compared_counts, wanted_of
-from convexprune.runs.answer import MASKED, MASKED_REFITTED, Answer, Goal, answered, unproven
+from convexprune.runs.answer import MASKED, MASKED_REFITTED, Answer, Goal, unproven
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import checked_count
-from convexprune.solvers.certificate import Status
 from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
-from convexprune.solvers.methods.refit import refit_with_record
 from convexprune.solvers.programs import TopK
 from convexprune.targets import Neurons, Sparsity, Target
 
@@ -257,10 +255,7 @@ class KeepMask(Goal):
         if (allowed := problem.support(options)) is not None:
             support &= allowed
         program = problem.program(problem.loss(), TopK(max(1, int(keep.sum())), rows=problem.rows))
-        fitted, effective = refit_with_record(program, support, watch)
-        status = watch.ended or Status.NO_BOUND
-        solution = unproven(stored, problem, method, seconds, options, program, status, effective)
-        answer = answered(program, replace(solution, weights=fitted), problem)
+        answer = refitted_to(support, program, problem, options, watch, method, time.perf_counter() - seconds)
         return replace(answer, status=MASKED_REFITTED) if watch.ended is None else answer
 
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
