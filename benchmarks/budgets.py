@@ -33,9 +33,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from convexprune.solvers import Gram, LayerProgram, Solution, TopK, solve
+from convexprune.solvers import LayerProgram, Solution, TopK, solve
 from convexprune.solvers.methods import Start
-from convexprune.solvers.programs import ReluLoss, SquaredLoss
+from convexprune.solvers.programs import Gram, ReluLoss, SquaredLoss
 
 Pruner = Callable[[Tensor, Tensor, int], Tensor]  # (XᵀX, W, k) -> U
 

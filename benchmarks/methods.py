@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from convexprune.solvers import Ball, Gram, LayerProgram, Solution, available, solve
+from convexprune.solvers import Ball, LayerProgram, Solution, available, solve
 from convexprune.solvers.methods import IterativeSolver
 from convexprune.solvers.methods.registry import make_solver
-from convexprune.solvers.programs import SquaredLoss
+from convexprune.solvers.programs import Gram, SquaredLoss
 
 GAPS = (1e-3, 1e-6, 1e-9)
 FEASIBLE = 1e-6

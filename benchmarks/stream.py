@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import torch
 from mnist import resident
 
-from convexprune.solvers import Ball, Gram, LayerProgram, solve
+from convexprune.solvers import Ball, LayerProgram, solve
+from convexprune.solvers.programs import Gram
 
 BATCH = 8192
 

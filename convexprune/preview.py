@@ -25,10 +25,11 @@ from convexprune.runs.executors import solver_for
 from convexprune.runs.layer import Layer
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run, silent
-from convexprune.solvers import L1, Gram, LayerProgram, ReluBall, solve
+from convexprune.solvers import L1, LayerProgram, ReluBall, solve
 from convexprune.solvers.arrays import working_dtype
 from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.programs import Gram
 from convexprune.targets import Eps, NetworkEps, Neurons, Sparsity, Target, as_target
 
 if TYPE_CHECKING:

@@ -6,16 +6,16 @@
 
 from convexprune.solvers.certificate import Solution, Status, certify
 from convexprune.solvers.methods import available, crosscheck, register, solve, solve_path
-from convexprune.solvers.programs import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, TopK
+from convexprune.solvers.programs import L1, Ball, LayerProgram, NetTrimSet, ReluBall, SquaredLoss, TopK
 
 __all__ = [
     "L1",
     "Ball",
-    "Gram",
     "LayerProgram",
     "NetTrimSet",
     "ReluBall",
     "Solution",
+    "SquaredLoss",
     "Status",
     "TopK",
     "available",

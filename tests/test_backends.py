@@ -17,7 +17,6 @@ from zoo import gaussian, multipliers
 from convexprune.solvers import (
     L1,
     Ball,
-    Gram,
     LayerProgram,
     NetTrimSet,
     ReluBall,
@@ -34,7 +33,7 @@ from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms, s
 from convexprune.solvers.methods.backends.direct import Direct, Root
 from convexprune.solvers.methods.backends.packages import OSQP, SCS
 from convexprune.solvers.methods.registry import make_solver
-from convexprune.solvers.programs import GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
+from convexprune.solvers.programs import Gram, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import zoo
 
 P, N, M = 30, 7, 4

@@ -12,12 +12,12 @@ from scipy.optimize import minimize
 from tolerances import EXACT, OPTIMUM, REFERENCE, ROUNDING
 from torch import Tensor
 
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, ReluBall, Status, TopK, solve
+from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, Status, TopK, solve
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch, SolverRefused
 from convexprune.solvers.methods.continuation import Continuation, improve
 from convexprune.solvers.methods.curvature import OneSided, model_of
 from convexprune.solvers.methods.refit import descend, refit
-from convexprune.solvers.programs import NM, NetTrimLoss, ReluLoss, SquaredLoss
+from convexprune.solvers.programs import NM, Gram, NetTrimLoss, ReluLoss, SquaredLoss
 
 LOSSES = [SquaredLoss, ReluLoss]
 

@@ -15,10 +15,10 @@ from tolerances import EXACT, OPTIMUM, ROUNDING, SINGLE, TIGHT
 from torch import Tensor
 from zoo import gaussian, layer, multipliers
 
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, Status, certify, solve
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, Status, certify, solve
 from convexprune.solvers.arrays import add_gram
 from convexprune.solvers.errors import ConvexPruneError, EmptyInput, InvalidInput, NonFinite, ShapeMismatch
-from convexprune.solvers.programs import GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
+from convexprune.solvers.programs import Gram, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 
 SEEDS = st.integers(0, 10_000)
 N, M = 8, 5

@@ -20,9 +20,10 @@ from torch.nn import functional
 from convexprune.errors import EmptyCalibration
 from convexprune.network.passes import observe, received
 from convexprune.network.taps import tap
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, certify, solve
+from convexprune.solvers import L1, Ball, LayerProgram, certify, solve
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.solvers.methods.registry import make_solver
+from convexprune.solvers.programs import Gram
 
 
 def mlp() -> nn.Sequential:

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from tolerances import AGREEMENT, EXACT, FEASIBLE, ITERATES, KKT, OPTIMUM, REFERENCE, ROUNDING, TIGHT
 from torch import Tensor
 
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, Solution, Status, TopK, certify, solve
+from convexprune.solvers import L1, Ball, LayerProgram, Solution, Status, TopK, certify, solve
 from convexprune.solvers.errors import InvalidTolerance, SolverRefused
 from convexprune.solvers.methods import Start
 from convexprune.solvers.methods.interface import Limits
 from convexprune.solvers.methods.quadratic import Eigenbasis, QuadraticADMM
 from convexprune.solvers.methods.solve import attempt
-from convexprune.solvers.programs import GroupL2, SquaredLoss
+from convexprune.solvers.programs import Gram, GroupL2, SquaredLoss
 from convexprune.solvers.testing import zoo
 from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 

@@ -10,11 +10,11 @@ from networks import mlp
 from tolerances import EXACT, ROUNDING, SINGLE
 from torch import Tensor, nn
 
-from convexprune.solvers import L1, Ball, Gram, LayerProgram, NetTrimSet, ReluBall, TopK, certify, solve
+from convexprune.solvers import L1, Ball, LayerProgram, NetTrimSet, ReluBall, TopK, certify, solve
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import ConvexPruneError, NonFinite
 from convexprune.solvers.methods import refit
-from convexprune.solvers.programs import ReluLoss, SquaredLoss
+from convexprune.solvers.programs import Gram, ReluLoss, SquaredLoss
 from convexprune.solvers.testing.layers import critical_weight, gaussian, layer
 
 POWERS = (-100, -60, 60, 100)  # of two: 1e-30 to 1e30
