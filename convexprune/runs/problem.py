@@ -253,6 +253,6 @@ class Accumulator:
             if self._parts:
                 self._reduce()
             return self._gram, None
-        X, Y = (torch.cat(list(parts)) for parts in zip(*self._parts, strict=True))
+        X, Y = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*self._parts, strict=True))
         self._parts = []
         return X, Y

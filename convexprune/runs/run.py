@@ -38,7 +38,7 @@ from convexprune.solvers.programs import Gram
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
-_ROOM = 2**28  # bytes of data that are kept between a layer's score and its answer
+_ROOM = 2**30  # bytes of data that are kept between a layer's score and its answer
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, TracePoint], bool | None]
