@@ -1,4 +1,4 @@
-"""Modules as matrices, samples first, and back; the only place where weights change. One kind of module a file.
+"""Modules as matrices, samples first, and back; the only place where weights change. Kinds of modules are in ``kinds``.
 
 A layer's own output is ``X U``: X [P, N] has one row for each position at which the layer is applied (its last column
 is ones if the layer has a bias), U [N, M] the weights (its last row is the bias). Each group of a convolution is a pair

@@ -33,14 +33,14 @@ class Status(Enum):
 
 
 _ADVICE = {
-    Status.SOLVED: "Certified: gap and violation are within the tolerances asked for. Nothing to do.",
+    Status.SOLVED: "Certified: gap and violation are within the tolerances. Nothing to do.",
     Status.NO_BOUND: "The weights keep the budget and the fit's set. Budgets are not convex, so nothing is proven of "
     "how good they are: compare with another start or solver.",
     Status.ITERATION_LIMIT: "The iterations ran out before the certificate closed. The bound holds; raise max_iter, "
     "loosen tol or feas_tol, or pass this solution as start.",
     Status.TIME_LIMIT: "The time ran out before the certificate closed. The bound holds; raise time_limit, loosen tol "
     "or feas_tol, or pass this solution as start.",
-    Status.STOPPED: "It was asked to stop before it was done. Given as start, it is where a solve goes on.",
+    Status.STOPPED: "It was stopped before it was done. Given as start, it is where a solve goes on.",
     Status.UNCERTIFIED: "The solver was content or could get no further, the certificate asks for more: tighten the "
     "solver's own tolerances, work in float64, or try another solver.",
     Status.INFEASIBLE: "No weights of a sensible size satisfy the fit: the bound proves that any would cost many "
