@@ -78,7 +78,7 @@ def prune_(
         progress: Called as ``progress(stage, done, total)``, with the stage "capture" or a layer's name.
         callback: Called as ``callback(layer, trace_point)`` while a layer is solved in this process; a true answer
             stops it.
-        stop: Asked between iterations; a true answer ends the run as ``Options.time_limit`` does.
+        stop: Called between iterations; a true answer ends the run as ``Options.time_limit`` does.
 
     Returns:
         The report. A layer whose certificate did not close within the limits is written all the same, and its status

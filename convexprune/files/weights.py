@@ -121,7 +121,7 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)  # noqa: PTH105 - named as the call whose atomicity this rests on
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk is told of without one
+        error.filename = error.filename or str(path)  # the error of a full disk names none
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ class LayerReport:
         items: What a coreset was taken of: "neurons", "weights", or "inputs" where only inputs went.
         kept_items, all_items: How many.
         sampling: How they were chosen.
-        draws: Asked for, in all groups; items, where there are no draws.
+        draws: How many were made, in all groups; items, where there are no draws.
         uniform_error: ``output_error`` of uniform sampling at the same size.
         guarantee: (eps, delta), if that was the size.
         promise: What it guarantees, in words.

@@ -21,7 +21,7 @@ from convexprune.network.choosing import (
 from convexprune.network.following import Observed
 from convexprune.network.forwards import Forward, check_module
 from convexprune.network.padding import Counted
-from convexprune.network.passes import observe
+from convexprune.network.passes import Observation, observe
 from convexprune.network.sightings import Sightings, visible_size
 from convexprune.network.taps import Tap, tap
 from convexprune.options import Options
@@ -128,17 +128,9 @@ def make_plan(
     if data is None:
         layers = {name: making.layer(name) for name in chosen}
         return Plan(layers, tuple(chosen), tuple(skipped), 0, 0.0, Counted(), {}, mode=options.mode or "parallel")
-    passing = Sightings(model, data.mask)
-    found = observe(
-        model, passing.over(data), taps, forward=forward, see=passing.see, progress=lambda done: progress(done, done)
-    )
-    counted = passing.counted(taps, forward)
-    size = visible_size(model, data, counted, forward) if any(counted.outputs) else found.size
+    found, counted, rows = _observed(model, data, taps, forward, progress)
     making.seen = found.layers
-    if not found.layers:
-        raise NothingToPrune(f"the calibration data reaches none of {', '.join(chosen)}: check layers and forward")
     mode, chosen_for = _mode(options, target, found.layers)
-    rows = {name: passing.rows(name, counted) for name in found.layers}
     reasons = _unusable(chosen, found.layers, rows, mode)
     norms = making.norms(ties)
     check = checked_plan(
@@ -159,7 +151,7 @@ def make_plan(
         order=tuple(name for name in chosen if name in check.layers),
         skipped=(*skipped, *left),
         samples=found.samples,
-        size=size,
+        size=visible_size(model, data, counted, forward) if any(counted.outputs) else found.size,
         counted=counted,
         rows={name: rows[name] for name in check.layers},
         notices=(*counted.notices(), *mixed, *chosen_for, *making.overruled(check.layers)),
@@ -167,6 +159,24 @@ def make_plan(
         mode=mode,
         tests={"forwards": check.forwards, "samples": check.samples},
     )
+
+
+def _observed(
+    model: nn.Module,
+    data: Calibration,
+    taps: Mapping[str, tuple[Tap, ...]],
+    forward: Forward | None,
+    progress: Callable[[int, int], None],
+) -> tuple[Observation, Counted, dict[str, tuple[int, ...]]]:
+    """One pass over the data: what reaches layers, which positions count, and P of each group of a layer."""
+    passing = Sightings(model, data.mask)
+    found = observe(
+        model, passing.over(data), taps, forward=forward, see=passing.see, progress=lambda done: progress(done, done)
+    )
+    if not found.layers:
+        raise NothingToPrune(f"the calibration data reaches none of {', '.join(taps)}: check layers and forward")
+    counted = passing.counted(taps, forward)
+    return found, counted, {name: passing.rows(name, counted) for name in found.layers}
 
 
 @dataclass(eq=False)

@@ -304,7 +304,7 @@ _PROTOCOL = {
     "iteration limit": _iteration_limit,
     "time limit": _time_limit,
     "determinism": _determinism,
-    "inputs untouched": _inputs_unchanged,
+    "inputs unchanged": _inputs_unchanged,
     "precisions": _precisions,
     "starts": _starts,
     "multipliers": _multipliers,
