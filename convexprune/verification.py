@@ -17,11 +17,11 @@ from torch import nn
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import StrPath
 from convexprune.options import Options, is_own, options_from_dict
+from convexprune.page.consistency import check_results
 from convexprune.prune import Request
 from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
-from convexprune.runs.consistency import check_results
 from convexprune.runs.data import as_data
 from convexprune.runs.executors import TaskSolver
 from convexprune.runs.journal import Journal, Record, check_same, read_json

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from convexprune.errors import EmptyCalibration
 from convexprune.layers import input_matrices, weight_matrices
+from convexprune.layers.memory import tensors_in
 from convexprune.network.calibration import Calibration, as_batches
-from convexprune.network.memory import tensors_in
 from convexprune.network.passes import network_outputs, observe
 from convexprune.network.taps import tap
 from convexprune.solvers.errors import InvalidInput, NonFinite

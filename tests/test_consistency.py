@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from convexprune import save_weights
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import save_json
+from convexprune.page.consistency import check_results, read_results, seal
 from convexprune.pruners.uniform import Uniform
-from convexprune.runs.consistency import check_results, read_results, seal
 from convexprune.runs.journal import Journal, Record, read_json
 
 Written = dict[str, Path]

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import save_json
+from convexprune.page.extras import SIDE, picture, pooled, read_extras, save_extras
+from convexprune.page.page import write_page
 from convexprune.pruners.uniform import Uniform
-from convexprune.report.extras import SIDE, picture, pooled, read_extras, save_extras
-from convexprune.report.page import write_page
 from convexprune.report.report import Report
 from convexprune.solvers.errors import InvalidInput, MissingExtra
 
@@ -208,7 +208,7 @@ def test_of_large_runs_and_reports_alone_the_page_says_what_it_leaves_out(
     for text in ("no labelled samples were given", "no extras.json", "no convergence traces", "no paths were measured"):
         assert text in html
     for name in ("MOST_TRACES", "MOST_MAPS", "MOST_PATHS"):
-        monkeypatch.setattr(f"convexprune.report.page.{name}", 1)
+        monkeypatch.setattr(f"convexprune.page.page.{name}", 1)
     html = page_of(runs["network"][0], tmp_path)
     assert (len(charts(html)), html.count("<img")) == (2, 2)
     for what in ("traces", "weight maps", "measured paths"):

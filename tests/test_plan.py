@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from convexprune.errors import NothingToPrune
 from convexprune.layers import weight_matrices, write_back_
+from convexprune.layers.memory import Holders, overlaps_itself
 from convexprune.network.choosing import choose_layers, find_ties, looked_up
-from convexprune.network.memory import Holders, overlaps_itself
 from convexprune.solvers.errors import InvalidInput
 
 

@@ -14,7 +14,7 @@ from tolerances import REFERENCE
 from torch import Tensor, nn
 
 from convexprune import verify
-from convexprune.report.page import write_page
+from convexprune.page.page import write_page
 from convexprune.runs.journal import Journal, Record
 from convexprune.solvers import L1, Ball, LayerProgram, ReluBall, TopK, solve
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused

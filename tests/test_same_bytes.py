@@ -23,8 +23,8 @@ from torch import nn
 from convexprune import Options, prune_, save_weights
 from convexprune.files.weights import save_json
 from convexprune.masks import keep_masks_
-from convexprune.report.extras import save_extras
-from convexprune.report.page import write_page
+from convexprune.page.extras import save_extras
+from convexprune.page.page import write_page
 
 class Net(nn.Module):
     def __init__(self):

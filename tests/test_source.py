@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from convexprune.cli.app import app
 from convexprune.cli.source import Source
 from convexprune.files.weights import save_json
-from convexprune.runs.consistency import seal
+from convexprune.page.consistency import seal
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 Array = np.ndarray[Any, Any]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from convexprune import Eps, verify
 from convexprune.files.weights import save_json
+from convexprune.page.page import write_page
 from convexprune.preview import preview
-from convexprune.report.page import write_page
 from convexprune.report.tables import short_names
 
 NAMES = [f"bert.encoder.layer.{i}.{part}" for i in range(12) for part in ("attention.self.query", "output.dense")]

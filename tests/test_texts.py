@@ -24,9 +24,9 @@ from convexprune.errors import DamagedFile
 from convexprune.files.arrays import load_array
 from convexprune.files.texts import utf8, visible
 from convexprune.files.weights import load_weights, save_json
+from convexprune.page.extras import save_extras
+from convexprune.page.page import write_page
 from convexprune.preview import preview
-from convexprune.report.extras import save_extras
-from convexprune.report.page import write_page
 from convexprune.runs.fingerprints import data_fingerprint
 from convexprune.runs.journal import Journal, read_json
 from convexprune.solvers.errors import InvalidInput

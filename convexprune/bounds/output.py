@@ -15,10 +15,10 @@ from convexprune.bounds import rules
 from convexprune.errors import UnsupportedModule
 from convexprune.files.texts import Json
 from convexprune.layers.kinds import NORMS, Raw
+from convexprune.layers.memory import Holders, place_of, tensors_in
 from convexprune.layers.support import altered, kind_of
 from convexprune.network.forwards import Forward, check_module, evaluating, left_as_found, run_model
 from convexprune.network.graph import traced
-from convexprune.network.memory import Holders, place_of, tensors_in
 from convexprune.solvers.arrays import checked_radius, norm
 from convexprune.solvers.errors import InvalidInput
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from convexprune.layers.kinds import ATTENTION, NORMS, Raw
+from convexprune.layers.memory import tensors_in
 from convexprune.layers.support import kind_of
 from convexprune.network.graph import operation_of
-from convexprune.network.memory import tensors_in
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _DENSE = 4096  # the smaller dimension of the largest matrix to decompose

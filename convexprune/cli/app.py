@@ -198,7 +198,7 @@ def report(
     What the report says is checked against all that lies beside it; errors and certificates are for `verify`.
     """
     with _people_errors():
-        from convexprune.report.page import write_page
+        from convexprune.page.page import write_page
 
         typer.echo(write_page(folder, out))
         typer.echo("what was checked, and what only `convexprune verify` can check, stands on the page", err=True)

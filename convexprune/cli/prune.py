@@ -32,12 +32,12 @@ from convexprune.files.texts import Json
 from convexprune.files.weights import check_folder, save_json
 from convexprune.network.weights import load_weights_into_, save_weights
 from convexprune.options import Options
+from convexprune.page.consistency import seal
+from convexprune.page.extras import read_extras, save_extras
 from convexprune.preview import preview
 from convexprune.prune import Request, prune_, recorded_mode
 from convexprune.pruners.pruner import make_pruner
-from convexprune.report.extras import read_extras, save_extras
 from convexprune.report.report import Report
-from convexprune.runs.consistency import seal
 from convexprune.runs.data import Data
 from convexprune.runs.executors import cluster
 from convexprune.runs.journal import Journal, check_same, read_json

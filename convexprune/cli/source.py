@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convexprune.cli.reference import REFERENCE_MODELS, Arrays, find_model
 from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, Array, load_array, load_arrays
 from convexprune.files.weights import MAX_RATIO
-from convexprune.network.memory import samples_at, samples_of
+from convexprune.layers.memory import samples_at, samples_of
 from convexprune.network.padding import KEY
 from convexprune.network.weights import load_weights_into_
 from convexprune.solvers.arrays import stratified

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convexprune.errors import UnsupportedModule
 from convexprune.files.weights import safetensors_bytes
+from convexprune.layers.memory import Holders, place_of, samples_of, tensors_in
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.network.calibration import as_batches
 from convexprune.network.forwards import Forward, check_module, evaluating, run_model
-from convexprune.network.memory import Holders, place_of, samples_of, tensors_in
 from convexprune.network.passes import network_outputs
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 

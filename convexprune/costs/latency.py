@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from convexprune.costs.counts import Costs, density, permanent
 from convexprune.layers import input_matrices, unsupported, weight_matrices
+from convexprune.layers.memory import samples_of, tensors_in
 from convexprune.network.calibration import as_batches
 from convexprune.network.forwards import Forward, call_model, copy_for, evaluating, run_model
-from convexprune.network.memory import samples_of, tensors_in
 from convexprune.network.taps import Received, check_received, tap, tapped
 from convexprune.report.report import SkippedModule
 from convexprune.solvers.arrays import checked_count

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
 from convexprune.layers.kinds import Kind, known_kinds
-from convexprune.network.memory import Holders, overlaps_itself
+from convexprune.layers.memory import Holders, overlaps_itself
 from convexprune.solvers.errors import NonFinite, ShapeMismatch
 
 _NAMES = "Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention and the Transformers library's Conv1D"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from convexprune.errors import NothingToPrune, UnsupportedModule
+from convexprune.layers.memory import Holders
 from convexprune.network.choosing import is_chosen, name_patterns, unmatched
 from convexprune.network.forwards import check_module, restoring
-from convexprune.network.memory import Holders
 from convexprune.network.weights import resize_
 from convexprune.solvers.errors import InvalidInput
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
 from convexprune.files.texts import visible
+from convexprune.layers.memory import Batch, mapped, samples_of, tensors_in
 from convexprune.network.forwards import Forward, call_model, evaluating, run_model
-from convexprune.network.memory import Batch, mapped, samples_of, tensors_in
 from convexprune.network.padding import Mask, Masks, check_mask, read_masks
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite

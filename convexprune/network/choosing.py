@@ -13,9 +13,9 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from convexprune.errors import NothingToPrune
+from convexprune.layers.memory import Holders, place_of
 from convexprune.layers.support import kind_of, unsupported
 from convexprune.network.forwards import check_module
-from convexprune.network.memory import Holders, place_of
 from convexprune.network.taps import tap
 from convexprune.report.report import SkippedModule
 from convexprune.solvers.errors import InvalidInput

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convexprune.layers.kinds import NORMS
+from convexprune.layers.memory import Batch, Holders, tensors_in
 from convexprune.network.forwards import Forward, run_model
-from convexprune.network.memory import Batch, Holders, tensors_in
 from convexprune.network.taps import Hooks, Tap, Taps, at, hooked
 
 # Operations that may copy but keep every entry: what follows them follows the layer. Views are recognised by storage.

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from convexprune.network.memory import Batch, mapped, overlaps_itself, tensors_in
+from convexprune.layers.memory import Batch, mapped, overlaps_itself, tensors_in
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 
 Forward = Callable[[nn.Module, Batch], Batch]

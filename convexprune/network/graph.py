@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
 from convexprune.layers.kinds import LAYERS, NORMS
+from convexprune.layers.memory import Holders, tensors_in
 from convexprune.layers.support import altered, kind_of, unsupported
 from convexprune.network.choosing import find_ties, untied
 from convexprune.network.forwards import eagerly, left_as_found
-from convexprune.network.memory import Holders, tensors_in
 
 _OUTPUTS = "the network's outputs"
 _CARRIERS = (*NORMS, nn.PReLU)  # have weights for each neuron, and are no layers

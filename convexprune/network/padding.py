@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convexprune.files.weights import listed
 from convexprune.layers import input_positions
-from convexprune.network.memory import Batch, tensors_in
+from convexprune.layers.memory import Batch, tensors_in
 from convexprune.network.taps import Received
 from convexprune.solvers.errors import InvalidInput
 

@@ -14,10 +14,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from convexprune.layers.memory import Batch, mapped, samples_at, samples_of, tensors_in
 from convexprune.network.calibration import Calibration
 from convexprune.network.following import Observed, followed
 from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
-from convexprune.network.memory import Batch, mapped, samples_at, samples_of, tensors_in
 from convexprune.network.padding import Counted, Mask
 from convexprune.network.taps import Received, Tap, Taps, check_received, tapped
 from convexprune.solvers.arrays import norm, working_dtype

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from convexprune.errors import EmptyCalibration
 from convexprune.layers import input_positions
+from convexprune.layers.memory import Batch, tensors_in
 from convexprune.layers.support import supported
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward, evaluating, run_model
-from convexprune.network.memory import Batch, tensors_in
 from convexprune.network.padding import Counted, Layout, Mask, Masks, layouts, mask_name, read_masks
 from convexprune.network.passes import visible_outputs
 from convexprune.network.taps import PROJECTED, Received, Taps, Trial, generator, halved, hooked, replaced, tapped

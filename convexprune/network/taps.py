@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
+from convexprune.layers.memory import Batch, samples_at, samples_of, tensors_in
 from convexprune.network.forwards import Forward, run_model
-from convexprune.network.memory import Batch, samples_at, samples_of, tensors_in
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import InvalidInput, NonFinite
 

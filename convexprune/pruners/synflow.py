@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.layers.kinds import NORMS
+from convexprune.layers.memory import mapped, samples_at, tensors_in
 from convexprune.network.calibration import Fitting
 from convexprune.network.forwards import call_model, copy_for
-from convexprune.network.memory import mapped, samples_at, tensors_in
 from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.scoring import GradientScoring
 from convexprune.runs.run import Run

@@ -1,1 +1,1 @@
-"""What pruning did, as data, tables and a page."""
+"""What pruning did, as data and tables."""

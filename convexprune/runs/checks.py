@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.layers import input_matrices, output_matrices, weight_matrices, write_back_
+from convexprune.layers.memory import Batch, samples_of
 from convexprune.layers.support import supported
 from convexprune.network.forwards import Forward, evaluating
-from convexprune.network.memory import Batch, samples_of
 from convexprune.network.taps import (
     Tap,
     Taps,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.files.arrays import Array
+from convexprune.layers.memory import place_of
 from convexprune.network.choosing import find_ties
-from convexprune.network.memory import place_of
 from convexprune.solvers.errors import InvalidInput
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import visible
+from convexprune.layers.memory import samples_of, tensors_in
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward, evaluating
 from convexprune.network.graph import inputs_of
 from convexprune.network.links import Link
-from convexprune.network.memory import samples_of, tensors_in
 from convexprune.network.padding import Masks
 from convexprune.network.passes import observe, received
 from convexprune.network.taps import Received

@@ -16,9 +16,9 @@ from torch import Tensor
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json, visible
 from convexprune.files.weights import StrPath, write_atomically
-from convexprune.report.extras import picture, read_extras
+from convexprune.page.consistency import Results, read_results
+from convexprune.page.extras import picture, read_extras
 from convexprune.report.report import COLUMNS, Column, LayerReport
-from convexprune.runs.consistency import Results, read_results
 from convexprune.solvers import Status
 from convexprune.solvers.errors import MissingExtra
 from convexprune.targets import target_from_dict

@@ -20,9 +20,9 @@ from convexprune.costs import flops, latency, storage
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, safetensors_bytes, save_json, write_atomically
+from convexprune.layers.memory import Batch
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.network.forwards import Forward, check_module
-from convexprune.network.memory import Batch
 from convexprune.report.report import Report
 from convexprune.runs.journal import read_json
 from convexprune.solvers.errors import InvalidInput
