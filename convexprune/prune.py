@@ -174,7 +174,7 @@ class Request:
         if how is None and pruner.needs_data:
             raise InvalidInput(f"data: method {name!r} fits layers to what they compute: give calibration data")
         if how is not None and how.labels is not None and not pruner.generalises:
-            raise InvalidInput("labels: only 'corenet' has a generalisation bound; leave them out")
+            raise InvalidInput(f"labels: method {name!r} has no generalisation bound, as 'corenet' has; leave them out")
         if pruner.norms is not None:
             chosen = replace(chosen, norms=pruner.norms)
         calibration = None if how is None else how.calibration()
