@@ -1,6 +1,10 @@
-"""Modules as matrices, samples first, and back, and why some are none; the only place where weights change."""
+"""Modules as matrices, samples first, and back, and why some are none; the only place where weights change.
+
+All that take a layer raise UnsupportedModule where it is not a matrix product that can be written down.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from types import SimpleNamespace
 
 import torch
@@ -20,11 +24,7 @@ def kind_of(layer: nn.Module) -> Kind | None:
 
 
 def supported(layer: nn.Module) -> Kind:
-    """The module's kind.
-
-    Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
-    """
+    """The module's kind; UnsupportedModule is raised where it cannot be pruned."""
     reason, kind = unsupported(layer), kind_of(layer)
     if reason is not None or kind is None:
         raise UnsupportedModule(reason)
@@ -55,9 +55,8 @@ def unsupported(layer: nn.Module) -> str | None:
         return (
             f"{name} has a forward of its own, so its output may not be X U: replace it by a plain {kind.base.__name__}"
         )
-    reasons = [_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters]
-    reasons += _shared(own) if not any(reasons) else []
-    return next((f"{name}'s {reason}" for reason in reasons if reason), None)
+    each = (_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters)
+    return next((f"{name}'s {reason}" for reason in chain(each, _shared(own)) if reason), None)
 
 
 def altered(module: nn.Module) -> str | None:
@@ -116,12 +115,7 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
 
 
 def weight_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
-    """Weights U [N, M] of each group: detached copies, in the module's dtype.
-
-    Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
-        NonFinite: the weights hold NaN or infinity.
-    """
+    """Weights U [N, M] of each group: detached copies, in the module's dtype; NonFinite where one is not finite."""
     matrices = tuple(_matrix(weight, bias) for weight, bias in supported(layer).groups(layer))
     if not all(U.isfinite().all() for U in matrices):
         raise NonFinite(f"the weights of this {type(layer).__name__} hold NaN or infinity: load or train it again")
@@ -129,11 +123,7 @@ def weight_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
 
 
 def gradient_matrices(layer: nn.Module) -> tuple[Tensor, ...]:
-    """Gradients by U [N, M] of each group, from the parameters' ``grad``; zeros where there is none.
-
-    Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
-    """
+    """Gradients by U [N, M] of each group, from the parameters' ``grad``; zeros where there is none."""
     held = {name: p if p is None else p.grad for name, p in layer._parameters.items()}
     zeros = {name: torch.zeros_like(p) for name, p in layer._parameters.items() if p is not None and p.grad is None}
     gradients = SimpleNamespace(**vars(layer) | held | zeros)
@@ -146,11 +136,7 @@ def input_matrices(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple
     Rows run over the leading dimensions of a Linear's ``inputs`` [..., features], and over the samples and positions of
     the output of a convolution, whose ``inputs`` are [samples, channels, height, width] or [channels, height, width],
     with as many axes behind the channels as it has. ``inputs`` of a MultiheadAttention are (query, key, value), each
-    [..., features].
-
-    Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
-        ShapeMismatch: the module could not have taken these inputs.
+    [..., features]. ShapeMismatch is raised where the module could not have taken these inputs.
     """
     kind = supported(layer)
     groups = zip(kind.inputs(layer, inputs), kind.groups(layer), strict=True)
@@ -160,8 +146,7 @@ def input_matrices(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple
 def input_positions(layer: nn.Module, inputs: Tensor | Sequence[Tensor]) -> tuple[torch.Size, ...]:
     """The lengths of the axes that the rows of each group's X run over, the last the fastest: P is their product.
 
-    Raises:
-        UnsupportedModule, ShapeMismatch: As ``input_matrices``.
+    ShapeMismatch is raised as by ``input_matrices``.
     """
     kind = supported(layer)
     groups = zip(kind.inputs(layer, inputs), kind.groups(layer), strict=True)
@@ -172,10 +157,7 @@ def output_matrices(layer: nn.Module, outputs: Tensor | Sequence[Tensor]) -> tup
     """The module's own output Y [P, M] of each group, rows as in ``input_matrices``; may share memory with ``outputs``.
 
     ``outputs`` of a MultiheadAttention are its three projections, each [..., features], which it does not return.
-
-    Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
-        ShapeMismatch: the module could not have returned these outputs.
+    ShapeMismatch is raised where the module could not have returned these outputs.
     """
     computed = supported(layer).outputs(layer, outputs)
     return tuple(Y.reshape(Y.shape[:-1].numel(), Y.shape[-1]) for Y in computed)
@@ -187,7 +169,6 @@ def write_back_(layer: nn.Module, weights: Tensor | Sequence[Tensor]) -> None:
     Values are rounded to the module's dtype. The Parameter objects, their ``requires_grad`` and ``grad`` stay.
 
     Raises:
-        UnsupportedModule: The module is not a matrix product that can be written down.
         ShapeMismatch: the number or the shapes of the matrices differ from ``weight_matrices(layer)``.
         NonFinite: NaN, infinity, or a value beyond the range of the module's dtype. Nothing was changed.
     """
