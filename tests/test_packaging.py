@@ -115,11 +115,11 @@ def test_a_checkout_s_own_solvers_are_found_beside_it(tmp_path: Path) -> None:
     """Python run in a checkout finds its convexprune/ before any installed package, and needs its solvers/ there."""
     for name in ("convexprune", "solvers"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "import convexprune.solvers as s, convexprune.solvers.programs.fits as f; print(s.__file__, f.__file__)"
+    code = "import convexprune.solvers as s, convexprune.solvers.programs as f; print(s.__file__, f.__file__)"
     found = python("-c", code, folder=tmp_path).split()
     assert found == [
         str(tmp_path / "solvers" / "__init__.py"),
-        str(tmp_path / "solvers" / "programs" / "fits" / "__init__.py"),
+        str(tmp_path / "solvers" / "programs" / "__init__.py"),
     ]
 
 

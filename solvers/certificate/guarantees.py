@@ -11,7 +11,8 @@ from convexprune.solvers.certificate.certificate import ROUNDING, Certificate, J
 from convexprune.solvers.certificate.solution import Solution
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.claims import NORMS, is_plain
-from convexprune.solvers.programs.fits import Fit, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.fits import Fit
+from convexprune.solvers.programs.geometries import ReluLoss, SquaredLoss
 from convexprune.solvers.programs.penalties import is_homogeneous
 from convexprune.solvers.programs.program import Block, LayerProgram, Samples
 

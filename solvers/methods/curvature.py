@@ -15,7 +15,7 @@ from torch import Tensor
 from convexprune.solvers.arrays import blocks_of
 from convexprune.solvers.methods.normal import NormalMatrix
 from convexprune.solvers.programs import LayerProgram, SquaredLoss
-from convexprune.solvers.programs.fits.base import TargetFit
+from convexprune.solvers.programs.fits import TargetFit
 
 _TRIALS = 20  # of a step's length at most
 _NEAR = 0.5  # of the slope at the start, where a length is good enough

@@ -16,7 +16,7 @@ from convexprune.solvers.methods.interface import Solver
 from convexprune.solvers.methods.solve import solve
 from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.claims import LOSSES, SETS, is_plain
-from convexprune.solvers.programs.fits.base import LossFit, SetFit
+from convexprune.solvers.programs.fits import LossFit, SetFit
 from convexprune.solvers.programs.program import Samples
 
 _SENSIBLE = 10.0  # how many times the penalty of the weights found, or of typical ones, is still of a sensible size

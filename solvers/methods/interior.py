@@ -16,7 +16,7 @@ from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import positive_or_one
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import LayerProgram
-from convexprune.solvers.programs.fits.base import TargetFit
+from convexprune.solvers.programs.fits import TargetFit
 
 _SMALL = 2**18  # P·N·M up to which it is quicker than many iterations of a first-order method
 _SLACK = 0.2  # of the violation that the call tolerates: so much larger is the set that is solved for

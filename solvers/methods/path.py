@@ -15,7 +15,7 @@ from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.methods.solve import attempt, default_solver
 from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.claims import SETS, is_plain
-from convexprune.solvers.programs.fits.base import SetFit
+from convexprune.solvers.programs.fits import SetFit
 
 _UNCONVERGED = 0.01  # a violation, relative to eps, of what did not converge
 

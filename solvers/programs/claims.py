@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.programs.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
-from convexprune.solvers.programs.penalties import L1, NM, GroupL2, Penalty, TopK, is_homogeneous
+from convexprune.solvers.programs.fits import Fit
+from convexprune.solvers.programs.geometries import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty, is_homogeneous
+from convexprune.solvers.programs.supports import NM, TopK
 
 SETS = (Ball, ReluBall, NetTrimSet)
 LOSSES = (SquaredLoss, ReluLoss, NetTrimLoss)

@@ -10,11 +10,23 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from convexprune.solvers.programs.fits import Ball, Fit, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
-from convexprune.solvers.programs.fits.base import LossFit, SetFit
-from convexprune.solvers.programs.gram import Gram
-from convexprune.solvers.programs.penalties import L1, NM, GroupL2, Penalty, TopK
-from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs import (
+    L1,
+    NM,
+    Ball,
+    Fit,
+    Gram,
+    GroupL2,
+    LayerProgram,
+    NetTrimLoss,
+    NetTrimSet,
+    Penalty,
+    ReluBall,
+    ReluLoss,
+    SquaredLoss,
+    TopK,
+)
+from convexprune.solvers.programs.fits import LossFit, SetFit
 
 SETS: dict[str, type[SetFit]] = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 """Fits with a radius, by their names in the zoo."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from convexprune.solvers.programs import L1, GroupL2, LayerProgram
 from convexprune.solvers.programs.claims import FITS, NORMS, is_plain
-from convexprune.solvers.programs.fits.base import LossFit
+from convexprune.solvers.programs.fits import LossFit
 
 Array = npt.NDArray[Any]
 _ENTRIES = 50_000  # of X, counted once a neuron, that separable programs are solved together up to

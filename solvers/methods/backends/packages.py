@@ -22,7 +22,7 @@ from convexprune.solvers.methods.backends.direct import (
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import L1, LayerProgram
-from convexprune.solvers.programs.fits.base import LossFit
+from convexprune.solvers.programs.fits import LossFit
 from convexprune.solvers.programs.program import Scaling
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, SolverRefused
-from convexprune.solvers.programs.penalties.base import Homogeneous, Penalty, is_homogeneous
+from convexprune.solvers.programs.penalties import Homogeneous, Penalty, is_homogeneous
 
 
 class _Budget(Homogeneous):

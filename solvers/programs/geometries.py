@@ -10,7 +10,7 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_finite, check_shape
 from convexprune.solvers.errors import InvalidInput
-from convexprune.solvers.programs.fits.base import LossFit, SetFit, TargetFit
+from convexprune.solvers.programs.fits import LossFit, SetFit, TargetFit
 
 
 class _Linear(TargetFit):
