@@ -178,8 +178,9 @@ class Counted:
         found = self.layers.get(name, ())
         if not masks or not any(found):
             return []
-        axes = input_positions(layer, raw)
-        return [_along(layout, masks, lengths) for layout, lengths in zip(found, axes, strict=True)]
+        axes = zip(found, input_positions(layer, raw), strict=True)
+        counts = [where_counted(layout, masks, lengths) for layout, lengths in axes]
+        return [None if rows is None else rows.reshape(-1) for rows in counts]
 
     def visible(self, returned: Batch, masks: Masks) -> Batch:
         """What the model returned, with zeros where it does not count."""
@@ -188,8 +189,8 @@ class Counted:
         tensors = (tensor for tensor in tensors_in(returned) if tensor.is_floating_point())
         found = []
         for tensor, layout in zip(tensors, chain(self.outputs, repeat(None)), strict=False):
-            counts = _along(layout, masks, tensor.shape)
-            found.append(tensor if counts is None else torch.where(counts.reshape(tensor.shape), tensor, 0))
+            counts = where_counted(layout, masks, tensor.shape)
+            found.append(tensor if counts is None else torch.where(counts.to(tensor.device), tensor, 0))
         return found
 
     def notices(self) -> tuple[str, ...]:
@@ -232,8 +233,9 @@ def rows_that_count(matrices: Sequence[Tensor], counts: Sequence[Tensor | None])
     return tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
 
 
-def _along(layout: Layout | None, masks: Masks, axes: Sequence[int]) -> Tensor | None:
+def where_counted(layout: Layout | None, masks: Masks, axes: Sequence[int]) -> Tensor | None:
+    """Where positions along axes of these lengths count, Boolean [*axes]; None if all do."""
     mask = None if layout is None else layout.of(masks)
     if layout is None or mask is None or not layout.fits(axes, mask.shape):
         return None
-    return layout.spread(mask, axes).reshape(-1)
+    return layout.spread(mask, axes)

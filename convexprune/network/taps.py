@@ -213,7 +213,7 @@ class Trial:
     def __init__(
         self, model: nn.Module, batch: Batch, forward: Forward | None, watching: _Context | None = None
     ) -> None:
-        self._model, self._batch, self._forward, self.forwards = model, batch, forward, 0
+        self.model, self.batch, self.forward, self.forwards = model, batch, forward, 0
         self.outputs = self._run(batch, watching or nullcontext())
         # Of the coarsest dtype that takes part.
         self._eps = max(torch.finfo(t.dtype).eps for t in (*self.outputs, *_floating(model.parameters())))
@@ -242,9 +242,9 @@ class Trial:
 
         Found by its last and first samples, which are run alone, in this order; of three or fewer by the last.
         """
-        samples = samples_of(self._batch)
+        samples = samples_of(self.batch)
         chosen = [samples - 1, 0] if samples > 3 else [samples - 1]
-        part = samples_at(self._batch, chosen)
+        part = samples_at(self.batch, chosen)
         if samples < 2 or samples_of(part) != len(chosen):
             return None
         try:
@@ -271,7 +271,7 @@ class Trial:
     def outputs_under(self, intervention: _Context) -> list[Tensor] | None:
         """What the model returns under an intervention; None where it fails, or returns other shapes."""
         try:
-            found = self._run(self._batch, intervention)
+            found = self._run(self.batch, intervention)
         except (torch.cuda.OutOfMemoryError, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - whatever the model raises
@@ -281,7 +281,7 @@ class Trial:
     def _run(self, batch: Batch, within: _Context) -> list[Tensor]:
         self.forwards += 1
         with within:
-            returned = run_model(self._model, batch, self._forward)
+            returned = run_model(self.model, batch, self.forward)
         return [tensor.detach().clone() for tensor in _floating(tensors_in(returned))]
 
 
