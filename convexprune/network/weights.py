@@ -1,7 +1,6 @@
 """A model's weights: loaded from a file, saved, and taken out with the neurons that they belong to."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +18,6 @@ from convexprune.files.weights import (
     safetensors_bytes,
     write_atomically,
 )
-from convexprune.layers.kinds import LAYERS, NORMS
-from convexprune.layers.support import unsupported
 from convexprune.network.forwards import check_module, restoring
 from convexprune.network.graph import inputs_of, outputs_of
 from convexprune.network.links import Link, find_links
@@ -89,12 +86,10 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
         kept: The neurons that stay [k], int64, ascending.
 
     Raises:
-        InvalidInput: ``kept`` cannot be used, or the model has no such modules.
-        ShapeMismatch: The modules are of other sizes than the link says.
-        UnsupportedModule: A module is not a plain layer, or not of the kind that the link says. In any case nothing was
-            changed.
+        InvalidInput: ``kept`` cannot be used.
+        ShapeMismatch: The layers are of other sizes than the link says. In either case nothing was changed.
     """
-    at = _checked(model, link, kept)
+    at = _place(model, link, kept)
     smaller = {
         module: {name: tensor[at.among(len(tensor))] for name, tensor in _tensors(module).items()}
         for module in (*at.producers, *at.carriers)
@@ -118,7 +113,7 @@ def mask_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
     In eval mode the outputs are those after ``remove_neurons_``, up to rounding, and errors the same. What is on the
     way stays as it is: behind a norm a removed neuron is no zero, but nothing takes it.
     """
-    at = _checked(model, link, kept)
+    at = _place(model, link, kept)
     with torch.no_grad():
         for layer in at.consumers:
             weight = layer.get_parameter("weight")
@@ -155,7 +150,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 class _Place(NamedTuple):
-    """The modules of a link, which fit together; ``carriers`` are norms, and what else is on the way."""
+    """The modules of a link; ``carriers`` are norms, and what else is on the way."""
 
     stays: Tensor  # Boolean, of each neuron
     producers: list[nn.Module]
@@ -167,52 +162,26 @@ class _Place(NamedTuple):
         return self.stays.repeat_interleave(entries // len(self.stays))
 
 
-def _checked(model: nn.Module, link: Link, kept: Tensor) -> _Place:
-    producers = [_module(model, name) for name in link.producers]
-    consumers = [_module(model, name) for name in link.consumers]
-    carriers = [_module(model, name, along=True) for name in (*link.norms, *link.along)]
-    names, neurons = (*link.norms, *link.along, *link.consumers), outputs_of(producers[0])
-    most = math.prod(outputs_of(module) // inputs_of(module) for module in carriers)
-    found = [inputs_of(module) for module in (*carriers, *consumers)]
-    whole = [n >= neurons and n % neurons == 0 and most % (n // neurons) == 0 for n in found[: len(carriers)]]
-    expected = [n if fits else neurons for n, fits in zip(found, whole, strict=False)]  # some channels of each neuron
-    expected += [neurons * repeat for repeat in link.repeat]
+def _place(model: nn.Module, link: Link, kept: Tensor) -> _Place:
+    """Where the link's neurons are; that its modules can lose them was seen when it was found."""
+    names = (link.producers, (*link.norms, *link.along), link.consumers)
+    producers, carriers, consumers = ([model.get_submodule(name) for name in each] for each in names)
+    neurons = outputs_of(producers[0])
+    found = [*map(outputs_of, producers), *map(inputs_of, consumers)]
+    expected = [neurons for _ in producers] + [neurons * repeat for repeat in link.repeat]
     if found != expected:
-        sizes = f"{', '.join(names)} take {found} inputs, and {neurons} neurons of {link.producer} give {expected}"
-        raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
-    if len(set(given := [outputs_of(layer) for layer in producers])) > 1:
-        sizes = f"{', '.join(link.producers)} have {given} neurons, expected as many each"
-        raise ShapeMismatch(f"{sizes}: take the link from find_links(model)")
-    if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
-        described = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
-        raise InvalidInput(f"kept: expected neuron numbers [k], int64 (mask.nonzero().flatten()), found {described}")
-    if not len(kept):
-        raise InvalidInput("kept: expected at least one neuron, found none")
-    if kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
-        numbers = kept.tolist()
-        raise InvalidInput(f"kept: expected numbers from 0 to {neurons - 1}, ascending, each once, found {numbers}")
-    stays = torch.zeros(neurons, dtype=torch.bool).index_fill(0, kept.cpu(), True)
-    return _Place(stays, producers, carriers, consumers)
-
-
-def _module(model: nn.Module, name: str, along: bool = False) -> nn.Module:
-    """A layer that has or takes the neurons, or a module ``along`` their way."""
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise InvalidInput(f"the model has no module {name!r}: take the link from find_links(model)") from error
-    if along and isinstance(module, (*NORMS, nn.PReLU)):
-        return module
-    reason = unsupported(module)
-    if not reason and along and module.get_parameter("weight").shape[1] != 1:
-        reason = "expected a depthwise convolution, whose filters see one channel"
-    if not reason and not along and not isinstance(module, LAYERS):
-        reason = f"expected a Linear or a convolution, found a {type(module).__name__}"
-    if not reason and not along and getattr(module, "groups", 1) != 1:
-        reason = "filters of a grouped convolution cannot be removed"
-    if reason:
-        raise UnsupportedModule(f"{name}: {reason}")
-    return module
+        sizes = f"neurons of {', '.join(link.producers)} and inputs of {', '.join(link.consumers)} are {found}"
+        raise ShapeMismatch(f"{sizes}, expected {expected}: take the link from find_links(model)")
+    numbers = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
+    if not numbers or not len(kept) or kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
+        shape = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
+        raise InvalidInput(
+            f"kept: expected at least one neuron number [k], int64, from 0 to {neurons - 1}, ascending, each once, "
+            f"found {kept.tolist() if numbers else shape}"
+        )
+    return _Place(
+        torch.zeros(neurons, dtype=torch.bool).index_fill(0, kept.cpu(), True), producers, carriers, consumers
+    )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -244,23 +213,23 @@ def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    shapes = [
-        f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
-        for key in own
-        if key in weights and weights[key].shape != own[key].shape
-    ]
-    missing, unexpected = [key for key in own if key not in weights], [key for key in weights if key not in own]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    text = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
-    if text:
-        kind = InvalidInput if missing or unexpected else ShapeMismatch
+    faults = {
+        "missing": [key for key in own if key not in weights],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": [
+            f"{key} (file {list(weights[key].shape)}, model {list(own[key].shape)})"
+            for key in own
+            if key in weights and weights[key].shape != own[key].shape
+        ],
+    }
+    if text := "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys):
+        kind = InvalidInput if faults["missing"] or faults["unexpected"] else ShapeMismatch
         raise kind(f"{path} does not fit the model, {text}. Build the model that these weights were saved from.")
 
 
 def _unshared(state: Mapping[str, object]) -> dict[str, Tensor]:
     """The state dict's tensors on the CPU, contiguous, no two on the same storage: safetensors refuses shared ones."""
-    tensors: dict[str, Tensor] = {}
-    storages: set[int] = set()
+    tensors, storages = dict[str, Tensor](), set[int]()
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
             raise InvalidInput(f"{key!r} is not a dense tensor with data; safetensors cannot hold it, remove it first.")
