@@ -7,6 +7,7 @@ without weights may differ, such as dropout, noise and dropped paths, and are ta
 
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
 from types import FunctionType
@@ -38,25 +39,22 @@ def operation_of(node: fx.Node, module: nn.Module | None) -> str:
 
 
 class Network:
-    """The model's modules, and who uses which; ``layers`` are the kinds that may lose neurons."""
+    """The model's modules, and who uses which."""
 
-    def __init__(self, model: nn.Module, layers: tuple[type[nn.Module], ...]) -> None:
-        self.layers, self.modules = layers, dict(model.named_modules())
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules())
         self.graph, self._constants = traced(model)
         self._tied = find_ties(model).shared
         training, _ = traced(model, training=True)
         self._diverted = _diverted(self.modules, self.graph, training)
-        self.calls: dict[str, int] = {}  # how often each module is called, in order
+        times = Counter(str(node.target) for node in self.graph.nodes if node.op == "call_module")
+        self.calls = {name: times[name] for name in (*times, *self.modules)}  # how often, in the order of first calls
         self._read = set[str]()  # modules whose tensors are used outside them
         holders = Holders((p, name) for name, module in self.modules.items() for p in module.parameters(recurse=False))
-        for node in self.graph.nodes:
-            if node.op == "call_module":
-                self.calls[str(node.target)] = self.calls.get(str(node.target), 0) + 1
         for node in (*self.graph.nodes, *training.nodes):
             if node.op == "get_attr" and node.users:
                 read = tensors_in(self._tensor(node))
                 self._read.update([str(node.target).rpartition(".")[0], *chain(*map(holders.of, read))])
-        self.calls |= {name: 0 for name in self.modules if name not in self.calls}
 
     def fault(self, name: str, along: bool = False) -> str | None:
         """Why the module itself cannot lose neurons or inputs; ``along`` if it is to lose both at once."""
@@ -65,9 +63,9 @@ class Network:
         own = dict(module.named_parameters(recurse=False))
         held = {key for key in ("weight", "bias") if getattr(module, key, None) is not None}
         computed, grouped = carries and own.keys() != held, groups != 1 and not along
-        kinds = ", ".join(layer.__name__ for layer in self.layers)
+        kinds = ", ".join(layer.__name__ for layer in LAYERS)
         reasons = {
-            f"it is a {kind}, and neurons are those of {kinds}": not isinstance(module, (*self.layers, *_CARRIERS)),
+            f"it is a {kind}, and neurons are those of {kinds}": not isinstance(module, (*LAYERS, *_CARRIERS)),
             "its weight or bias is computed from other tensors: make it permanent first": computed,
             f"it is a grouped convolution ({groups} groups), whose filters see different inputs": grouped,
             f"it {untied(self._tied.get(name, ''))}": name in self._tied,
@@ -161,12 +159,10 @@ def reduced_axes(node: fx.Node, operation: str, axes: int) -> int | None:
     """How many of the ``axes`` behind the channels a mean, sum, amax or amin takes away; None if it does otherwise."""
     given = dict(zip(("input", "dim", "keepdim"), node.args, strict=False)) | node.kwargs
     dims, keeps = given.get("dim"), given.pop("keepdim", False)
-    dims = (dims,) if isinstance(dims, int) else dims
+    listed = dims if isinstance(dims, tuple | list) else [dims]
+    behind = {axis if axis >= 0 else axis + axes + 2 for axis in listed if isinstance(axis, int)}
     known = operation in ("amax", "amin", "mean", "sum") and given.keys() <= {"input", "dim", "dtype"}
-    if not known or not isinstance(dims, tuple | list) or not all(isinstance(axis, int) for axis in dims):
-        return None
-    behind = {axis if axis >= 0 else axis + axes + 2 for axis in dims if isinstance(axis, int)}
-    if not behind or not behind <= set(range(2, axes + 2)):
+    if not known or not behind <= set(range(2, axes + 2)) or len(behind) != len(listed) or not listed:
         return None
     return 0 if keeps else len(behind)
 

@@ -5,7 +5,7 @@ from the others until the next layers, which then lose its columns. Where output
 residual network, one neuron of each goes. The network's inputs have their samples first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -14,6 +14,7 @@ from torch import fx, nn
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.support import altered
 from convexprune.network import graph
+from convexprune.network.choosing import holds_weights
 from convexprune.network.forwards import check_module
 from convexprune.network.graph import Network, inputs_of, operation_of, outputs_of
 from convexprune.report.report import SkippedModule
@@ -137,7 +138,7 @@ class _Flow:
         """The neurons that the node holds, once those that reach it are accounted for."""
         taken = [self._streams[source] for source in node.all_input_nodes if source in self._streams]
         module, stream, name = self.network.called(node), None, str(node.target)
-        layer = isinstance(module, self.network.layers) and not (taken and self._is_carrier(module))
+        layer = isinstance(module, LAYERS) and not (taken and self._is_carrier(module))
         try:
             if module and layer and taken:
                 if taken[0].neurons:
@@ -202,12 +203,20 @@ class _Flow:
 
     def _combined(self, node: fx.Node, operation: str, taken: list[_Stream]) -> _Stream:
         """Behind arithmetic, entry by entry: of neuron c with neuron c of other layers, or with numbers."""
-        others = [source for source in node.all_input_nodes if source not in self._streams]
-        if why := next(chain(self._strangers(others), self._unlike(taken)), None):
-            raise _Blocked(f"{_FATE[operation]}, and {why}")
         stream, name = taken[0], operation.removeprefix("i")
+        for source in node.all_input_nodes:
+            if source not in self._streams and not self.network.is_number(source):
+                stranger = self.network.described(self._origin(source))
+                raise _Blocked(f"{_FATE[operation]}, and {stranger} is no layer's neurons")
         if len(taken) == 1:
             return replace(stream, way=(*stream.way, f"own {name}"))
+        for other in taken[1:]:
+            first, second = stream.producers[0], other.producers[0]
+            if fixed := [each.producers[0] for each in (stream, other) if not each.neurons]:
+                fault = self.network.fault(fixed[0])
+                raise _Blocked(f"{_FATE[operation]}, and {fixed[0]!r} cannot lose any ({fault})")
+            if (stream.neurons, stream.copies, stream.layout) != (other.neurons, other.copies, other.layout):
+                raise _Blocked(f"{_FATE[operation]}, and those of {first!r} and {second!r} differ in number or layout")
         for other in taken[1:]:
             group, more = self.groups[stream.producers[0]], self.groups[other.producers[0]]
             if group is not more:
@@ -215,11 +224,6 @@ class _Flow:
                 self.groups |= dict.fromkeys(more.producers, group)
         producers = dict.fromkeys(producer for each in taken for producer in each.producers)
         return replace(stream, producers=tuple(producers), way=(name,))
-
-    def _strangers(self, nodes: list[fx.Node]) -> Iterator[str]:
-        for node in nodes:
-            if not self.network.is_number(node):
-                yield f"{self.network.described(self._origin(node))} is no layer's neurons"
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """Where on its way a tensor stopped to be a layer's neurons, or began as something else."""
@@ -229,14 +233,6 @@ class _Flow:
             keeps = self._is_carrier(module) or operation_of(node, module) in keeping
             others = [source for source in node.all_input_nodes if source not in self._streams] if keeps else []
         return node
-
-    def _unlike(self, streams: list[_Stream]) -> Iterator[str]:
-        first = streams[0]
-        for other in streams[1:]:
-            for name in (stream.producers[0] for stream in (first, other) if not stream.neurons):
-                yield f"{name!r} cannot lose any ({self.network.fault(name)})"
-            if (first.neurons, first.copies, first.layout) != (other.neurons, other.copies, other.layout):
-                yield f"those of {first.producers[0]!r} and {other.producers[0]!r} differ in number or layout"
 
     def _check(self, name: str, module: nn.Module, stream: _Stream, along: bool = False) -> None:
         """Whether the module can lose the inputs that belong to a neuron."""
@@ -266,11 +262,9 @@ def _step(node: fx.Node, operation: str, module: nn.Module | None) -> tuple[str,
         return ("norm by the batch" if module.running_var is None else f"norm:{node.target}",)
     if isinstance(module, LAYERS):
         return ("depthwise",)
-    if operation not in graph.ACTIVATION:
+    if (name := graph.ACTIVATION.get(operation)) is None:
         return ()
-    return (
-        f"own {graph.ACTIVATION[operation]}" if graph.has_own_settings(node, module) else graph.ACTIVATION[operation],
-    )
+    return (f"own {name}" if graph.has_own_settings(node, module) else name,)
 
 
 def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, Link], list[SkippedModule]]:
@@ -287,13 +281,12 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
             that is called; and on the way depthwise convolutions, PReLUs with a slope for each channel, arithmetic with
             numbers, and means, sums and maxima over positions.
     """
-    network = Network(check_module(model), LAYERS)
+    network = Network(check_module(model))
     groups, links = _Flow(network, residual).groups, dict[str, Link]()
     skipped, linked = [], set[str]()
     for name in network.calls:
         module = network.modules[name]
-        matrices = any(nn.parameter.is_lazy(p) or p.ndim >= 2 for p in module.parameters(recurse=False))
-        if name in linked or not (matrices or isinstance(module, network.layers)):
+        if name in linked or not holds_weights(module):
             continue
         if reason := network.fault(name) or groups[name].reason(name, module, residual):
             skipped.append(SkippedModule(name, type(module).__name__, reason))
