@@ -1,13 +1,13 @@
 """Tensors in batches and other nested structures, and which tensors have entries in the same bytes of memory."""
 
 import copy
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from itertools import accumulate
 from typing import Any, Generic, TypeAlias, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -103,22 +103,22 @@ def place_of(tensor: Tensor) -> Hashable:
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two entries lie in the same place, as in what ``expand`` gives."""
-    axes = [(step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
-    reach = 1
-    for step, size in sorted(axes):
-        if step < reach:  # so it may be: count the places
-            used = torch.zeros(_extent(tensor), dtype=torch.bool)
-            _entries(used, tensor, 0, 1).fill_(True)
-            return int(used.sum()) < tensor.numel()
-        reach += step * (size - 1)
-    return False
+    axes = sorted((step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1)
+    reaches = accumulate((step * (size - 1) for step, size in axes), initial=1)
+    if all(step >= reach for (step, _), reach in zip(axes, reaches, strict=False)):
+        return False
+    places = np.zeros(1, dtype=np.int64)  # so it may be
+    for step, size in axes:
+        places = (places[:, None] + step * np.arange(size)).ravel()
+    return len(np.unique(places)) < len(places)
 
 
 def _span(tensor: Tensor) -> _Span | None:
     address = _address(tensor)
     if address is None:
         return "", id(tensor), id(tensor) + 1
-    return (str(tensor.device), address, address + _bytes(tensor)) if tensor.numel() else None
+    extent = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (str(tensor.device), address, address + extent * tensor.element_size()) if tensor.numel() else None
 
 
 def _address(tensor: Tensor) -> int | None:
@@ -131,31 +131,20 @@ def _address(tensor: Tensor) -> int | None:
         return None
 
 
-def _extent(tensor: Tensor) -> int:
-    """Entries from the first to the last."""
-    return 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return _extent(tensor) * tensor.element_size()
-
-
 def _intersect(one: Tensor, other: Tensor) -> bool:
     """Whether tensors whose bytes are interleaved have an entry in common: columns of one matrix need not."""
-    pair = (one, other)
-    if one is other or all(_bytes(t) <= t.numel() * t.element_size() for t in pair):
-        return True
-    first = min(t.data_ptr() for t in pair)
-    placed = [(t, t.data_ptr() - first, t.element_size()) for t in pair]
-    unit = math.gcd(*(number for _, begin, size in placed for number in (begin, size)))
-    used = torch.zeros(max(begin + _bytes(t) for t, begin, _ in placed) // unit, dtype=torch.bool)
-    mine, theirs = (_entries(used, t, begin // unit, size // unit) for t, begin, size in placed)
-    mine.fill_(True)
-    return bool(theirs.any())
+    return one is other or np.shares_memory(np.asarray(_Placed(one)), np.asarray(_Placed(other)))
 
 
-def _entries(used: Tensor, tensor: Tensor, begin: int, size: int) -> Tensor:
-    """A view of ``used`` where the tensor's entries are: the first at ``begin``, each of this size."""
-    axes = [(n, step * size) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
-    shape, strides = zip(*axes, (size, 1), strict=True)
-    return used.as_strided(shape, strides, begin)
+class _Placed:
+    """What numpy takes for an array at the tensor's place, on any device: its entries are never read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"|V{size}",
+            "data": (tensor.data_ptr(), True),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * size for step in tensor.stride()),
+        }

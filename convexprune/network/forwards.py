@@ -8,6 +8,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -48,27 +49,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Nor does a caller's autocast reach inside: it keeps rounded copies of weights, which would outlive their change.
     A forward may open one of its own.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    fast, cached = torch.backends.mha.get_fastpath_enabled(), torch.is_autocast_cache_enabled()
-    devices = {parameter.device.type for parameter in model.parameters()} - {"meta"}
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
         model.eval()
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
         # The fused eval path of nn.TransformerEncoderLayer calls none of its layers, so no hook would see them.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        with ExitStack() as stack:
-            for device in devices:
-                stack.enter_context(torch.autocast(device, enabled=False))
-            stack.enter_context(eagerly())
-            # Inference tensors could not be used with autograd later.
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in flags:
-            module.training = training
+        for device in {parameter.device.type for parameter in model.parameters()} - {"meta"}:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(eagerly())
+        # Inference tensors could not be used with autograd later.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        yield
 
 
 def run_model(model: nn.Module, batch: Batch, forward: Forward | None) -> Batch:
@@ -143,7 +139,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
     Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
     """
-    restore = state_of(model, parameters=False)
+    restore = _state_of(model, parameters=False)
     try:
         yield
     finally:
@@ -156,7 +152,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
     InvalidInput is raised if the model is no module.
     """
-    restore = state_of(check_module(model), parameters=True)
+    restore = _state_of(check_module(model), parameters=True)
     try:
         yield
     except BaseException:
@@ -164,21 +160,24 @@ def restoring(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
+def _state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
     """A function that gives modules the attributes and tensors, with their values, that they have now."""
-    whole = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    held = [[*module.parameters(recurse=False), *module.buffers(recurse=False)] for module in whole]
-    modules = [module for module, each in zip(whole, held, strict=True) if not any(map(nn.parameter.is_lazy, each))]
-    tables: list[dict[str, Batch]] = [vars(module) for module in modules]
-    tables += [module._buffers for module in modules]
+
+    def is_lazy(module: nn.Module) -> bool:
+        return any(map(nn.parameter.is_lazy, chain(module.parameters(recurse=False), module.buffers(recurse=False))))
+
+    def can_change(tensor: Tensor) -> bool:
+        """Not what has no values yet, and here not what was made in inference mode."""
+        known = tensor.layout == torch.strided and not nn.parameter.is_lazy(tensor) and not tensor.is_meta
+        return known and not tensor.is_inference() and (parameters or not isinstance(tensor, nn.Parameter))
+
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule) and not is_lazy(m)]
+    tables: list[dict[str, Batch]] = [table for module in modules for table in (vars(module), module._buffers)]
     tables += [table for module in modules if parameters for table in (module._parameters, module._modules)]
     before = [(table, dict(table)) for table in tables]
-    tensors = [*tensors_in([vars(module) for module in modules]), *model.buffers(), *model.parameters()]
-    own = [one for one in tensors if parameters or not isinstance(one, nn.Parameter)]
-    # What has no values yet, or was made in inference mode, cannot be changed here.
-    own = [one for one in own if not (nn.parameter.is_lazy(one) or one.is_meta or one.is_inference())]
-    plain = {id(one): one for one in own if one.layout == torch.strided}
-    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in plain.values()]
+    tensors = chain(tensors_in([vars(module) for module in modules]), model.buffers(), model.parameters())
+    own = {id(tensor): tensor for tensor in tensors if can_change(tensor)}
+    values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in own.values()]
 
     def restore() -> None:
         for table, entries in before:
