@@ -4,7 +4,7 @@ import copy
 import gzip
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,11 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, row by row, with totals as properties."""
+    """What was measured, row by row, and totals of the rows."""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain data with the totals."""
-        totals = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
-        return asdict(self) | {name: getattr(self, name) for name in totals}
+        """Plain data."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,8 @@ class Storage(Costs):
     """Bytes of a model: a row for each tensor with two axes or more, once if modules share it, and ``other`` tensors.
 
     ``file`` is the size of a safetensors file with all tensors, ``gzip`` that of the same compressed, if it was.
+    ``entries`` to ``two_four`` are of all weights; ``two_four`` counts those that do not have the pattern as dense, and
+    is None if none has it.
     """
 
     weights: tuple[WeightStorage, ...]
@@ -62,46 +63,34 @@ class Storage(Costs):
     other: int
     file: int
     gzip: int | None
+    entries: int = field(init=False)
+    nonzeros: int = field(init=False)
+    dense: int = field(init=False)
+    csr: int = field(init=False)
+    two_four: int | None = field(init=False)
 
-    @property
-    def entries(self) -> int:
-        """Of all weights."""
-        return sum(torch.Size(row.shape).numel() for row in self.weights)
-
-    @property
-    def nonzeros(self) -> int:
-        """Of all weights."""
-        return sum(row.nonzeros for row in self.weights)
-
-    @property
-    def dense(self) -> int:
-        """Bytes of all weights, dense."""
-        return sum(row.dense for row in self.weights)
-
-    @property
-    def csr(self) -> int:
-        """Bytes of all weights as CSR."""
-        return sum(row.csr for row in self.weights)
-
-    @property
-    def two_four(self) -> int | None:
-        """Bytes of all weights, as 2:4 where the pattern holds and dense elsewhere; None if it holds nowhere."""
-        fits = any(row.two_four is not None for row in self.weights)
-        return sum(row.dense if row.two_four is None else row.two_four for row in self.weights) if fits else None
+    def __post_init__(self) -> None:
+        rows = self.weights
+        fits = any(row.two_four is not None for row in rows)
+        vars(self).update(
+            entries=sum(torch.Size(row.shape).numel() for row in rows),
+            nonzeros=sum(row.nonzeros for row in rows),
+            dense=sum(row.dense for row in rows),
+            csr=sum(row.csr for row in rows),
+            two_four=sum(row.dense if row.two_four is None else row.two_four for row in rows) if fits else None,
+        )
 
     def verdict(self, before: "Storage | None" = None) -> str:
         """What the zeros save, in a sentence or two; with the storage of the model before pruning, what that saved."""
         kept = self.nonzeros / max(self.entries, 1)
         formats = {f"CSR with {self.index_bits}-bit indices": self.csr, "2:4": self.two_four}
-        sizes = [_against(name, size, self.dense) for name, size in formats.items() if size is not None]
+        sizes = _against({name: (size, self.dense) for name, size in formats.items()})
         counted = f"{self.nonzeros:,} of {self.entries:,} weights ({100 * kept:.0f} %) are not zero"
-        text = f"{counted}; against {self.dense:,} bytes for the dense ones, {', '.join(sizes)}."
+        text = f"{counted}; against {self.dense:,} bytes for the dense ones, {sizes}."
         if before is None:
             return text
-        files = [_against("the file", self.file, before.file)]
-        if self.gzip is not None and before.gzip is not None:
-            files.append(_against("compressed by gzip it", self.gzip, before.gzip))
-        return f"{text} Against the model before, {', '.join(files)}."
+        files = {"the file": (self.file, before.file), "compressed by gzip it": (self.gzip, before.gzip)}
+        return f"{text} Against the model before, {_against(files)}."
 
 
 def storage(
@@ -163,22 +152,19 @@ class Flops(Costs):
     """Floating-point operations of one forward on a batch, as ``torch.utils.flop_counter`` counts them.
 
     There is a row for each weight in a matrix product or a convolution. ``other`` products, such as those in attention,
-    have no weights, and no zero is skipped there.
+    have no weights, and no zero is skipped there. ``dense`` is of the forward as it is, ``remaining`` of one that skips
+    zero weights.
     """
 
     weights: tuple[WeightFlops, ...]
     other: int
     samples: int
+    dense: int = field(init=False)
+    remaining: int = field(init=False)
 
-    @property
-    def dense(self) -> int:
-        """Of the forward as it is."""
-        return sum(row.dense for row in self.weights) + self.other
-
-    @property
-    def remaining(self) -> int:
-        """Of a forward that skips zero weights."""
-        return sum(row.remaining for row in self.weights) + self.other
+    def __post_init__(self) -> None:
+        dense, remaining = (sum(row.dense for row in self.weights), sum(row.remaining for row in self.weights))
+        vars(self).update(dense=dense + self.other, remaining=remaining + self.other)
 
     def verdict(self, before: "Flops | None" = None) -> str:
         """What is left to compute, in a sentence or two; with the same of the model before, what pruning removed."""
@@ -187,7 +173,7 @@ class Flops(Costs):
         text += "; plain torch does them all." if part < 1 else ": there are no zeros to skip."
         if before is None:
             return text
-        return f"{text} Against the model before, {_against('it', self.dense, before.dense, 'operations')}."
+        return f"{text} Against the model before, {_against({'it': (self.dense, before.dense)}, 'operations')}."
 
 
 def flops(model: nn.Module, batch: object, *, forward: Forward | None = None) -> Flops:
@@ -294,8 +280,13 @@ def _checked_tensor(name: str, value: object, *, dense: bool = True) -> Tensor:
     return value.detach()
 
 
-def _against(what: str, now: int, before: int, unit: str = "bytes") -> str:
-    """What it takes now, and how much less or more that is than before."""
-    percent = round(100 * (now / max(before, 1) - 1))
-    change = "about the same" if percent == 0 else f"{abs(percent)} % {'fewer' if percent < 0 else 'more'}"
-    return f"{what} takes {now:,} {unit} ({'the same' if now == before else change})"
+def _against(sizes: Mapping[str, tuple[int | None, int | None]], unit: str = "bytes") -> str:
+    """What each takes now, and how much less or more that is than before, where both are known."""
+    told = []
+    for what, (now, before) in sizes.items():
+        if now is None or before is None:
+            continue
+        percent = round(100 * (now / max(before, 1) - 1))
+        change = "about the same" if percent == 0 else f"{abs(percent)} % {'fewer' if percent < 0 else 'more'}"
+        told.append(f"{what} takes {now:,} {unit} ({'the same' if now == before else change})")
+    return ", ".join(told)

@@ -39,8 +39,9 @@ class LayerLatency:
 class Latency(Costs):
     """Median seconds on this machine: a row for each Linear or convolution, and one forward of the model, dense.
 
-    Of a convolution it is the im2col product, without the unfolding. ``skipped`` are modules with weights whose
-    products were not compared, each with the reason; ``provenance`` has dtype, device, threads and versions.
+    Of a convolution it is the im2col product, without the unfolding; ``dense`` and ``csr`` are of all layers' products.
+    ``skipped`` are modules with weights whose products were not compared, each with the reason; ``provenance`` has
+    dtype, device, threads and versions.
     """
 
     layers: tuple[LayerLatency, ...]
@@ -50,16 +51,11 @@ class Latency(Costs):
     samples: int
     repeats: int  # timed runs of each
     provenance: Mapping[str, object] = field(default_factory=dict)
+    dense: float = field(init=False)
+    csr: float = field(init=False)
 
-    @property
-    def dense(self) -> float:
-        """Seconds of all layers' dense products."""
-        return sum(row.dense for row in self.layers)
-
-    @property
-    def csr(self) -> float:
-        """Seconds of all layers' CSR products."""
-        return sum(row.csr for row in self.layers)
+    def __post_init__(self) -> None:
+        vars(self).update(dense=sum(row.dense for row in self.layers), csr=sum(row.csr for row in self.layers))
 
     def verdict(self) -> str:
         """Whether anything is faster, a sentence a comparison; differences below a tenth count as none."""
@@ -95,33 +91,28 @@ def latency(
         InvalidTolerance: ``repeats`` is not a whole number above 0.
         InvalidInput, UnsupportedModule, EmptyCalibration, NonFinite: As in ``flops``; weights must be finite, too.
     """
-    runs = checked_count("repeats", repeats)
-    checked, models = as_batches([batch])[0], [permanent(one) for one in (model, before) if one is not None]
-    timed, skipped = _layers(models[0], checked, runs, forward)
+    runs, checked = checked_count("repeats", repeats), as_batches([batch])[0]
+    models = [permanent(one) for one in (model, before) if one is not None]
+    layers, skipped = _layers(models[0], checked, runs, forward)
     data = next(models[0].parameters(), torch.empty(0))
     with ExitStack() as stack:
         for one in models:
             stack.enter_context(evaluating(one))
         calls = [partial(call_model, one, copy_for(one, checked), forward) for one in models]
-        whole = _seconds(calls, runs, data.device)
-    return Latency(
-        layers=tuple(timed),
-        skipped=tuple(skipped),
-        model=whole[0],
-        before=whole[1] if before is not None else None,
-        samples=samples_of(checked),
-        repeats=runs,
-        provenance=environment(data),
-    )
+        now, *then = _seconds(calls, runs, data.device)
+    old = then[0] if then else None
+    return Latency(tuple(layers), tuple(skipped), now, old, samples_of(checked), runs, environment(data))
 
 
 def _layers(
     model: nn.Module, batch: object, repeats: int, forward: Forward | None
 ) -> tuple[list[LayerLatency], list[SkippedModule]]:
     """The times of each layer that can be compared, and the other modules with weights, each with the reason."""
-    modules = dict(model.named_modules())
-    weighted = [name for name, one in modules.items() if any(own.dim() >= 2 for own in one.parameters(recurse=False))]
-    reasons = {name: _not_compared(modules[name]) for name in weighted}
+    weighted = {
+        name: one for name, one in model.named_modules() if any(own.dim() >= 2 for own in one.parameters(recurse=False))
+    }
+    uncalled = "its forward was not called on the batch, so its inputs are not known"
+    found: dict[str, LayerLatency | str] = {name: _not_compared(one) or uncalled for name, one in weighted.items()}
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str, received: Received) -> None:
@@ -129,14 +120,12 @@ def _layers(
         if name not in inputs:  # a copy, for later operations may work in place
             inputs[name] = next(tensors_in(received)).detach().clone()
 
-    with evaluating(model), tapped({name: [tap(model, name)] for name, why in reasons.items() if why is None}, keep):
+    with evaluating(model), tapped({name: [tap(model, name)] for name, why in found.items() if why is uncalled}, keep):
         run_model(model, batch, forward)
-    uncalled = "its forward was not called on the batch, so its inputs are not known"
-    found = {name: reason or uncalled for name, reason in reasons.items()} | {
-        name: _layer_latency(name, modules[name], received, repeats) for name, received in inputs.items()
-    }
-    refused = [(name, why) for name, why in found.items() if isinstance(why, str)]
-    skipped = [SkippedModule(name, type(modules[name]).__name__, why) for name, why in refused]
+    found |= {name: _layer_latency(name, weighted[name], received, repeats) for name, received in inputs.items()}
+    skipped = [
+        SkippedModule(name, type(weighted[name]).__name__, why) for name, why in found.items() if isinstance(why, str)
+    ]
     return [row for row in found.values() if isinstance(row, LayerLatency)], skipped
 
 
@@ -171,16 +160,16 @@ def _layer_latency(name: str, layer: nn.Module, inputs: Tensor, repeats: int) ->
 def _seconds(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
     """Median time of each; they take turns, so that what else the machine does hits all alike."""
     wait: Callable[[], None] = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    times: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
-        for work, taken in zip(works, times, strict=True):
-            wait()
-            began = time.perf_counter()
-            work()
-            wait()
-            if turn:  # the first one warms up
-                taken.append(time.perf_counter() - began)
-    return [median(taken) for taken in times]
+
+    def timed(work: Callable[[], object]) -> float:
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        return time.perf_counter() - began
+
+    turns = [[timed(work) for work in works] for _ in range(repeats + 1)]
+    return [median(taken) for taken in zip(*turns[1:], strict=True)]  # the first turn warms up
 
 
 def _pace(what: str, product: str, now: float, before: float, than: str) -> str:
