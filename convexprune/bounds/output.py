@@ -6,7 +6,7 @@ Errors travel through the traced forward node by node; the model's own call on t
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torch import Tensor, fx, nn
@@ -39,57 +39,50 @@ class PrunedLayer:
     norm: str | None = None
 
 
+_Steps = tuple[nn.Module | str, ...]
+"""What is still to come before the place where a layer's radius holds: a norm, then "relu"."""
+
+
 @dataclass(frozen=True)
 class _TensorError:
-    """A bound Σ c_l r_l on a tensor's error.
+    """A bound Σ c_l r_l on a tensor's error: c_l by layer l and the steps behind which its radius r_l counts c_l times.
 
-    Between a layer and the place where its radius holds, behind the ``pending`` steps (a norm, then "relu"), ``factor``
-    times this radius is to be added there.
+    ``reason`` says why the first of the infinite coefficients is so.
     """
 
-    coefficients: Mapping[str, float] = field(default_factory=dict)
-    reason: str | None = None  # why the first of the infinite coefficients is so
-    layer: str = ""
-    factor: float = 1.0
-    pending: tuple[nn.Module | str, ...] = ()
+    terms: Mapping[tuple[str, _Steps], float] = field(default_factory=dict)
+    reason: str | None = None
 
-    def __bool__(self) -> bool:
-        return bool(self.coefficients or self.pending)
-
-    def times(self, constant: float, reason: str | None = None) -> "_TensorError":
-        """Behind an operation with this Lipschitz constant."""
-        scaled = {name: value * constant for name, value in self.coefficients.items()} if constant else {}
-        return replace(self, coefficients=scaled, reason=self.reason or reason, factor=self.factor * constant)
-
-    def complete(self) -> "_TensorError":
-        """With the layer's radius, unless steps are pending."""
-        if self.pending:
-            return self
-        return _summed([_TensorError(self.coefficients, self.reason), _TensorError({self.layer: self.factor})])
-
-    def interrupted(self, where: str) -> "_TensorError":
-        """Where pending steps cannot come any more, so that nothing is known of the layer."""
-        if not self.pending:
-            return self
-        step = "ReLU" if self.pending[0] == "relu" else "norm"
-        why = f"the radius of {self.layer!r} holds behind its {step}, and its outputs reach {where} first"
-        return _summed([_TensorError(self.coefficients, self.reason), _unbounded([self.layer], why)])
+    def behind(self, call: rules.Call, constant: float = 1.0, reason: str | None = None) -> "_TensorError":
+        """Behind an operation with this Lipschitz constant, which is infinite for the reason given, if there is one."""
+        terms: dict[tuple[str, _Steps], float] = {}
+        early: str | None = None
+        for (layer, steps), c in self.terms.items():
+            key, value = (layer, steps), c * constant if constant else 0.0
+            if steps and not reason and _is_step(steps[0], call):  # it does not multiply a radius that holds behind it
+                key, value = (layer, steps[1:]), c
+            elif steps and (reason or not _is_exchanged(steps[0], call)):  # they cannot come any more
+                step = "ReLU" if steps[0] == "relu" else "norm"
+                where = "the outputs" if call.node.op == "output" else str(call)
+                early = f"the radius of {layer!r} holds behind its {step}, and its outputs reach {where} first"
+                key, value = (layer, ()), math.inf
+            if value:
+                terms[key] = terms.get(key, 0.0) + value
+        return _TensorError(terms, self.reason or early or (reason if self.terms else None))
 
 
 def _unbounded(names: Iterable[str], reason: str) -> _TensorError:
-    return _TensorError(dict.fromkeys(names, math.inf), reason)
+    return _TensorError({(name, ()): math.inf for name in names}, reason)
 
 
-def _combined(errors: Iterable[_TensorError], norm: Callable[..., float]) -> _TensorError:
+def _combined(
+    errors: Iterable[_TensorError], norm: Callable[..., float] = lambda *values: math.fsum(values)
+) -> _TensorError:
     """Σ (norm of c_l) r_l: by Minkowski's inequality it bounds the norm of Σ c_l r_l."""
     listed = list(errors)
-    names = dict.fromkeys(name for error in listed for name in error.coefficients)
-    totals = {name: norm(*(error.coefficients.get(name, 0.0) for error in listed)) for name in names}
+    keys = dict.fromkeys(key for error in listed for key in error.terms)
+    totals = {key: norm(*(error.terms.get(key, 0.0) for error in listed)) for key in keys}
     return _TensorError(totals, next((error.reason for error in listed if error.reason), None))
-
-
-def _summed(errors: Iterable[_TensorError]) -> _TensorError:
-    return _combined(errors, lambda *values: math.fsum(values))
 
 
 class _PrunedWeights:
@@ -97,15 +90,14 @@ class _PrunedWeights:
 
     def __init__(self, model: nn.Module, layers: list[PrunedLayer]) -> None:
         self.names = [layer.name for layer in layers]
-        self.errors: list[tuple[nn.Module, _TensorError]] = []
+        self.modules: list[tuple[nn.Module, str, _Steps]] = []  # those whose radii are known to hold somewhere
         changed: list[tuple[Tensor, str]] = []
         for layer in layers:
             module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
             named = [] if layer.norm is None else [layer.norm]
             norms = [_module(model, name, "a BatchNorm", lambda m: isinstance(m, NORMS)) for name in named]
             if rules.is_product(module):
-                pending: tuple[nn.Module | str, ...] = (*norms, "relu") if layer.relu else tuple(norms)
-                self.errors.append((module, _TensorError(layer=layer.name, pending=pending)))
+                self.modules.append((module, layer.name, (*norms, "relu") if layer.relu else tuple(norms)))
             changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
         self.holders = Holders(changed)
         tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
@@ -116,9 +108,10 @@ class _PrunedWeights:
         """The pruned layers with weights in these tensors, or parts of them."""
         return list(dict.fromkeys(name for tensor in tensors for name in self.holders.of(tensor)))
 
-    def error(self, module: nn.Module | None) -> _TensorError | None:
-        """The error that a pruned layer itself makes; None for other modules."""
-        return next((error for layer, error in self.errors if module is layer or _same(module, layer)), None)
+    def layer(self, module: nn.Module) -> tuple[str, _Steps] | None:
+        """The pruned layer that a module is, and the steps behind which its radius holds; None for other modules."""
+        found = ((name, steps) for own, name, steps in self.modules if module is own or _same(module, own))
+        return next(found, None)
 
 
 def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Module], bool]) -> nn.Module:
@@ -129,9 +122,9 @@ def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Modul
     return module
 
 
-def _same(one: nn.Module | None, other: nn.Module) -> bool:
+def _same(one: nn.Module, other: nn.Module) -> bool:
     """Whether two layers of a kind share all their parameters."""
-    if one is None or type(one) is not type(other):
+    if type(one) is not type(other):
         return False
     own, others = ({n: place_of(p) for n, p in m.named_parameters(recurse=False)} for m in (one, other))
     return own == others and "weight" in own and one.get_parameter("weight").numel() > 0
@@ -209,7 +202,7 @@ def output_bound(
         except UnsupportedModule as error:
             return OutputBound(dict.fromkeys(names, math.inf), {}, str(error))
         found = propagation.error_of_outputs(call)
-    coefficients = {name: found.coefficients.get(name, 0.0) for name in names}
+    coefficients = {name: found.terms.get((name, ()), 0.0) for name in names}
     reason = found.reason if math.inf in coefficients.values() else None
     return OutputBound(coefficients, propagation.norms, reason)
 
@@ -276,7 +269,7 @@ class _Propagation(fx.Interpreter):
         if aliased := self.pruned.aliased:
             why = f"weights of {', '.join(aliased)} are also in a tensor that is no parameter"
             errors.append(_unbounded(aliased, why))
-        return _summed(errors)
+        return _combined(errors)
 
     def fetch_attr(self, target: str) -> Raw:
         """The module or tensor of this name; tensors that the forward creates are kept beside the model."""
@@ -305,48 +298,38 @@ class _Propagation(fx.Interpreter):
     def _error(self, call: rules.Call) -> _TensorError:
         inputs: list[fx.Node] = []  # each as often as it is one
         fx.node.map_arg((call.node.args, call.node.kwargs), inputs.append)
-        operands = [] if call.operation in rules.LENGTHS else [n for n in inputs if self.errors[n]]
+        operands = [] if call.operation in rules.LENGTHS else [n for n in inputs if self.errors[n].terms]
         if call.node.op == "output":
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
-            return _combined([self.errors[n].interrupted("the outputs") for n in operands], math.hypot)
-        own = self.pruned.error(call.module)
-        if own is not None and call.module is not None:  # its radius holds here, or behind the pending steps
-            self.seen.add(own.layer)
-            if fault := altered(call.module):
-                return _summed([_unbounded([own.layer], f"{call} {fault}"), self._behind(call, operands)])
-            before = _TensorError() if self.cascade else self._behind(call, operands)
-            return replace(own, coefficients=before.coefficients, reason=before.reason).complete()
-        error = self.errors[operands[0]] if len(operands) == 1 else _TensorError()
-        if _is_before(error.pending, call):
-            factor, reason = self._lipschitz(call, operands[0])
-            if reason:
-                return error.interrupted(str(call)).times(factor, reason)
-            behind = error.times(factor)
-            if not _is_step(error.pending[0], call):
-                return behind
-            # The step does not multiply the radius, which holds behind it.
-            return replace(behind, factor=error.factor, pending=error.pending[1:]).complete()
+            return _combined([self.errors[n].behind(call) for n in operands], math.hypot)
+        module = call.module
+        if module is not None and (layer := self.pruned.layer(module)):  # its radius holds here, or behind the steps
+            self.seen.add(layer[0])
+            fault = altered(module)
+            own = _unbounded([layer[0]], f"{call} {fault}") if fault else _TensorError({layer: 1.0})
+            return own if self.cascade and not fault else _combined([own, self._behind(call, operands)])
         behind = self._behind(call, operands)
-        module = [] if call.module is None else chain(call.module.parameters(), call.module.buffers())
-        held = self.pruned.owners(tensors_in(call.value) if call.node.op == "get_attr" else module)
+        if any(_is_step(steps[0], call) for n in operands for _, steps in self.errors[n].terms if steps):
+            return behind  # a norm whose parameters belong to the layer before it
+        parameters = [] if module is None else chain(module.parameters(), module.buffers())
+        held = self.pruned.owners(tensors_in(call.value) if call.node.op == "get_attr" else parameters)
         self.seen.update(held)
         why = f"{call} uses parameters of pruned layers elsewhere than where their radii hold"
-        if isinstance(call.module, nn.MultiheadAttention):
+        if isinstance(module, nn.MultiheadAttention):
             why = f"{call} has pruned weights, and attention is not Lipschitz"
-        return _summed([_unbounded(held, why), behind]) if held else behind
+        return _combined([_unbounded(held, why), behind]) if held else behind
 
     def _behind(self, call: rules.Call, operands: list[fx.Node]) -> _TensorError:
         """Behind an operation that adds no error of its own."""
-        errors = [self.errors[n].interrupted(str(call)) for n in operands]
+        errors = [self.errors[n] for n in operands]
         if call.operation in rules.SUMS and isinstance(call.value, Tensor):
             alpha = max(1.0, abs(call.argument("alpha", 3, 1)))
-            return _summed(e.times(alpha * call.repeats(n)) for e, n in zip(errors, operands, strict=True))
-        total = _combined(errors, math.hypot)
-        if not total or call.operation in rules.CONCATENATIONS:
-            return total
-        if len(operands) > 1:
-            return total.times(math.inf, f"{call} combines computed tensors")
-        return total.times(*self._lipschitz(call, operands[0]))
+            constants = [alpha * call.repeats(n) for n in operands]
+            return _combined([e.behind(call, c) for e, c in zip(errors, constants, strict=True)])
+        if len(operands) != 1 or call.operation in rules.CONCATENATIONS:
+            apart = None if call.operation in rules.CONCATENATIONS else f"{call} combines computed tensors"
+            return _combined(errors, math.hypot).behind(call, math.inf if apart else 1.0, apart)
+        return errors[0].behind(call, *self._lipschitz(call, operands[0]))
 
     def _lipschitz(self, call: rules.Call, operand: fx.Node) -> tuple[float, str | None]:
         """The operation's constant for this input; infinity and the reason where none is known."""
@@ -376,7 +359,6 @@ def _is_step(step: nn.Module | str, call: rules.Call) -> bool:
     return bool(call.argument("min", 1) == 0) and call.argument("max", 2) is None
 
 
-def _is_before(pending: tuple[nn.Module | str, ...], call: rules.Call) -> bool:
-    """Whether the call is the first pending step, or may be exchanged with it."""
-    exchanged = rules.SAME | rules.DROPOUTS | rules.MOVES | (rules.MAX_POOLS if pending[:1] == ("relu",) else set())
-    return bool(pending) and (call.operation in exchanged or _is_step(pending[0], call))
+def _is_exchanged(step: nn.Module | str, call: rules.Call) -> bool:
+    """Whether the call may as well come behind the step."""
+    return call.operation in rules.SAME | rules.DROPOUTS | rules.MOVES | (rules.MAX_POOLS if step == "relu" else set())

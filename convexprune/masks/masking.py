@@ -66,13 +66,10 @@ class _Weight:
         return only[0] if len(only) == 1 and isinstance(only[0], Mask) else None
 
     @property
-    def own(self) -> nn.Parameter | None:
-        """The module's own Parameter of that name, if it has one."""
-        return dict(self.module.named_parameters(recurse=False, remove_duplicate=False)).get(self.name)
-
-    @property
-    def original(self) -> nn.Parameter:
-        return cast(nn.Parameter, getattr(self.module, self.name) if self.chain is None else self.chain.original)
+    def original(self) -> nn.Parameter | None:
+        """The Parameter that is trained: the module's own, or that of the parametrizations; None if it has neither."""
+        held = self.module if self.chain is None else self.chain
+        return held._parameters.get(self.name if self.chain is None else "original")
 
     @property
     def tensor(self) -> Tensor:
@@ -80,7 +77,7 @@ class _Weight:
 
     def obstacle(self) -> str | None:
         """Why the weight cannot have a mask, and what to do about it; None if it can, or has one."""
-        own = self.own
+        own = self.original
         if self.mask is not None:
             return None
         if self.chain is not None:
@@ -96,32 +93,24 @@ class _Weight:
 
     def add_mask_(self, mask: Tensor, order: tuple[str, ...]) -> None:
         """Parametrize the weight by the mask; ``order`` is that of the module's parameters."""
-        if parametrize.is_parametrized(self.module):
-            self._own_class_()
+        self._own_class_()
         parametrize.register_parametrization(self.module, self.name, Mask(mask, order))
 
     def remove_mask_(self) -> None:
-        """Take the mask off and leave the original as it is.
+        """Take the mask off, leave the original as it is, and put it back in its place among the parameters."""
+        order = parameter_order(self.module)
+        self._own_class_()
+        parametrize.remove_parametrizations(self.module, self.name, leave_parametrized=False)
+        parameters = self.module._parameters
+        for name in sorted(parameters, key=[*order, *parameters].index):
+            parameters[name] = parameters.pop(name)
 
-        ``remove_parametrizations`` would move the parameter, and take the weight away from copies of the module.
-        """
-        module, original, order = self.module, self.original, parameter_order(self.module)
-        self._own_class_(without=self.name)
-        chains = cast(nn.ModuleDict, module.parametrizations)
-        del chains[self.name]
-        if not chains:
-            delattr(module, "parametrizations")
-            module.__class__ = type(module).__bases__[0]
-        module.register_parameter(self.name, original)
-        rank = {name: place for place, name in enumerate(order)}
-        for name in sorted(module._parameters, key=lambda name: rank.get(name, len(rank))):
-            module._parameters[name] = module._parameters.pop(name)
-
-    def _own_class_(self, without: str | None = None) -> None:
+    def _own_class_(self) -> None:
         """Give a parametrized module a class of its own: a deep copy shares the one that holds its properties."""
-        kind = type(self.module)
-        body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__", without)}
-        self.module.__class__ = type(kind.__name__, kind.__bases__, body)
+        if parametrize.is_parametrized(self.module):
+            kind = type(self.module)
+            body = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            self.module.__class__ = type(kind.__name__, kind.__bases__, body)
 
 
 def masked(model: nn.Module) -> list[tuple[_Weight, Mask]]:
@@ -147,15 +136,11 @@ def parameter_order(module: nn.Module) -> tuple[str, ...]:
 
 def check_ties(model: nn.Module, chosen: Iterable[_Weight], masked: Iterable[_Weight]) -> None:
     """Raise UnsupportedModule if a weight that gets a mask shares memory with one of a module that is not chosen."""
-    named = (
-        many(recurse=False, remove_duplicate=False)
-        for one in model.modules()
-        for many in (one.named_parameters, one.named_buffers)
-    )
-    used = [own for pairs in named for _, own in pairs]
+    tensors = (own for one in model.modules() for own in (*one._parameters.values(), *one._buffers.values()))
+    used = [own for own in tensors if own is not None]
     left_out = Counter(map(id, used)) - Counter(id(weight.original) for weight in chosen)
     holders = Holders((own, None) for own in used if left_out[id(own)])
-    if shared := next((weight for weight in masked if holders.of(weight.original)), None):
+    if shared := next((weight for weight in masked if holders.of(cast(Tensor, weight.original))), None):
         why = "is shared with a module that the patterns leave out, where its zeros would not stay"
         advice = "choose all modules that share it, or untie them. The model is unchanged"
         raise UnsupportedModule(f"{shared.key} {why}: {advice}")
@@ -165,7 +150,7 @@ def _matrices(path: str, module: nn.Module) -> list[_Weight]:
     """The module's weights of two axes or more, its own or computed."""
     found = []
     for weight in (_Weight(path, module, name) for name in _WEIGHTS):
-        plain = (weight.own, vars(module).get(weight.name))  # torch.nn.utils.prune leaves a plain attribute
+        plain = (weight.original, vars(module).get(weight.name))  # torch.nn.utils.prune leaves a plain attribute
         values = plain if weight.chain is None else weight.chain.parameters()
         if any(isinstance(value, Tensor) and (nn.parameter.is_lazy(value) or value.dim() >= 2) for value in values):
             found.append(weight)
@@ -239,7 +224,7 @@ def make_permanent_(model: nn.Module) -> None:
     """
     for weight, mask in masked(model):
         with torch.no_grad():
-            weight.original.masked_fill_(~mask.mask, 0)
+            cast(Tensor, weight.original).masked_fill_(~mask.mask, 0)
         weight.remove_mask_()
 
 

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, add_gram, as_real, blocks_of, check_finite, count_nonfinite
-from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch
+from convexprune.solvers.arrays import ArrayLike, add_gram, as_matrix, as_real, blocks_of, check_finite
+from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 _WELL_CONDITIONED = 1e-8  # of a Gram matrix: its own rounding, 1e-16 n, is then far below its least eigenvalue
 _ARITHMETIC = 4 * torch.finfo(torch.float64).eps  # times √d: of products, relative to the largest direction
@@ -59,9 +59,6 @@ class Frame:
             raise InvalidInput(f"points: found {far}, expected 1e-300 to 1e300: rescale")
         origin = reference + total / len(points) if centred else reference
         scale = torch.where(largest > 0, torch.exp2(torch.frexp(largest).exponent.to(torch.float64)), 1.0)
-        if not bool(largest.any()):
-            empty = points.new_zeros(len(scale), 0, dtype=torch.float64)
-            return cls(origin, scale, empty, empty.T, 0.0)
         root, into, vectors = _axes(points, origin, scale)
         same = largest[:, None] == 0  # there, anything else than 0 is rounding
         into, vectors = into.masked_fill(same, 0), vectors.masked_fill(same, 0)
@@ -157,7 +154,7 @@ class Cloud:
     @classmethod
     def of(cls, points: ArrayLike, free: bool) -> Self:
         """The caller's points, checked."""
-        tensor = as_points(points)
+        tensor = as_matrix("points", points)
         return cls(tensor, Frame.of(tensor, free), free)
 
     def __len__(self) -> int:
@@ -175,7 +172,7 @@ class Cloud:
 
     def gap(self, largest: float) -> float:
         """max (a − c)ᵀS⁻¹(a − c)/r − 1 from κ = max g of weights that sum to 1: 0 where they are optimal."""
-        return (largest - self.free) / self.rank - 1
+        return (largest - self.free) / self.rank - 1 if self.rank else 0.0
 
     def rows(self, chosen: Tensor | slice) -> Tensor:
         """q [k, D] of some points, in float64."""
@@ -192,11 +189,15 @@ class Cloud:
         return total
 
     def triangle(self, u: Tensor) -> Tensor:
-        """R [D, D] upper triangular with RᵀR = Σ u_i q_i q_iᵀ, more accurate than that sum's own factor."""
+        """R [D, D] upper triangular with RᵀR = Σ u_i q_i q_iᵀ, more accurate than that sum's own factor.
+
+        NaN where that sum is singular, or not finite.
+        """
         R = torch.zeros(0, self.size, dtype=torch.float64, device=self.points.device)
         for chosen in torch.split(u.nonzero()[:, 0], max(self.size, _ROWS)):
             R = torch.linalg.qr(torch.cat([R, u[chosen].sqrt()[:, None] * self.rows(chosen)]), mode="r").R
-        return R
+        usable = len(R) == self.size and bool(torch.isfinite(R).all()) and bool((R.diagonal() != 0).all())
+        return R if usable else R.new_full((self.size, self.size), torch.nan)
 
     def leverages(self, C: Tensor) -> Tensor:
         """g [n], g_i = ‖q_iC‖²: q_iᵀM⁻¹q_i where CCᵀ = M⁻¹."""
@@ -214,18 +215,6 @@ class Cloud:
             yield block, a @ A if frame is None or not self.free else (a - frame.origin) @ A + C[-1]
 
 
-def as_points(points: ArrayLike) -> Tensor:
-    """Points [n, d], checked and converted as by ``as_matrix``, with errors in a geometer's words."""
-    tensor = as_real("points", points)
-    if tensor.ndim != 2:
-        raise ShapeMismatch(f"points: expected [n, d], a point a row; found shape {list(tensor.shape)}")
-    if 0 in tensor.shape:
-        raise EmptyInput(f"points: expected at least one point and one coordinate, found {list(tensor.shape)}")
-    if bad := count_nonfinite(tensor):
-        raise NonFinite(f"points: {bad} of {tensor.numel()} coordinates are NaN or infinite; clean the data first")
-    return tensor
-
-
 def as_weights(value: ArrayLike, count: int) -> Tensor:
     """``value`` as [count] finite numbers ≥ 0 in float64; raises ShapeMismatch, NonFinite, or InvalidInput below 0."""
     weights = check_finite("weights", as_real("weights", value)).to(torch.float64)
@@ -238,16 +227,15 @@ def as_weights(value: ArrayLike, count: int) -> Tensor:
     return weights
 
 
-def factor(M: Tensor) -> Tensor | None:
-    """C upper triangular with CCᵀ = M⁻¹, or None where M is not positive definite."""
+def factor(M: Tensor) -> Tensor:
+    """C upper triangular with CCᵀ = M⁻¹; NaN where M is not positive definite."""
     L, info = torch.linalg.cholesky_ex(M)
-    if int(info) or not bool(torch.isfinite(L).all()):
-        return None
-    return inverse(L, upper=False).T
+    usable = not int(info) and bool(torch.isfinite(L).all())
+    return inverse(L.mT) if usable else torch.full_like(M, torch.nan)
 
 
-def inverse(R: Tensor, upper: bool = True) -> Tensor:
-    """R⁻¹ of a triangular R [k, k]."""
+def inverse(R: Tensor) -> Tensor:
+    """R⁻¹ of an upper triangular R [k, k]."""
     eye = torch.eye(len(R), dtype=R.dtype, device=R.device)
-    found: Tensor = torch.linalg.solve_triangular(R, eye, upper=upper)
+    found: Tensor = torch.linalg.solve_triangular(R, eye, upper=True)
     return found

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_number, check_finite, checked_positive, working_dtype
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_finite, checked_positive, working_dtype
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, SolverRefused
-from convexprune.solvers.geometry.cloud import Cloud, Frame, as_points, as_weights, factor, inverse
+from convexprune.solvers.geometry.cloud import Cloud, Frame, as_weights, factor, inverse
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
 from convexprune.solvers.geometry.hull import caratheodory, combinations
 
@@ -55,15 +55,13 @@ def _lewis(cloud: Cloud, z: float, tol: float) -> tuple[Tensor, Tensor, Tensor]:
     while True:
         c = torch.where(there, w ** (1 - 2 / z), 0.0)
         C = factor(cloud.moment(c))
-        if C is None:
-            break
         size = cloud.leverages(C)
         tau = c * size
         error = float((tau / w).log().abs()[there].max())
         if not tol < error < last:  # without rounding it always falls
             break
         w, last = torch.where(there, w ** (1 - part) * size ** (part * z / 2), 0.0), error
-    if C is None or not error <= max(tol, _LOST) or abs(float(tau.sum()) - r) > _LOST * r:
+    if not error <= max(tol, _LOST) or abs(float(tau.sum()) - r) > _LOST * r:
         raise SolverRefused(
             f"z: rounding hides the weights for an exponent of {z} and these points; take a larger one, or points "
             "less far from the origin for their spread"
@@ -125,7 +123,7 @@ def level_ellipsoid(
         right = frame.into / frame.scale[:, None]
     else:
         Q, R = torch.linalg.qr(A.T)
-        right = Q @ inverse(R.T, upper=False)
+        right = Q @ inverse(R).T
     generator = right @ C / lower
     back = lower * torch.linalg.solve_triangular(C, A, upper=True)
     s = cloud.leverages(C / lower) ** (exponent / 2)
@@ -137,7 +135,7 @@ def _weighted(points: ArrayLike, weights: ArrayLike | None, z: float) -> Cloud:
     """Of rows w_i^{1/z}a_i, whose powers are the weighted sum's; their span is judged in the points' precision."""
     if weights is None:
         return Cloud.of(points, free=False)
-    a = as_points(points)
+    a = as_matrix("points", points)
     w = as_weights(weights, len(a)).to(a.device)
     rows = check_finite("weights^(1/z)·points", a.to(torch.float64) * w[:, None] ** (1 / z))
     unit = math.ldexp(0.5, math.frexp(float(rows.abs().max()))[1])  # a power of two, for float32 to hold all of them
@@ -187,18 +185,17 @@ def max_norm_coreset(points: ArrayLike, kind: Kind = "support", tol: float = 1e-
     """
     if kind not in ("support", "axes", "caratheodory"):
         raise InvalidInput(f"kind: expected 'support', 'axes' or 'caratheodory', found {kind!r}")
-    points = as_points(points)
+    points = as_matrix("points", points)
     ellipsoid = lowner_ellipsoid(points, tol, center="free" if kind == "caratheodory" else "origin")
     if not math.isfinite(ellipsoid.certificate.gap):
         raise SolverRefused(f"points: no ellipsoid around them could be certified ({ellipsoid.status}): rescale them")
+    support, factor = ellipsoid.support, ellipsoid.radius_factor / (1 - _INSIDE)
     if ellipsoid.rank == 0:
-        return MaxNormCoreset(ellipsoid.support[:1], 1.0, kind, ellipsoid)
+        return MaxNormCoreset(support[:1], 1.0, kind, ellipsoid)
     if kind == "support":
-        kept = _of_the_same_moment(ellipsoid, points[ellipsoid.support])
-        return MaxNormCoreset(ellipsoid.support[kept], ellipsoid.radius_factor / (1 - _INSIDE), kind, ellipsoid)
-    chosen = ellipsoid.support[_spanning(ellipsoid, points[ellipsoid.support])]
-    factor = ellipsoid.radius_factor * math.sqrt(ellipsoid.rank) / (1 - _INSIDE)
-    return MaxNormCoreset(chosen, factor, kind, ellipsoid)
+        return MaxNormCoreset(support[_of_the_same_moment(ellipsoid, points[support])], factor, kind, ellipsoid)
+    ends = support[_spanning(ellipsoid, points[support])]
+    return MaxNormCoreset(ends, factor * math.sqrt(ellipsoid.rank), kind, ellipsoid)
 
 
 def _of_the_same_moment(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:

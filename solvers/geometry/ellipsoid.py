@@ -29,44 +29,17 @@ def certify_weights(cloud: Cloud, weights: Tensor, _: Tensor | None = None) -> C
     has a smaller one. gap: max (a − c)ᵀS⁻¹(a − c)/r − 1, so that value − bound = (r/2) log(1 + gap). violation: 0.
     """
     r = cloud.rank
-    if r == 0:
-        return Certificate(0.0, 0.0, 0.0, 0.0, 0.0)
     if tuple(weights.shape) != (len(cloud),):
         raise ShapeMismatch(f"weights: expected [{len(cloud)}] from the solver, found shape {list(weights.shape)}")
-    R = _triangle(cloud, weights)
-    largest = math.inf if R is None else float(cloud.leverages(inverse(R)).max())
-    if R is None or not math.isfinite(largest):
+    R = cloud.triangle(dual_weights(weights))
+    largest = float(cloud.leverages(inverse(R)).max())
+    if not math.isfinite(largest):
         return Certificate(math.inf, -math.inf, math.inf, 0.0, r / 2)
     gap = max(0.0, cloud.gap(largest))
     # The last row and column of a lifted moment are those of the constant 1: det M = det S.
-    bound = float(R.diagonal().abs().log().sum()) + r / 2 * math.log(r) + log_unit_ball(r)
+    bound = float(R.diagonal().abs().log().sum()) + r / 2 * math.log(max(r, 1)) + log_unit_ball(r)
     bound += 0.0 if cloud.frame is None else cloud.frame.log_det
     return Certificate(bound + r / 2 * math.log1p(gap), bound, gap, 0.0, r / 2)
-
-
-def proposed_ellipsoid(cloud: Cloud, weights: Tensor, gap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """c [d], G [d, r] and G⁺ [r, d] of the ellipsoid {c + Gv : ‖v‖ ≤ 1} that weights [n] with this gap give.
-
-    Where the moment is singular, everything is NaN.
-    """
-    frame, r = cloud.frame, cloud.rank
-    assert frame is not None  # noqa: S101 - the caller's own points have one
-    if r == 0:
-        return frame.origin, frame.into, frame.back
-    R = _triangle(cloud, weights)
-    if R is None or not math.isfinite(gap):
-        nan = torch.full((len(frame.origin), r), math.nan, dtype=torch.float64, device=frame.origin.device)
-        return nan[:, 0], nan, nan.T
-    y = torch.zeros(r, dtype=R.dtype, device=R.device)
-    if cloud.free:  # RᵀR = Σ u (y, 1)(y, 1)ᵀ: the constant comes last
-        y = (R.T @ R[:, -1])[:-1]
-        # M = [[S + ccᵀ, c], [cᵀ, 1]] with S = Σ u yyᵀ − ccᵀ; with the constant first, its triangle has that of S below.
-        order = torch.cat([torch.tensor([len(R) - 1], device=R.device), torch.arange(len(R) - 1, device=R.device)])
-        R = torch.linalg.qr(R[:, order], mode="r").R[1:, 1:]
-    radius = math.sqrt(r * (1 + gap))
-    generator = radius * (R @ frame.back).T * frame.scale[:, None]
-    back = ((frame.into / frame.scale[:, None]) @ inverse(R)).T / radius
-    return (frame.origin + (y[None] @ frame.back) * frame.scale)[0], generator, back
 
 
 def dual_weights(weights: Tensor) -> Tensor:
@@ -80,12 +53,6 @@ def dual_weights(weights: Tensor) -> Tensor:
 def log_unit_ball(r: int) -> float:
     """The logarithm of the volume of the unit ball in R^r."""
     return r / 2 * math.log(math.pi) - math.lgamma(r / 2 + 1)
-
-
-def _triangle(cloud: Cloud, weights: Tensor) -> Tensor | None:
-    R = cloud.triangle(dual_weights(weights))
-    usable = len(R) == cloud.size and bool(torch.isfinite(R).all()) and bool((R.diagonal() != 0).all())
-    return R if usable else None
 
 
 Center = Literal["origin", "free"]
@@ -204,8 +171,7 @@ class LownerEllipsoid(Ellipsoid):
     @property
     def volume_factor(self) -> float:
         """Its volume is at most this times the least possible: (1 + gap)^{r/2}."""
-        log = self.rank / 2 * math.log1p(self.certificate.gap)
-        return math.exp(log) if log < _LARGEST else math.inf
+        return float(torch.tensor(self.rank / 2 * math.log1p(self.certificate.gap), dtype=torch.float64).exp())
 
     @property
     def radius_factor(self) -> float:
@@ -218,14 +184,13 @@ class LownerEllipsoid(Ellipsoid):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain data."""
-        own: dict[str, Any] = {"rank": self.rank, "about": self.about, "support": len(self.support)}
-        own |= {"log_volume": self.log_volume, "volume_factor": self.volume_factor, "radius_factor": self.radius_factor}
+        own = {name: getattr(self, name) for name in ("rank", "about", "log_volume", "volume_factor", "radius_factor")}
         ended: dict[str, Any] = {name: getattr(self, name) for name in ("certificate", *_ENDED)}
         solved = Solution(torch.empty(0), None, **ended).to_dict()
-        return own | {name: value for name, value in solved.items() if name not in ("nonzeros", "shape")}
+        del solved["nonzeros"], solved["shape"]
+        return own | {"support": len(self.support)} | solved
 
 
-_LARGEST = 709.0  # the largest whole number whose exponential is a float
 _OFF_SPAN = 0.1  # times the square root of the precision: 1.5e-9 in float64, 3.5e-5 in float32
 
 
@@ -288,8 +253,8 @@ def lowner_ellipsoid(
     framed, judge.began = judge.began - began, began
     nothing = torch.full((len(cloud),), torch.nan, dtype=torch.float64, device=cloud.points.device)
     if cloud.rank == 0:  # all points are the same: the ellipsoid is that point
-        u = torch.zeros_like(nothing).index_fill_(0, torch.tensor([0], device=nothing.device), 1.0)
-        proposal = Proposal(u, None, "own rule", 0, 0.0, "all points are one")
+        first = torch.arange(len(cloud), device=nothing.device) == 0
+        proposal = Proposal(first.to(nothing), None, "own rule", 0, 0.0, "all points are one")
     else:
         proposal = method.run(cloud, limits, start, judge)
     proposal = replace(proposal, setup=proposal.setup + framed)
@@ -298,12 +263,27 @@ def lowner_ellipsoid(
 
 
 def _ellipsoid(cloud: Cloud, center: Center, solution: Solution) -> LownerEllipsoid:
-    u = dual_weights(solution.weights)
-    support = u.nonzero()[:, 0]
-    certificate = solution.certificate
-    if not math.isfinite(certificate.gap):  # volumes have logarithms of either sign: nothing is known of the least
-        certificate = replace(certificate, bound=-math.inf)
-    c, generator, back = proposed_ellipsoid(cloud, solution.weights, certificate.gap)
+    """c [d], G [d, r] and G⁺ [r, d] from the weights' moment M, and what was judged; NaN where M is singular."""
+    u, r, frame, certificate = dual_weights(solution.weights), cloud.rank, cloud.frame, solution.certificate
+    assert frame is not None  # noqa: S101 - the caller's own points have one
+    R, radius = cloud.triangle(u), math.sqrt(r * (1 + certificate.gap))
+    y = torch.zeros(r, dtype=R.dtype, device=R.device)
+    if cloud.free:  # RᵀR = Σ u (y, 1)(y, 1)ᵀ: the constant comes last
+        y = (R.T @ R[:, -1])[:-1]
+        # M = [[S + ccᵀ, c], [cᵀ, 1]] with S = Σ u yyᵀ − ccᵀ; with the constant first, its triangle has that of S below.
+        R = torch.linalg.qr(R.roll(1, dims=1), mode="r").R[1:, 1:]
+    if not math.isfinite(radius):  # volumes have logarithms of either sign: nothing is known of the least
+        certificate, radius = replace(certificate, bound=-math.inf), math.nan
     ended: dict[str, Any] = {name: getattr(solution, name) for name in _ENDED}
-    ended["precision"] = torch.finfo(cloud.points.dtype).eps
-    return LownerEllipsoid(c, generator, back, center, support, u[support], certificate, **ended)
+    support = u.nonzero()[:, 0]
+    return LownerEllipsoid(
+        (frame.origin + (y[None] @ frame.back) * frame.scale)[0],
+        radius * (R @ frame.back).T * frame.scale[:, None],
+        ((frame.into / frame.scale[:, None]) @ inverse(R)).T / radius,
+        center,
+        support,
+        u[support],
+        certificate,
+        precision=torch.finfo(cloud.points.dtype).eps,
+        **ended,
+    )

@@ -79,56 +79,38 @@ class _Nearest(NamedTuple):
     distance: float
 
 
-def reached(points: Tensor, targets: Tensor, name: str) -> list[Combination]:
-    """Each of the targets [k, d] as a combination of points [n, d]; ``name`` is a target's in errors, "{}" its number.
+def _reached(cloud: Box, target: Tensor, name: str) -> Combination:
+    """The target [d] as a combination of the points; ``name`` is what errors call it.
 
-    The nearest points of a pool's hull, while points nearer to a target than its plane there join the pool [wolfe1976].
+    The nearest point of a pool's hull, while points nearer to the target than its plane there join the pool
+    [wolfe1976].
     """
-    n, d = points.shape
-    cloud = Box.of(points, torch.arange(n))
-    wide = targets.to(points.device, torch.float64)
-    T = check_finite("targets, in half-widths of the points", (wide - cloud.centre) / cloud.scale).cpu()
-    near = (d**0.5 * (_INSIDE + _ROUNDING * (wide / cloud.scale).abs().amax(1))).tolist()
+    n, d = cloud.points.shape
+    wide = target.to(cloud.centre)
+    t = check_finite(f"{name}, in half-widths of the points", (wide - cloud.centre) / cloud.scale).cpu()
+    near = d**0.5 * (_INSIDE + _ROUNDING * float((wide / cloud.scale).abs().max()))
     pool = stratified(n, min(n, _POOL * (d + 1)))
-    X = cloud.rows(pool).cpu()
-    first = torch.tensor([0]), torch.ones(1, dtype=torch.float64)
-    answers = [_approached(X - t, _contracted(X - t, *first), tol) for t, tol in zip(T, near, strict=True)]
-    while waiting := [j for j, at in enumerate(answers) if at.distance > near[j]]:
-        normals = torch.stack([answers[j].gap / answers[j].distance for j in waiting])
-        fresh = []
-        for j, normal, heights, lowest in zip(waiting, normals, *_lowest(cloud, T[waiting], normals), strict=True):
-            beyond = lowest[heights < _NEAREST * answers[j].distance]
-            fresh.append(beyond[~torch.isin(beyond, pool)])
-            if not len(fresh[-1]):
-                _refuse(cloud, T[j], normal, float(heights[0]), name.format(j))
-        more = torch.unique(torch.cat(fresh))
-        pool, X = torch.cat([pool, more]), torch.cat([X, cloud.rows(more).cpu()])
-        for j in waiting:
-            answers[j] = _approached(X - T[j], answers[j], near[j])
-    combined = []
-    for at in answers:
-        # Without weights that are rounding: all of them move the mean by less than targets may be outside.
-        keep = at.weights > _INSIDE / (d + 1)
-        indices, order = pool[at.members[keep]].sort()
-        w = at.weights[keep][order]
-        combined.append(Combination(indices.to(points.device), (w / w.sum()).to(points.device)))
-    return combined
-
-
-def _approached(Y: Tensor, at: _Nearest, tol: float) -> _Nearest:
-    """[wolfe1976]: the row of Y [k, d], points less the target, lowest along the gap joins, until none is lower."""
-    for _ in range(_STEPS * (Y.shape[1] + 1)):
-        if at.distance <= tol:
-            break
-        heights = Y @ (at.gap / at.distance)
-        lowest = heights.argmin()[None]
-        if heights[lowest] >= _NEAREST * at.distance:
-            break
-        after = _contracted(Y, torch.cat([at.members, lowest]), torch.cat([at.weights, Y.new_zeros(1)]))
-        if torch.equal(after.members, at.members):  # rounding made it leave as soon as it had joined
-            break
-        at = after
-    return at
+    Y = cloud.rows(pool).cpu() - t
+    at, steps = _contracted(Y, torch.tensor([0]), torch.ones(1, dtype=torch.float64)), _STEPS * (d + 1)
+    while at.distance > near:
+        normal, after, steps = at.gap / at.distance, at, steps - 1
+        lowest = (Y @ normal).argmin()[None]
+        if steps >= 0 and Y[lowest] @ normal < _NEAREST * at.distance:
+            after = _contracted(Y, torch.cat([at.members, lowest]), torch.cat([at.weights, Y.new_zeros(1)]))
+        if not torch.equal(after.members, at.members):  # they are the same where rounding made it leave at once
+            at = after
+            continue
+        heights, beyond = _lowest(cloud, normal)
+        heights = heights - t @ normal
+        fresh = beyond[(heights < _NEAREST * at.distance) & ~torch.isin(beyond, pool)]
+        if not len(fresh):
+            _refuse(cloud, t, normal, float(heights[0]), name)
+        pool, Y = torch.cat([pool, fresh]), torch.cat([Y, cloud.rows(fresh).cpu() - t])
+    # Without weights that are rounding: all of them move the mean by less than targets may be outside.
+    keep = at.weights > _INSIDE / (d + 1)
+    indices, order = pool[at.members[keep]].sort()
+    w = at.weights[keep][order]
+    return Combination(indices.to(cloud.centre.device), (w / w.sum()).to(cloud.centre))
 
 
 def _contracted(Y: Tensor, members: Tensor, weights: Tensor) -> _Nearest:
@@ -152,16 +134,12 @@ def _affine(Y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([1 - others.sum()[None], others]), once - Q @ (Q.T @ once)
 
 
-def _lowest(cloud: Box, T: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
-    """⟨normal, p − t⟩ for each of k targets, ascending: the least 2(d + 1) over all points, and whose they are."""
-    n, d = cloud.points.shape
-    found = []
-    for part in torch.split(torch.arange(n), blocks_of(cloud.points, max(d, len(T)))[0].stop):
-        low = (normals.to(cloud.scale) @ cloud.rows(part).T).topk(min(2 * (d + 1), len(part)), largest=False)
-        found.append((low.values.cpu(), part[low.indices.cpu()]))
-    heights, indices = (torch.cat(both, 1) for both in zip(*found, strict=True))
-    low = heights.topk(min(2 * (d + 1), n), largest=False)
-    return low.values - (T * normals).sum(1, keepdim=True), indices.gather(1, low.indices)
+def _lowest(cloud: Box, normal: Tensor) -> tuple[Tensor, Tensor]:
+    """⟨normal, p⟩, ascending: the least 2(d + 1) over all points p, and whose they are."""
+    parts = parts_of(cloud.points, torch.arange(len(cloud.points)))
+    heights = torch.cat([cloud.rows(part) @ normal.to(cloud.scale) for part in parts])
+    low = heights.topk(min(2 * (len(normal) + 1), len(heights)), largest=False)
+    return low.values.cpu(), low.indices.cpu()
 
 
 def _refuse(cloud: Box, t: Tensor, normal: Tensor, height: float, name: str) -> NoReturn:
@@ -212,23 +190,22 @@ def caratheodory(
     t = as_real("target", target)
     if tuple(t.shape) != (P.shape[1],):
         raise ShapeMismatch(f"target: expected shape [{P.shape[1]}], a point like the others, found {list(t.shape)}")
-    return reached(P, check_finite("target", t)[None], "target")[0]
+    return _reached(Box.of(P, torch.arange(len(P))), check_finite("target", t), "target")
 
 
 def combinations(points: ArrayLike, targets: ArrayLike) -> list[Combination]:
-    """``caratheodory(points, target=t)`` for every row t of the targets [k, d], with shared passes over the points."""
+    """``caratheodory(points, target=t)`` for every row t of the targets [k, d]."""
     P, T = as_matrix("points", points), as_matrix("targets", targets)
     check_shape("targets", T, (len(T), P.shape[1]), "rows that are points like the others")
-    return reached(P, T, "targets[{}]")
+    cloud = Box.of(P, torch.arange(len(P)))
+    return [_reached(cloud, t, f"targets[{j}]") for j, t in enumerate(T)]
 
 
 def _reduced(points: Tensor, weights: ArrayLike | None, method: str) -> Combination:
     """Weights are parts of the total until the end; the last are corrected by least squares if they stay positive."""
     n = len(points)
-    u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_real("weights", weights)
-    if tuple(u.shape) != (n,):
-        raise ShapeMismatch(f"weights: expected shape [{n}], one for each point, found {list(u.shape)}")
-    u = as_weights(u, n).to("cpu")  # like all that is smaller than the points
+    u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_weights(weights, n)
+    u = u.to("cpu")  # like all that is smaller than the points
     total = u.sum()
     if not 0 < float(total) < math.inf:
         raise InvalidInput(

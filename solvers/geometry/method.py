@@ -95,12 +95,6 @@ def start_weights(cloud: Cloud, start: Start | None) -> Tensor:
     return u if float(values[0]) > _SINGULAR * float(values[-1]) else (u + uniform) / 2
 
 
-def _factored(cloud: Cloud, u: Tensor) -> Tensor:
-    """C [D, D] with CCᵀ = M⁻¹, NaN where M is singular."""
-    C = factor(cloud.moment(u))
-    return torch.full((cloud.size,) * 2, torch.nan, dtype=torch.float64, device=u.device) if C is None else C
-
-
 @dataclass
 class _Ascent(Weighted):
     inverse: Tensor  # M⁻¹ [D, D]
@@ -168,7 +162,7 @@ class WolfeAtwood(Khachiyan):
 
 def _refactor(state: _Ascent) -> None:
     """M⁻¹ and the leverages, afresh from u."""
-    C = _factored(state.cloud, state.u)
+    C = factor(state.cloud.moment(state.u))
     state.inverse, state.g = C @ C.T, state.cloud.leverages(C)
 
 
@@ -199,7 +193,7 @@ class Multiplicative(EllipsoidMethod[_Scaled]):
         """Uniform weights, or those given; a point of weight 0 would keep it, so that each has a little."""
         u = start_weights(program, start)
         u = u if bool(u.all()) else torch.lerp(u, torch.full_like(u, 1 / len(u)), _EACH)
-        C = _factored(program, u)
+        C = factor(program.moment(u))
         return _Scaled(program, u, program.leverages(C), _log_det(C), min(_FIRST, self.power))
 
     def step(self, state: _Scaled) -> None:
@@ -207,7 +201,7 @@ class Multiplicative(EllipsoidMethod[_Scaled]):
         while True:
             u = state.u * state.g.clamp(min=0) ** state.power
             u = u / u.sum()
-            C = _factored(state.cloud, u)
+            C = factor(state.cloud.moment(u))
             log_det = _log_det(C)
             if log_det >= state.log_det or state.power <= min(1.0, self.power):
                 break

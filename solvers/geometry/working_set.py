@@ -43,9 +43,7 @@ def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]
     The cloud has no frame; memory is three K×K matrices. u > 0, with a positive definite moment, is where to start. The
     best weights seen are returned where rounding ends the progress before.
     """
-    C = factor(cloud.moment(u))
-    assert C is not None  # noqa: S101 - the caller's promise
-    Y = cloud.points @ C
+    Y = cloud.points @ factor(cloud.moment(u))
     largest = float(Y.square().sum(1).max())
     Y = Y / math.sqrt(largest)  # u is scaled so that max g = 1
     u, g = u * largest, Y.square().sum(1)
@@ -88,9 +86,8 @@ def _longest(v: Tensor, dv: Tensor) -> float:
 def _moved(cloud: Cloud, u: Tensor, du: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor] | None:
     """u + step·du, its Y and g; the step is halved until its moment is positive definite."""
     while step > 1e-8:
-        C = factor(cloud.moment(u + step * du))
-        if C is not None:
-            Y = cloud.points @ C
+        Y = cloud.points @ factor(cloud.moment(u + step * du))
+        if not bool(Y[0].isnan().any()):
             return u + step * du, Y, Y.square().sum(1)
         step /= 2
     return None
@@ -152,9 +149,7 @@ class WorkingSet(EllipsoidMethod[_State]):
         subset = cloud if whole else Cloud(cloud.rows(state.chosen), None, cloud.free)  # rows are computed once
         u = self._weights(subset, state.u, max(_FLOOR, self.own_gap(state) / _SHARPER))
         state.u = u / u.sum()
-        C = factor(subset.moment(state.u))
-        assert C is not None  # noqa: S101 - both methods keep the moment definite
-        state.g = cloud.leverages(C)
+        state.g = cloud.leverages(factor(subset.moment(state.u)))
         state.steps, state.most = state.steps + 1, max(state.most, K)
         gap = self.own_gap(state)
         state.best, state.idle = (gap, 0) if gap < state.best else (state.best, state.idle + 1)
