@@ -229,9 +229,11 @@ def test_an_executor_whose_workers_died_is_said_to_have_lost_them() -> None:
 def test_an_interrupt_of_the_terminal_is_for_the_parent_alone() -> None:
     """From when processes are started on, for importing torch takes them seconds."""
     handler = signal.getsignal(signal.SIGINT)
-    executor = executors._started(2)
+    workers = executors._Processes(None, 4)
+    workers.submit(b"")
     assert signal.getsignal(signal.SIGINT) is handler
-    assert executor.submit(signal.getsignal, signal.SIGINT).result() is signal.SIG_IGN
+    assert workers.executor is not None
+    assert workers.executor.submit(signal.getsignal, signal.SIGINT).result() is signal.SIG_IGN
 
 
 @needs_dask

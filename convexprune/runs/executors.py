@@ -12,12 +12,20 @@ import sys
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import cloudpickle
 import torch
@@ -28,6 +36,9 @@ from convexprune.runs.answer import Answer, Goal
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, MissingExtra
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 3
@@ -68,14 +79,8 @@ class LayerTask:
 
 Maker = Callable[[], LayerTask]
 Solved = Iterator[tuple[int, tuple[Answer, ...]]]
-
-
-class TaskSolver(Protocol):
-    """Takes makers of tasks and gives (number of the task, answers) as they come."""
-
-    def __call__(self, makers: Iterable[Maker], watch: Callable[[LayerTask], StoppingRule], /) -> Solved:
-        """Solve."""
-        ...
+TaskSolver = Callable[[Iterable[Maker], Callable[[LayerTask], StoppingRule]], Solved]
+"""Takes makers of tasks, and who watches them; gives (number of the task, answers) as they come."""
 
 
 def serially(makers: Iterable[Maker], watch: Callable[[LayerTask], StoppingRule]) -> Solved:
@@ -107,27 +112,72 @@ def solver_for(jobs: object) -> TaskSolver:
     """
     if not several(jobs):
         return serially
-    if not isinstance(jobs, int | Executor) and not _is_client(jobs):
-        raise InvalidInput(
-            f"jobs: expected a number, an Executor of concurrent.futures or a Dask Client, found {jobs!r}"
-        )
-    return partial(_apart, jobs)
+    if isinstance(jobs, int):
+        return partial(_apart, _Processes(None, 2 * jobs))
+    if isinstance(jobs, Executor):
+        return partial(_apart, _Workers(jobs, 2 * int(getattr(jobs, "_max_workers", 2))))
+    if hasattr(jobs, "get_executor"):
+        return partial(_apart, _Cluster(jobs))
+    raise InvalidInput(f"jobs: expected a number, an Executor of concurrent.futures or a Dask Client, found {jobs!r}")
 
 
-class _Gone(Exception):
-    """All workers are; the cause says why."""
+class _Workers:
+    """Those of an executor, with room for so many tasks at a time."""
+
+    def __init__(self, executor: Executor | None, room: int) -> None:
+        self.executor, self.room = executor, room
+
+    def submit(self, packed: bytes) -> Future[bytes]:
+        """Have a task solved."""
+        assert self.executor is not None  # noqa: S101 - processes are started by then
+        return self.executor.submit(_solve, packed)
+
+    def stop(self) -> None:
+        """End what goes on, where that is possible."""
 
 
-@contextmanager
-def _about_workers() -> Iterator[None]:
-    """What is raised in here is about workers; of makers and solves the same exceptions come out as themselves."""
-    try:
-        yield
-    except _losses() as error:
-        raise _Gone from error
+class _Processes(_Workers):
+    """Loky's, which are started when they are needed, and anew when one died."""
+
+    def submit(self, packed: bytes) -> Future[bytes]:
+        """To processes for which a terminal's Ctrl-C, which is for the parent, is nothing even while they start."""
+        from joblib.externals.loky import get_reusable_executor
+
+        handled = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT)
+        self.executor = get_reusable_executor(self.room // 2, timeout=300, initializer=_ignore_interrupts)
+        try:
+            if handled:  # who is started meanwhile ignores it, too
+                _ignore_interrupts()
+            return super().submit(packed)
+        finally:
+            if handled:
+                signal.signal(signal.SIGINT, handled)
+
+    def stop(self) -> None:
+        """Kill them."""
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, kill_workers=True)  # type: ignore[call-arg]  # loky's own
 
 
-def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Cluster(_Workers):
+    """Those of a Dask cluster, which may come and go."""
+
+    def __init__(self, client: "Client") -> None:
+        super().__init__(client.get_executor(pure=False), room=1)
+        self.client = client
+
+    def submit(self, packed: bytes) -> Future[bytes]:
+        """Sent once, to one worker, and not kept in the scheduler's graph."""
+        self.client.wait_for_workers(1, timeout=_PATIENCE)
+        self.room = 2 * max(2, sum(self.client.ncores().values()))
+        return super().submit(self.client.scatter(packed, hash=False))
+
+
+def _apart(workers: _Workers, makers: Iterable[Maker], _watch: Callable[[LayerTask], StoppingRule]) -> Solved:
     """Solve tasks on workers: one is made when there is room for it, and made again, before others, if its worker dies.
 
     Yields:
@@ -139,118 +189,47 @@ def _apart(jobs: object, makers: Iterable[Maker], _watch: Callable[[LayerTask], 
         Exception: Whatever a maker or a solve raises, as itself. No task goes on then.
     """
     rest, again, losses = enumerate(makers), deque[tuple[int, Maker]](), Counter[int]()
-    while True:  # each time with new workers
-        workers, running, item = None, dict[Future[bytes], tuple[int, Maker]](), None
-        try:
-            with _about_workers():
-                workers = _workers(jobs)
-            while True:
-                while len(running) < workers.room and (item := again.popleft() if again else next(rest, None)):
-                    packed = _packed(item[1]())
-                    with _about_workers():
-                        running[workers.executor.submit(_solve, cast(bytes, workers.send(packed)))] = item
-                if not running:
-                    return
-                for future in wait(list(running), return_when=FIRST_COMPLETED).done:
-                    item = running.pop(future)
-                    try:
-                        result = cloudpickle.loads(future.result())
-                    except BrokenExecutor as error:
-                        raise _Gone from error
-                    except _losses() as error:
-                        again.append(item)
-                        _count_losses(losses, [item[0]], error)
-                        continue
-                    if isinstance(result, Exception):
-                        raise result
-                    losses.clear()
-                    number, item = item[0], None
-                    yield number, result
-        except BaseException as error:
-            for future in running:
-                future.cancel()
-            if workers is not None and workers.stop is not None:
-                workers.stop()
-            if not isinstance(error, _Gone):
-                raise
-            lost = dict(running.values()) | ({} if item is None else {item[0]: item[1]})
-            again.extend((number, lost[number]) for number in sorted(lost))
-            _count_losses(losses, list(lost) or [-1], error.__cause__)  # -1: no worker could be had
+    running: dict[Future[bytes], tuple[int, Maker]] = {}
 
+    def solve_again(item: tuple[int, Maker], error: BaseException) -> None:
+        again.append(item)
+        losses[item[0]] += 1
+        found = f"{type(error).__name__}: {error}".partition("\n")[0]
+        _log.warning("a worker died (%s): its layer is solved again", found)
+        if losses[item[0]] == _ATTEMPTS:
+            raise WorkerLost(
+                f"workers died {_ATTEMPTS} times in a row before any layer was finished ({found}). One that needs more "
+                "memory than there is gets killed: give workers more, use fewer jobs, or less calibration data. Layers "
+                "solved before are in the run's folder, if one was given as run=, from where the same call goes on"
+            ) from error
 
-def _count_losses(losses: Counter[int], numbers: Sequence[int], error: BaseException | None) -> None:
-    """Tasks that were lost with their workers, by number, since one was last finished.
-
-    Raises:
-        WorkerLost: That happened too often.
-    """
-    losses.update(numbers)
-    found = f"{type(error).__name__}: {error}".partition("\n")[0]
-    _log.warning("workers died (%s); layers to be solved again: %d", found, len([n for n in numbers if n >= 0]))
-    if max(losses.values()) == _ATTEMPTS:
-        raise WorkerLost(
-            f"workers died {_ATTEMPTS} times in a row before any layer was finished ({found}). One that needs more "
-            "memory than there is gets killed: give workers more, use fewer jobs, or less calibration data. Layers "
-            "solved before are in the run's folder, if one was given as run=, from where the same call goes on"
-        ) from error
-
-
-@dataclass(frozen=True, eq=False)
-class _Workers:
-    """Workers behind one executor, with room for so many tasks; ``send`` ships a task's bytes, ``stop`` ends all."""
-
-    executor: Executor
-    room: int
-    send: Callable[[bytes], object] = bytes
-    stop: Callable[[], object] | None = None
-
-
-class _Client(Protocol):
-    """What is used of ``distributed.Client``."""
-
-    def wait_for_workers(self, n_workers: int, timeout: float) -> object: ...
-    def ncores(self) -> dict[str, int]: ...
-    def scatter(self, data: bytes, hash: bool) -> object: ...  # noqa: A002 - Dask's word
-    def get_executor(self, **options: object) -> Executor: ...
-
-
-def _is_client(jobs: object) -> bool:
-    return all(hasattr(jobs, name) for name in ("wait_for_workers", "ncores", "scatter", "get_executor"))
-
-
-def _workers(jobs: object) -> _Workers:
-    if isinstance(jobs, int):
-        executor = _started(jobs)
-        shutdown = cast(Callable[..., object], executor.shutdown)  # loky's takes more than the standard library's
-        return _Workers(executor, 2 * jobs, stop=partial(shutdown, wait=True, kill_workers=True))
-    if isinstance(jobs, Executor):
-        return _Workers(jobs, 2 * int(getattr(jobs, "_max_workers", 2)))
-    client = cast(_Client, jobs)
-    client.wait_for_workers(1, timeout=_PATIENCE)
-    room = 2 * max(2, sum(client.ncores().values()))
-    # Scattered: sent once, to one worker, and not kept in the scheduler's graph.
-    return _Workers(client.get_executor(pure=False), room, partial(client.scatter, hash=False))
-
-
-def _started(jobs: int) -> Executor:
-    """Processes of loky's, for which a terminal's Ctrl-C, which is for the parent, is nothing even while they start."""
-    from joblib.externals.loky import get_reusable_executor
-
-    executor: Executor = get_reusable_executor(jobs, timeout=300, initializer=_ignore_interrupts)
-    handled = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT)
     try:
-        if handled:  # who is started meanwhile ignores it, too
-            _ignore_interrupts()
-        executor.submit(int)
-    finally:
-        if handled:
-            signal.signal(signal.SIGINT, handled)
-    return executor
-
-
-def _ignore_interrupts() -> None:
-    """A terminal's Ctrl-C is for the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+        while True:
+            while len(running) < workers.room and (item := again.popleft() if again else next(rest, None)):
+                packed = _packed(item[1]())
+                try:
+                    running[workers.submit(packed)] = item
+                except _losses() as error:
+                    solve_again(item, error)
+            if not running:
+                return
+            for future in wait(list(running), return_when=FIRST_COMPLETED).done:
+                item = running.pop(future)
+                try:
+                    packed = future.result()
+                except _losses() as error:
+                    solve_again(item, error)
+                    continue
+                result = cloudpickle.loads(packed)
+                if isinstance(result, Exception):
+                    raise result
+                losses.clear()
+                yield item[0], result
+    except BaseException:
+        for future in running:
+            future.cancel()
+        workers.stop()
+        raise
 
 
 def _packed(task: LayerTask) -> bytes:
@@ -265,36 +244,31 @@ def _packed(task: LayerTask) -> bytes:
 
 def _solve(packed: bytes) -> bytes:
     """In a worker: the answers, or the exception. So whatever the executor itself raises is about the workers."""
-    name = "?"
+    name = None
     try:
-        try:
-            task: LayerTask = cloudpickle.loads(packed)
-        except (RuntimeError, AssertionError) as error:  # a device that is not here
-            raise InvalidInput(
-                f"a layer's data cannot be loaded by a worker ({error}): use workers that have the same devices, or "
-                "move the model to the CPU"
-            ) from error
+        task: LayerTask = cloudpickle.loads(packed)
         name = task.name
         return cast(bytes, cloudpickle.dumps(task.run()))
-    except Exception as error:  # noqa: BLE001 - the caller raises it
-        error.add_note(f"raised in a worker, by layer {name!r}:\n{''.join(traceback.format_tb(error.__traceback__))}")
-        with contextlib.suppress(Exception):  # some are built from other arguments than they keep
-            packed = cloudpickle.dumps(error)
-            if type(cloudpickle.loads(packed)) is type(error):
-                return packed
-        failed = PruningFailed(f"layer {name!r}: {type(error).__name__}: {error}. The model is unchanged")
-        return cast(bytes, cloudpickle.dumps(failed))
+    except Exception as raised:  # noqa: BLE001 - the caller raises it
+        error: Exception = raised
+        if name is None and isinstance(raised, RuntimeError | AssertionError):  # a device that is not here
+            error = InvalidInput(
+                f"a layer's data cannot be loaded by a worker ({raised}): use workers that have the same devices, or "
+                "move the model to the CPU"
+            )
+        error.add_note(f"raised in a worker, by layer {name!r}:\n{traceback.format_exc()}")
+    with contextlib.suppress(Exception):  # some are built from other arguments than they keep
+        packed = cloudpickle.dumps(error)
+        if type(cloudpickle.loads(packed)) is type(error):
+            return packed
+    failed = PruningFailed(f"layer {name!r}: {type(error).__name__}: {error}. The model is unchanged")
+    return cast(bytes, cloudpickle.dumps(failed))
 
 
 def _losses() -> tuple[type[BaseException], ...]:
     """What tells of dead workers."""
-    found = (BrokenExecutor, CancelledError, asyncio.CancelledError, TimeoutError)
-    if "distributed" not in sys.modules:
-        return found
-    from distributed import KilledWorker
-    from distributed.comm import CommClosedError
-
-    return (*found, KilledWorker, CommClosedError)
+    killed = [sys.modules["distributed"].KilledWorker] if "distributed" in sys.modules else []
+    return (BrokenExecutor, CancelledError, asyncio.CancelledError, OSError, *killed)  # OSError: lost connections
 
 
 @contextmanager
@@ -326,12 +300,11 @@ def cluster(address: str, timeout: float = 10.0) -> Iterator[object]:
     level = log.level
     log.setLevel(logging.CRITICAL + 1)  # what it says of each attempt is in the error
     try:
-        from concurrent.futures import ThreadPoolExecutor
-
         with ThreadPoolExecutor(1) as thread:  # the caller's may have an event loop of its own
             found = thread.submit(asyncio.run, asyncio.wait_for(kind(), timeout + 1)).result()
-        if found == "Scheduler":
-            client = Client(address, timeout=timeout, set_as_default=False)
+        if found != "Scheduler":
+            raise ValueError(f"it is the address of a Dask {found}")
+        client = Client(address, timeout=timeout, set_as_default=False)
     except Exception as error:  # whatever listens there may answer anything
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise InvalidInput(
@@ -340,7 +313,5 @@ def cluster(address: str, timeout: float = 10.0) -> Iterator[object]:
         ) from error
     finally:
         log.setLevel(level)
-    if found != "Scheduler":
-        raise InvalidInput(f"scheduler: {address!r} is the address of a Dask {found}; give that of its scheduler")
     with client:
         yield client
