@@ -5,17 +5,18 @@ layer meets the inputs that it met then, in cascade those of the network with th
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from convexprune.errors import DamagedFile
-from convexprune.files.weights import StrPath
+from convexprune.files.texts import Json
+from convexprune.files.weights import StrPath, plain
 from convexprune.options import Options, is_own, options_from_dict
 from convexprune.page.consistency import check_results
 from convexprune.prune import Request
@@ -23,7 +24,7 @@ from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
 from convexprune.runs.data import as_data
-from convexprune.runs.executors import TaskSolver
+from convexprune.runs.executors import Maker, Solved
 from convexprune.runs.journal import Journal, Record, check_same, read_json
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
 from convexprune.runs.records import Judged
@@ -73,10 +74,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""
-        own = {"ok": self.ok, "complete": self.complete}
-        own |= {"layers": [asdict(row) | {"ok": row.ok} for row in self.layers]}  # type: ignore[dict-item]
-        lists = {"missing": list(self.missing), "unreached": list(self.unreached), "results": self.results}
-        return own | lists | {"samples": self.samples, "provenance": dict(self.provenance)}
+        layers = [asdict(row) | {"ok": row.ok} for row in self.layers]
+        return {"ok": self.ok, "complete": self.complete} | asdict(self) | {"layers": layers}
 
     def table(self, width: int = 140) -> "Table":
         """A rich table, a row an entry; figures as recomputed, and below it all that differs."""
@@ -103,10 +102,10 @@ def _cells(row: Judged) -> dict[str, str]:
     if row.recorded is not None:
         texts["status"] = row.recorded.status
     if (found := row.recomputed) is not None:
-        if found.gap < math.inf:
-            figures = {"ℓ1 value": f"{found.value:.6g}", "bound": f"{found.bound:.6g}"}
-            texts |= {**figures, "violation": f"{found.violation:.1e}", "gap": f"{found.gap:.1e}"}
         texts["error"] = f"{found.output_error:.4f}"
+        if found.gap < math.inf:
+            texts |= {"ℓ1 value": f"{found.value:.6g}", "bound": f"{found.bound:.6g}"}
+            texts |= {"violation": f"{found.violation:.1e}", "gap": f"{found.gap:.1e}"}
     return texts | {"verdict": "as recorded" if row.ok else "[red]differs[/red]"}
 
 
@@ -145,10 +144,11 @@ def verify(
         Infeasible, InvalidInput, UnknownSolver: As in ``prune_``, where the recipe itself cannot be followed.
     """
     journal, described = Journal.existing(run)
-    request, recipe = _recorded_request(model, data, run, described, method, options)
+    recipe = described["recipe"]
+    request = _recorded_request(model, data, run, recipe, method, options)
     check_same(run, described, request.described() | {"recipe": recipe})
     request, replay = request.prepared(_Replay, partial(silent, "verify"))
-    replay.journal = journal
+    replay.journal, replay.solver = journal, replay.nothing_more
     try:
         request.pruner.prune(replay, request.target)
         reached = {*replay.written, *replay.left} - replay.lacking
@@ -174,37 +174,34 @@ def _recorded_request(
     model: nn.Module,
     data: object,
     run: StrPath,
-    described: Mapping[str, object],
-    method: Pruner | None = None,
-    options: Options | None = None,
-) -> tuple[Request, Mapping[str, object]]:
-    """What was wanted of a run, from its run.json, and that as plain data.
+    recipe: Json,
+    method: Pruner | None,
+    options: Options | None,
+) -> Request:
+    """What was wanted of a run, from the recipe in its run.json.
 
     Raises:
         DamagedFile: The file holds no such thing. InvalidInput: Something is needed that no file can hold.
     """
-    recipe = cast(Mapping[str, object], described["recipe"])
     how = as_data(data)
     if how is not None and is_own(recipe.get("mask")) != callable(how.mask):
         raise InvalidInput(f"mask: the run was given {recipe.get('mask')!r}; give the same, as Data(…, mask=…)")
     try:
-        target = target_from_dict(cast(Mapping[str, object], recipe["target"]))
-        name, own = str(recipe["method"]), cast(dict[str, object], recipe["method_options"])
+        target, name, own = target_from_dict(recipe["target"]), recipe["method"], recipe["method_options"]
         if any(is_own(value) for value in own.values()) and method is None:
             raise InvalidInput(f"method: {name!r} was given objects that no file can hold; give the same, as method=")
-        chosen = replace(options_from_dict(recipe, options), mode=cast(str, recipe["mode"]))
+        chosen = replace(options_from_dict(recipe, options), mode=recipe["mode"])
         if how is not None and not callable(how.mask):
-            how = replace(how, mask=recipe["mask"], batch_size=recipe["batch_size"])  # type: ignore[arg-type]
+            how = replace(how, mask=recipe["mask"], batch_size=recipe["batch_size"])
         own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-        found = Request.of(model, how, target, method or PRUNERS.make(name, own)[1], chosen, None, 1)
+        return Request.of(model, how, target, method or PRUNERS.make(name, own)[1], chosen, None, 1)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InvalidInput) and "give the same" in str(error):
             raise
         raise DamagedFile(f"{run}: its run.json holds no recipe of prune_ ({error}); restore it") from error
-    return found, recipe
 
 
-def _results(replay: "_Replay", request: Request, recipe: Mapping[str, object]) -> tuple[str, ...] | None:
+def _results(replay: "_Replay", request: Request, recipe: Json) -> tuple[str, ...] | None:
     """What report.json and model.safetensors say otherwise than the entries, all of which hold."""
     folder = replay.entries.folder
     try:
@@ -219,29 +216,28 @@ def _results(replay: "_Replay", request: Request, recipe: Mapping[str, object]) 
         return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
 
 
-def _network_differences(replay: "_Replay", request: Request, report: Mapping[str, object]) -> Iterator[str]:
-    relative = agreement(dtype_of(replay))
-    if not request.pruner.proves:
-        claim, found = report["output_error"], network_errors(replay)[0]
-        if not _close(cast(float | None, claim), None if math.isnan(found) else found, relative):
-            yield f"report.json: output_error is {claim}, recomputed {found}"
-        return
-    claimed = cast(Mapping[str, object], report["network"])
-    promise = network_promise(replay, request.target)
-    for name in ("error", "bound", *(["holdout_error"] if replay.holdout is not None else [])):
-        value = math.inf if claimed[name] is None else float(cast(float, claimed[name]))
-        found = getattr(promise, name)
-        if value != found and not math.isclose(value, found, rel_tol=relative, abs_tol=promise.rounding):
-            yield f"report.json: network.{name} is {value}, recomputed {found}"
-    for name in ("coefficients", "radii"):
-        claims, figures = cast(Mapping[str, float | None], claimed[name]), getattr(promise, name)
-        known = {layer: None if math.isinf(value) else value for layer, value in figures.items()}
-        if claims.keys() != known.keys() or not all(_close(claims[layer], known[layer], relative) for layer in known):
-            yield f"report.json: network.{name} are {claims}, recomputed {known}"
+def _network_differences(replay: "_Replay", request: Request, report: Json) -> Iterator[str]:
+    where, claims, relative, least = "", report, agreement(dtype_of(replay)), 1e-12
+    if request.pruner.proves:
+        promise = network_promise(replay, request.target)
+        where, claims, figures = "network.", report["network"], promise.to_dict()
+        allowed = dict.fromkeys(("error", "bound", "holdout_error"), promise.rounding)
+        allowed |= dict.fromkeys(("coefficients", "radii"), least)
+    else:
+        figures, allowed = {"output_error": network_errors(replay)[0]}, {"output_error": least}
+    for name, absolute in allowed.items():
+        claim, found = claims[name], plain(figures[name])
+        if not _close(claim, found, relative, absolute):
+            verb = "are" if isinstance(found, Mapping) else "is"
+            yield f"report.json: {where}{name} {verb} {claim}, recomputed {found}"
 
 
-def _close(one: float | None, other: float | None, relative: float) -> bool:
-    return one is other if one is None or other is None else math.isclose(one, other, rel_tol=relative, abs_tol=1e-12)
+def _close(one: object, other: object, relative: float, absolute: float) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_close(one[key], other[key], relative, absolute) for key in one)
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
+    return one == other
 
 
 @dataclass(eq=False)
@@ -258,27 +254,22 @@ class _Replay(Run):
     seen: set[Path] = field(default_factory=set)
     lacking: set[str] = field(default_factory=set)
 
-    solver: TaskSolver = lambda _makers, _watch: iter(())
-
-    def solve(self, goals: Mapping[str, Goal]) -> Iterator[tuple[str, tuple[Answer, ...]]]:
-        """What is recorded; the run ends where something is not."""
-        found = set()
-        for name, answers in super().solve(goals):
-            found.add(name)
-            yield name, answers
-        if found != set(goals):
+    def nothing_more(self, makers: Iterable[Maker], _watch: object) -> Solved:
+        """No layer is solved: the run ends where something is not recorded."""
+        if any(True for _ in makers):
             self.stopped = "nothing more is recorded"
+        return iter(())
 
     def known(self, name: str, goal: Goal) -> tuple[Answer, ...] | None:
         """The entry, once it is judged; None if its weights are not such as could be written."""
         key = self.key(goal)
         try:
-            record = self.entries.get(name, key) or self._near(name, goal)
+            record, goal = self._recorded(name, goal)
             if record is None:
                 self.lacking.add(name)
                 return None
-            key = cast(dict[str, object], record.data["goal"])
-            answers, row = self.judged(name, goal.as_recorded(key), record)
+            key = record.data["goal"]
+            answers, row = self.judged(name, goal, record)
         except DamagedFile as error:
             self.judgements.append(Judged(name, str(goal), None, None, (str(error),)))
             return None
@@ -293,20 +284,22 @@ class _Replay(Run):
         assert self.journal is not None  # noqa: S101 - there is nothing else to take answers from
         return self.journal
 
-    def _near(self, name: str, goal: Goal) -> Record | None:
-        """An entry whose goal is the same up to rounding, which differs on another machine where eps is allocated."""
-        after = self.key(goal).get("after")
-        for path, layer, known in self._goals:
-            own = {key: value for key, value in known.items() if key != "after"}
-            if layer == name and known.get("after") == after and goal.near(own):
-                return self.entries.read(path)
-        return None
+    def _recorded(self, name: str, goal: Goal) -> tuple[Record | None, Goal]:
+        """The entry of a goal, or of one that is the same up to rounding, as on another machine; and its goal."""
+        key = self.key(goal)
+        if record := self.entries.get(name, key):
+            return record, goal
+        for path, data in self._entries:
+            known = {name: value for name, value in data["goal"].items() if name != "after"}
+            after = data["goal"].get("after")
+            if data["layer"] == name and after == key.get("after") and (near := goal.near(known)):
+                return self.entries.read(path), near
+        return None, goal
 
     @cached_property
-    def _goals(self) -> list[tuple[Path, str, Mapping[str, object]]]:
+    def _entries(self) -> list[tuple[Path, Json]]:
         found = []
         for path in self.entries.paths():
             with suppress(DamagedFile):  # said where it is wanted, or among those that are not
-                record = self.entries.read(path)
-                found.append((path, str(record.data["layer"]), cast(Mapping[str, object], record.data["goal"])))
+                found.append((path, self.entries.read(path).data))
         return found

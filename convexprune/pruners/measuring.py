@@ -38,8 +38,8 @@ class Measurement(Goal):
         radii = [value * sample.size for value in self.eps]
         path = solve_path(program, radii, solver, callback=watch.show, stop=watch, **limits)  # type: ignore[arg-type]
         if watch.ended:
-            stopped = unproven(sample.stored, sample, "none", 0.0, options, program, Status.STOPPED)
-            return Answer.of(stopped, sample.stored, sample, str(Status.STOPPED))
+            ended = Status.STOPPED
+            return unproven(sample.stored, sample, "none", 0.0, options, str(ended), ended=ended)
         loosest = replace(path[len(path) - 1].solution, status=Status.NO_BOUND)  # a measurement, no answer
         return replace(answered(program, loosest, sample), path=self.read(sample, path))
 

@@ -10,9 +10,9 @@ from convexprune.pruners.allocation import allocate_eps
 from convexprune.pruners.measuring import curves, fewest_weights
 from convexprune.pruners.tolerance import Within
 from convexprune.runs.answer import Answer, Goal
-from convexprune.runs.outcome import bound_of, check_known, network_errors, radii_of
+from convexprune.runs.outcome import bound_of, network_errors, radii_of
 from convexprune.runs.run import Run
-from convexprune.solvers.errors import Infeasible
+from convexprune.solvers.errors import Infeasible, InvalidInput
 from convexprune.targets import NetworkEps
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,11 @@ def by_bound(run: Run, target: NetworkEps) -> None:
         InvalidInput: No bound is known for the network. Infeasible: It cannot be met.
     """
     found = bound_of(run)
-    check_known(found)
+    if found.reason is not None:
+        raise InvalidInput(
+            f"network_eps: no bound on this network's outputs is known: {found.reason}; give eps, or "
+            "guarantee='measured'"
+        )
     total = target.value * run.plan.size * _ROOM
     sizes = run.sizes()
     prices = {name: found.coefficients[name] * sizes[name] for name in run.layers}

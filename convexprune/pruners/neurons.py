@@ -196,7 +196,7 @@ class KeepInputs(Goal):
         if not self.refit:
             stored = problem.stored.masked_fill(~self.support(problem, options), 0)
             seconds = time.perf_counter() - began
-            return Answer.of(unproven(stored, problem, "mask", seconds, options), stored, problem, MASKED)
+            return unproven(stored, problem, "mask", seconds, options, MASKED)
         every = len(self.kept) == self.neurons and not options.cascade
         support = None if every else self.support(problem, options)
         return refitted_to(support, self.program(problem, options), problem, options, watch, "refit", began)
@@ -204,8 +204,7 @@ class KeepInputs(Goal):
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """Whether only the neurons that stay have weights."""
         if not self.refit:
-            nothing = unproven(answer.stored, problem, "mask", 0.0, options)
-            again = Answer.of(nothing, answer.stored, problem, answer.status, answer.notes)
+            again = unproven(answer.stored, problem, "mask", 0.0, options, answer.status, answer.notes)
             same = torch.equal(answer.stored, problem.stored.masked_fill(~self.support(problem, options), 0))
             return again if same else replace(again, status=f"not {answer.status}")
         again = judged(answer, problem, self.program(problem, options))

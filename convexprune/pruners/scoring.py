@@ -250,7 +250,7 @@ class KeepMask(Goal):
     ) -> Answer:
         method = type(self.pruner).__name__
         if not options.refit:
-            return Answer.of(unproven(stored, problem, method, seconds, options), stored, problem, MASKED)
+            return unproven(stored, problem, method, seconds, options, MASKED)
         support = torch.cat([keep, keep.new_ones(len(problem.stored) - len(keep), keep.shape[1])])
         if (allowed := problem.support(options)) is not None:
             support &= allowed
@@ -261,10 +261,7 @@ class KeepMask(Goal):
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
         """Errors and counts anew, and whether the budget, or the pattern, is kept."""
         again = [
-            replace(
-                Answer.of(unproven(a.stored, p, "", 0.0, options), a.stored, p, a.status, a.notes),
-                solution=a.solution,
-            )
+            replace(unproven(a.stored, p, "", 0.0, options, a.status, a.notes), solution=a.solution)
             for a, p in zip(answers, problems, strict=True)
         ]
         kept = [a.stored[: p.rows] != 0 for a, p in zip(answers, problems, strict=True)]
@@ -275,9 +272,8 @@ class KeepMask(Goal):
             holds = self.count is not None and sum(int(k.sum()) for k in kept) <= self.count
         return tuple(a if holds else replace(a, status=f"not {a.status}") for a in again)
 
-    def near(self, recorded: object) -> bool:
+    def near(self, recorded: Mapping[str, object]) -> None:
         """Scores of another machine may round otherwise, and then choose others: only the same key will do."""
-        return False
 
     def to_dict(self) -> dict[str, object]:
         """The method, its options, and what is wanted; a mask by its digest."""

@@ -104,10 +104,8 @@ class Within(Goal):
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """The recorded status where it promises nothing, or what it promises is found to hold."""
         fit, radius, promised = problem.within(self.eps, options)
-        solution = judged(answer, problem, problem.program(fit, problem.penalty(options))).solution
-        again = Answer.of(
-            solution, answer.stored, problem, answer.status, answer.notes, radius=radius, promised=promised
-        )
+        program = problem.program(fit, problem.penalty(options))
+        again = judged(answer, problem, program, radius=radius, promised=promised)
         certificate, allowed = again.solution.certificate, slack(again)
         inside = certificate.violation <= options.feas_tol + allowed["violation"]
         inside &= zeros_stayed(answer, problem, options)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, TypeVar
@@ -280,8 +280,8 @@ class Reweight(Goal):
         if self.columns is not None:
             product, F = replace(product, weights=product.weights[:, self.columns]), F[:, self.columns]
         wrong, right = map(math.sqrt, product.squared_errors(F))
-        solution = unproven(stored, problem, self.method, time.perf_counter() - began, options)
-        return Answer.of(solution, stored, problem, self.status, error=wrong, size=right)
+        seconds = time.perf_counter() - began
+        return unproven(stored, problem, self.method, seconds, options, self.status, error=wrong, size=right)
 
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
         """The products and their errors anew; other weights than these have a status that says so."""
@@ -291,9 +291,8 @@ class Reweight(Goal):
             for new, old in zip(again, answers, strict=True)
         )
 
-    def near(self, recorded: object) -> bool:
+    def near(self, recorded: Mapping[str, object]) -> None:
         """Only the same factors will do."""
-        return False
 
     def to_dict(self) -> dict[str, object]:
         """The method, and the factors by their digest."""

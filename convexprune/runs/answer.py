@@ -112,23 +112,6 @@ class Answer:
             original=problem.original,
         )
 
-    def to_dict(self) -> dict[str, object]:
-        """Everything but the arrays, as plain data."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        own |= {"notes": list(self.notes), "path": [list(point) for point in self.path]}
-        del own["stored"]
-        return own | {"solution": self.solution.to_dict()}
-
-    def to(self, device: torch.device) -> "Answer":
-        """The same with weights and multipliers on a device."""
-        multipliers = self.solution.multipliers
-        solution = replace(
-            self.solution,
-            weights=self.solution.weights.to(device),
-            multipliers=None if multipliers is None else multipliers.to(device),
-        )
-        return replace(self, stored=self.stored.to(device), solution=solution)
-
 
 class Goal:
     """What is wanted of a layer: a frozen dataclass of plain numbers, which name the entry in a journal.
@@ -166,24 +149,15 @@ class Goal:
         """The eps that was allowed, if it was one."""
         return None
 
-    def near(self, recorded: object) -> bool:
-        """Whether a recorded key is this goal's but for rounding, which differs on another machine."""
+    def near(self, recorded: Mapping[str, object]) -> "Goal | None":
+        """This goal with the numbers of a recorded key, if they differ by rounding alone, as on another machine."""
         own = self.to_dict()
-        return (
-            isinstance(recorded, dict)
-            and own.keys() == recorded.keys()
-            and all(
-                math.isclose(value, recorded[key], rel_tol=1e-5)
-                if isinstance(value, float) and isinstance(recorded[key], float)
-                else (list(value) if isinstance(value, tuple) else value) == recorded[key]
-                for key, value in own.items()
-            )
-        )
-
-    def as_recorded(self, recorded: Mapping[str, object]) -> "Goal":
-        """This goal with the numbers of a recorded key that is near."""
-        names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), float)]  # type: ignore[arg-type]
-        return dataclasses.replace(self, **{name: recorded[name] for name in names if name in recorded})  # type: ignore[type-var]
+        floats = {key: value for key, value in recorded.items() if isinstance(value, float) and hasattr(self, key)}
+        for key, value in own.items():
+            own[key] = list(value) if isinstance(value, tuple) else value
+            if isinstance(value, float) and math.isclose(value, floats.get(key, math.nan), rel_tol=1e-5):
+                own[key] = floats[key]
+        return replace(self, **floats) if own == recorded else None  # type: ignore[type-var]
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""
@@ -246,17 +220,20 @@ def unproven(
     method: str,
     seconds: float,
     options: Options,
-    program: LayerProgram | None = None,
-    status: Status = Status.NO_BOUND,
-    effective: object = None,
-) -> Solution:
-    """Weights as stored, of which nothing is proven; with a program its value and violation."""
+    status: str,
+    notes: Sequence[str] = (),
+    *,
+    ended: Status = Status.NO_BOUND,
+    error: float | None = None,
+    size: float | None = None,
+) -> Answer:
+    """Weights as stored, of which nothing is proven; ``error`` and ``size`` as in ``Answer.of``."""
     U = problem.fold.apply(stored.to(problem.dtype))
-    nothing = Certificate(math.nan, -math.inf, math.inf, 0.0, 1.0)
-    certificate = nothing if program is None else certify(program, U)
-    provenance = {"solver": method, "message": "", "effective": effective or {}} | environment(U)
+    certificate = Certificate(math.nan, -math.inf, math.inf, 0.0, 1.0)
+    provenance = {"solver": method, "message": "", "effective": {}} | environment(U)
     provenance["limits"] = {"tol": options.tol, "feas_tol": options.feas_tol}
-    return Solution(U, None, status, certificate, (), 0, Seconds(0.0, seconds, 0.0), provenance)
+    solution = Solution(U, None, ended, certificate, (), 0, Seconds(0.0, seconds, 0.0), provenance)
+    return Answer.of(solution, stored, problem, status, notes, error=error, size=size)
 
 
 def _status(solution: Solution, certificate: Certificate) -> str:
@@ -274,12 +251,13 @@ def agreement(dtype: torch.dtype) -> float:
     return _AGREEMENT.get(dtype, _HALF)
 
 
-def judged(answer: Answer, problem: Problem, program: LayerProgram) -> Answer:
+def judged(
+    answer: Answer, problem: Problem, program: LayerProgram, *, radius: float = math.inf, promised: float = math.inf
+) -> Answer:
     """The answer with its certificate, errors and counts from the recorded weights and multipliers."""
     U = problem.fold.apply(answer.stored.to(problem.dtype))
-    certificate = _certificate(program, problem, U, answer)
-    solution = replace(answer.solution, weights=U, certificate=certificate)
-    again = Answer.of(solution, answer.stored, problem, answer.status, answer.notes)
+    solution = replace(answer.solution, weights=U, certificate=_certificate(program, problem, U, answer))
+    again = Answer.of(solution, answer.stored, problem, answer.status, answer.notes, radius=radius, promised=promised)
     return replace(again, path=answer.path)
 
 
@@ -300,9 +278,9 @@ def _certificate(program: LayerProgram, problem: Problem, U: Tensor, answer: Ans
 
 def layer_row(layer: Layer, goal: Goal, answers: Sequence[Answer]) -> LayerReport:
     """The row of a layer from its groups' answers."""
-    figures = dict(layer_figures(str(goal), goal.allowed, answers))
-    figures["notes"] = (*layer.notes, *figures["notes"])
-    return LayerReport(name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, **figures)
+    figures = layer_figures(str(goal), goal.allowed, answers)
+    row = LayerReport(name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, **figures)
+    return replace(row, notes=(*layer.notes, *row.notes))
 
 
 def with_extras(row: LayerReport, extra: Mapping[str, object]) -> LayerReport:

@@ -1,12 +1,13 @@
 """Answers as journal entries, back, and judged again: nothing is taken on trust that can be looked at."""
 
-import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar, cast, get_type_hints
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import repeat
+from typing import cast, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor
 
 from convexprune.errors import DamagedFile, PruningFailed
@@ -28,12 +29,10 @@ from convexprune.runs.journal import Record
 from convexprune.runs.layer import Fold, Layer
 from convexprune.runs.problem import Problem
 from convexprune.solvers.arrays import working_dtype
-from convexprune.solvers.certificate import Certificate, Solution, Status
-from convexprune.solvers.certificate.solution import Seconds, TracePoint
+from convexprune.solvers.certificate import Status
 from convexprune.solvers.errors import ConvexPruneError, Infeasible
 
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 Plain = Mapping[str, object]
 _ENDS = (*map(str, Status), KEPT, REFITTED, ROUNDED, MASKED, MASKED_REFITTED, *SAMPLED)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
@@ -41,26 +40,29 @@ _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, Recur
 
 def recorded(goal: Goal, answers: Sequence[Answer]) -> Record:
     """A layer's answers: weights as stored, multipliers, all figures, and the goal in words."""
-    tensors: dict[str, Tensor] = {}
+    tensors, groups = dict[str, Tensor](), list[Plain]()
     for number, answer in enumerate(answers):
         tensors[f"stored.{number}"] = answer.stored
         if answer.solution.multipliers is not None:
             tensors[f"multipliers.{number}"] = answer.solution.multipliers
-    data = {"wanted": str(goal), "allowed": goal.allowed, "measured": goal.measured}
-    return Record(data | {"groups": [answer.to_dict() for answer in answers]}, tensors)
+        own = {field.name: getattr(answer, field.name) for field in fields(answer) if field.name != "stored"}
+        groups.append(own | {"solution": answer.solution.to_dict()})
+    data = {"wanted": str(goal), "allowed": goal.allowed, "measured": goal.measured, "groups": groups}
+    return Record(data, tensors)
 
 
-def recalled(record: Record, folds: Sequence[Fold]) -> tuple[Answer, ...]:
-    """The answers of an entry.
+def recalled(record: Record, folds: Sequence[Fold], device: torch.device | None = None) -> tuple[Answer, ...]:
+    """The answers of an entry, on a device; None: the CPU.
 
     Raises:
         DamagedFile: Something in it is missing or is not what it should be.
     """
     try:
-        groups = cast(Sequence[Plain], record.data["groups"])
+        tensors = {name: tensor.to(device or "cpu") for name, tensor in record.tensors.items()}
+        groups = enumerate(zip(cast(Sequence[Plain], record.data["groups"]), folds, strict=True))
         return tuple(
-            _answer(data, record.tensors, number, fold)
-            for number, (data, fold) in enumerate(zip(groups, folds, strict=True))
+            _answer(data, tensors[f"stored.{number}"], tensors.get(f"multipliers.{number}"), fold)
+            for number, (data, fold) in groups
         )
     except _DAMAGE as error:
         found, layer = f"{type(error).__name__}: {error}", record.data.get("layer")
@@ -70,67 +72,43 @@ def recalled(record: Record, folds: Sequence[Fold]) -> tuple[Answer, ...]:
         ) from error
 
 
-def _answer(data: Plain, tensors: Mapping[str, Tensor], number: int, fold: Fold) -> Answer:
-    solved, stored = cast(Plain, data["solution"]), tensors[f"stored.{number}"]
-    multipliers = tensors.get(f"multipliers.{number}")
-    _check_arrays(stored, multipliers, solved["shape"], fold)
-    solution = Solution(
-        weights=fold.apply(stored.to(working_dtype(stored.dtype))),
-        multipliers=multipliers,
-        status=Status(solved["status"]),
-        certificate=_made(Certificate, solved["certificate"]),
-        trace=tuple(_made(TracePoint, point) for point in cast(Sequence[object], solved["trace"])),
-        iterations=cast(int, _of_type(int, solved["iterations"])),
-        seconds=_made(Seconds, solved["seconds"]),
-        provenance=_limited(cast(Plain, solved["provenance"])),
-    )
+def _answer(data: Plain, stored: Tensor, multipliers: Tensor | None, fold: Fold) -> Answer:
+    solved = cast(Plain, data["solution"])
+    width = stored.shape[-1:] if fold.scale is None else fold.scale.shape
+    if list(stored.shape) != solved["shape"] or stored.ndim != 2 or stored.shape[1:] != width:
+        raise ValueError(f"weights {list(stored.shape)}, expected {solved['shape']}")
+    if multipliers is not None and multipliers.shape[1:] != stored.shape[1:]:
+        raise ValueError(f"multipliers {list(multipliers.shape)} for weights {list(stored.shape)}")
+    arrays = [stored] if multipliers is None else [stored, multipliers]
+    if not all(array.is_floating_point() and bool(array.isfinite().all()) for array in arrays):
+        raise ValueError("NaN, infinity or whole numbers in its arrays")
     if data["status"] not in _ENDS:
         raise ValueError(f"a status {data['status']!r}, expected one of {', '.join(_ENDS)}")
-    lists = {"notes": tuple(map(str, cast(Sequence[object], data["notes"])))}
-    path = tuple(map(tuple, cast(Sequence[Sequence[object]], data.get("path", ()))))
-    return _made(Answer, {**data, **lists, "path": path, "solution": solution, "stored": stored})
+    limits = cast(Plain, cast(Plain, solved["provenance"])["limits"])
+    _read(float, limits["tol"]), _read(float, limits["feas_tol"])
+    weights = fold.apply(stored.to(working_dtype(stored.dtype)))
+    solution = {**solved, "weights": weights, "multipliers": multipliers}
+    return cast(Answer, _read(Answer, {**data, "solution": solution, "stored": stored}))
 
 
-def _check_arrays(stored: Tensor, multipliers: Tensor | None, shape: object, fold: Fold) -> None:
-    width = stored.shape[-1:] if fold.scale is None else fold.scale.shape
-    if not stored.is_floating_point() or list(stored.shape) != shape or stored.ndim != 2 or stored.shape[1:] != width:
-        raise ValueError(f"weights {stored.dtype} {list(stored.shape)}, expected {shape}")
-    if multipliers is not None and (not multipliers.is_floating_point() or multipliers.shape[1:] != stored.shape[1:]):
-        raise ValueError(f"multipliers {multipliers.dtype} {list(multipliers.shape)} for weights {shape}")
-    if not all(bool(array.isfinite().all()) for array in (stored, multipliers) if array is not None):
-        raise ValueError("NaN or infinity in its arrays")
-
-
-def _limited(provenance: Plain) -> dict[str, object]:
-    """The provenance, with the tolerances that statuses are read by as numbers."""
-    limits = dict(cast(Plain, provenance["limits"]))
-    limits |= {name: _of_type(float, limits[name]) for name in ("tol", "feas_tol")}
-    return {**provenance, "limits": limits}
-
-
-def _made(kind: type[T], data: object) -> T:
-    """A dataclass from plain data, each number of the type that it should have."""
-    given, hints = cast(Plain, data), get_type_hints(kind)
-    values = {
-        field.name: _of_type(hints[field.name], given[field.name])
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if field.name in given
-    }
-    if "residuals" in values:
-        residuals = cast(Plain, given["residuals"])
-        values["residuals"] = {str(name): _of_type(float, value) for name, value in residuals.items()}
-    return kind(**values)
-
-
-def _of_type(kind: object, value: object) -> object:
-    """The value, if it is of the kind; infinities and NaN were written as texts."""
-    if kind not in (bool, int, float, str):
-        return value
-    if kind is float and value in ("inf", "-inf", "nan"):
+def _read(kind: object, value: object) -> object:
+    """What a field of this kind holds, from plain data, in which infinities and NaN were written as texts."""
+    inner = get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        given, kinds = cast(Plain, value), get_type_hints(kind)
+        return kind(**{f.name: _read(kinds[f.name], given[f.name]) for f in fields(kind) if f.name in given})
+    if get_origin(kind) is tuple:
+        items = cast(Sequence[object], value)
+        return tuple(map(_read, repeat(inner[0]) if inner[-1] is Ellipsis else inner, items))
+    if kind == Mapping[str, float]:
+        return {name: _read(float, item) for name, item in cast(Plain, value).items()}
+    if kind is Status:
+        return Status(value)
+    if kind is float and (value in ("inf", "-inf", "nan") or type(value) is int):
         return float(value)
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise TypeError(f"{value!r}, expected a {kind.__name__}")
-    return kind(value)
+    if kind in (bool, int, float, str) and type(value) is not kind:
+        raise TypeError(f"{value!r}, expected a {kind}")
+    return value
 
 
 # Judged again
@@ -173,19 +151,21 @@ def judged_record(
     Raises:
         DamagedFile: The entry is not such as is written.
     """
-    answers = tuple(answer.to(trained[0].device) for answer in recalled(record, layer.folds))
-    row = layer_row(layer, goal, answers)
+    answers = recalled(record, layer.folds, trained[0].device)
+
+    def found(again: Sequence[Answer] | None, *differences: str) -> tuple[tuple[Answer, ...], Judged]:
+        row, recomputed = (None if each is None else layer_row(layer, goal, each) for each in (answers, again))
+        return answers, Judged(layer.name, str(goal), row, recomputed, differences)
+
     claims = [(answer.stored.dtype, list(answer.stored.shape)) for answer in answers]
     expected = [(stored.dtype, list(stored.shape)) for stored in trained]
     if claims != expected:
-        wrong = f"its weights are {claims}, those of the layer {expected}"
-        return answers, Judged(layer.name, str(goal), row, None, (wrong,))
+        return found(None, f"its weights are {claims}, those of the layer {expected}")
     try:
         again = goal.judge(answers, problems(), options)
     except ConvexPruneError as error:  # multipliers of another program, a budget that this layer cannot have
-        return answers, Judged(layer.name, str(goal), row, None, (str(error),))
-    found = _differences(answers, again, goal.measured)
-    return answers, Judged(layer.name, str(goal), row, layer_row(layer, goal, again), found)
+        return found(None, str(error))
+    return found(again, *_differences(answers, again, goal.measured))
 
 
 def slack(answer: Answer) -> dict[str, float]:
@@ -210,28 +190,25 @@ def slack(answer: Answer) -> dict[str, float]:
     }
 
 
-def _differences(recorded: Sequence[Answer], again: Sequence[Answer], measured: bool) -> tuple[str, ...]:
+def _differences(recorded: Sequence[Answer], again: Sequence[Answer], measured: bool) -> Iterator[str]:
     """What is recorded otherwise than recomputed, by more than rounding; of measurements but for bound and gap."""
-    found = []
     for number, (claim, known) in enumerate(zip(recorded, again, strict=True)):
         where = f" (group {number})" if len(recorded) > 1 else ""
-        allowed, claims, facts = slack(known), _figures(claim), _figures(known)
-        for name, value in claims.items():
-            left_out = measured and name in ("bound", "gap")
-            if not left_out and not _agree(value, facts[name], allowed.get(name, 0.0)):
-                found.append(f"{name}{where}: recorded {value}, recomputed {facts[name]}")
-    return tuple(found)
+        allowed, facts = slack(known), _figures(known)
+        for name, value in _figures(claim).items():
+            fact, left_out = facts[name], measured and name in ("bound", "gap")
+            near = (
+                isinstance(value, float)
+                and isinstance(fact, float)
+                and (abs(value - fact) <= allowed.get(name, 0.0) or (math.isnan(value) and math.isnan(fact)))
+            )
+            if not (value == fact or near or left_out):
+                yield f"{name}{where}: recorded {value}, recomputed {fact}"
 
 
 def _figures(answer: Answer) -> dict[str, object]:
     names = ("radius", "promised", "size", "error", "samples", "before", "nonzeros", "returned", "status", "original")
     return answer.solution.certificate.to_dict() | {name: getattr(answer, name) for name in names}
-
-
-def _agree(one: object, other: object, allowed: float) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return one == other or abs(one - other) <= allowed or (math.isnan(one) and math.isnan(other))
-    return bool(one == other)
 
 
 def check_answer(name: str, answer: Answer) -> None:
