@@ -26,8 +26,9 @@ from convexprune.pruners.sizes import without_idle
 from convexprune.report.report import Report, SkippedModule, emptied_layers, only_skipped
 from convexprune.runs.data import Data, as_data
 from convexprune.runs.executors import several, solver_for
+from convexprune.runs.fingerprints import data_fingerprint, model_fingerprint
 from convexprune.runs.fits import layer_fit
-from convexprune.runs.journal import Journal, described_run
+from convexprune.runs.journal import Journal
 from convexprune.runs.outcome import amplified, network_errors, network_promise, same_outputs
 from convexprune.runs.plan import first_names, make_plan
 from convexprune.runs.problem import StoppingRule
@@ -39,6 +40,10 @@ from convexprune.targets import Eps, Sparsity, Target, as_target
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Run)
+_SIDE_BY_SIDE = (
+    "parallel mode, since of {} layers at a time none can wait for another; with jobs=1, in cascade, each makes up for "
+    "those before it"
+)
 
 
 def prune_(
@@ -113,8 +118,7 @@ def prune_(
         if described is not None and run is not None:
             work.journal = stack.enter_context(Journal(run, described | {"recipe": settled.recipe()}))
         report = _pruned(work, settled)
-    notices = (*_side_by_side(request, options, jobs), *report.notices)
-    return replace(report, notices=notices, seconds=time.perf_counter() - began)
+    return replace(report, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +131,7 @@ class Request:
         calibration, holdout: The data.
         target, options: As in ``prune_``; in tables a layer of several names goes by the first.
         method, pruner: The method's name, and the pruner.
+        notices: What a reader should know.
     """
 
     model: nn.Module
@@ -137,6 +142,7 @@ class Request:
     method: str
     pruner: Pruner
     options: Options
+    notices: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -161,7 +167,10 @@ class Request:
             if fit is not None:
                 layer_fit(fit, f"fit of {pattern}" if pattern else "fit")
         name, pruner = make_pruner(method, target)
+        notices = []
         if chosen.mode is None:
+            if several(jobs) and not isinstance(target, Eps):
+                notices = [_SIDE_BY_SIDE.format(jobs if isinstance(jobs, int) else "several")]
             default = pruner.default_mode(target, chosen) or ("parallel" if several(jobs) else None)
             chosen = replace(chosen, mode=mode or default)
         if chosen.cascade and several(jobs):
@@ -181,7 +190,7 @@ class Request:
         holdout = None if how is None else how.held_out()
         own = uncompiled(check_module(model))
         chosen, target = first_names(own, chosen, target)
-        return cls(own, how, calibration, holdout, target, name, pruner, chosen)
+        return cls(own, how, calibration, holdout, target, name, pruner, chosen, tuple(notices))
 
     def recipe(self) -> dict[str, object]:
         """What decides the results, as plain data."""
@@ -190,7 +199,9 @@ class Request:
 
     def described(self) -> dict[str, object]:
         """What a run directory says of it: fingerprints of the model and the data, and the recipe."""
-        return described_run(self.model, self.calibration, self.recipe(), self.holdout)
+        own: dict[str, object] = {"model": model_fingerprint(self.model), "recipe": self.recipe()}
+        own["data"] = None if self.calibration is None else data_fingerprint(self.calibration.content())
+        return own if self.holdout is None else own | {"holdout": data_fingerprint(self.holdout.content())}
 
     def prepared(self, kind: type[R], progress: Callable[[int, int], None]) -> "tuple[Request, R]":
         """This with the mode that suits the model, and the run, with what one pass over the data finds out.
@@ -224,7 +235,7 @@ class Request:
         if not links and isinstance(self.target, Sparsity):
             plan = without_idle(plan, self.target, self.options)
         settled = replace(self, options=replace(self.options, mode=plan.mode))
-        plan = replace(plan, notices=(*fittings, *plan.notices))
+        plan = replace(plan, notices=(*self.notices, *fittings, *plan.notices))
         samples_needed = self.pruner.needs_samples
         own = {"holdout": self.holdout, "samples_needed": samples_needed, "links": links, "left": left}
         return settled, kind(self.model, self.calibration, forward, plan, settled.options, **own)  # type: ignore[arg-type]
@@ -290,15 +301,3 @@ def _outputs(run: Run) -> Tensor:
     """What the network computes on the calibration data now [samples, values]."""
     mask = None if run.data is None else run.data.mask
     return network_outputs(run.model, list(run.data or ()), run.forward, mask, run.plan.counted)
-
-
-def _side_by_side(request: Request, options: Options | None, jobs: object) -> tuple[str, ...]:
-    """What several layers at a time make of a mode that was left open, and would else be cascade."""
-    chosen = options is not None and options.mode is not None
-    if chosen or not several(jobs) or isinstance(request.target, Eps):
-        return ()
-    count = jobs if isinstance(jobs, int) else "several"
-    return (
-        f"parallel mode, since of {count} layers at a time none can wait for another; with jobs=1, in cascade, each "
-        "makes up for those before it",
-    )

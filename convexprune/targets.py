@@ -23,7 +23,6 @@ class Target:
     """
 
     kind: ClassVar[str]
-    noun: ClassVar[str] = "a number"
     value: object
 
     def check_entry(self, name: str, value: object) -> object:
@@ -40,6 +39,10 @@ class Target:
         Raises:
             InvalidInput, InvalidTolerance: A value or a word out of its range.
         """
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            words, found = field.metadata.get("words"), getattr(self, field.name)
+            if words and found not in words:
+                raise _invalid(f"{field.name}: expected {' or '.join(map(repr, words))}, found {found!r}")
         value = self.value
         if isinstance(value, Mapping):
             if not all(isinstance(name, str) for name in value):
@@ -60,19 +63,17 @@ class Target:
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
         settings = {f.name: getattr(self, f.name) for f in fields[1:] if getattr(self, f.name) != f.default}
         values = self.table or {"": self.value}
-        texts = [
-            f"{name}={value:g}" if name and not isinstance(value, str) else _text(name, value)
-            for name, value in values.items()
-        ]
+        numbers = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        texts = [f"{name}={number}" if name else number for name, number in numbers.items()]
         return " ".join([self.kind, *texts, *(f"{name}={value}" for name, value in settings.items())])
 
     def _where(self, name: str) -> str:
         return f"{self.kind} of {name}" if name else self.kind
 
 
-def _text(name: str, value: object) -> str:
-    number = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{name}={number}" if name else number
+def _words(*words: str) -> str:
+    """A setting that is one of these, by default the first."""
+    return dataclasses.field(default=words[0], metadata={"words": words})
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,12 @@ class NetworkEps(Target):
     """
 
     value: float
-    guarantee: str = "measured"
-    objective: str = "l1"
+    guarantee: str = _words("measured", "bound")
+    objective: str = _words("l1", "nonzeros")
     kind: ClassVar[str] = "network-eps"
 
     def check_entry(self, name: str, value: object) -> object:
         """As ``Target.check_entry``."""
-        _word("guarantee", self.guarantee, ("measured", "bound"))
-        _word("objective", self.objective, ("l1", "nonzeros"))
         if name:
             raise _invalid(f"network-eps: expected one number for the whole network, found a table with {name!r}")
         return _radius("network-eps", value)
@@ -134,12 +133,11 @@ class Sparsity(Target):
     """
 
     value: Size | Mapping[str, Size]
-    scope: str = "layer"
+    scope: str = _words("layer", "network")
     kind: ClassVar[str] = "sparsity"
 
     def check_entry(self, name: str, value: object) -> object:
         """As ``Target.check_entry``."""
-        _word("scope", self.scope, ("layer", "network"))
         values = self.table.values() if self.table is not None else [value]
         if self.scope == "network" and all(isinstance(each, str) for each in values):
             raise _invalid(f"sparsity: a pattern such as {value!r} is each layer's own; leave scope out")
@@ -157,12 +155,11 @@ class Neurons(Target):
     """
 
     value: float | int | Mapping[str, float | int]
-    scope: str = "layer"
+    scope: str = _words("layer", "network")
     kind: ClassVar[str] = "neurons"
 
     def check_entry(self, name: str, value: object) -> object:
         """As ``Target.check_entry``."""
-        _word("scope", self.scope, ("layer", "network"))
         if isinstance(value, str):
             raise _invalid(f"{self._where(name)}: expected the part of neurons that goes, or a count, found {value!r}")
         if self.scope == "network" and (name or (isinstance(value, Integral) and value)):
@@ -326,11 +323,6 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
-
-
-def _word(name: str, found: str, words: Sequence[str]) -> None:
-    if found not in words:
-        raise _invalid(f"{name}: expected {' or '.join(map(repr, words))}, found {found!r}")
 
 
 def _invalid(message: str) -> Exception:

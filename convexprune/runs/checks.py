@@ -9,7 +9,7 @@ Weights are scaled, output by output, and the outputs scaled back where the plan
 and what the norm gives put back; what a ReLU makes 0 is replaced.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,124 +34,92 @@ from convexprune.network.taps import (
     without_hooks,
 )
 from convexprune.runs.fits import FITS
-from convexprune.runs.layer import Layer, Versions, has_bias
+from convexprune.runs.layer import Layer, Versions
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import ShapeMismatch
 
-Examples = Sequence[tuple[Batch, Sequence[str]]]
 _Affine = tuple[Tensor, Tensor, int]
 """What a norm multiplies by, what it gives at 0, and the axis along which these lie."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class CheckedPlan:
     """The plan as far as it holds.
 
     Attributes:
         layers: Layers with what was found to follow them; what was planned otherwise is in their notes.
+        without_norm: What is planned for a layer if the norm is no part of its program.
+        given: Whether a layer's fit is the caller's own choice, which is kept.
         left: Layers that cannot be pruned, by name, with the reason.
         mixing: How samples of a batch see each other; None if they do not.
         forwards: How many were run.
         samples: Of how many samples each at most.
     """
 
-    layers: Mapping[str, Layer]
-    left: Mapping[str, str]
-    mixing: str | None
-    forwards: int
-    samples: int
-
-
-def checked_plan(
-    model: nn.Module,
-    layers: Mapping[str, Layer],
-    examples: Examples,
-    forward: Forward | None,
-    *,
-    without_norm: Callable[[Layer], Layer],
-    given: Callable[[str], bool],
-) -> CheckedPlan:
-    """The plan's layers, each put to the test on the first samples that reach it.
-
-    Args:
-        model: The network; left as found.
-        layers: What is planned, by name.
-        examples: Batches, each with the layers that it is for.
-        forward: As for ``prune_``.
-        without_norm: What is planned for a layer if the norm is no part of its program.
-        given: Whether a layer's fit is the caller's own choice, which is kept.
-    """
-    found, left = dict(layers), dict[str, str]()
-    mixing: str | None = None
-    forwards = samples = 0
-    with evaluating(model):
-        for batch, names in examples:
-            check = _Check({name: layers[name] for name in names if name in layers}, without_norm, given)
-            if check.layers:
-                trial = Trial(model, batch, forward, check.products())
-                check.run(trial)
-                mixing = mixing or trial.mixes_samples()
-                found |= check.layers
-                left |= check.left
-                forwards, samples = forwards + trial.forwards, max(samples, samples_of(batch))
-    kept = {name: layer for name, layer in found.items() if name not in left}
-    return CheckedPlan(kept, left, mixing, forwards, samples)
-
-
-@dataclass(eq=False)
-class _Check:
-    """Of the layers that one batch reaches."""
-
     layers: dict[str, Layer]
     without_norm: Callable[[Layer], Layer]
     given: Callable[[str], bool]
     left: dict[str, str] = field(default_factory=dict)
-    wrong: dict[str, str] = field(default_factory=dict)  # what was measured in a forward
-    axes: dict[str, int] = field(default_factory=dict)  # along which norms are taken to run
+    mixing: str | None = None
+    forwards: int = 0
+    samples: int = 0
+    _wrong: dict[str, str] = field(default_factory=dict)  # what was measured in a forward
+    _axes: dict[str, int] = field(default_factory=dict)  # along which norms are taken to run
 
-    def run(self, trial: Trial) -> None:
-        """All tests but that of products, which the trial's first forward was."""
-        self.left |= self.wrong
+    def test(self, model: nn.Module, batch: Batch, names: Sequence[str], forward: Forward | None) -> None:
+        """Put these layers to the test on a batch; the model is left as found, ``forward`` is as for ``prune_``."""
+        names = [name for name in names if name in self.layers]
+        if not names:
+            return
+        self._wrong.clear()
+        with evaluating(model):
+            trial = Trial(model, batch, forward, self._products(names))
+            self.left |= self._wrong
+            self._test(trial, [name for name in names if name not in self.left])
+            self.mixing = self.mixing or trial.mixes_samples()
         self.layers = {name: layer for name, layer in self.layers.items() if name not in self.left}
-        for name, layer in self.layers.items():
-            if layer.norm is None:
-                continue
+        self.forwards, self.samples = self.forwards + trial.forwards, max(self.samples, samples_of(batch))
+
+    def _test(self, trial: Trial, names: Sequence[str]) -> None:
+        """All tests but that of products, which the trial's first forward was."""
+        for name in names:
+            layer = self.layers[name]
             outputs = sum(W.shape[1] for W in weight_matrices(layer.module))
-            if outputs != (channels := layer.norm.get_parameter("bias").numel()):
+            if layer.norm is not None and outputs != (channels := layer.norm.get_parameter("bias").numel()):
                 self._take_norm_out(name, f"it normalises {channels} channels, and the layer has {outputs} outputs")
-        self.axes = dict.fromkeys(self.layers, 1)
-        fixed = trial.settle(list(self.layers), partial(self._rewritten, trivial=True))
-        open_to_tests = [name for name in self.layers if name not in fixed]
+        self._axes = dict.fromkeys(names, 1)
+        fixed = trial.settle(names, partial(self._rewritten, trivial=True))
         for name in fixed:
             self._take_norm_out(name, _UNTESTED)
             self._count_before_relu(name, _UNTESTED)
+        open_to_tests = [name for name in names if name not in fixed]
         self._test_weights(trial, open_to_tests)
         self._test_relus(trial, [name for name in open_to_tests if name not in self.left])
 
-    def products(self) -> AbstractContextManager[None]:
+    def _products(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """Inside, each call of a layer is compared with its inputs times its weights."""
 
         def see(name: str, tap: Tap, _module: nn.Module, args: Batch, kwargs: Batch, returned: Batch) -> None:
             moved = _off_product(self.layers[name], tap, args, kwargs, returned)
             if moved is not None:
-                self.wrong.setdefault(name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
+                self._wrong.setdefault(name, f"its outputs are not its inputs times its weights{moved}: {_OTHER}")
 
-        return hooked(at({name: layer.taps for name, layer in self.layers.items()}, see))
+        return hooked(at({name: self.layers[name].taps for name in names}, see))
 
     def _test_weights(self, trial: Trial, names: Sequence[str]) -> None:
         """Nothing but the layers' outputs shows their weights, and norms run output by output."""
         waiting = list(names)
         while waiting:
-            self.wrong.clear()
+            self._wrong.clear()
             shown = trial.revealing(waiting, partial(self._rewritten, trivial=False))
-            failing = [name for name in waiting if name in shown or name in self.wrong]
+            failing = [name for name in waiting if name in shown or name in self._wrong]
             for name in failing:
                 if self.layers[name].norm is None:
                     self.left[name] = _READ
-                elif self.axes[name] == 1:
-                    self.axes[name] = -1  # a norm that moves this axis itself
+                elif self._axes[name] == 1:
+                    self._axes[name] = -1  # a norm that moves this axis itself
                 else:
-                    self._take_norm_out(name, self.wrong.get(name, _READ_BESIDE))
+                    self._take_norm_out(name, self._wrong.get(name, _READ_BESIDE))
             waiting = [name for name in failing if name not in self.left]
 
     def _test_relus(self, trial: Trial, names: Sequence[str]) -> None:
@@ -193,13 +161,14 @@ class _Check:
             for name, layer in layers.items():
                 if layer.norm is None and not all(tap.returns_outputs for tap in layer.taps):
                     continue
-                draws, fold = generator(name), _fold_of(layer)
+                draws = generator(name)
                 factors = _scale_outputs_(layer, draws, trivial)
                 if layer.norm is None:
                     plain[name] = factors
                     continue
-                shift, (scale, at_0), axis = _shift_norm_(layer.norm, draws, trivial), fold, self.axes[name]
-                now = (scale, at_0 + layer.norm.get_parameter("bias").detach().double(), axis)
+                shift, axis = _shift_norm_(layer.norm, draws, trivial), self._axes[name]
+                mean, bias = layer.norm.get_buffer("running_mean").double(), layer.norm.get_parameter("bias")
+                now = (layer.norm_scale, bias.detach().double() - mean * layer.norm_scale, axis)
                 before.append((layer.norm, partial(_to_norm, factors, axis)))
                 after.append((layer.norm, partial(self._from_norm, name, shift, now)))
             taps = {name: layers[name].taps for name in plain}
@@ -216,7 +185,7 @@ class _Check:
         self, name: str, shift: Tensor, fold: _Affine, norm: nn.Module, args: Batch, kwargs: Batch, given: Tensor
     ) -> Tensor:
         if (off := _off_fold(*fold, args[0], given)) is not None:
-            self.wrong.setdefault(name, f"{_OTHER_NORM}{off}")
+            self._wrong.setdefault(name, f"{_OTHER_NORM}{off}")
         again: Tensor = without_hooks(norm, {"bias": shift}, args, kwargs)
         return again
 
@@ -300,16 +269,6 @@ def _off_fold(scale: Tensor, at_0: Tensor, axis: int, taken: Tensor, given: Tens
     off, size = float(norm(given.double() - scaled - shift)), float(norm(scaled) + norm(shift))
     fits = off <= rounding(_eps(taken, given)) * size
     return None if fits else f" (it differs by {off / (size or 1.0):.2g} of its size)"
-
-
-def _fold_of(layer: Layer) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies by, and what it gives at 0 beside its shift, by the folds of the layer's program."""
-    weights = weight_matrices(layer.module)
-    biases = [W[-1] if has_bias(layer.module) else torch.zeros_like(W[0]) for W in weights]
-    rows = [torch.stack([-b, torch.zeros_like(b)]).double() for b in biases]
-    at_0 = [fold.apply(pair).sum(0) for fold, pair in zip(layer.folds, rows, strict=True)]
-    scale = [fold.apply(torch.ones_like(pair))[0] for fold, pair in zip(layer.folds, rows, strict=True)]
-    return torch.cat(scale), torch.cat(at_0)
 
 
 def _scale_outputs_(layer: Layer, draws: torch.Generator, trivial: bool) -> Tensor:

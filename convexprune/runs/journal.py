@@ -13,22 +13,19 @@ import hashlib
 import json
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Self, cast
 
 import numpy as np
 from filelock import FileLock, Timeout
 from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from convexprune.errors import DamagedFile, OtherRun
 from convexprune.files.texts import Json, utf8
 from convexprune.files.weights import StrPath, as_path, make_folder, safetensors_bytes, write_atomically
-from convexprune.network.calibration import Calibration
-from convexprune.runs.fingerprints import data_fingerprint, model_fingerprint
 
 _FORMAT = 2
 _SOLVED = ("model", "data", "recipe")  # what makes two runs the same
@@ -63,29 +60,21 @@ class Journal:
     """
 
     def __init__(self, folder: StrPath, run: Mapping[str, object]) -> None:
-        self.folder = Path(folder)
+        self.folder, self._run = Path(folder), _run_fingerprint(run)
         make_folder(self.folder)
-        self._unlock: weakref.finalize[..., Journal] | None = weakref.finalize(self, _locked(self.folder).release)
+        self._unlock: Callable[[], object] = weakref.finalize(self, _locked(self.folder).release)
+        path, described = self.folder / "run.json", {"format": _FORMAT, **run}
         try:
-            self._open({"format": _FORMAT, **run})
+            if path.exists():
+                check_same(self.folder, _read_run(path), described)
+            for leftover in (*self.folder.glob(".*.tmp"), *self.folder.glob("layers/.*.tmp")):
+                if _LEFTOVER.fullmatch(leftover.name):
+                    leftover.unlink(missing_ok=True)
+            if not path.exists():
+                write_atomically(_encoded(described), path)
         except BaseException:
             self.close()
             raise
-
-    def _open(self, described: Mapping[str, object]) -> None:
-        path = self.folder / "run.json"
-        if path.exists():
-            check_same(self.folder, _read_run(path), described)
-        self._remove_leftovers()
-        if not path.exists():
-            write_atomically(_encoded(described), path)
-        self._run = _run_fingerprint(described)
-
-    def _remove_leftovers(self) -> None:
-        for folder in (self.folder, self.folder / "layers"):
-            for path in folder.glob(".*.tmp"):
-                if _LEFTOVER.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
 
     @classmethod
     def existing(cls, folder: StrPath) -> "tuple[Journal, Json]":
@@ -100,21 +89,18 @@ class Journal:
         if not path.exists():
             raise FileNotFoundError(f"{folder}: no run.json in it, so it is no run directory; give that of a prune")
         journal = cls.__new__(cls)
-        journal.folder, journal._unlock, described = Path(folder), None, _read_run(path)
-        journal._run = _run_fingerprint(described)
+        described = _read_run(path)
+        journal.folder, journal._run, journal._unlock = Path(folder), _run_fingerprint(described), lambda: None
         return journal, described
 
     def close(self) -> None:
         """Let other processes write here; calling it again does nothing."""
-        if self._unlock is not None:
-            self._unlock()
+        self._unlock()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def get(self, name: str, goal: Mapping[str, object]) -> Record | None:
@@ -178,7 +164,10 @@ class Journal:
         content = arrays.read_bytes()
         if _seal(content, data) != data.get("sha256"):
             raise DamagedFile(f"{path} or {arrays.name} was changed or cut short since they were written; {remedy}")
-        return Record(data, _loaded(content, arrays, remedy))
+        try:
+            return Record(data, load_tensors(content))
+        except Exception as error:  # damaged bytes make the parser raise nearly anything
+            raise DamagedFile(f"{arrays} holds no tensors ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def recipe_fingerprint(recipe: Mapping[str, object]) -> str:
@@ -201,17 +190,8 @@ def read_json(path: Path, remedy: str = "restore it, or start in another folder"
     return found
 
 
-def described_run(
-    model: nn.Module, data: Calibration | None, recipe: Mapping[str, object], holdout: Calibration | None
-) -> dict[str, object]:
-    """What is solved, as plain data: fingerprints of the model and the data, and the recipe."""
-    own: dict[str, object] = {"model": model_fingerprint(model), "recipe": dict(recipe)}
-    own["data"] = None if data is None else data_fingerprint(data.content())
-    return own if holdout is None else own | {"holdout": data_fingerprint(holdout.content())}
-
-
 def check_same(folder: StrPath, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    """Whether two descriptions, as ``described_run`` gives them, are of the same model, data and recipe.
+    """Whether two descriptions, as in run.json, are of the same model, data and recipe.
 
     Raises:
         OtherRun: The one found in ``folder`` is another; the message says in what.
@@ -257,10 +237,9 @@ def _read_run(path: Path) -> Json:
     if found.get("format") != _FORMAT:
         raise OtherRun(f"{path.parent}: a run of format {found.get('format')!r}, expected {_FORMAT}; choose another")
     missing = [key for key in _SOLVED if key not in found]
-    if missing:
-        raise DamagedFile(f"{path} lacks {', '.join(missing)}; restore it, or start in another folder")
-    if not isinstance(found["recipe"], dict):
-        raise DamagedFile(f"{path} holds no recipe, but {found['recipe']!r}; restore it, or start in another folder")
+    if missing or not isinstance(found["recipe"], dict):
+        what = f"lacks {', '.join(missing)}" if missing else f"holds no recipe, but {found['recipe']!r}"
+        raise DamagedFile(f"{path} {what}; restore it, or start in another folder")
     return found
 
 
@@ -272,13 +251,6 @@ def _seal(arrays: bytes, data: Mapping[str, object]) -> str:
     digest = hashlib.sha256(arrays)
     digest.update(_encoded({key: value for key, value in data.items() if key != "sha256"}, sort=True))
     return digest.hexdigest()
-
-
-def _loaded(content: bytes, path: Path, remedy: str) -> dict[str, Tensor]:
-    try:
-        return load_tensors(content)
-    except Exception as error:  # damaged bytes make the parser raise nearly anything
-        raise DamagedFile(f"{path} holds no tensors ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def _encoded(data: object, sort: bool = False) -> bytes:

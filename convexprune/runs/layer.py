@@ -76,15 +76,20 @@ class Layer:
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def norm_scale(self) -> Tensor:
+        """s = γ/σ [M] of the norm, in float64; it never changes, nor do the statistics."""
+        assert self.norm is not None  # noqa: S101 - who asks has looked
+        gamma, variance = self.norm.get_parameter("weight").detach().double(), self.norm.get_buffer("running_var")
+        scale: Tensor = gamma / (variance.double() + float(self.norm.eps)).sqrt()  # type: ignore[arg-type]
+        return scale
+
+    @cached_property
     def folds(self) -> tuple[Fold, ...]:
-        """One for each group, computed in float64. The norm's scale and statistics never change."""
+        """One for each group, computed in float64."""
         if self.norm is None:
             return (Fold(),) * self.groups
-        gamma = self.norm.get_parameter("weight").detach().double()
-        mean, variance = (self.norm.get_buffer(name).double() for name in ("running_mean", "running_var"))
-        scale = gamma / (variance + float(self.norm.eps)).sqrt()  # type: ignore[arg-type]
-        bias = getattr(self.module, "bias", None)
-        offset = ((torch.zeros_like(mean) if bias is None else bias.detach().double()) - mean) * scale
+        mean, bias = self.norm.get_buffer("running_mean").double(), getattr(self.module, "bias", None)
+        offset, scale = ((0.0 if bias is None else bias.detach().double()) - mean) * self.norm_scale, self.norm_scale
         return tuple(Fold(s, c) for s, c in zip(scale.chunk(self.groups), offset.chunk(self.groups), strict=True))
 
     @cached_property

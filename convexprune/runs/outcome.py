@@ -10,12 +10,12 @@ from torch import Tensor
 
 from convexprune.bounds import OutputBound, PrunedLayer, output_bound
 from convexprune.errors import PruningFailed
+from convexprune.layers.memory import Batch
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import evaluating, outputs_of, run_model
 from convexprune.report.report import LayerReport
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import norm, working_dtype
-from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import NetworkEps, Target
 
 _SHAPES = 32
@@ -79,13 +79,9 @@ class NetworkPromise:
         allowed = "" if self.allowed is None else f" ({self.allowed:g} allowed)"
         measured, bounded = ("", allowed) if self.guarantee == "bound" else (allowed, "")
         held = "" if self.holdout_error is None else f", {self.holdout_error:.4g} on held-out data"
-        return f"the network's error is {self.error:.4g} as measured{held}{measured}; {self._bound()}{bounded}"
-
-    def _bound(self) -> str:
-        if math.isinf(self.bound):
-            return f"no bound on it is known: {self.reason}"
-        found = f"by the layers' errors and norms it is at most {self.bound:.4g}"
-        return f"{found}, which is vacuous" if self.vacuous else found
+        found = f"by the layers' errors and norms it is at most {self.bound:.4g}{', which is vacuous' * self.vacuous}"
+        bound = f"no bound on it is known: {self.reason}" if math.isinf(self.bound) else found
+        return f"the network's error is {self.error:.4g} as measured{held}{measured}; {bound}{bounded}"
 
 
 def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collection[str] | None = None) -> OutputBound:
@@ -96,19 +92,19 @@ def bound_of(run: Run, norms: Mapping[str, float] | None = None, pruned: Collect
 
     The most over batches of all shapes: then Σ_b (Σ_l c_lb r_lb)² ≤ (Σ_l c_l r_l)² by Minkowski's inequality.
     """
+
+    def unknown(reason: str) -> OutputBound:
+        return OutputBound(dict.fromkeys(run.layers, math.inf), {}, reason)
+
     if apart := [name for name, answers in run.written.items() if any(answer.original for answer in answers)]:
-        return OutputBound(
-            dict.fromkeys(run.layers, math.inf), {}, f"which rows reach {', '.join(apart)} depends on data"
-        )
+        return unknown(f"which rows reach {', '.join(apart)} depends on data")
     chosen = [layer for name, layer in run.layers.items() if pruned is None or name in pruned]
     layers = [PrunedLayer(layer.name, layer.fit.relu, layer.norm_name) for layer in chosen]
-    mode = "cascade" if run.cascade else "parallel"
-    known = dict(norms or {})
-    bounds: list[OutputBound] = []
+    known, bounds = dict(norms or {}), list[OutputBound]()
     for batch in run.shapes():
         if len(bounds) == _SHAPES:
-            reason = f"batches come in more than {_SHAPES} shapes, and the constants depend on them"
-            return OutputBound(dict.fromkeys(run.layers, math.inf), {}, reason)
+            return unknown(f"batches come in more than {_SHAPES} shapes, and the constants depend on them")
+        mode = "cascade" if run.cascade else "parallel"
         bounds.append(output_bound(run.model, layers, batch, mode=mode, forward=run.forward, norms=known))
         known |= bounds[-1].norms
         del batch  # else it would live while the next one is made
@@ -132,19 +128,6 @@ def amplified(error: float, rows: Sequence[LayerReport], mode: str | None) -> tu
     )
 
 
-def check_known(found: OutputBound) -> None:
-    """Whether there is a bound on the network's outputs, to allocate eps by.
-
-    Raises:
-        InvalidInput: None is known.
-    """
-    if found.reason is not None:
-        raise InvalidInput(
-            f"network_eps: no bound on this network's outputs is known: {found.reason}; give eps, or "
-            "guarantee='measured'"
-        )
-
-
 def radii_of(run: Run) -> dict[str, float]:
     """Each layer's own error ‖σ(XU) − Y‖_F; 0 of those that are as trained, and of no others."""
     return {
@@ -162,17 +145,21 @@ def network_errors(run: Run) -> tuple[float, float | None]:
 def _relative_error(run: Run, data: Calibration) -> float:
     """Batch after batch; NaN where the pruned network gives outputs of another shape."""
     wrong, sizes = [], []
+
+    def outputs(batch: Batch) -> Tensor:
+        counted = run.plan.counted.visible(run_model(run.model, batch, run.forward), data.masks_of(batch))
+        found = outputs_of(counted)
+        return found.to(working_dtype(found.dtype))
+
     with evaluating(run.model):
         for batch in data:
-            masks = data.masks_of(batch)
-            now = outputs_of(run.plan.counted.visible(run_model(run.model, batch, run.forward), masks))
+            now = outputs(batch)
             with run.versions.as_trained():
-                before = outputs_of(run.plan.counted.visible(run_model(run.model, batch, run.forward), masks))
+                before = outputs(batch)
             if now.shape != before.shape:
                 return math.nan
-            dtype = working_dtype(now.dtype)
-            wrong.append(float(norm(now.to(dtype) - before.to(dtype))))
-            sizes.append(float(norm(before.to(dtype))))
+            wrong.append(float(norm(now - before)))
+            sizes.append(float(norm(before)))
     return math.hypot(*wrong) / (math.hypot(*sizes) or 1.0)
 
 

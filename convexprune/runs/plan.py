@@ -26,13 +26,21 @@ from convexprune.network.sightings import Sightings, visible_size
 from convexprune.network.taps import Tap, tap
 from convexprune.options import Options
 from convexprune.report.report import SkippedModule
-from convexprune.runs.checks import checked_plan
+from convexprune.runs.checks import CheckedPlan
 from convexprune.runs.fits import FITS, layer_fit
 from convexprune.runs.layer import Layer
 from convexprune.targets import Eps, Target
 
 _UNCALLED = "its forward was not called on the calibration data, so its inputs are not known"
 _NO_ROWS = "it is called with no rows of the calibration data that count, so its inputs are not known"
+_REPEATED = (
+    "it is called {} in one forward, so in cascade its inputs would depend on its own pruned weights: use "
+    "mode='parallel'"
+)
+_READ = (
+    "its weight or bias is also read by {} outside the layer's own call, and weights can be pruned for one use only: "
+    "give that use a copy"
+)
 _THESE_BATCHES = "what is promised holds for the batches as they were given, and for no others"
 
 
@@ -132,15 +140,13 @@ def make_plan(
     making.seen = found.layers
     mode, chosen_for = _mode(options, target, found.layers)
     reasons = _unusable(chosen, found.layers, rows, mode)
-    norms = making.norms(ties)
-    check = checked_plan(
-        model,
-        {name: making.layer(name, norms[name]) for name in found.layers if name not in reasons},
-        found.examples,
-        forward,
+    check = CheckedPlan(
+        {name: making.layer(name, making.norm(name, ties)) for name in found.layers if name not in reasons},
         without_norm=lambda planned: making.layer(planned.name),
         given=lambda name: making.given(name) is not None,
     )
+    for batch, seen in found.examples:
+        check.test(model, batch, seen, forward)
     reasons |= check.left
     if not check.layers:
         raise NothingToPrune(f"no layer can be pruned: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
@@ -208,29 +214,23 @@ class _Making:
         fit = self.options.fit
         return looked_up(fit, name) if isinstance(fit, Mapping) else fit
 
-    def norms(self, ties: Ties) -> dict[str, str | None]:
-        """The norm that is part of each layer's program."""
-        found: dict[str, str | None] = {}
-        for name, observed in self.seen.items():
-            norm = observed.norm if self.options.norms == "fold" and observed.calls == 1 else None
-            if norm is not None:
-                norm = None if norm in ties.refused else norm  # another module's shift would change with it
-            if norm is not None:
-                shift = self.model.get_submodule(norm).get_parameter("bias")
-                weight = self.chosen[name].get_parameter("weight")
-                norm = norm if (shift.dtype, shift.device) == (weight.dtype, weight.device) else None
-            found[name] = norm
-        return found
+    def norm(self, name: str, ties: Ties) -> str | None:
+        """The norm that is part of a layer's program; none whose shift another module has, too, or lies elsewhere."""
+        observed = self.seen[name]
+        norm = None if observed.norm in ties.refused else observed.norm
+        if norm is None or self.options.norms != "fold" or observed.calls != 1:
+            return None
+        shift = self.model.get_submodule(norm).get_parameter("bias")
+        weight = self.chosen[name].get_parameter("weight")
+        return norm if (shift.dtype, shift.device) == (weight.dtype, weight.device) else None
 
     def overruled(self, layers: Mapping[str, Layer]) -> list[str]:
         """Where a ReLU that the caller named is not all that reads a layer, so that errors count before it."""
         if self.options.fit is not None or self.default_fit is not None:
             return []
         named = [name for name in layers if looked_up(self.options.activations or {}, name) == "relu"]
-        names = [name for name in named if not layers[name].fit.relu]
-        if not names:
-            return []
-        return [f"activations: more than the ReLU reads {', '.join(names)}: errors count before it there"]
+        names = ", ".join(name for name in named if not layers[name].fit.relu)
+        return [f"activations: more than the ReLU reads {names}: errors count before it there"] if names else []
 
 
 def _mode(options: Options, target: Target, seen: Mapping[str, Observed]) -> tuple[str, tuple[str, ...]]:
@@ -256,22 +256,13 @@ def _unusable(
 ) -> dict[str, str]:
     """The layers of which no problems can be made, each with the reason."""
     reasons = {name: _UNCALLED for name in chosen if name not in seen}
-    if mode == "cascade":
-        reasons |= {name: _repeated(observed) for name, observed in seen.items() if observed.calls != 1}
-    reasons |= {name: _read(found) for name, observed in seen.items() if (found := observed.elsewhere)}
-    return reasons | {name: _NO_ROWS for name in seen if not any(rows[name])}
-
-
-def _repeated(observed: Observed) -> str:
-    times = "a number of times that differs between batches" if observed.calls is None else f"{observed.calls} times"
-    return (
-        f"it is called {times} in one forward, so in cascade its inputs would depend on its own pruned weights: use "
-        "mode='parallel'"
-    )
-
-
-def _read(operations: Sequence[str]) -> str:
-    return (
-        f"its weight or bias is also read by {', '.join(operations)} outside the layer's own call, and weights can be "
-        "pruned for one use only: give that use a copy"
-    )
+    for name, observed in seen.items():
+        if mode == "cascade" and observed.calls != 1:
+            several = "a number of times that differs between batches"
+            times = several if observed.calls is None else f"{observed.calls} times"
+            reasons[name] = _REPEATED.format(times)
+        if observed.elsewhere:
+            reasons[name] = _READ.format(", ".join(observed.elsewhere))
+        if not any(rows[name]):
+            reasons[name] = _NO_ROWS
+    return reasons
