@@ -5,7 +5,7 @@ Errors travel through the traced forward node by node; the model's own call on t
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -90,14 +90,16 @@ class _PrunedWeights:
 
     def __init__(self, model: nn.Module, layers: list[PrunedLayer]) -> None:
         self.names = [layer.name for layer in layers]
-        self.modules: list[tuple[nn.Module, str, _Steps]] = []  # those whose radii are known to hold somewhere
+        self.layers: dict[Hashable, tuple[str, _Steps]] = {}  # those whose radii are known to hold somewhere
         changed: list[tuple[Tensor, str]] = []
         for layer in layers:
             module = _module(model, layer.name, "a module that can be pruned", lambda m: kind_of(m) is not None)
             named = [] if layer.norm is None else [layer.norm]
             norms = [_module(model, name, "a BatchNorm", lambda m: isinstance(m, NORMS)) for name in named]
             if rules.is_product(module):
-                self.modules.append((module, layer.name, (*norms, "relu") if layer.relu else tuple(norms)))
+                self.layers.setdefault(
+                    _identity(module), (layer.name, (*norms, "relu") if layer.relu else tuple(norms))
+                )
             changed += [(tensor, layer.name) for part in (module, *norms) for tensor in part.parameters()]
         self.holders = Holders(changed)
         tensors = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
@@ -108,11 +110,6 @@ class _PrunedWeights:
         """The pruned layers with weights in these tensors, or parts of them."""
         return list(dict.fromkeys(name for tensor in tensors for name in self.holders.of(tensor)))
 
-    def layer(self, module: nn.Module) -> tuple[str, _Steps] | None:
-        """The pruned layer that a module is, and the steps behind which its radius holds; None for other modules."""
-        found = ((name, steps) for own, name, steps in self.modules if module is own or _same(module, own))
-        return next(found, None)
-
 
 def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Module], bool]) -> nn.Module:
     module: nn.Module | None = dict(model.named_modules(remove_duplicate=False)).get(name)
@@ -122,12 +119,9 @@ def _module(model: nn.Module, name: str, expected: str, fits: Callable[[nn.Modul
     return module
 
 
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two layers of a kind share all their parameters."""
-    if type(one) is not type(other):
-        return False
-    own, others = ({n: place_of(p) for n, p in m.named_parameters(recurse=False)} for m in (one, other))
-    return own == others and "weight" in own and one.get_parameter("weight").numel() > 0
+def _identity(module: nn.Module) -> Hashable:
+    """The same for two layers of a kind that share all their parameters."""
+    return type(module), *((name, place_of(own)) for name, own in module.named_parameters(recurse=False))
 
 
 @dataclass(frozen=True)
@@ -303,7 +297,9 @@ class _Propagation(fx.Interpreter):
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
             return _combined([self.errors[n].behind(call) for n in operands], math.hypot)
         module = call.module
-        if module is not None and (layer := self.pruned.layer(module)):  # its radius holds here, or behind the steps
+        if module is not None and (
+            layer := self.pruned.layers.get(_identity(module))
+        ):  # its radius holds here, or behind the steps
             self.seen.add(layer[0])
             fault = altered(module)
             own = _unbounded([layer[0]], f"{call} {fault}") if fault else _TensorError({layer: 1.0})

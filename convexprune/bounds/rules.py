@@ -45,7 +45,7 @@ def convolution_norm(conv: Convolution, x: Tensor) -> float:
     missed = 1.0
     for axis, (stride, dilation) in enumerate(zip(conv.stride, conv.dilation, strict=True)):
         W = W if stride == 1 else _phases(W, 3 + axis, stride, dilation)
-        padded = x.shape[axis - len(conv.kernel_size)] + sum(_padding(conv, axis))
+        padded = x.shape[axis - len(conv.kernel_size)] + _padding(conv, axis)
         period, degree = -(-padded // stride), W.shape[3 + axis] - 1
         grid.append(min(period, max(1, _OVERSAMPLING * degree)))
         if degree and grid[-1] < period:
@@ -79,23 +79,21 @@ def _phases(W: Tensor, axis: int, stride: int, dilation: int) -> Tensor:
     return spread.reshape(*shape[:axis], length, stride, *shape[axis + 1 :]).movedim(axis + 1, 3).flatten(2, 3)
 
 
-def _padding(conv: Convolution, axis: int) -> tuple[int, int]:
+def _padding(conv: Convolution, axis: int) -> int:
+    """Entries that zeros, or others, add along an axis."""
     if isinstance(conv.padding, str):
-        total = conv.dilation[axis] * (conv.kernel_size[axis] - 1) if conv.padding == "same" else 0
-        return total // 2, total - total // 2
-    return conv.padding[axis], conv.padding[axis]
+        return conv.dilation[axis] * (conv.kernel_size[axis] - 1) if conv.padding == "same" else 0
+    return 2 * conv.padding[axis]
 
 
 def _copies(conv: Convolution, x: Tensor) -> int:
     """How often padding that is not zero repeats an entry, at most."""
     if conv.padding_mode == "zeros":
         return 1
-    copies = 1
-    for axis, size in enumerate(x.shape[-len(conv.kernel_size) :]):
-        entries = torch.arange(size, dtype=torch.float64)[None, None]
-        padded = functional.pad(entries, _padding(conv, axis), mode=conv.padding_mode)
-        copies *= int(padded.long().flatten().bincount().max())
-    return copies
+    shape = x.shape[-len(conv.kernel_size) :]
+    entries = torch.arange(shape.numel(), dtype=torch.float64).reshape(1, 1, *shape)
+    padded = functional.pad(entries, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+    return int(padded.long().flatten().bincount().max())
 
 
 def overlap(size: int, stride: int, dilation: int) -> int:

@@ -3,7 +3,6 @@
 import copy
 import gzip
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -192,11 +191,9 @@ def flops(model: nn.Module, batch: object, *, forward: Forward | None = None) ->
         EmptyCalibration, NonFinite: The batch holds no sample, or NaN or infinity.
     """
     model, checked = permanent(model), as_batches([batch])[0]
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # of the fused kernels of attention not all are counted
-        counter = stack.enter_context(FlopCounterMode(display=False))
-        products = stack.enter_context(_Products(model, counter))
+    counter = FlopCounterMode(display=False)
+    plain = sdpa_kernel(SDPBackend.MATH)  # of the fused kernels of attention not all are counted
+    with evaluating(model), plain, counter, _Products(model, counter) as products:
         run_model(model, checked, forward)
     rows = tuple(
         WeightFlops(name, density(model.get_parameter(name)), dense, remaining)

@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -95,9 +94,7 @@ def latency(
     models = [permanent(one) for one in (model, before) if one is not None]
     layers, skipped = _layers(models[0], checked, runs, forward)
     data = next(models[0].parameters(), torch.empty(0))
-    with ExitStack() as stack:
-        for one in models:
-            stack.enter_context(evaluating(one))
+    with evaluating(models[0]), evaluating(models[-1]):
         calls = [partial(call_model, one, copy_for(one, checked), forward) for one in models]
         now, *then = _seconds(calls, runs, data.device)
     old = then[0] if then else None

@@ -85,7 +85,9 @@ def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
         return values.sqrt(), vectors, vectors
     # Products square the condition number; triangular factors of blocks do not.
     basis, left = _span(points, origin, scale, unit)
-    _, singular, right = _svd(z @ left for z in _scaled(points, origin, scale))
+    _, singular, right = torch.linalg.svd(
+        _triangle(z @ left for z in _scaled(points, origin, scale)), full_matrices=False
+    )
     return singular / math.sqrt(n), left @ right.T, basis @ right.T
 
 
@@ -105,7 +107,7 @@ def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[
 
     V = torch.eye(d, dtype=torch.float64, device=points.device)
     for _ in range(2):  # a triangle's error is relative to each column: the second one's small columns are exact
-        _, singular, right = _svd(along(V))
+        _, singular, right = torch.linalg.svd(_triangle(along(V)), full_matrices=False)
         V = V @ right.T
     extent = torch.stack([z.abs().amax(0) for z in along(V)]).amax(0)
     precision, arithmetic = torch.finfo(points.dtype).eps, _ARITHMETIC * math.sqrt(d)
@@ -116,13 +118,12 @@ def _span(points: Tensor, origin: Tensor, scale: Tensor, unit: Tensor) -> tuple[
     return Q, (V / unit[:, None]) @ R.T
 
 
-def _svd(blocks: Iterator[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of blocks of rows [·, k], one below the other; the left factor is that of their triangle."""
-    R = torch.linalg.qr(next(blocks), mode="r").R
+def _triangle(blocks: Iterator[Tensor]) -> Tensor:
+    """R upper triangular of blocks of rows [·, k], one below the other: that of their QR factorisation."""
+    R: Tensor = torch.linalg.qr(next(blocks), mode="r").R
     for rows in blocks:
         R = torch.linalg.qr(torch.cat([R, rows]), mode="r").R
-    U, singular, right = torch.linalg.svd(R, full_matrices=False)
-    return U, singular, right
+    return R
 
 
 def _scaled(points: Tensor, origin: Tensor, scale: Tensor) -> Iterator[Tensor]:
@@ -193,9 +194,8 @@ class Cloud:
 
         NaN where that sum is singular, or not finite.
         """
-        R = torch.zeros(0, self.size, dtype=torch.float64, device=self.points.device)
-        for chosen in torch.split(u.nonzero()[:, 0], max(self.size, _ROWS)):
-            R = torch.linalg.qr(torch.cat([R, u[chosen].sqrt()[:, None] * self.rows(chosen)]), mode="r").R
+        parts = torch.split(u.nonzero()[:, 0], max(self.size, _ROWS))
+        R = _triangle(u[chosen].sqrt()[:, None] * self.rows(chosen) for chosen in parts)
         usable = len(R) == self.size and bool(torch.isfinite(R).all()) and bool((R.diagonal() != 0).all())
         return R if usable else R.new_full((self.size, self.size), torch.nan)
 

@@ -59,10 +59,15 @@ class Box(NamedTuple):
         """[k, d] in float64."""
         return (self.points[indices].to(torch.float64) - self.centre) / self.scale
 
+    def lifted(self, indices: Tensor) -> Tensor:
+        """A [k, d + 1], rows (p, 1): Aᵀv = 0 where Σvp = 0 and Σv = 0, so that steps along v keep total and mean."""
+        rows = self.rows(indices)
+        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+
     def moment(self, indices: Tensor, weights: Tensor) -> Tensor:
-        """Σ wp [d]."""
+        """Σ w(p, 1) [d + 1]."""
         parts = zip(parts_of(self.points, indices), parts_of(self.points, weights), strict=True)
-        return torch.stack([w.to(self.centre.device) @ self.rows(part) for part, w in parts]).sum(0).cpu()
+        return torch.stack([w.to(self.centre.device) @ self.lifted(part) for part, w in parts]).sum(0).cpu()
 
 
 def parts_of(points: Tensor, each: Tensor) -> tuple[Tensor, ...]:
@@ -181,8 +186,8 @@ def caratheodory(
         SolverRefused: Rounding hides on which side of the hull's surface the target is.
     """
     P = as_matrix("points", points)
-    if method not in _METHODS:
-        raise InvalidInput(f"method: expected {' or '.join(map(repr, _METHODS))}, found {method!r}")
+    if method not in ("classic", "grouped"):
+        raise InvalidInput(f"method: expected 'classic' or 'grouped', found {method!r}")
     if target is None:
         return _reduced(P, weights, method)
     if weights is not None:
@@ -213,9 +218,9 @@ def _reduced(points: Tensor, weights: ArrayLike | None, method: str) -> Combinat
         )
     indices, parts = _kept(torch.arange(n), u / total)
     cloud = Box.of(points, indices)
-    kept, w = _METHODS[method](cloud, indices, parts)
-    A = _lifted(cloud, kept)
-    residual = torch.cat([cloud.moment(indices, parts), torch.ones(1)]) - w @ A
+    kept, w = _grouped(cloud, indices, parts, n if method == "classic" else _CLUSTERS * (points.shape[1] + 1))
+    A = cloud.lifted(kept).cpu()
+    residual = cloud.moment(indices, parts) - w @ A
     better = w + torch.linalg.lstsq(A.T, residual[:, None], driver="gelsd").solution[:, 0]
     w = better if bool((better > 0).all()) else w
     return Combination(kept.to(points.device), (w * (total / w.sum())).to(points.device))
@@ -226,14 +231,13 @@ def _kept(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return indices[keep], weights[keep]
 
 
-def _grouped(cloud: Box, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _grouped(cloud: Box, indices: Tensor, weights: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """[maalouf2019]: a cluster g of total weight U_g at its mean becomes U'_g; u ← u·U'_g/U_g for its points."""
-    clusters = _CLUSTERS * (cloud.points.shape[1] + 1)
     while len(indices) > clusters:
         size = -(-len(indices) // clusters)
         groups = list(zip(torch.split(indices, size), torch.split(weights, size), strict=True))
-        totals = torch.stack([u.sum() for _, u in groups])
-        means = torch.stack([cloud.moment(*group) for group in groups]) / totals[:, None]
+        sums = torch.stack([cloud.moment(*group) for group in groups])
+        totals, means = sums[:, -1], sums[:, :-1] / sums[:, -1:]
         left, U = _classic(Box(means, torch.zeros(()), torch.ones(())), torch.arange(len(groups)), totals)
         factors = torch.zeros_like(totals).scatter(0, left, U / totals[left])
         indices, weights = _kept(indices, weights * factors.repeat_interleave(size)[: len(weights)])
@@ -247,21 +251,12 @@ def _classic(cloud: Box, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     for fresh, u in zip(torch.split(indices, size), torch.split(weights, size), strict=True):
         held, w = torch.cat([held, fresh]), torch.cat([w, u])
         while True:
-            _, sizes, right = torch.linalg.svd(_lifted(cloud, held).T)
+            _, sizes, right = torch.linalg.svd(cloud.lifted(held).cpu().T)
             null = right[int((sizes > _DEPENDENT * sizes[0]).sum()) :]  # orthonormal rows v with Aᵀv = 0
             if not len(null):
                 break
             held, w = _kept(held, _cancelled(w, null))
     return held, w
-
-
-_METHODS = {"classic": _classic, "grouped": _grouped}
-
-
-def _lifted(cloud: Box, indices: Tensor) -> Tensor:
-    """A [k, d + 1], rows (p, 1): Aᵀv = 0 where Σvp = 0 and Σv = 0, so that steps along v keep total and mean."""
-    rows = cloud.rows(indices).cpu()
-    return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
 def _cancelled(weights: Tensor, null: Tensor) -> Tensor:

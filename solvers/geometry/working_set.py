@@ -53,7 +53,7 @@ def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]
         gap = cloud.gap(float(g.max() * u.sum()))
         if gap < best[0]:
             best = (gap, u, g)
-        if gap <= tol:
+        if not gap > tol:  # NaN where rounding has made the moment singular
             break
         diagonal = Y.square().sum(1).square_() + s / u
         system, info = torch.linalg.cholesky_ex((Y @ Y.T).square_().diagonal_scatter(diagonal))
@@ -64,11 +64,9 @@ def interior_point(cloud: Cloud, u: Tensor, tol: float) -> tuple[Tensor, Tensor]
         mu = float((u * s).mean())
         ahead = float(((u + primal * du) * (s + dual * ds)).mean())
         du, ds = _direction(system, u, s, g, (ahead / mu) ** 3 * mu - u * s - primal * dual * du * ds)
-        moved = _moved(cloud, u, du, _BOUNDARY * _longest(u, du))
-        if moved is None:
-            break
-        u, Y, g = moved
-        s = s + _BOUNDARY * _longest(s, ds) * ds
+        u, s = (v + _BOUNDARY * _longest(v, dv) * dv for v, dv in ((u, du), (s, ds)))
+        Y = cloud.points @ factor(cloud.moment(u))
+        g = Y.square().sum(1)
     return best[1], best[2]
 
 
@@ -81,16 +79,6 @@ def _direction(system: Tensor, u: Tensor, s: Tensor, g: Tensor, complement: Tens
 def _longest(v: Tensor, dv: Tensor) -> float:
     """The largest t ≤ 1 with v + t·dv ≥ 0."""
     return min(1.0, float(torch.where(dv < 0, -v / dv, math.inf).min()))
-
-
-def _moved(cloud: Cloud, u: Tensor, du: Tensor, step: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    """u + step·du, its Y and g; the step is halved until its moment is positive definite."""
-    while step > 1e-8:
-        Y = cloud.points @ factor(cloud.moment(u + step * du))
-        if not bool(Y[0].isnan().any()):
-            return u + step * du, Y, Y.square().sum(1)
-        step /= 2
-    return None
 
 
 @dataclass
