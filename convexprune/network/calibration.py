@@ -137,16 +137,27 @@ class Fitting:
 
     def applied(self, batch: Batch) -> Batch:
         """The batch that the model is called on."""
-        if self.parts == 1 and _is_sequence(batch):
-            batch = batch[0]
-        elif self.parts is not None and _is_sequence(batch):
-            batch = tuple(batch[: self.parts])
+        if self.parts is not None and _is_sequence(batch):
+            batch = batch[0] if self.parts == 1 else tuple(batch[: self.parts])
         if self.left and isinstance(batch, Mapping):
             batch = {key: value for key, value in batch.items() if key not in self.left}
         dtype = self.dtype
         if dtype is None:
             return batch
         return mapped(batch, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+    def notices(self, batch: Batch) -> Iterator[str]:
+        """What is done to batches such as this one, as sentences."""
+        if self.parts is not None:
+            which = "the first part" if self.parts == 1 else f"the first {self.parts} parts"
+            yield f"the model is called on {which} of each batch: of the {len(batch)} it does not take the rest"
+        if self.left:
+            yield f"of each batch the model is not given {', '.join(map(repr, self.left))}, which it does not take"
+        if self.dtype is not None:
+            given = tensors_in(Fitting(self.parts, self.left).applied(batch))
+            others = {tensor.dtype for tensor in given if tensor.is_floating_point()} - {self.dtype}
+            names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, *others)]
+            yield f"inputs are cast from {' and '.join(sorted(names[1:]))} to {names[0]}, in which the model computes"
 
 
 def fitted(
@@ -166,22 +177,21 @@ def fitted(
     fittings = list(_fittings(model, batch))
     if fittings == [Fitting()]:
         return None, ()
-    first: InvalidInput | None = None
+    failures: list[InvalidInput] = []
     with evaluating(model):
         for fitting in fittings:
-            if first is not None and fitting.parts != fittings[0].parts and not _may_drop(batch, first):
+            if failures and fitting.parts != fittings[0].parts and not _may_drop(batch, failures[0]):
                 break
             try:
                 run_model(model, batch, fitting)
             except InvalidInput as error:
-                first = first or error
-            else:
-                notices = _sentences(fitting, batch)
-                for notice in notices:
-                    _log.info("%s", visible(notice))
-                return (None if fitting == Fitting() else fitting), notices
-    assert first is not None  # noqa: S101 - there is a fitting, and it failed
-    raise first
+                failures.append(error)
+                continue
+            notices = tuple(fitting.notices(batch))
+            for notice in notices:
+                _log.info("%s", visible(notice))
+            return (None if fitting == Fitting() else fitting), notices
+    raise failures[0]
 
 
 def _fittings(model: nn.Module, batch: Batch) -> Iterator[Fitting]:
@@ -234,21 +244,3 @@ def _may_drop(batch: Sequence[Batch], error: InvalidInput) -> bool:
 def _is_sequence(batch: Batch) -> bool:
     """Whether entries of the batch are arguments; a PackedSequence, which moves as a whole, is one argument."""
     return isinstance(batch, tuple | list) and not hasattr(batch, "to")
-
-
-def _sentences(fitting: Fitting, batch: Batch) -> tuple[str, ...]:
-    found = []
-    if fitting.parts is not None:
-        which = "the first part" if fitting.parts == 1 else f"the first {fitting.parts} parts"
-        found.append(f"the model is called on {which} of each batch: of the {len(batch)} it does not take the rest")
-    if fitting.left:
-        found.append(
-            f"of each batch the model is not given {', '.join(map(repr, fitting.left))}, which it does not take"
-        )
-    if fitting.dtype is not None:
-        given = Fitting(fitting.parts, fitting.left).applied(batch)
-        others = {t.dtype for t in tensors_in(given) if t.is_floating_point()} - {fitting.dtype}
-        kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
-        own = str(fitting.dtype).removeprefix("torch.")
-        found.append(f"inputs are cast from {kinds} to {own}, in which the model computes")
-    return tuple(found)

@@ -168,28 +168,27 @@ def name_patterns(patterns: str | Iterable[str]) -> list[str]:
 def is_chosen(names: str | Iterable[str], patterns: Sequence[str]) -> bool:
     """Whether patterns choose something that goes by one name or by several: one matches, and no exclusion does."""
     known = [names] if isinstance(names, str) else list(names)
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or (["*"] if patterns else [])
-    return excluding(known, patterns) is None and any(_matches(known, pattern) for pattern in wanted)
+    wanted = [pattern for pattern in patterns if not pattern.startswith("!")] or ["*"]
+    return bool(patterns) and excluding(known, patterns) is None and bool(_matching(wanted, known))
 
 
 def excluding(names: Iterable[str], patterns: Sequence[str]) -> str | None:
     """The first "!pattern" that leaves out something of these names; None if none does."""
     known = list(names)
-    return next((p for p in patterns if p.startswith("!") and _matches(known, p[1:])), None)
+    return next((p for p in patterns if p.startswith("!") and _matching([p[1:]], known)), None)
 
 
 def unmatched(patterns: Iterable[str], names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
     """The patterns that match none of the names; what exclusions leave out may be one of the others, too."""
     known = list(names)
     every = [*known, *others]
-    return [p for p in patterns if not (_matches(every, p[1:]) if p.startswith("!") else _matches(known, p))]
+    return [p for p in patterns if not _matching([p.removeprefix("!")], every if p.startswith("!") else known)]
 
 
 def looked_up(table: Mapping[str, T], name: str) -> T | None:
     """The entry of the name itself, else that of the first pattern that matches, else None."""
-    if name in table:
-        return table[name]
-    return next((value for pattern, value in table.items() if fnmatchcase(name, pattern)), None)
+    found = [name] if name in table else _matching(table, [name])
+    return table[found[0]] if found else None
 
 
 def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) -> object:
@@ -205,9 +204,8 @@ def by_first_names(argument: str, table: object, uses: Iterable[Sequence[str]]) 
         exact = {name: table[name] for name in names if name in table}
         if len(set(exact.values())) > 1:
             raise InvalidInput(f"{argument}: these are names of one layer, which shares its weight: {exact}; give one")
-        found = exact or {p: v for p, v in table.items() if _matches(names, p)}
-        if found:
-            own[names[0]] = next(iter(found.values()))
+        if found := list(exact) or _matching(table, names):
+            own[names[0]] = table[found[0]]
     return {**table, **own}
 
 
@@ -218,12 +216,12 @@ def is_named(name: str, *given: object) -> bool:
 
 def check_patterns(argument: str, table: object, names: Iterable[str]) -> None:
     """Each pattern of a table matches a layer, or InvalidInput is raised; what is no table passes."""
-    known = list(names)
-    patterns = list(table) if isinstance(table, Mapping) else []
-    if idle := [pattern for pattern in patterns if not _matches(known, pattern)]:
+    known, patterns = list(names), list(table) if isinstance(table, Mapping) else []
+    if idle := [pattern for pattern in patterns if pattern not in _matching(patterns, known)]:
         advice = "; leave layers out with layers='!…'" if any(pattern.startswith("!") for pattern in idle) else ""
         raise InvalidInput(f"{argument}: no layer matches {idle}; the layers are {', '.join(known)}{advice}")
 
 
-def _matches(names: Iterable[str], pattern: str) -> bool:
-    return any(name == pattern or fnmatchcase(name, pattern) for name in names)
+def _matching(patterns: Iterable[str], names: Collection[str]) -> list[str]:
+    """The patterns that match one of the names."""
+    return [p for p in patterns if any(name == p or fnmatchcase(name, p) for name in names)]

@@ -53,35 +53,35 @@ def read_masks(batch: Batch, mask: Mask) -> tuple[Masks, tuple[str, ...], str]:
 
     InvalidInput is raised where a mask named by key, or given by a function, is missing, or no such mask.
     """
-    names: list[str] = []
-    faults: list[str] = []
+    given = _given(batch, mask)
     found: list[Tensor | None] = [None, None]
-    for name, given in _given(batch, mask):
-        counts, fault = _read(given, name)
+    faults = []
+    for name, value in given.items():
+        found[name in DECODERS_KEYS], fault = _read(value, name)
         if fault and (callable(mask) or name == mask):
             expected = "expected 1 where a position counts and 0 where it does not, [samples, positions]"
             raise InvalidInput(f"mask: {expected}; {name} {fault}")
-        names.append(name)
         faults += [f"{name} {fault}"] if fault else []
-        found[name in DECODERS_KEYS] = counts
-    sequences = max((number + 1 for number, counts in enumerate(found) if counts is not None), default=0)
-    return tuple(found[:sequences]), tuple(names), "; ".join(faults)
+    while found and found[-1] is None:
+        found.pop()
+    return tuple(found), tuple(given), "; ".join(faults)
 
 
-def _given(batch: Batch, mask: Mask) -> list[tuple[str, object]]:
+def _given(batch: Batch, mask: Mask) -> dict[str, object]:
     """What a batch has of masks, by name."""
     if mask is False:
-        return []
+        return {}
     if callable(mask):
-        return [(mask_name(mask), mask(batch))]
+        return {mask_name(mask): mask(batch)}
     arguments = batch[0] if isinstance(batch, tuple | list) and batch else batch  # (inputs, labels)
     entries = arguments if isinstance(arguments, Mapping) else {}
-    if isinstance(mask, str) and entries.get(mask) is None:
-        return [(mask, "")]
-    usual = not isinstance(mask, str) or mask in KEYS
-    wanted = [(mask,) if isinstance(mask, str) else KEYS, DECODERS_KEYS if usual else ()]
+    wanted = (KEYS, DECODERS_KEYS)
+    if isinstance(mask, str):
+        if entries.get(mask) is None:
+            return {mask: ""}
+        wanted = ((mask,), DECODERS_KEYS if mask in KEYS else ())
     firsts = [next((key for key in keys if entries.get(key) is not None), None) for keys in wanted]
-    return [(key, entries[key]) for key in firsts if key is not None]
+    return {key: entries[key] for key in firsts if key is not None}
 
 
 def _read(given: object, key: str) -> tuple[Tensor | None, str]:
