@@ -14,7 +14,7 @@ from tolerances import EXACT, HALF
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convexprune.layers import output_matrices
+from convexprune.layers import input_matrices, output_matrices
 from convexprune.network.taps import tap
 from convexprune.runs.fits import FITS
 from convexprune.runs.layer import Fold, Layer
@@ -57,7 +57,7 @@ def test_the_programs_weights_give_what_the_norm_gives(kind: str, bias: bool) ->
     stored = at.read()
     with torch.no_grad():
         Z = output_matrices(model[0], model[:2](x)) if kind != "linear" else (model[:2](x),)
-    for X, W, fold, z in zip(at.inputs(x), stored, at.folds, Z, strict=True):
+    for X, W, fold, z in zip(at.inputs(input_matrices(at.module, x)), stored, at.folds, Z, strict=True):
         assert torch.allclose(X @ fold.apply(W), z, rtol=0, atol=1e3 * EXACT)
     at.write_(stored)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

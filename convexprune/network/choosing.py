@@ -37,11 +37,6 @@ class Ties:
     shared: Mapping[str, str]
 
     @property
-    def several(self) -> list[tuple[str, ...]]:
-        """The names of each layer that has several, the first of them first."""
-        return list(dict.fromkeys(self.uses.values()))
-
-    @property
     def refused(self) -> dict[str, str]:
         """For each module that shares a parameter in another way than as one layer, with whom, and what to do."""
         only = "only layers of one kind with the very same weight, bias and settings are pruned together"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.files.weights import listed
-from convexprune.layers import input_positions
+from convexprune.layers import input_matrices, input_positions
 from convexprune.layers.memory import Batch, tensors_in
 from convexprune.network.taps import Received
 from convexprune.solvers.errors import InvalidInput
@@ -75,7 +75,7 @@ def _given(batch: Batch, mask: Mask) -> dict[str, object]:
         return {mask_name(mask): mask(batch)}
     arguments = batch[0] if isinstance(batch, tuple | list) and batch else batch  # (inputs, labels)
     entries = arguments if isinstance(arguments, Mapping) else {}
-    wanted = (KEYS, DECODERS_KEYS)
+    wanted: tuple[tuple[str, ...], ...] = (KEYS, DECODERS_KEYS)
     if isinstance(mask, str):
         if entries.get(mask) is None:
             return {mask: ""}
@@ -173,14 +173,14 @@ class Counted:
     hidden: int = 0
     left_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def rows(self, name: str, layer: nn.Module, raw: Received, masks: Masks) -> list[Tensor | None]:
-        """For each group which rows of ``input_matrices(layer, raw)`` count, Boolean [P], None for all; or nothing."""
-        found = self.layers.get(name, ())
+    def inputs(self, name: str, layer: nn.Module, raw: Received, masks: Masks) -> tuple[Tensor, ...]:
+        """X [P, N] of each group of a layer, of the rows that count."""
+        matrices, found = input_matrices(layer, raw), self.layers.get(name, ())
         if not masks or not any(found):
-            return []
+            return matrices
         axes = zip(found, input_positions(layer, raw), strict=True)
         counts = [where_counted(layout, masks, lengths) for layout, lengths in axes]
-        return [None if rows is None else rows.reshape(-1) for rows in counts]
+        return tuple(X if rows is None else X[rows.reshape(-1)] for X, rows in zip(matrices, counts, strict=True))
 
     def visible(self, returned: Batch, masks: Masks) -> Batch:
         """What the model returned, with zeros where it does not count."""
@@ -224,13 +224,6 @@ class Counted:
             "outputs": any(self.outputs),
             "unused": dict(self.unused),
         }
-
-
-def rows_that_count(matrices: Sequence[Tensor], counts: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """X of each group, of the rows that ``Counted.rows`` lets count."""
-    if not counts:
-        return tuple(matrices)
-    return tuple(X if rows is None else X[rows] for X, rows in zip(matrices, counts, strict=True))
 
 
 def where_counted(layout: Layout | None, masks: Masks, axes: Sequence[int]) -> Tensor | None:

@@ -107,10 +107,8 @@ def _example(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
     if samples_of(batch) > _EXAMPLE:
         part, reached = copy_for(model, samples_at(batch, slice(_EXAMPLE))), set[str]()
 
-        def see(name: str, inputs: Received) -> None:
-            reached.update({name} if _has_rows(inputs) else ())
-
-        with suppress(Exception), tapped(taps, see):  # a model that takes whole batches only
+        see = tapped(taps, lambda name, inputs: reached.update({name} if _has_rows(inputs) else ()))
+        with suppress(Exception), see:  # a model that takes whole batches only
             run_model(model, part, forward)
             if len(reached) == len(taps):
                 return part
@@ -137,11 +135,8 @@ def received(
         if last:
             raise _Enough
 
-    try:
-        with tapped({"": taps}, keep):
-            run_model(model, batch, forward)
-    except _Enough:
-        pass
+    with suppress(_Enough), tapped({"": taps}, keep):
+        run_model(model, batch, forward)
     return inputs
 
 

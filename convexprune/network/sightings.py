@@ -102,7 +102,7 @@ class _Hiding:
             strict=False,
         )
         for (name, before), (_, after) in pairs:
-            moved = [_size(one.double() - two.double()) > _allowed(two) for one, two in zip(after, before, strict=True)]
+            moved = [not _stays(one, two) for one, two in zip(after, before, strict=True)]
             every = moved if len(moved) == groups[name] else [any(moved)] * groups[name]
             changed[name] = [one or two for one, two in zip(changed[name], every, strict=True)]
         return {name: tuple(number if moved else 1 - number for moved in each) for name, each in changed.items()}
@@ -127,13 +127,10 @@ class _Hiding:
 
     def _changed(self, after: Tensor, before: Tensor) -> Iterator[Layout | None]:
         """The first layout by which all that counts stays; nothing if there is none."""
-        moved, shape = after.double() - before.double(), before.shape
         known = [(number, mask) for number, mask in enumerate(self.masks) if mask is not None]
-        found = [replace(one, mask=number) for number, mask in known for one in layouts(shape, mask.shape)]
+        found = [replace(one, mask=number) for number, mask in known for one in layouts(before.shape, mask.shape)]
         for layout in (None, *found):
-            counts = where_counted(layout, self.masks, shape)
-            seen = moved if counts is None else torch.where(counts.to(moved.device), moved, 0.0)
-            if _size(seen) <= _allowed(before):
+            if _stays(after, before, where_counted(layout, self.masks, before.shape)):
                 yield layout
                 return
 
@@ -179,13 +176,12 @@ def _is_decoders(key: Batch, value: Batch) -> bool:
     return labels or key == "tgt" or str(key).startswith(("decoder_", "tgt_"))
 
 
-def _size(tensor: Tensor) -> float:
-    return float(norm(tensor))
-
-
-def _allowed(before: Tensor) -> float:
-    """How far rounding may move a tensor."""
-    return max(2 * torch.finfo(before.dtype).eps, 1e-6) * _size(before.double())
+def _stays(after: Tensor, before: Tensor, counts: Tensor | None = None) -> bool:
+    """Whether a tensor moves by no more than rounding may move it, where it counts."""
+    moved = after.double() - before.double()
+    if counts is not None:
+        moved = torch.where(counts.to(moved.device), moved, 0.0)
+    return float(norm(moved)) <= max(2 * torch.finfo(before.dtype).eps, 1e-6) * float(norm(before.double()))
 
 
 class Sightings:

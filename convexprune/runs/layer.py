@@ -13,9 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from convexprune.layers import input_matrices, weight_matrices, write_back_
-from convexprune.network.padding import rows_that_count
-from convexprune.network.taps import Received, Tap
+from convexprune.layers import weight_matrices, write_back_
+from convexprune.network.taps import Tap
 from convexprune.runs.fits import LayerFit
 from convexprune.solvers.errors import NonFinite
 
@@ -155,14 +154,8 @@ class Layer:
         with torch.no_grad():
             self.norm.get_parameter("bias").copy_(shift)
 
-    def inputs(self, raw: Received, counts: Sequence[Tensor | None] = ()) -> tuple[Tensor, ...]:
-        """X [P, N] of each group from a module's raw input, with a last column of ones where there is a bias.
-
-        Args:
-            raw: The module's raw input.
-            counts: For each group which rows count, Boolean; None, and none at all: all of them.
-        """
-        matrices = rows_that_count(input_matrices(self.module, raw), counts)
+    def inputs(self, matrices: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """X [P, N] of each group from the module's matrices, with a column of ones for the shift of a norm, too."""
         if self.norm is None or has_bias(self.module):
             return matrices
         return tuple(torch.cat([X, X.new_ones(len(X), 1)], dim=1) for X in matrices)

@@ -88,7 +88,7 @@ class Plan:
 
 def first_names(model: nn.Module, options: Options, target: Target) -> tuple[Options, Target]:
     """The same with tables in which a layer of several names goes by the first, as it does in a plan."""
-    uses = find_ties(check_module(model)).several
+    uses = dict.fromkeys(find_ties(check_module(model)).uses.values())
     tables = {name: by_first_names(name, getattr(options, name), uses) for name in ("fit", "activations")}
     options = replace(options, **tables)  # type: ignore[arg-type]
     value = by_first_names(target.kind, target.table, uses)

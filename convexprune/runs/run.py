@@ -276,7 +276,7 @@ class Run:
 
     def _matrices(self, layer: Layer, raw: Received, masks: Masks) -> tuple[Tensor, ...]:
         """X of each group, of rows that count alone."""
-        return layer.inputs(raw, self.plan.counted.rows(layer.name, layer.module, raw, masks))
+        return layer.inputs(self.plan.counted.inputs(layer.name, layer.module, raw, masks))
 
     def shapes(self) -> Iterator[object]:
         """A batch of each shape that there is, the number of samples aside unless these see each other."""
