@@ -524,9 +524,9 @@ class Elsewhere(Ball):
 
     size = scale = 1.0
 
-    @property
-    def Y(self) -> Tensor:
-        return super().Y.to("meta")
+    def __post_init__(self, targets: Any) -> None:
+        super().__post_init__(targets)
+        vars(self).update(Y=self.Y.to("meta"))
 
     def unrestricted(self) -> Tensor:
         return super().unrestricted().to("meta")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
-from convexprune.solvers.certificate.repair import BLOCK_ENTRIES, NEGLIGIBLE, Shift, blocks, cheap_entries, shifts
+from convexprune.solvers.certificate.repair import NEGLIGIBLE, Shift, blocks, cheap_entries, shifts
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.programs.penalties import Penalty, is_homogeneous
@@ -136,7 +136,7 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         value = float(penalty.value(U)) + fit.value(seen)
         certificate = Certificate(value, -math.inf, math.inf, fit.distance(seen) / fit.scale, abs(value))
         return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
-    cost, lengths = penalty.cost(program.shape), _lengths(program)
+    cost, lengths = penalty.cost(program.shape), program.lengths
     # What is not homogeneous charges for more than its price: only entries without one are repaired.
     cheap = cheap_entries(cost, lengths) if is_homogeneous(penalty) else (cost == 0) & (lengths > 0)
     found = shifts(program, U, multipliers, cheap, cost, lengths) if bool(cheap.any()) else ()
@@ -176,13 +176,6 @@ def _fitted_cost(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> fl
     inverse = torch.linalg.pinv(program.inputs.to(torch.float64) / d.T, rtol=_RANK)
     anchor = program.fit.anchor.to(torch.float64).expand(program.fit.shape)
     return float(penalty.value(penalty.prox(inverse @ anchor / d, 0.0)))
-
-
-def _lengths(program: LayerProgram) -> Tensor:
-    """‖x_j‖ [N, 1]."""
-    rows = max(1, BLOCK_ENTRIES // 8 // program.shape[0])
-    parts = (part.to(torch.float64).square().sum(0) for part in torch.split(program.inputs, rows))
-    return torch.stack(list(parts)).sum(0)[:, None].sqrt()
 
 
 @dataclass(frozen=True)

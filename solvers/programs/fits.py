@@ -4,8 +4,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
+from dataclasses import InitVar, dataclass, field
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -15,110 +15,17 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.gram import Gram
 
 
-@runtime_checkable
-class Fit(Protocol):
+class Fit(ABC):
     """A closed convex f on outputs Z [P, M], as solvers and the certificate see it (docs/fits.md has examples).
 
-    ``sums`` and ``dual_terms`` add up over samples; given them, all else is one row at a time: blocks will do.
+    ``sums`` and ``dual_terms`` add up over samples; given them, all else is one row at a time: blocks will do. What has
+    a body here is that of a function around the targets that is finite everywhere.
+
+    Attributes:
+        Y: The targets [P, M].
     """
 
-    @property
-    def Y(self) -> Tensor:
-        """The targets [P, M]."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """[P, M]."""
-
-    @property
-    def scale(self) -> float:
-        """The unit that distances are reported in: eps, or ‖Y‖_F where there is none."""
-
-    @property
-    def size(self) -> float:
-        """‖Y‖_F."""
-
-    @property
-    def anchor(self) -> Tensor:
-        """Outputs [P, M] to start from."""
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same fit with each of its [P, M] arrays replaced by ``change`` of it: a row slice, a dtype, a device."""
-
-    def rescaled(self, c: float) -> Self:
-        """The same fit of c·Z, c > 0."""
-
-    def times(self, k: float) -> Self:
-        """k·f, k > 0."""
-
-    def sample(self, rows: slice | Tensor) -> Self:
-        """The fit of some samples (a slice or int64 indices) that stand for all: its mean over samples stays."""
-
-    def sums(self, Z: Tensor) -> Tensor:
-        """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``prox_residual`` follow."""
-
-    def value(self, sums: Tensor) -> float:
-        """f(Z) without its indicator part."""
-
-    def distance(self, sums: Tensor) -> float:
-        """The Frobenius distance of Z from the domain of f, in the units of Y."""
-
-    def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
-        """Z − prox for rows Z, given the sums of all rows; with rho = ∞, allowed outside, Z minus its projection."""
-
-    def prox(self, Z: Tensor, rho: float) -> Tensor:
-        """argmin over V of f(V) + ½rho‖V − Z‖²; for a set, the projection."""
-
-    def residual(self, Z: Tensor) -> Tensor:
-        """A multiple of a subgradient of f at Z: the multipliers that Z itself suggests."""
-
-    def project_dual(self, L: Tensor) -> Tensor:
-        """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
-
-    def unrestricted(self) -> Tensor:
-        """[P, M]: the multipliers that may move both ways, which the certificate moves first where weights are free."""
-
-    def dual_terms(self, L: Tensor) -> Tensor:
-        """[K, M] sums over samples in float64 that give −f*(t∘Λ) for any t [M] ≥ 0; the first is −⟨λ_m, anchor_m⟩."""
-
-    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
-        """t [M] in [0, cap] with a finite f*(t∘Λ), for which −f*(t∘Λ) is large; any such t is valid."""
-
-    def dual_value(self, terms: Tensor, t: Tensor) -> float:
-        """−f*(t∘Λ)."""
-
-    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
-        """(objective term, constraints) of f as cvxpy expressions of Z."""
-
-
-@dataclass(frozen=True, eq=False)
-class TargetFit(ABC):
-    """f(Z) = m(h(Z)) where e(Z) = 0, ∞ elsewhere: a geometry (h, e) and a measure m of h.
-
-    With p = Z − anchor, its negative part left out where multipliers are restricted: h is p on the entries that the
-    measure has seen, e is p on the others. Subclasses say what anchor, p and the two masks are.
-    """
-
-    targets: ArrayLike | Gram
-    gram: Gram | None = field(init=False, repr=False)  # what the targets were taken from
-    linear: ClassVar[bool] = False  # whether products of inputs and targets say all of the fit
-
-    def __post_init__(self) -> None:
-        gram = self.targets if isinstance(self.targets, Gram) else None
-        if gram is not None and not self.linear:
-            why = f"a Gram keeps only what Ball and SquaredLoss ask for, found targets of {gram.samples} streamed"
-            raise InvalidInput(f"{type(self).__name__} needs the samples themselves: {why} samples")
-        targets = as_matrix("targets Y", cast(ArrayLike, self.targets if gram is None else gram.targets))
-        vars(self).update(gram=gram, targets=targets)  # what is frozen has no other way
-
-    @abstractmethod
-    def as_loss(self, weight: float = 1.0) -> "LossFit":
-        """½·weight·‖h‖² with the same geometry."""
-
-    @property
-    def Y(self) -> Tensor:
-        """The targets as a tensor [P, M]."""
-        return cast(Tensor, self.targets)
+    Y: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,24 +33,128 @@ class TargetFit(ABC):
         return (self.Y.shape[0], self.Y.shape[1])
 
     @property
-    def scale(self) -> float:
-        """‖Y‖_F, or 1 where that is 0."""
-        return self.size or 1.0
-
-    @property
     def size(self) -> float:
         """‖Y‖_F."""
         return float(norm(self.Y))
 
+    @property
+    def scale(self) -> float:
+        """The unit that distances are reported in: eps, or ‖Y‖_F where there is none (1 where that is 0)."""
+        return self.size or 1.0
+
+    @property
+    def anchor(self) -> Tensor:
+        """Outputs [P, M] to start from, which the conjugate is linear about."""
+        return self.Y
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same fit with ``change`` applied to its targets."""
-        return self._with(targets=change(self.Y), gram=None)
+        """The same fit with each of its [P, M] arrays replaced by ``change`` of it: a row slice, a dtype, a device."""
+        arrays = {name: a for name, a in vars(self).items() if isinstance(a, Tensor) and a.shape == self.Y.shape}
+        return self._with(**{name: change(array) for name, array in arrays.items()})
 
     def _with(self, **changes: object) -> Self:
-        """A copy with some fields changed, not checked again: solvers make one for each block of rows."""
+        """A copy with some attributes changed, not checked again: solvers make one for each block of rows."""
         new = copy(self)
         vars(new).update(changes)
         return new
+
+    @abstractmethod
+    def rescaled(self, c: float) -> Self:
+        """The same fit of c·Z, c > 0."""
+
+    @abstractmethod
+    def times(self, k: float) -> Self:
+        """k·f, k > 0."""
+
+    def sample(self, rows: slice | Tensor) -> Self:
+        """The fit of some samples (a slice or int64 indices) that stand for all: its mean over samples stays."""
+        part = self.map(lambda array: array[rows])
+        return part.times(self.shape[0] / part.shape[0])
+
+    @abstractmethod
+    def sums(self, Z: Tensor) -> Tensor:
+        """[K, M] sums over samples, in float64, from which ``value``, ``distance`` and ``prox_residual`` follow."""
+
+    def value(self, sums: Tensor) -> float:  # noqa: ARG002 - an indicator
+        """f(Z) without its indicator part."""
+        return 0.0
+
+    def distance(self, sums: Tensor) -> float:  # noqa: ARG002 - finite everywhere
+        """The Frobenius distance of Z from the domain of f, in the units of Y."""
+        return 0.0
+
+    @abstractmethod
+    def prox_residual(self, Z: Tensor, sums: Tensor, rho: float) -> Tensor:
+        """Z − prox for rows Z, given the sums of all rows; with rho = ∞, allowed outside, Z minus its projection."""
+
+    def prox(self, Z: Tensor, rho: float) -> Tensor:
+        """argmin over V of f(V) + ½rho‖V − Z‖², by blocks of rows; for a set, the projection."""
+        # Without temporaries of the size of Z: those, not the arithmetic, would take most of the time.
+        parts = [(rows, self.map(lambda a, rows=rows: a[rows])) for rows in blocks_of(Z)]  # type: ignore[misc]
+        sums = torch.stack([fit.sums(Z[rows]) for rows, fit in parts]).sum(0)
+        V = torch.empty_like(Z)
+        for rows, fit in parts:
+            torch.sub(Z[rows], fit.prox_residual(Z[rows], sums, rho), out=V[rows])
+        return V
+
+    @abstractmethod
+    def residual(self, Z: Tensor) -> Tensor:
+        """A multiple of a subgradient of f at Z: the multipliers that Z itself suggests."""
+
+    def project_dual(self, L: Tensor) -> Tensor:
+        """The nearest multipliers at which the conjugate f* is finite; every bound is taken where this came last."""
+        return L
+
+    def unrestricted(self) -> Tensor:
+        """[P, M]: the multipliers that may move both ways, which the certificate moves first where weights are free."""
+        return torch.ones_like(self.Y, dtype=torch.bool)
+
+    def dual_terms(self, L: Tensor) -> Tensor:
+        """[K, M] sums over samples in float64 that give −f*(t∘Λ) for any t [M] ≥ 0: a = −⟨λ_m, anchor_m⟩, ‖λ_m‖²."""
+        L = L.to(working_dtype(L.dtype))
+        return torch.stack([-(L * self.anchor).sum(0), L.square().sum(0)]).to(torch.float64)
+
+    @abstractmethod
+    def best_scaling(self, terms: Tensor, cap: Tensor) -> Tensor:
+        """t [M] in [0, cap] with a finite f*(t∘Λ), for which −f*(t∘Λ) is large; any such t is valid."""
+
+    @abstractmethod
+    def dual_value(self, terms: Tensor, t: Tensor) -> float:
+        """−f*(t∘Λ)."""
+
+    @abstractmethod
+    def to_cvxpy(self, Z: Any) -> tuple[Any, list[Any]]:
+        """(objective term, constraints) of f as cvxpy expressions of Z."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetFit(Fit):
+    """f(Z) = m(h(Z)) where e(Z) = 0, ∞ elsewhere: a geometry (h, e) and a measure m of h.
+
+    With p = Z − anchor, its negative part left out where multipliers are restricted: h is p on the entries that the
+    measure has seen, e is p on the others. Subclasses say what anchor and the two masks are; here the fit is linear.
+    """
+
+    targets: InitVar[ArrayLike | Gram]
+    Y: Tensor = field(init=False)
+    gram: Gram | None = field(init=False, repr=False)  # what the targets were taken from
+    linear: ClassVar[bool] = True  # whether products of inputs and targets say all of the fit
+
+    def __post_init__(self, targets: ArrayLike | Gram) -> None:
+        gram = targets if isinstance(targets, Gram) else None
+        if gram is not None and not self.linear:
+            why = f"a Gram keeps only what Ball and SquaredLoss ask for, found targets of {gram.samples} streamed"
+            raise InvalidInput(f"{type(self).__name__} needs the samples themselves: {why} samples")
+        Y = as_matrix("targets Y", targets.targets if isinstance(targets, Gram) else targets)
+        vars(self).update(gram=gram, Y=Y)  # what is frozen has no other way
+
+    @abstractmethod
+    def as_loss(self, weight: float = 1.0) -> "LossFit":
+        """½·weight·‖h‖² with the same geometry."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same fit with ``change`` applied to its [P, M] arrays, no longer those of a Gram."""
+        return super().map(change)._with(gram=None)
 
     def _scaled(self, c: float) -> Self:
         """The geometry of c·Z."""
@@ -153,22 +164,13 @@ class TargetFit(ABC):
         """A set that holds this one and no point farther from it than ``by``; a loss as it is."""
         return self
 
-    @property
-    def anchor(self) -> Tensor:
-        """The point [P, M] that the conjugate is linear about."""
-        return self.Y
-
-    @abstractmethod
     def offset(self, Z: Tensor) -> Tensor:
         """p(Z), a new tensor."""
+        return Z - self.anchor
 
     def seen(self) -> Tensor | None:
         """Of p what the measure sees: 1 or 0 for each entry in the dtype of the targets, a new tensor; None for all."""
         return None
-
-    def unrestricted(self) -> Tensor:
-        """Everywhere."""
-        return torch.ones_like(self.Y, dtype=torch.bool)
 
     def sums(self, Z: Tensor) -> Tensor:
         """Columnwise ‖h‖² and ‖e‖²."""
@@ -185,59 +187,39 @@ class TargetFit(ABC):
         p, part, seen = self.offset(Z), self._prox_fraction(sums[0], rho).to(Z), self.seen()
         return p.mul_(part) if seen is None else p.mul_(torch.mul(seen, part - 1, out=seen).add_(1))
 
-    def prox(self, Z: Tensor, rho: float) -> Tensor:
-        """Z − prox_residual, by blocks of rows."""
-        # Without temporaries of the size of Z: those, not the arithmetic, would take most of the time.
-        parts = [(rows, self.map(lambda a, rows=rows: a[rows])) for rows in blocks_of(Z)]  # type: ignore[misc]
-        sums = torch.stack([fit.sums(Z[rows]) for rows, fit in parts]).sum(0)
-        V = torch.empty_like(Z)
-        for rows, fit in parts:
-            torch.sub(Z[rows], fit.prox_residual(Z[rows], sums, rho), out=V[rows])
-        return V
-
     def residual(self, Z: Tensor) -> Tensor:
         """h(Z)."""
         p, seen = self.offset(Z), self.seen()
         return p if seen is None else p.mul_(seen)
 
-    def project_dual(self, L: Tensor) -> Tensor:
-        """Λ itself: every sign is allowed."""
-        return L
-
     def dual_terms(self, L: Tensor) -> Tensor:
         """a = −⟨λ_m, anchor_m⟩ and b² = ‖λ_m on what the measure sees‖²."""
-        L, seen = L.to(working_dtype(L.dtype)), self.seen()
-        squares = L.square() if seen is None else L.square().mul_(seen)
-        return torch.stack([-(L * self.anchor).sum(0), squares.sum(0)]).to(torch.float64)
+        if (seen := self.seen()) is None:
+            return super().dual_terms(L)
+        L = L.to(working_dtype(L.dtype))
+        return torch.stack([-(L * self.anchor).sum(0), L.square().mul_(seen).sum(0)]).to(torch.float64)
 
     @abstractmethod
     def _prox_fraction(self, s: Tensor, rho: float) -> Tensor:
         """[M] or scalar: the part of each column of h that the prox with penalty rho takes away."""
 
-    def _cvxpy_columns(self, Z: Any) -> tuple[dict[int, Any], list[Any]]:
-        """The entries of h of each neuron that has any, slacks for one-sided ones; and bounds for unseen ones."""
+    def _cvxpy_part(self, Z: Any) -> tuple[Any, list[Any]]:
+        """h [P, M], 0 on unseen entries, with slacks for the one-sided ones; and bounds for unseen ones."""
         import cvxpy as cp
 
-        anchor, free = self.anchor.double().expand(self.shape).cpu().numpy(), self.unrestricted().cpu().numpy()
-        mask = self.seen()
+        mask, free = self.seen(), self.unrestricted().expand(self.shape).cpu().numpy()
         seen = ((torch.ones_like(self.Y) if mask is None else mask.expand(self.shape)) > 0).cpu().numpy()
-        columns, constraints = dict[int, Any](), []
-        for m in range(self.shape[1]):
-            two, one, bound = free[:, m] & seen[:, m], ~free[:, m] & seen[:, m], ~free[:, m] & ~seen[:, m]
-            h = [Z[two, m] - anchor[two, m]] if two.any() else []
-            if one.any():
-                # A slack in the place of the positive part, which cvxpy's rules do not accept inside a norm.
-                h.append(cp.Variable(int(one.sum()), nonneg=True))
-                constraints.append(h[-1] >= Z[one, m] - anchor[one, m])
-            if bound.any():
-                constraints.append(Z[bound, m] <= anchor[bound, m])
-            if h:
-                columns[m] = cp.hstack(h)
-        return columns, constraints
+        p, one, bound = Z - self.anchor.double().expand(self.shape).cpu().numpy(), seen & ~free, ~seen & ~free
+        h, constraints = cp.multiply(1.0 * (seen & free), p), []
+        if one.any():
+            # A slack in the place of the positive part, which cvxpy's rules do not accept inside a norm.
+            slack = cp.Variable(self.shape, nonneg=True)
+            h, constraints = h + cp.multiply(1.0 * one, slack), [slack[one] >= p[one]]
+        return h, constraints + ([p[bound] <= 0] if bound.any() else [])
 
 
 @dataclass(frozen=True, eq=False)
-class SetFit(TargetFit, ABC):
+class SetFit(TargetFit):
     """The indicator of a set: h within one ball over the layer, or within a ball for each neuron.
 
     Args:
@@ -247,8 +229,8 @@ class SetFit(TargetFit, ABC):
 
     eps: float | ArrayLike
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, targets: ArrayLike | Gram) -> None:
+        super().__post_init__(targets)
         vars(self).update(eps=as_radii("eps", self.eps, self.Y))
 
     @property
@@ -282,10 +264,6 @@ class SetFit(TargetFit, ABC):
         part = self.map(lambda array: array[rows])
         return part._with(eps=self.radii * (part.shape[0] / self.shape[0]) ** 0.5)
 
-    def value(self, sums: Tensor) -> float:  # noqa: ARG002 - an indicator
-        """0."""
-        return 0.0
-
     def _lengths(self, s: Tensor) -> Tensor:
         """‖h‖ of what each ball holds: of all columns together, or of each."""
         return (s if isinstance(self.eps, Tensor) else s.sum()).sqrt()
@@ -316,10 +294,10 @@ class SetFit(TargetFit, ABC):
         """A second-order cone a ball."""
         import cvxpy as cp
 
-        columns, constraints = self._cvxpy_columns(Z)
+        h, constraints = self._cvxpy_part(Z)
         if isinstance(self.eps, Tensor):
-            return 0.0, constraints + [cp.norm(h, 2) <= float(self.eps[m]) for m, h in columns.items()]
-        return 0.0, constraints + ([cp.norm(cp.hstack(list(columns.values())), 2) <= self.eps] if columns else [])
+            return 0.0, [*constraints, cp.norm(h, 2, axis=0) <= self.eps.cpu().numpy()]
+        return 0.0, [*constraints, cp.norm(h, "fro") <= self.eps]
 
 
 def _best_in_ball(eps: float, a: Tensor, b2: Tensor, cap: Tensor) -> Tensor:
@@ -345,7 +323,7 @@ def _best_in_ball(eps: float, a: Tensor, b2: Tensor, cap: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class LossFit(TargetFit, ABC):
+class LossFit(TargetFit):
     """½·weight·‖h‖²; the weight [1/units of Y²] says what a unit of squared distance costs beside the penalty.
 
     Args:
@@ -355,18 +333,13 @@ class LossFit(TargetFit, ABC):
 
     weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, targets: ArrayLike | Gram) -> None:
+        super().__post_init__(targets)
         vars(self).update(weight=checked_positive("weight", self.weight))
 
     def rescaled(self, c: float) -> Self:
         """Targets multiplied by c, the weight divided by c²."""
         return self._scaled(c).times(1 / c / c)
-
-    def sample(self, rows: slice | Tensor) -> Self:
-        """The same mean over fewer samples: the weight grows as they become fewer."""
-        part = self.map(lambda array: array[rows])
-        return part.times(self.shape[0] / part.shape[0])
 
     def times(self, k: float) -> Self:
         """The weight multiplied by k."""
@@ -395,5 +368,5 @@ class LossFit(TargetFit, ABC):
         """A sum of squares."""
         import cvxpy as cp
 
-        h, constraints = self._cvxpy_columns(Z)
-        return 0.5 * self.weight * cp.sum_squares(cp.hstack(list(h.values()))) if h else 0.0, constraints
+        h, constraints = self._cvxpy_part(Z)
+        return 0.5 * self.weight * cp.sum_squares(h), constraints

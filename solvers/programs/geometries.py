@@ -1,6 +1,5 @@
 """The three geometries of outputs around their targets: linear, ReLU and Net-Trim's, each as a set and as a loss."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Self
@@ -11,14 +10,10 @@ from torch import Tensor
 from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_finite, check_shape
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits import LossFit, SetFit, TargetFit
+from convexprune.solvers.programs.gram import Gram
 
 
 class _Linear(TargetFit):
-    linear = True
-
-    def offset(self, Z: Tensor) -> Tensor:
-        return Z - self.Y
-
     def as_loss(self, weight: float = 1.0) -> "SquaredLoss":
         return SquaredLoss(self.Y, weight)._with(gram=self.gram)
 
@@ -41,11 +36,13 @@ class SquaredLoss(_Linear, LossFit):
 class _OneSided(TargetFit):
     """Entries off Ω = {Y > 0} may be as low as they like, so multipliers there are ≥ 0."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    linear = False
+
+    def __post_init__(self, targets: ArrayLike | Gram) -> None:
+        super().__post_init__(targets)
         # Once, for it would be a pass over [P, M] at each use; and no copy is made where targets are a ReLU's outputs.
         if bool((self.Y < 0).any()):
-            object.__setattr__(self, "targets", self.Y.clamp(min=0))
+            object.__setattr__(self, "Y", self.Y.clamp(min=0))
 
     def offset(self, Z: Tensor) -> Tensor:
         # Z − anchor on Ω, its positive part elsewhere, as max(Z − anchor, floor) with floor 0 off Ω and very low on it:
@@ -90,8 +87,8 @@ class ReluLoss(_Relu, LossFit):
 class _Ceiling(_OneSided):
     ceiling: ArrayLike | float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, targets: ArrayLike | Gram) -> None:
+        super().__post_init__(targets)
         if isinstance(self.ceiling, Real) or getattr(self.ceiling, "ndim", None) == 0:
             number = as_number("ceiling V", self.ceiling)
             check_finite("ceiling V", torch.tensor(number))
@@ -102,10 +99,6 @@ class _Ceiling(_OneSided):
         if ceiling.device != self.Y.device:
             raise InvalidInput(f"ceiling V: expected the targets' device {self.Y.device}, found {ceiling.device}")
         object.__setattr__(self, "ceiling", ceiling)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        ceiling = change(self.ceiling) if isinstance(self.ceiling, Tensor) else self.ceiling
-        return self._with(targets=change(self.Y), ceiling=ceiling)
 
     def _scaled(self, c: float) -> Self:
         scaled = super()._scaled(c)

@@ -1,8 +1,10 @@
 """What a penalty is; the weighted ℓ1 norm, and norms of groups of weights that vanish together."""
 
+from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -14,62 +16,75 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 _NEWTON = 50  # steps at most; 9 are needed where lengths in a group differ by 12 orders of magnitude
 
 
-@runtime_checkable
-class Penalty(Protocol):
+class Penalty(ABC):
     """A closed g(U) ≥ 0 with g(0) = 0 on weights U [N, M], infinite outside of its domain (docs/penalties.md).
 
-    Positively homogeneous ones, g(cU) = c·g(U) for c ≥ 0, as norms are, may leave out ``conjugate`` and ``times`` (or
-    inherit them from ``Homogeneous``); others say ``homogeneous = False`` and have both.
+    What has a body here is that of positively homogeneous ones, g(cU) = c·g(U) for c ≥ 0, as norms are; others say
+    ``homogeneous = False`` and have a ``conjugate`` and ``times`` of their own.
+
+    Attributes:
+        convex: Whether g is convex; if not, no bound is claimed, and the members that describe its dual are not used.
+        homogeneous: Whether g is positively homogeneous.
     """
 
-    @property
-    def convex(self) -> bool:
-        """Whether g is convex; if not, no bound is claimed, and the members that describe its dual are not used."""
+    convex: bool = True
+    homogeneous: bool = True
 
-    def check(self, shape: tuple[int, int]) -> None:
+    def check(self, shape: tuple[int, int]) -> None:  # noqa: B027 - any shape will do
         """Raise if the penalty does not fit weights of this shape [N, M]."""
 
     def to(self, like: Tensor) -> Self:
-        """The same penalty on the device and in the dtype of ``like``."""
+        """The same penalty on the device and in the dtype of ``like``: each array and penalty among its attributes."""
+        new = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Penalty) or (isinstance(value, Tensor) and value.is_floating_point()):
+                vars(new)[name] = value.to(like)
+            elif isinstance(value, Tensor):  # labels and supports
+                vars(new)[name] = value.to(like.device)
+        return new
 
+    @abstractmethod
     def rescaled(self, d: Tensor) -> Self:
         """The same penalty of the variables V = diag(d) U, d [N, 1] > 0: V ↦ g(diag(1/d) V)."""
 
+    def times(self, k: float) -> Self:
+        """k·g, k > 0; of a homogeneous one g(k·)."""
+        return self.rescaled(torch.tensor([[1 / k]], dtype=torch.float64))
+
+    @abstractmethod
     def value(self, U: Tensor) -> Tensor:
         """g(U), a scalar tensor, for U in the domain."""
 
+    @abstractmethod
     def prox(self, V: Tensor, step: float) -> Tensor:
         """argmin over U of step·g(U) + ½‖U − V‖², step ≥ 0; with step 0 the nearest point of the domain."""
 
+    @abstractmethod
     def dual_norm(self, A: Tensor) -> Tensor:
         """[M], s ≥ 0 such that ⟨A diag(t), U⟩ ≤ g∞(U) for all U and all t, 0 ≤ t_m ≤ 1/s_m; free entries left out.
 
         g∞(U) = lim g(cU)/c, c → ∞, is g itself where g is homogeneous. As small as possible for each column m.
         """
 
+    def conjugate(self, A: Tensor) -> Tensor:
+        """[M], g*(A) by column, free entries left out; of a homogeneous one 0 or ∞."""
+        return torch.where(self.dual_norm(A) <= 1, 0.0, torch.inf)
+
     def slack(self, A: Tensor) -> Tensor:
         """[N, M], c ≥ 0 such that g(U) + ⟨A, U⟩ ≥ c_ij|u_ij| for each entry and all U, given dual_norm(−A) ≤ 1."""
+        return torch.zeros_like(A)
 
+    @abstractmethod
     def cost(self, shape: tuple[int, int]) -> Tensor:
         """[N, M], the price of each entry, g of it alone at 1; 0 exactly where g does not depend on it: it is free."""
 
+    @abstractmethod
     def to_cvxpy(self, U: Any) -> Any:
         """g as a cvxpy expression of the variable U; infinite outside of the domain."""
 
 
-class Homogeneous:
-    """Base of positively homogeneous penalties: what follows from g(cU) = c·g(U)."""
-
-    homogeneous: ClassVar[bool] = True
-
-    def times(self, k: float) -> Self:
-        """k·g = g(k·), k > 0."""
-        scaled: Self = self.rescaled(torch.tensor([[1 / k]], dtype=torch.float64))  # type: ignore[attr-defined]
-        return scaled
-
-    def conjugate(self, A: Tensor) -> Tensor:
-        """[M], g*(A) by column, free entries left out: 0 where the dual norm is at most 1, else infinite."""
-        return torch.where(self.dual_norm(A) <= 1, 0.0, torch.inf)  # type: ignore[attr-defined]
+Homogeneous = Penalty
+"""Its name from when only homogeneous penalties had a base."""
 
 
 def is_homogeneous(penalty: Penalty) -> bool:
@@ -78,7 +93,7 @@ def is_homogeneous(penalty: Penalty) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class L1(Homogeneous):
+class L1(Penalty):
     """The weighted ℓ1 norm g(U) = Σ_ij w_ij |u_ij|.
 
     Args:
@@ -90,7 +105,6 @@ class L1(Homogeneous):
     """
 
     weights: ArrayLike | None = None
-    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.weights is not None:
@@ -154,7 +168,7 @@ class L1(Homogeneous):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupL2(Homogeneous):
+class GroupL2(Penalty):
     """g(U) = Σ_g w_g ‖U_g‖₂ over groups g of entries: whole groups become zero, not single entries.
 
     Args:
@@ -170,7 +184,6 @@ class GroupL2(Homogeneous):
     groups: Literal["rows", "columns"] | ArrayLike = "rows"
     weights: ArrayLike | None = None
     lengths: Tensor | None = field(default=None, repr=False)  # [N, 1], a: ‖a∘U_g‖ in the place of ‖U_g‖
-    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.groups, str):

@@ -77,9 +77,10 @@ class LayerProgram:
 
     @property
     def lengths(self) -> Tensor:
-        """‖x_j‖ [N, 1] of the columns of X, in float64."""
-        lengths: Tensor = torch.linalg.vector_norm(self.inputs, dim=0, dtype=torch.float64)[:, None]
-        return lengths
+        """‖x_j‖ [N, 1] of the columns of X, in float64, by blocks of rows so that X is never copied whole."""
+        X = self.inputs
+        squares = [X[rows].to(torch.float64).square().sum(0) for rows in blocks_of(X)]
+        return torch.stack(squares).sum(0)[:, None].sqrt()
 
     @property
     def samples(self) -> int:

@@ -1,21 +1,22 @@
 """Supports: budgets, which are not convex, so that no bound is claimed; and any penalty on a given support."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import check_shape
 from convexprune.solvers.errors import InvalidInput, SolverRefused
-from convexprune.solvers.programs.penalties import Homogeneous, Penalty, is_homogeneous
+from convexprune.solvers.programs.penalties import Penalty, is_homogeneous
 
 
-class _Budget(Homogeneous):
+class _Budget(Penalty):
     """The indicator of a union of subspaces, each spanned by the entries that ``support`` may keep."""
 
-    convex: ClassVar[bool] = False
+    convex = False
     rows: int | None
     within: Tensor | None
 
@@ -23,9 +24,9 @@ class _Budget(Homogeneous):
         """How many of the first rows of U the budget is for; the rest (the bias) is free."""
         return inputs if self.rows is None else self.rows
 
+    @abstractmethod
     def best(self, size: Tensor) -> Tensor:
         """Of the budgeted rows, the boolean support with the largest total ``size``, a matrix of numbers ≥ 0."""
-        raise NotImplementedError
 
     def support(self, U: Tensor) -> Tensor:
         """Boolean [N, M]: the entries of U to keep, the largest the budget allows and all free ones; never a zero."""
@@ -68,9 +69,6 @@ class _Budget(Homogeneous):
 
     def dual_norm(self, A: Tensor) -> Tensor:
         return A.new_full((A.shape[1],), torch.inf)
-
-    def slack(self, A: Tensor) -> Tensor:
-        return torch.zeros_like(A)
 
     def cost(self, shape: tuple[int, int]) -> Tensor:
         return torch.zeros(shape)
@@ -168,7 +166,7 @@ def check_support(name: str, support: object, shape: tuple[int, int] | None = No
 
 
 @dataclass(frozen=True, eq=False)
-class Restricted:
+class Restricted(Penalty):
     """g(U) where U vanishes off a support S [N, M], and infinity elsewhere.
 
     For a g that does not grow when entries are set to 0, as L1 and GroupL2 do not: with S∘U denoting U with zeros off
@@ -184,26 +182,17 @@ class Restricted:
 
     penalty: Penalty
     support: Tensor
-    convex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.penalty.convex:
             raise InvalidInput(f"penalty: expected a convex one, found {self.penalty}; give it within=support instead")
         check_support("support", self.support)
-
-    @property
-    def homogeneous(self) -> bool:
-        """Whether g is."""
-        return is_homogeneous(self.penalty)
+        object.__setattr__(self, "homogeneous", is_homogeneous(self.penalty))
 
     def check(self, shape: tuple[int, int]) -> None:
         """Raise ShapeMismatch unless the support is [N, M], and as g."""
         check_support("support", self.support, shape)
         self.penalty.check(shape)
-
-    def to(self, like: Tensor) -> Self:
-        """The same penalty on the device and in the dtype of ``like``."""
-        return type(self)(self.penalty.to(like), self.support.to(like.device))
 
     def rescaled(self, d: Tensor) -> Self:
         """That of V = diag(d) U, which has the same support."""
@@ -211,7 +200,7 @@ class Restricted:
 
     def times(self, k: float) -> Self:
         """k·g on the support."""
-        return type(self)(self.penalty.times(k), self.support)  # type: ignore[attr-defined]
+        return type(self)(self.penalty.times(k), self.support)
 
     def value(self, U: Tensor) -> Tensor:
         """g(U), for U on the support."""
@@ -227,8 +216,7 @@ class Restricted:
 
     def conjugate(self, A: Tensor) -> Tensor:
         """g*(S∘A)."""
-        conjugate: Tensor = self.penalty.conjugate(self._on_support(A))  # type: ignore[attr-defined]
-        return conjugate
+        return self.penalty.conjugate(self._on_support(A))
 
     def slack(self, A: Tensor) -> Tensor:
         """That of g at S∘A; off the support nothing is left to bound."""

@@ -103,7 +103,7 @@ def _summary(solution: Solution) -> str:
     return f"{head}, gap {c.gap:.1e}, violation {c.violation:.1e}"
 
 
-def _refusals(candidate: Candidate) -> str:
+def _refuses_with_a_reason(candidate: Candidate) -> str:
     """``refuses`` gives None or a reason for every member of the zoo, and something is taken."""
     members = (*zoo.members(), *zoo.infeasible(), *zoo.budgets())
     taken = 0
@@ -228,7 +228,7 @@ class _Liar:
         return replace(honest, weights=self.weights.clone(), ended="own rule", message="optimal")
 
 
-def _lies(candidate: Candidate) -> str:
+def _a_lie_is_not_called_solved(candidate: Candidate) -> str:
     """Wrong weights with the solver's own multipliers and word are not called solved."""
     program = candidate.easy_program
     wrong = torch.zeros(program.shape) if program.penalty.convex else torch.ones(program.shape)
@@ -299,17 +299,10 @@ class Check:
         return self.name
 
 
-_PROTOCOL = {
-    "refuses with a reason": _refusals,
-    "iteration limit": _iteration_limit,
-    "time limit": _time_limit,
-    "determinism": _determinism,
-    "inputs unchanged": _inputs_unchanged,
-    "precisions": _precisions,
-    "starts": _starts,
-    "multipliers": _multipliers,
-    "a lie is not called solved": _lies,
-}
+_PROTOCOL = (
+    *(_refuses_with_a_reason, _iteration_limit, _time_limit, _determinism, _inputs_unchanged, _precisions, _starts),
+    *(_multipliers, _a_lie_is_not_called_solved),
+)
 
 
 def checks(members: Iterable[Member] | None = None) -> list[Check]:
@@ -321,7 +314,7 @@ def checks(members: Iterable[Member] | None = None) -> list[Check]:
     chosen = zoo.members() if members is None else tuple(members)
     groups = ((_feasible, chosen), (_infeasible, zoo.infeasible()), (_budget, zoo.budgets()))
     on_members = [Check(member.name, partial(test, member)) for test, group in groups for member in group]
-    return [*(Check(name, test) for name, test in _PROTOCOL.items()), *on_members]
+    return [*(Check(test.__name__.strip("_").replace("_", " "), test) for test in _PROTOCOL), *on_members]
 
 
 def check(

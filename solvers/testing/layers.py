@@ -79,9 +79,12 @@ def program_of(X: Tensor, W: Tensor, fit: str, eps: float = 0.1, penalty: Penalt
 
 def fit_of(fit: str, X: Tensor, Y: Tensor, eps: float, penalty: Penalty) -> Fit:
     """The fit of ``program_of`` for given targets."""
-    if fit in SETS:
-        return SETS[fit](Y, eps * float(Y.norm()))
-    return LOSSES[fit](Y, critical_weight(X, Y, penalty) / eps)
+    return fit_around(fit, Y, eps * float(Y.norm()), critical_weight(X, Y, penalty) / (eps or 1.0))
+
+
+def fit_around(fit: str, Y: Tensor, radius: float | Tensor, weight: float = 1.0) -> Fit:
+    """The fit of this name of ``FITS``: a set of this radius, or a loss of this weight."""
+    return SETS[fit](Y, radius) if fit in SETS else LOSSES[fit](Y, weight)
 
 
 AWKWARD = {
@@ -210,15 +213,13 @@ def all_inactive(fit: str) -> Known:
     """Targets of zeros: U = 0 costs nothing."""
     X, W = layer(16, 60, 10, 8)
     Y = torch.zeros(60, 8, dtype=torch.float64)
-    return LayerProgram(X, SETS[fit](Y, 0.1 * float((X @ W).norm())) if fit in SETS else LOSSES[fit](Y)), 0.0
+    return LayerProgram(X, fit_around(fit, Y, 0.1 * float((X @ W).norm()))), 0.0
 
 
 def one_column(fit: str) -> Known:
     """One input of ones, one neuron, 25 targets 2: u = 2 − eps/5, or 2 − 1/(25·weight)."""
     X = torch.ones(25, 1, dtype=torch.float64)
-    if fit in SETS:
-        return LayerProgram(X, SETS[fit](2 * X, 1.0)), 2 - 1 / 5
-    return LayerProgram(X, LOSSES[fit](2 * X, 1.0)), 1.96 + 25 * 0.04**2 / 2
+    return LayerProgram(X, fit_around(fit, 2 * X, 1.0)), 2 - 1 / 5 if fit in SETS else 1.96 + 25 * 0.04**2 / 2
 
 
 def one_column_a_neuron(fit: str) -> Known:
@@ -260,10 +261,9 @@ def backwards(fit: str, penalty: L1 | GroupL2 | None = None) -> Known:
         L[Z[:, m] > 0, m] = -active @ torch.linalg.solve(active.T @ active, S[:, m])
     direction = L / L.norm()
     s = 0.9 * float((Z / direction)[(Z > 0) & (direction > 0)].min())
-    Y, cost = targets_of(fit, Z - s * direction), float(penalty.value(U))
-    if fit in SETS:
-        return LayerProgram(X, SETS[fit](Y, s), penalty), cost
-    return LayerProgram(X, LOSSES[fit](Y, float(L.norm()) / s), penalty), cost + s * float(L.norm()) / 2
+    made = fit_around(fit, targets_of(fit, Z - s * direction), s, float(L.norm()) / s)
+    cost = float(penalty.value(U)) + (0.0 if fit in SETS else s * float(L.norm()) / 2)
+    return LayerProgram(X, made, penalty), cost
 
 
 ORTHONORMAL = ("L1", "rows", "columns", "blocks")
