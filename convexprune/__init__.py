@@ -45,9 +45,7 @@ __all__ = [
 
 _HERE = Path(__file__).parent
 if not (_HERE / "solvers").exists() and (_HERE.parent / "solvers" / "__init__.py").exists():
-    from convexprune.checkout import find_solvers_in
-
-    find_solvers_in(_HERE.parent / "solvers")
+    import convexprune.checkout  # noqa: F401 - it says where they are
 
 _HOMES = {
     "Data": "runs.data",

@@ -6,32 +6,25 @@ own solvers/, too, whether convexprune is installed as a copy, as a link (editab
 
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_file_location
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+_ROOT = str(Path(__file__).parents[1])
 
-class _Finder:
+
+class _Checkout(PathFinder):
     """Knows one name, and comes first: another checkout, installed as a link, would offer its own solvers."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
+    @classmethod
     def find_spec(
-        self,
-        name: str,
-        path: Sequence[str] | None = None,  # noqa: ARG002 - the interface of sys.meta_path
-        target: ModuleType | None = None,  # noqa: ARG002
+        cls,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG003 - the interface of sys.meta_path
+        target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        """Of ``convexprune.solvers`` alone; what is below it is then found in the folder."""
-        if name != "convexprune.solvers":
-            return None
-        return spec_from_file_location(
-            name, self._folder / "__init__.py", submodule_search_locations=[str(self._folder)]
-        )
+        """Of ``convexprune.solvers`` alone; what is below it is then found in its folder."""
+        return super().find_spec(fullname, [_ROOT], target) if fullname == "convexprune.solvers" else None
 
 
-def find_solvers_in(folder: Path) -> None:
-    """Have ``import convexprune.solvers`` find that folder."""
-    sys.meta_path.insert(0, _Finder(folder))
+sys.meta_path.insert(0, _Checkout)

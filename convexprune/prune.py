@@ -29,10 +29,10 @@ from convexprune.runs.executors import several, solver_for
 from convexprune.runs.fingerprints import data_fingerprint, model_fingerprint
 from convexprune.runs.fits import layer_fit
 from convexprune.runs.journal import Journal
-from convexprune.runs.outcome import amplified, network_errors, network_promise, same_outputs
+from convexprune.runs.outcome import amplified, network_errors, network_promise
 from convexprune.runs.plan import first_names, make_plan
 from convexprune.runs.problem import StoppingRule
-from convexprune.runs.removal import chosen_links, reachable, removal_rows, shrink_, weight_sizes
+from convexprune.runs.removal import chosen_links, finished_rows, reachable, weight_sizes
 from convexprune.runs.run import LayerCallback, Progress, Run, silent
 from convexprune.solvers.errors import InvalidInput, SolverRefused
 from convexprune.solvers.methods.solve import environment
@@ -269,10 +269,7 @@ def _pruned(run: Run, request: Request) -> Report:
         bound = None
         if truth is not None and original is not None:
             bound = pruner.generalisation(run, original, _outputs(run), truth)
-        if run.links:
-            with same_outputs(run):
-                shrink_(run, request.options.remove)
-        rows = removal_rows(run, before) if run.links else run.rows()
+        rows = finished_rows(run, before, request.options.remove)
     if empty := emptied_layers(rows):
         _log.warning("%s", visible(empty))
     left = [

@@ -12,22 +12,25 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
-from convexprune.files.weights import StrPath, plain
+from convexprune.files.weights import StrPath, load_weights
+from convexprune.network.forwards import state_of
 from convexprune.options import Options, is_own, options_from_dict
-from convexprune.page.consistency import check_results
+from convexprune.page.results import read_results
 from convexprune.prune import Request
 from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
 from convexprune.runs.data import as_data
 from convexprune.runs.executors import Maker, Solved
-from convexprune.runs.journal import Journal, Record, check_same, read_json
+from convexprune.runs.journal import Journal, Record, check_same
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
 from convexprune.runs.records import Judged
+from convexprune.runs.removal import Sizes, finished_rows, weight_sizes
 from convexprune.runs.run import Run, silent
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import target_from_dict
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("layer", "goal", "status", "ℓ1 value", "bound", "gap", "violation", "error", "verdict")
 _NARROW = ("layer", "gap", "violation", "error", "verdict")
 _WIDE = 120
+_NOT_COMPARED = {"seconds": None, "notes": None}  # of a row: what cannot be recomputed, and what is said of it
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ def verify(
     check_same(run, described, request.described() | {"recipe": recipe})
     request, replay = request.prepared(_Replay, partial(silent, "verify"))
     replay.journal, replay.solver = journal, replay.nothing_more
+    before = weight_sizes(replay.model) if replay.links else {}
+    undo = state_of(replay.model, parameters=True) if replay.links else replay.versions.restore_
     try:
         request.pruner.prune(replay, request.target)
         reached = {*replay.written, *replay.left} - replay.lacking
@@ -157,9 +163,9 @@ def verify(
         missing = tuple(name for name in expected if name not in reached)
         sound = not missing and all(row.ok for row in replay.judgements)
         complete = sound and (Path(run) / "report.json").is_file()
-        results = _results(replay, request, recipe) if complete else None
+        results = _results(replay, request, recipe, before) if complete else None
     finally:
-        replay.versions.restore_()
+        undo()
     return Verification(
         layers=tuple(replay.judgements),
         missing=missing,
@@ -201,43 +207,65 @@ def _recorded_request(
         raise DamagedFile(f"{run}: its run.json holds no recipe of prune_ ({error}); restore it") from error
 
 
-def _results(replay: "_Replay", request: Request, recipe: Json) -> tuple[str, ...] | None:
-    """What report.json and model.safetensors say otherwise than the entries, all of which hold."""
+def _results(replay: "_Replay", request: Request, recipe: Json, before: Sizes) -> tuple[str, ...]:
+    """What report.json and model.safetensors say otherwise than the entries, all of which hold and are in the model."""
     folder = replay.entries.folder
     try:
-        report = read_json(folder / "report.json", "prune again with the same arguments to have it written anew")
-        check_results(folder, report, replay.entries, recipe)
-        mask = replay.plan.counted.to_dict()
-        masks = [] if report.get("mask") == mask else [f"report.json: mask is {report.get('mask')}, recomputed {mask}"]
-        return (*masks, *_network_differences(replay, request, report))
+        found = _result_differences(replay, request, recipe, before, read_results(folder).data)
+        return (*found, *_weight_differences(replay.model, folder / "model.safetensors"))
     except DamagedFile as error:
         return (str(error),)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         return (f"report.json is not as convexprune writes it ({error!r}); prune again with the same arguments",)
 
 
-def _network_differences(replay: "_Replay", request: Request, report: Json) -> Iterator[str]:
-    where, claims, relative, least = "", report, agreement(dtype_of(replay)), 1e-12
+def _result_differences(
+    replay: "_Replay", request: Request, recipe: Json, before: Sizes, report: Json
+) -> Iterator[str]:
+    """Of the report; neurons that go are gone afterwards."""
+    differences = partial(_differences, relative=agreement(dtype_of(replay)))
+    yield from differences("provenance", {name: report["provenance"][name] for name in recipe}, recipe)
+    yield from differences("samples", report["samples"], replay.plan.samples)
+    yield from differences("mask", report["mask"], replay.plan.counted.to_dict())
     if request.pruner.proves:
-        promise = network_promise(replay, request.target)
-        where, claims, figures = "network.", report["network"], promise.to_dict()
-        allowed = dict.fromkeys(("error", "bound", "holdout_error"), promise.rounding)
-        allowed |= dict.fromkeys(("coefficients", "radii"), least)
+        promise, claims = network_promise(replay, request.target), dict(report["network"])
+        figures = promise.to_dict()
+        for name in ("coefficients", "radii"):
+            yield from differences(f"network.{name}", claims.pop(name), figures.pop(name))
+        yield from differences("network", claims, figures, least=promise.rounding)
+        yield from differences("output_error", report["output_error"], promise.error, least=promise.rounding)
     else:
-        figures, allowed = {"output_error": network_errors(replay)[0]}, {"output_error": least}
-    for name, absolute in allowed.items():
-        claim, found = claims[name], plain(figures[name])
-        if not _close(claim, found, relative, absolute):
-            verb = "are" if isinstance(found, Mapping) else "is"
-            yield f"report.json: {where}{name} {verb} {claim}, recomputed {found}"
+        yield from differences("output_error", report["output_error"], network_errors(replay)[0])
+    rows = {row.name: asdict(row) | _NOT_COMPARED for row in finished_rows(replay, before, request.options.remove)}
+    yield from differences("layers", {row["name"]: row | _NOT_COMPARED for row in report["layers"]}, rows)
 
 
-def _close(one: object, other: object, relative: float, absolute: float) -> bool:
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_close(one[key], other[key], relative, absolute) for key in one)
-    if isinstance(one, float | int) and isinstance(other, float | int):
-        return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
-    return one == other
+def _differences(name: str, claimed: object, found: object, relative: float, least: float = 1e-12) -> Iterator[str]:
+    """What is claimed otherwise than found, but for rounding; null stands for infinity and NaN."""
+    own = partial(_differences, relative=relative, least=least)
+    if isinstance(claimed, Mapping) and isinstance(found, Mapping):
+        for key in dict.fromkeys((*claimed, *found)):
+            yield from own(f"{name}.{key}", claimed.get(key), found.get(key))
+    elif isinstance(claimed, list) and isinstance(found, list | tuple) and len(claimed) == len(found):
+        for number, (one, other) in enumerate(zip(claimed, found, strict=True)):
+            yield from own(f"{name}.{number}", one, other)
+    elif str(found) in ("inf", "-inf", "nan"):
+        if claimed is not None:
+            yield f"report.json: {name} is {claimed}, recomputed {found}"
+    elif isinstance(claimed, int | float) and isinstance(found, float):
+        if not math.isclose(claimed, found, rel_tol=relative, abs_tol=least):
+            yield f"report.json: {name} is {claimed}, recomputed {found}"
+    elif claimed != found:
+        yield f"report.json: {name} is {claimed!r}, recomputed {found!r}"
+
+
+def _weight_differences(model: nn.Module, path: Path) -> Iterator[str]:
+    """What the file of weights, where there is one, holds otherwise than the model with the recorded answers."""
+    if path.is_file():
+        shipped, state = load_weights(path), model.state_dict()
+        for name in dict.fromkeys((*shipped, *state)):
+            if name not in shipped or name not in state or not torch.equal(shipped[name], state[name].cpu()):
+                yield f"{path.name}: {name} is not what the entries say"
 
 
 @dataclass(eq=False)

@@ -26,7 +26,7 @@ from convexprune.cli.app import app
 from convexprune.cli.demo import load_digits, run_demo, train_digits_network
 from convexprune.files.weights import save_json
 from convexprune.options import Options
-from convexprune.page.consistency import seal
+from convexprune.page.results import sealed
 from convexprune.pruners import available_pruners
 
 FACTORY = """
@@ -386,18 +386,19 @@ def test_errors_are_for_people(folder: Path, extra: list[str], says: str, tmp_pa
 
 
 def test_the_demo_beats_magnitude_pruning_and_writes_everything(tmp_path: Path) -> None:
-    result = run_demo(tmp_path / "demo", eps=(0.05, 0.2))
-    assert result.dense_accuracy > 0.97
-    for row in result.rows:
+    folder = tmp_path / "demo"
+    dense, rows = run_demo(folder, eps=(0.05, 0.2))
+    assert dense > 0.97
+    for row in rows:
         assert row.report.certified
         assert row.accuracy > row.magnitude_accuracy
-    assert result.rows[0].report.nonzeros > result.rows[1].report.nonzeros
-    assert result.picture.read_bytes().startswith(b"\x89PNG")
+    assert rows[0].report.nonzeros > rows[1].report.nonzeros
+    assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     model = factory()
-    model.load_state_dict(load_file(result.model))
-    sizes = {row.report.nonzeros for row in result.rows}
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    sizes = {row.report.nonzeros for row in rows}
     assert sum(int(model[i].weight.count_nonzero()) for i in (0, 2, 4)) in sizes
-    assert len(json.loads(result.json.read_text())["rows"]) == 2
+    assert len(json.loads((folder / "demo.json").read_text())["rows"]) == 2
 
 
 def test_solvers_are_listed() -> None:
@@ -472,7 +473,7 @@ def test_results_that_were_edited_and_sealed_again_are_not_taken_for_finished(tm
     whole = json.loads(path.read_text())
     edited = json.loads(path.read_text())
     edited["layers"][0]["output_error"] = 1e-6
-    save_json(edited | {"sha256": seal(edited, tmp_path / "model.safetensors")}, path)
+    save_json(sealed(tmp_path, edited), path)
     result = invoked(*SMALL, "--json", out=tmp_path)
     assert result.exit_code == 0
     assert "written again from its layers" in " ".join(json.loads(result.stdout)["notes"])

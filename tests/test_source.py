@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from convexprune.cli.app import app
-from convexprune.cli.source import Source
+from convexprune.cli.source import read_source
 from convexprune.files.weights import save_json
-from convexprune.page.consistency import seal
+from convexprune.page.results import sealed
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 Array = np.ndarray[Any, Any]
@@ -108,9 +108,8 @@ def test_a_mask_goes_by_any_name(folder: Path, method: str) -> None:
     assert CliRunner().invoke(app, ["verify", "out", *source]).exit_code == 0
     report = json.loads((folder / "out" / "report.json").read_text())
     report["mask"]["rows_left_out"]["layer"] += 1
-    report["sha256"] = seal(report, folder / "out" / "model.safetensors")
-    save_json(report, folder / "out" / "report.json")
-    assert "mask is" in CliRunner().invoke(app, ["verify", "out", *source]).output
+    save_json(sealed(folder / "out", report), folder / "out" / "report.json")
+    assert "mask.rows_left_out.layer is" in CliRunner().invoke(app, ["verify", "out", *source]).output
     for wrong in (["--mask", "absent"], ["--mask", "keep", "--no-mask"], ["--mask", "other"]):
         status, told = pruned(folder, *wrong, *asked, out="wrong")
         assert status == 1
@@ -120,12 +119,12 @@ def test_a_mask_goes_by_any_name(folder: Path, method: str) -> None:
 def test_a_key_names_the_array_for_the_first_argument(folder: Path) -> None:
     arrays = texts()
     np.savez(folder / "x.npz", tokens=arrays["input_ids"], attention_mask=arrays["attention_mask"])
-    read = Source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz", "tokens").read()
+    read = read_source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz", "tokens")
     assert list(read.inputs[0]) == ["input_ids", "attention_mask"]
     assert torch.equal(read.inputs[0]["input_ids"], torch.from_numpy(arrays["input_ids"]))
     np.savez(folder / "x.npz", input_ids=arrays["input_ids"], attention_mask=arrays["attention_mask"][1:])
     with pytest.raises(ShapeMismatch, match=r"\[59, 60\] samples"):
-        Source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz").read()
+        read_source("my_text_model:Pooled", folder / "w.safetensors", folder / "x.npz")
 
 
 def test_one_array_stays_one_tensor(folder: Path) -> None:
@@ -134,11 +133,11 @@ def test_one_array_stays_one_tensor(folder: Path) -> None:
     save_file(model.state_dict(), folder / "s.safetensors")
     x = np.random.default_rng(0).random((30, 7), dtype=np.float32)
     np.savez(folder / "x.npz", x=x, y=np.arange(30))
-    read = Source("my_text_model:sevens", folder / "s.safetensors", folder / "x.npz").read()
+    read = read_source("my_text_model:sevens", folder / "s.safetensors", folder / "x.npz")
     assert torch.equal(read.inputs, torch.from_numpy(x))
     assert torch.equal(read.batch, torch.from_numpy(x))
     with pytest.raises(InvalidInput, match="no array 'm'"):
-        Source("my_text_model:sevens", folder / "s.safetensors", folder / "x.npz", mask="m").read()
+        read_source("my_text_model:sevens", folder / "s.safetensors", folder / "x.npz", mask="m")
 
 
 @pytest.mark.parametrize("by", ["order", "labels"])
@@ -152,13 +151,16 @@ def test_samples_are_of_all_parts_of_the_data_and_the_same_each_time(folder: Pat
         classes = np.random.default_rng(1).permutation(classes)
     x = np.repeat(classes[:, None], 7, axis=1).astype(np.float32)
     np.savez(folder / "x.npz", x=x, y=classes)
-    source = Source("my_text_model:sevens", folder / "s.safetensors", folder / "x.npz", samples=50, holdout=20)
-    read = source.read("y" if by == "labels" else None)
+    files = (folder / "s.safetensors", folder / "x.npz")
+    key = "y" if by == "labels" else None
+    read = read_source("my_text_model:sevens", *files, samples=50, holdout=20, labels_key=key)
     both = torch.cat([read.inputs, read.holdout])[:, 0]
     assert len(read.inputs) == 30
     assert torch.equal(both.long().bincount(), torch.full((10,), 5))
     assert read.labels is None or torch.equal(read.labels, read.inputs[:, 0].long())
-    assert torch.equal(source.read("y" if by == "labels" else None).inputs, read.inputs)
+    assert torch.equal(
+        read_source("my_text_model:sevens", *files, samples=50, holdout=20, labels_key=key).inputs, read.inputs
+    )
     assert "fitted to 50 of 300 samples: a random choice" in read.notices[0]
     arguments = ["my_text_model:sevens", "--weights", "s.safetensors", "--calibration", "x.npz", "--samples", "50"]
     result = CliRunner().invoke(app, ["prune", *arguments, "--out", "out", "--json"])

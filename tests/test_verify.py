@@ -435,7 +435,7 @@ def test_a_run_that_is_not_complete_is_verified_as_far_as_it_goes(tmp_path: Path
         (lambda report: report.update(nonzeros=3), "nonzeros is 3"),
         (lambda report: report["layers"][0].update(output_error=0.01), "output_error is 0.01"),
         (lambda report: report["network"].update(bound=0.01), "network.bound is 0.01, recomputed"),
-        (lambda report: report["network"]["radii"].update({"2": 0.01}), "network.radii are"),
+        (lambda report: report["network"]["radii"].update({"2": 0.01}), "network.radii.2 is 0.01, recomputed"),
         (lambda report: report.pop("network"), "not as convexprune writes it"),
     ],
 )

@@ -22,7 +22,6 @@ from convexprune.cli.live import (
     errors,
     print_json,
     say,
-    show,
     show_anything,
 )
 from convexprune.options import Options
@@ -70,12 +69,13 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
 ) -> None:
     """Train a small ReLU network on scikit-learn's digits and prune it at a few eps; needs no files and no network."""
-    from convexprune.cli.demo import run_demo, tables
+    from convexprune.cli.demo import FIGURES, MODEL, PICTURE, run_demo, tables
 
     with _people_errors(), bars(errors) as shown:
-        result = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
-    console.print(*tables(result))
-    say(console, f"Picture: {result.picture}\nSparse model: {result.model}\nFigures: {result.json}")
+        dense, rows = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
+    console.print(*tables(dense, rows, console.width))
+    for what, name in (("Picture", PICTURE), ("Sparse model", MODEL), ("Figures", FIGURES)):
+        say(console, f"{what}: {out / name}")
 
 
 def _with_options(command: C) -> C:
@@ -89,20 +89,16 @@ def _with_options(command: C) -> C:
 
 def _flag(field: "Field[Any]") -> inspect.Parameter:
     """The flag of a field: its help and its default are the field's own."""
-    flag, help_, kind = f"--{field.name.replace('_', '-')}", field.metadata["help"], field.type
-    names = [f"{flag}/--no-{flag[2:]}"] if field.default is True else [flag]
-    if "Mapping" in str(kind):
-        names, help_, kind = (
-            [flag.removesuffix("s")],
-            f"{help_.removesuffix('.')}: NAME=VALUE; repeatable.",
-            list[str] | None,
-        )
+    flag, help_, kind = f"--{field.name.replace('_', '-')}", field.metadata["help"].removesuffix("."), field.type
+    if field.default is True:
+        flag = f"{flag}/--no-{flag[2:]}"
+    elif "Mapping" in str(kind):
+        flag, help_, kind = flag.removesuffix("s"), f"{help_}: NAME=VALUE; repeatable", list[str] | None
     elif "Iterable" in str(kind):
-        help_, kind = f"{help_.removesuffix('.')}; repeatable.", list[str] | None
+        help_, kind = f"{help_}; repeatable", list[str] | None
     elif kind not in (bool, int, float, str, int | None, float | None):
         kind = str | None
-    panel = "How" if field.compare else "The run"
-    option = typer.Option(field.default, *names, help=help_, rich_help_panel=panel)
+    option = typer.Option(field.default, flag, help=f"{help_}.", rich_help_panel="How" if field.compare else "The run")
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
 
 
@@ -174,17 +170,21 @@ def verify(
     Exit status 3 if anything differs, or if the run is not complete and --partial is not given.
     """
     with _people_errors(as_json):
-        from convexprune.cli.source import Source
+        from convexprune.cli.source import read_source
         from convexprune.runs.data import Data
         from convexprune.runs.journal import Journal
         from convexprune.verification import verify as verified
 
         mask = Journal.existing(folder)[1]["recipe"].get("mask")
-        read = Source(model, weights, calibration, key, mask, samples, max_ratio, holdout).read(labels_key)
+        own: dict[str, Any] = {"samples": samples, "max_ratio": max_ratio, "holdout": holdout, "labels_key": labels_key}
+        read = read_source(model, weights, calibration, key, mask=mask, **own)
         data = None if read.inputs is None else Data(read.inputs, mask=mask, holdout=read.holdout)
         found = verified(read.model, data, folder)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
-        show({"status": "verified", "exit_status": status, "verification": found.to_dict()} if as_json else found)
+        if as_json:
+            print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
+        else:
+            console.print(found.table(console.width))
     raise typer.Exit(status)
 
 
@@ -195,7 +195,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run, and print its path.
 
-    What the report says is checked against all that lies beside it; errors and certificates are for `verify`.
+    Files that were changed since the run wrote them are named; whether its figures hold is for `verify` to say.
     """
     with _people_errors():
         from convexprune.page.page import write_page

@@ -1,10 +1,10 @@
 """The demo: scikit-learn's 8 x 8 digits, an MLP that learns them in seconds, pruned at a few eps."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.table import Table
@@ -15,17 +15,17 @@ from convexprune.files.weights import make_folder, save_json
 from convexprune.network.weights import save_weights
 from convexprune.prune import prune_
 from convexprune.report.report import Report
-from convexprune.runs.run import LayerCallback, silent
+from convexprune.runs.run import LayerCallback, Progress, silent
 from convexprune.solvers.errors import MissingExtra
 from convexprune.targets import Eps, Sparsity
 
 DEMO_EPS = (0.02, 0.05, 0.1, 0.2, 0.3)
+PICTURE, MODEL, FIGURES = "accuracy.png", "model.safetensors", "demo.json"
 _TRAIN = 1300  # of 1,797 images
 _EPOCHS, _BATCH = 30, 50
 
 
-@dataclass(frozen=True, eq=False)
-class Digits:
+class Digits(NamedTuple):
     """The split data: images as float32 pixels in [0, 1], [n, 64], and int64 labels, [n]."""
 
     x_train: Tensor
@@ -46,8 +46,7 @@ def load_digits() -> Digits:
         raise MissingExtra('The digits come with scikit-learn: pip install "convexprune[demo]".') from error
     images, labels = load(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    x = torch.from_numpy(images).float()[order] / 16
-    y = torch.from_numpy(labels).long()[order]
+    x, y = torch.from_numpy(images).float()[order] / 16, torch.from_numpy(labels).long()[order]
     return Digits(x[:_TRAIN], y[:_TRAIN], x[_TRAIN:], y[_TRAIN:])
 
 
@@ -70,8 +69,8 @@ def train_digits_network(
     shuffle = torch.Generator().manual_seed(seed)
     for epoch in range(_EPOCHS):
         for batch in torch.split(torch.randperm(len(data.x_train), generator=shuffle), _BATCH):
-            loss = nn.functional.cross_entropy(model(data.x_train[batch]), data.y_train[batch])
             optimiser.zero_grad()
+            loss = nn.functional.cross_entropy(model(data.x_train[batch]), data.y_train[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         schedule.step()
@@ -97,24 +96,13 @@ class DemoRow:
     magnitude_accuracy: float
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Everything the demo found, and where it was written."""
-
-    dense_accuracy: float
-    rows: tuple[DemoRow, ...]
-    picture: Path
-    model: Path
-    json: Path
-
-
 def run_demo(
     out: Path,
     eps: Sequence[float] = DEMO_EPS,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = silent,
     callback: LayerCallback | None = None,
-) -> DemoResult:
+) -> tuple[float, list[DemoRow]]:
     """Train on the digits, prune at each eps, compare with magnitude pruning at the same nonzeros in every layer.
 
     Args:
@@ -124,72 +112,44 @@ def run_demo(
         seed: Of the training.
         progress: Called as ``progress(stage, done, total)``.
         callback: As in ``prune_``.
+
+    Returns:
+        The accuracy before, and a row an eps.
     """
-    notify = progress or silent
     data = load_digits()
-    dense = train_digits_network(data, seed, partial(notify, "training"))
+    dense = train_digits_network(data, seed, lambda done, total: progress("training", done, total))
     before = accuracy(dense, data.x_test, data.y_test)
     rows, models = [], []
     for radius in eps:
-        model = copy.deepcopy(dense)
-        show = partial(_with_eps, notify, radius)
-        report = prune_(model, data.x_train, Eps(radius), progress=show, callback=callback)
-        rows.append(DemoRow(radius, report, accuracy(model, data.x_test, data.y_test), _magnitude(dense, data, report)))
+        model, magnitude = copy.deepcopy(dense), copy.deepcopy(dense)
+        report = prune_(model, data.x_train, Eps(radius), progress=progress, callback=callback)
+        prune_(magnitude, target=Sparsity({row.name: row.nonzeros for row in report.layers}), method="magnitude")
+        rows.append(DemoRow(radius, report, *(accuracy(m, data.x_test, data.y_test) for m in (model, magnitude))))
         models.append(model)
     good = [i for i, row in enumerate(rows) if row.accuracy >= before - 0.01]
     chosen = min(good or range(len(rows)), key=lambda i: rows[i].report.nonzeros * (1 if good else -1))
     make_folder(out)
-    return DemoResult(before, tuple(rows), *_write(out, before, rows, models[chosen]))
+    _plot(before, rows, out / PICTURE)
+    save_weights(models[chosen], out / MODEL)
+    plain = [asdict(row) | {"report": row.report.to_dict()} for row in rows]
+    save_json({"dense_accuracy": before, "rows": plain}, out / FIGURES)
+    return before, rows
 
 
-def tables(result: DemoResult) -> tuple[Table, Table]:
-    """The network's accuracies, and each layer's error and certificate, at each eps."""
-    headings = ("eps", "nonzeros", "kept", "output error", "dense", "Net-Trim", "magnitude")
-    network = _table("The network: test accuracy, no fine-tuning", headings)
-    headings = ("eps", "layer", "nonzeros", "kept", "output error", "certified gap", "violation")
-    layers = _table("Layer by layer: error and certificate", headings)
-    for row in result.rows:
-        report, accuracies = row.report, (result.dense_accuracy, row.accuracy, row.magnitude_accuracy)
-        size = [f"{report.nonzeros:,}", f"{report.nonzeros / report.nonzeros_before:.1%}", f"{report.output_error:.4f}"]
-        network.add_row(f"{row.eps:g}", *size, *[f"{100 * accuracy:.1f} %" for accuracy in accuracies])
-        for layer in report.layers:
-            kept = f"{layer.nonzeros / max(layer.nonzeros_before, 1):.1%}"
-            proof = (f"{layer.output_error:.4f}", f"{layer.gap:.1e}", f"{layer.violation:.1e}")
-            layers.add_row(f"{row.eps:g}", layer.name, f"{layer.nonzeros:,}", kept, *proof)
-        layers.add_section()
-    return network, layers
+def tables(dense: float, rows: Sequence[DemoRow], width: int) -> list[Table]:
+    """The network's accuracies at each eps, and the report of each."""
+    network = Table(title="The network: test accuracy, no fine-tuning", title_justify="left")
+    for heading in ("eps", "nonzeros", "kept", "output error", "dense", "Net-Trim", "magnitude"):
+        network.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        report, accuracies = row.report, (dense, row.accuracy, row.magnitude_accuracy)
+        size = (f"{report.nonzeros:,}", f"{report.nonzeros / report.nonzeros_before:.1%}")
+        network.add_row(f"{row.eps:g}", *size, f"{report.output_error:.4f}", *[f"{100 * a:.1f} %" for a in accuracies])
+    return [network, *(row.report.table(width) for row in rows)]
 
 
-def _table(title: str, headings: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _with_eps(notify: Callable[[str, int, int], None], eps: float, stage: str, done: int, total: int) -> None:
-    notify(f"eps {eps:g}: {stage}", done, total)
-
-
-def _magnitude(dense: nn.Module, data: Digits, report: Report) -> float:
-    model = copy.deepcopy(dense)
-    prune_(model, target=Sparsity({row.name: row.nonzeros for row in report.layers}), method="magnitude")
-    return accuracy(model, data.x_test, data.y_test)
-
-
-def _write(out: Path, before: float, rows: Sequence[DemoRow], model: nn.Module) -> tuple[Path, Path, Path]:
-    curves = {
-        "Net-Trim": [(row.report.nonzeros, row.accuracy) for row in rows],
-        "magnitude, same nonzeros in every layer": [(row.report.nonzeros, row.magnitude_accuracy) for row in rows],
-    }
-    dense = (rows[0].report.nonzeros_before, before)
-    picture = _plot(curves, dense, out / "accuracy.png")
-    data = {"dense_accuracy": before, "rows": [asdict(row) | {"report": row.report.to_dict()} for row in rows]}
-    return picture, save_weights(model, out / "model.safetensors"), save_json(data, out / "demo.json")
-
-
-def _plot(curves: Mapping[str, Sequence[tuple[float, float]]], dense: tuple[float, float], path: Path) -> Path:
-    """Accuracy against nonzero weights as a PNG: (nonzeros, accuracy) by method, and of the network before."""
+def _plot(before: float, rows: Sequence[DemoRow], path: Path) -> None:
+    """Accuracy against nonzero weights as a PNG, by both methods and of the network before."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -198,13 +158,12 @@ def _plot(curves: Mapping[str, Sequence[tuple[float, float]]], dense: tuple[floa
         ) from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(100 * dense[1], color="0.6", linestyle="--", label=f"dense, {dense[0]:,.0f} weights")
-    for (method, points), marker in zip(curves.items(), "os^vD*", strict=False):
-        x, y = zip(*sorted(points), strict=True)
-        axes.plot(x, [100 * value for value in y], marker=marker, label=method)
+    axes.axhline(100 * before, color="0.6", linestyle="--", label=f"dense, {rows[0].report.nonzeros_before:,} weights")
+    nonzeros = [row.report.nonzeros for row in rows]
+    axes.plot(nonzeros, [100 * row.accuracy for row in rows], "o-", label="Net-Trim")
+    axes.plot(nonzeros, [100 * row.magnitude_accuracy for row in rows], "s-", label="magnitude, as many in each layer")
     title = "scikit-learn's digits, 64-128-64-10, no fine-tuning"
     axes.set(xscale="log", xlabel="nonzero weights", ylabel="test accuracy, %", title=title)
     axes.grid(which="both", alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
-    return path

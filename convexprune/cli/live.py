@@ -1,6 +1,5 @@
 """While a command runs: what it shows people and machines, and Ctrl-C."""
 
-import json
 import logging
 import signal
 import sys
@@ -9,10 +8,9 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from threading import Event
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.markup import escape
 
 from convexprune.files.texts import visible
@@ -53,19 +51,7 @@ def print_json(data: Mapping[str, object]) -> None:
     """One object on standard output; NaN and infinity become null."""
     from convexprune.files.weights import plain  # it imports torch, which --help need not wait for
 
-    typer.echo(json.dumps(plain(data), indent=2, default=str))
-
-
-class _Table(Protocol):
-    def table(self, width: int) -> RenderableType: ...
-
-
-def show(what: Mapping[str, object] | _Table) -> None:
-    """One JSON object, or a table as wide as the terminal."""
-    if isinstance(what, Mapping):
-        print_json(what)
-    else:
-        console.print(what.table(console.width))
+    console.print_json(data=plain(data), ensure_ascii=True, default=str)
 
 
 class Bars:

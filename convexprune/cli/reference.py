@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -59,28 +60,29 @@ def find_model(spec: str, folder: Callable[[], Path] | None = None) -> Reference
         raise InvalidInput(f"{spec!r} names no model; write package.module:factory, for example my_models:build.")
     if folder is not None and (own := str(folder())) not in sys.path:
         sys.path.append(own)
-    factory = _attribute(module_name, attribute)
-    if not callable(factory):
-        raise InvalidInput(f"{spec!r} is a {type(factory).__name__}; expected a function or class to call.")
+    module = _imported(module_name)
+    if not hasattr(module, attribute):
+        raise InvalidInput(f"The module {module_name!r} has no {attribute!r}{_suggest(attribute, vars(module))}.")
+    factory = getattr(module, attribute)
     prepare = getattr(factory, "prepare", _as_inputs)
-    if not callable(prepare):
-        raise InvalidInput(f"{spec!r} has a prepare that is a {type(prepare).__name__}; expected a function.")
+    for what, value in ((f"{spec!r} is", factory), (f"{spec!r} has a prepare that is", prepare)):
+        if not callable(value):
+            raise InvalidInput(f"{what} a {type(value).__name__}; expected a function or class to call.")
     return ReferenceModel(spec, functools.partial(_build, spec, factory), prepare)
 
 
-def _attribute(module_name: str, attribute: str) -> object:
+def _imported(name: str) -> ModuleType:
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):  # one that the module imports
-            raise InvalidInput(f"Importing {module_name!r} failed: {error}; install what it needs.") from error
-        advice = "write the dotted name that `import` takes, without .py or slashes, and check the folder you are in"
-        raise InvalidInput(f"There is no module {error.name!r}, looking for {module_name!r}; {advice}.") from error
+        return importlib.import_module(name)
     except Exception as error:
-        raise InvalidInput(f"Importing {module_name!r} failed: {type(error).__name__}: {error}.") from error
-    if not hasattr(module, attribute):
-        raise InvalidInput(f"The module {module_name!r} has no {attribute!r}{_suggest(attribute, vars(module))}.")
-    return getattr(module, attribute)
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise InvalidInput(
+                f"There is no module {error.name!r}, looking for {name!r}; write the dotted name that `import` takes, "
+                "without .py or slashes, and check the folder you are in."
+            ) from error
+        raise InvalidInput(
+            f"Importing {name!r} failed: {type(error).__name__}: {error}; mend it, or install what it needs."
+        ) from error
 
 
 def _build(spec: str, factory: Callable[[], object]) -> nn.Module:
@@ -128,12 +130,11 @@ def _mnist_pixels(images: Array) -> Tensor:
         raise ShapeMismatch(f"The images have shape {images.shape}; expected (n, 784), (n, 28, 28) or (n, 1, 28, 28).")
     if len(images) == 0:
         raise EmptyInput(f"The images have shape {images.shape}; expected at least one.")
-    flat = images.reshape(len(images), 784)
-    if images.dtype == np.uint8:
-        return torch.from_numpy(flat.astype(np.float32)) / 255
-    if images.dtype.kind != "f":
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
         raise InvalidInput(f"The images are {images.dtype}; expected uint8 in 0..255, or floats in [0, 1].")
-    pixels = _as_floats(flat)
+    pixels = torch.from_numpy(images.reshape(len(images), 784).astype(np.float32))
+    if images.dtype == np.uint8:
+        return pixels / 255
     if not bool(torch.isfinite(pixels).all()):
         raise NonFinite("The images hold NaN or infinity; remove or repair those samples.")
     low, high = float(pixels.min()), float(pixels.max())
@@ -142,14 +143,8 @@ def _mnist_pixels(images: Array) -> Tensor:
     return pixels
 
 
-def _mnist_images(images: Array) -> Tensor:
-    return _mnist_pixels(images).reshape(-1, 1, 28, 28)
-
-
-REFERENCE_MODELS: dict[str, ReferenceModel] = {
-    model.name: model
-    for model in (
-        ReferenceModel("lenet-300-100", _lenet_300_100, _mnist_pixels),
-        ReferenceModel("lenet-5", _lenet_5, _mnist_images),
-    )
-}
+_LENETS = (
+    ReferenceModel("lenet-300-100", _lenet_300_100, _mnist_pixels),
+    ReferenceModel("lenet-5", _lenet_5, lambda images: _mnist_pixels(images).reshape(-1, 1, 28, 28)),
+)
+REFERENCE_MODELS = {model.name: model for model in _LENETS}

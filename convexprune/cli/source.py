@@ -1,7 +1,7 @@
 """A model and its data as they are named on the command line: read from files, and checked."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convexprune.cli.reference import REFERENCE_MODELS, Arrays, find_model
+from convexprune.cli.reference import REFERENCE_MODELS, find_model
 from convexprune.files.arrays import INPUT_NAMES, LABEL_NAMES, Array, load_array, load_arrays
 from convexprune.files.weights import MAX_RATIO
 from convexprune.layers.memory import samples_at, samples_of
@@ -21,6 +21,7 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 _IMAGE_NAMES = ("x_test", *INPUT_NAMES)
 _BATCH = 256
+_ALONE = ""  # the name of an array that needs none
 
 Inputs = Any
 """A tensor, or batches of several tensors by name, or whatever else a user's ``prepare`` gives."""
@@ -54,71 +55,67 @@ class ModelData:
         return {name: value for name, value in self.inputs[0].items() if name in _arguments(self.model)}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model and its inputs as they are named on the command line.
+def read_source(
+    name: str,
+    weights: Path,
+    calibration: Path | None = None,
+    key: str | None = None,
+    *,
+    mask: str | bool | None = None,
+    samples: int | None = None,
+    max_ratio: float = MAX_RATIO,
+    holdout: int | None = None,
+    labels_key: str | None = None,
+) -> ModelData:
+    """Read a model and its inputs as they are named on the command line.
 
-    Attributes:
+    Args:
+        name: The model's, as ``find_model`` takes it.
+        weights: The file of its weights.
+        calibration: That of the inputs; None: the method needs none.
+        key: The array of inputs.
         mask: The name of the array that says which positions count; None for "attention_mask" if there is one, or
             False for none.
         samples: How many of the samples are taken, at random and the same each time; None: all.
+        max_ratio: As for ``load_weights``.
         holdout: How many of these are held out.
+        labels_key: The array of labels, of which each is to have its share of the samples.
+
+    Raises:
+        InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
+        ShapeMismatch: Arrays of one file that are not equally long.
     """
-
-    model: str
-    weights: Path
-    calibration: Path | None
-    key: str | None = None
-    mask: str | bool | None = None
-    samples: int | None = None
-    max_ratio: float = MAX_RATIO
-    holdout: int | None = None
-
-    def read(self, labels_key: str | None = None) -> ModelData:
-        """Everything.
-
-        Raises:
-            InvalidInput: As many are to be held out as there are, or more; and as the readers of files.
-            ShapeMismatch: Arrays of one file that are not equally long.
-        """
-        if labels_key is not None and self.calibration is None:
-            raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
-        reference = find_model(self.model, Path.cwd)
-        model = reference.build()
-        load_weights_into_(model, self.weights, resize=True, max_ratio=self.max_ratio)
-        if self.calibration is None:
-            return ModelData(model, reference.prepare)
-        names = () if self.model in REFERENCE_MODELS else _arguments(model)  # these take one array of images
-        arrays = _inputs(self.calibration, self.key, names, self.mask, INPUT_NAMES, self.max_ratio)
-        labels = None if labels_key is None else load_array(self.calibration, labels_key, max_ratio=self.max_ratio)
-        rows, notices = self._rows(_length(self.calibration, arrays, labels), labels)
-        held = np.zeros(len(rows), dtype=bool)
-        if self.holdout is not None:
-            if self.holdout >= len(rows):
-                raise InvalidInput(f"--holdout: expected fewer than the {len(rows)} samples, found {self.holdout}")
-            held[stratified(len(rows), self.holdout).numpy()] = True
-
-        def part(chosen: Array) -> Inputs:
-            return _batches(reference.prepare(_at(arrays, rows[chosen])))
-
-        return ModelData(
-            model,
-            reference.prepare,
-            inputs=part(~held),
-            holdout=part(held) if held.any() else None,
-            labels=None if labels is None else torch.from_numpy(np.asarray(labels[rows[~held]])),
-            notices=notices,
-        )
-
-    def _rows(self, total: int, labels: Array | None) -> tuple[Array, tuple[str, ...]]:
-        """The samples that are taken, ascending, of all classes their share where there are labels; and a sentence."""
-        if self.samples is None or self.samples >= total:
-            return np.arange(total), ()
-        chosen = stratified(total, self.samples).numpy()
+    if labels_key is not None and calibration is None:
+        raise InvalidInput("--labels-key names an array of the calibration file: give --calibration, too")
+    reference = find_model(name, Path.cwd)
+    model = reference.build()
+    load_weights_into_(model, weights, resize=True, max_ratio=max_ratio)
+    if calibration is None:
+        return ModelData(model, reference.prepare)
+    names = () if name in REFERENCE_MODELS else _arguments(model)  # these take one array of images
+    arrays = _inputs(calibration, key, names, mask, INPUT_NAMES, max_ratio)
+    labels = None if labels_key is None else load_array(calibration, labels_key, max_ratio=max_ratio)
+    total, notices = _length(calibration, [*arrays.values(), labels]), tuple[str, ...]()
+    rows = np.arange(total)
+    if samples is not None and samples < total:
+        rows = stratified(total, samples).numpy()
         if labels is not None:
-            chosen = np.sort(np.argsort(labels, kind="stable")[chosen])
+            rows = np.sort(np.argsort(labels, kind="stable")[rows])
         of = "" if labels is None else ", of each label its share"
-        return chosen, (f"fitted to {self.samples:,} of {total:,} samples: a random choice, the same each time{of}",)
+        notices = (f"fitted to {samples:,} of {total:,} samples: a random choice, the same each time{of}",)
+    held = np.zeros(len(rows), dtype=bool)
+    if holdout is not None:
+        if holdout >= len(rows):
+            raise InvalidInput(f"--holdout: expected fewer than the {len(rows)} samples, found {holdout}")
+        held[stratified(len(rows), holdout).numpy()] = True
+    return ModelData(
+        model,
+        reference.prepare,
+        inputs=_prepared(reference.prepare, arrays, rows[~held]),
+        holdout=_prepared(reference.prepare, arrays, rows[held]) if held.any() else None,
+        labels=None if labels is None else torch.from_numpy(np.asarray(labels[rows[~held]])),
+        notices=notices,
+    )
 
 
 def labelled_samples(
@@ -127,11 +124,11 @@ def labelled_samples(
     """Inputs and labels of a file, for the accuracy before and after."""
     labels = load_array(path, label_key, LABEL_NAMES, max_ratio=max_ratio)
     names = () if isinstance(read.inputs, Tensor) else _arguments(read.model)
-    inputs = _inputs(path, data_key, names, False, _IMAGE_NAMES, max_ratio)
-    if _length(path, inputs) != len(labels):
-        counts = f"{_length(path, inputs)} inputs and {len(labels)} labels"
-        raise ShapeMismatch(f"{path}: {counts}; choose --data-key, --label-key")
-    return _batches(read.prepare(inputs)), torch.from_numpy(np.asarray(labels))
+    arrays = _inputs(path, data_key, names, False, _IMAGE_NAMES, max_ratio)
+    total = _length(path, list(arrays.values()))
+    if total != len(labels):
+        raise ShapeMismatch(f"{path}: {total} inputs and {len(labels)} labels; choose --data-key, --label-key")
+    return _prepared(read.prepare, arrays, np.arange(total)), torch.from_numpy(np.asarray(labels))
 
 
 def chosen_mask(mask: str | None, no_mask: bool) -> str | bool | None:
@@ -155,8 +152,8 @@ def _inputs(
     mask: str | bool | None,
     names: tuple[str, ...],
     max_ratio: float,
-) -> Arrays:
-    """One array; or, of a file with several that are named as the model's arguments or the mask, these.
+) -> dict[str, Array]:
+    """One array without a name; or, of a file with several that are named as the model's arguments or the mask, these.
 
     A ``key`` names the array for the model's first argument.
     """
@@ -167,29 +164,21 @@ def _inputs(
     if len(found) > 1:
         return found
     one = load_array(path, key, (*names, *arguments), max_ratio=max_ratio)
-    return {arguments[0]: one, **found} if hides in found else one
+    return {arguments[0]: one, **found} if hides in found else {_ALONE: one}
 
 
-def _length(path: Path, arrays: Arrays, *others: Array | None) -> int:
-    """How many samples there are.
-
-    Raises:
-        ShapeMismatch: Arrays of other lengths.
-    """
-    every = list(arrays.values()) if isinstance(arrays, Mapping) else [arrays]
-    lengths = [len(array) for array in (*every, *others) if array is not None]
+def _length(path: Path, arrays: Sequence[Array | None]) -> int:
+    """How many samples there are; ShapeMismatch is raised for arrays of other lengths."""
+    lengths = [len(array) for array in arrays if array is not None]
     if len(set(lengths)) > 1:
         raise ShapeMismatch(f"{path}: its arrays have {lengths} samples, expected as many in each")
     return lengths[0]
 
 
-def _at(arrays: Arrays, rows: Array) -> Arrays:
-    """These samples of each array."""
-    return {name: array[rows] for name, array in arrays.items()} if isinstance(arrays, Mapping) else arrays[rows]
-
-
-def _batches(inputs: object) -> Inputs:
-    """A tensor as it is, several by name as batches."""
+def _prepared(prepare: Callable[..., object], arrays: Mapping[str, Array], rows: Array) -> Inputs:
+    """The inputs of these samples: a tensor as it is, several by name as batches."""
+    chosen = {name: array[rows] for name, array in arrays.items()}
+    inputs = prepare(chosen.get(_ALONE, chosen))
     if not isinstance(inputs, Mapping):
         return inputs
     return [samples_at(inputs, slice(start, start + _BATCH)) for start in range(0, samples_of(inputs), _BATCH)]

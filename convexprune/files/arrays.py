@@ -81,9 +81,8 @@ def _parts(path: StrPath, max_ratio: float) -> tuple[Path, _Parts]:
     checked_ratio(max_ratio)
     path, suffix = existing(path, (*_ARRAYS, *_TENSORS))
     if suffix in _TENSORS:
-        return path, {
-            name: partial(_as_array, tensor) for name, tensor in load_weights(path, max_ratio=max_ratio).items()
-        }
+        tensors = load_weights(path, max_ratio=max_ratio)
+        return path, {name: partial(_as_array, tensor) for name, tensor in tensors.items()}
     return path, read(path, partial(_members, max_ratio=max_ratio), "arrays of numbers", _REMEDY)
 
 
@@ -94,37 +93,31 @@ def _as_array(tensor: Tensor) -> Array:
 
 
 def _members(path: Path, max_ratio: float) -> _Parts:
-    with path.open("rb") as file:
-        _check_header(file, path.stat().st_size)
-        file.seek(0)
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return {"": lambda: loaded}
-        with loaded:
-            return {name: partial(_member, path, name, max_ratio) for name in loaded.files}
+    """Those of an archive by name; an array alone has none."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            array = _array(file, path.stat().st_size)
+        return {"": lambda: array}
+    with zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy"): partial(_member, path, name, max_ratio) for name in archive.namelist()}
 
 
 def _member(path: Path, name: str, max_ratio: float) -> object:
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
-        check_size(path, member.file_size, max_ratio)
-        with archive.open(member) as file:
-            _check_header(file, member.file_size)
-    with np.load(path, allow_pickle=False) as loaded:
-        return loaded[name]
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        size = archive.getinfo(name).file_size
+        check_size(path, size, max_ratio)
+        return _array(file, size)
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
-    """Raise ValueError if the header of an ``.npy`` names an array larger than the ``size`` of what holds it."""
-    magic = file.read(6)
-    file.seek(0)
-    if magic != b"\x93NUMPY":
-        return
+def _array(file: IO[bytes], size: int) -> object:
+    """An ``.npy`` of so many bytes; ValueError if its header tells of more, before anything is allocated."""
     version = np.lib.format.read_magic(file)
     read_header = getattr(np.lib.format, f"read_array_header_{1 if version == (1, 0) else 2}_0")
     shape, _, dtype = read_header(file)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"its header tells of {math.prod(shape) * dtype.itemsize:,} bytes, and it has {size:,}")
+    file.seek(0)
+    return np.load(file, allow_pickle=False)
 
 
 def _numbers(path: Path, part: Callable[[], object]) -> Array:

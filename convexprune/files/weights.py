@@ -183,7 +183,8 @@ def read(path: Path, reader: Callable[[Path], T], expected: str, remedy: str) ->
     except (InvalidInput, PermissionError):
         raise
     except Exception as error:
-        found = "an empty file" if path.stat().st_size == 0 else f"{path.stat().st_size:,} bytes that do not load"
+        size = path.stat().st_size if path.is_file() else 0
+        found = f"{size:,} bytes that do not load" if size else "an empty file, or none"
         reason = str(error).strip().split("\n")[0][:200]
         message = f"{path} is damaged or would need unpickling: found {found}, expected {expected}; {remedy}."
         raise DamagedFile(f"{message} ({type(error).__name__}: {reason})") from error

@@ -139,7 +139,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
     Lazy modules, which a first forward completes, stay complete; of compiled ones the values of buffers are looked at.
     """
-    restore = _state_of(model, parameters=False)
+    restore = state_of(model, parameters=False)
     try:
         yield
     finally:
@@ -152,7 +152,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
     InvalidInput is raised if the model is no module.
     """
-    restore = _state_of(check_module(model), parameters=True)
+    restore = state_of(check_module(model), parameters=True)
     try:
         yield
     except BaseException:
@@ -160,7 +160,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
+def state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
     """A function that gives modules the attributes and tensors, with their values, that they have now."""
 
     def is_lazy(module: nn.Module) -> bool:

@@ -1,1 +1,1 @@
-"""The page about a run: what lies in its folder, checked as far as that goes without data, and shown."""
+"""A run's results in its folder: sealed, read again, and shown as a page."""

@@ -1,25 +1,24 @@
 """What is measured while the models are at hand, for a page that is written later: costs, and pictures of weights.
 
-DIR/extras.json         what sparsity buys, and what the pictures show, with their SHA-256 (written last)
+DIR/extras.json         what sparsity buys, and what the pictures show (written last)
 DIR/maps.safetensors    the pictures
 """
 
 import base64
 import copy
-import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from convexprune.costs import flops, latency, storage
-from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
-from convexprune.files.weights import StrPath, safetensors_bytes, save_json, write_atomically
+from convexprune.files.weights import StrPath, read, safetensors_bytes, save_json, write_atomically
 from convexprune.layers.memory import Batch
 from convexprune.masks import kept_masks, make_permanent_
 from convexprune.network.forwards import Forward, check_module
@@ -30,7 +29,6 @@ from convexprune.solvers.errors import InvalidInput
 SIDE = 160
 """The most cells that a picture has along either side."""
 
-_FORMAT = 1
 _REMEDY = "delete it and have it written again by save_extras, or do without"
 
 
@@ -62,42 +60,38 @@ def save_extras(
         OSError: The folder cannot be written to.
         ConvexPruneError: As ``storage``, ``flops`` and ``latency``.
     """
-    state = dense_state.state_dict() if isinstance(dense_state, nn.Module) else dense_state
-    pairs = _pairs(state, check_module(model))
-    before = dense_state if isinstance(dense_state, nn.Module) else _rebuilt(state, model)
-    costs = _costs(before, state, model, batch, forward)
+    state = _without_masks(dense_state).state_dict() if isinstance(dense_state, nn.Module) else dense_state
+    now = _without_masks(check_module(model))
+    pairs = _pairs(state, model, now.state_dict())
+    before = dense_state if isinstance(dense_state, nn.Module) else _loaded(now, state)
+    old_size = storage(dict(state) if before is None else before)
+    data: dict[str, Any] = {"storage": {"before": old_size.to_dict(), "after": storage(model).to_dict()}}
+    if batch is not None:
+        old = None if before is None else flops(before, batch, forward=forward).to_dict()
+        data["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
+        data["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
     rows, maps = list[Json](), dict[str, Tensor]()
     reported = tuple(f"{row.name}." if row.name else "" for row in (() if report is None else report.layers))
-    for key, (old, new) in pairs.items():
-        if key.startswith(reported) or old.shape != new.shape or not bool((old == new).all()):
-            peak = float(old.abs().max()) if old.numel() else 0.0
-            number = str(len(rows))
-            maps[f"before.{number}"], cell = pooled(old, peak)
-            maps[f"after.{number}"], _ = pooled(new, peak, cell)
-            rows.append({"name": key, "before": list(old.shape), "after": list(new.shape), "cell": cell, "peak": peak})
-    pictures = safetensors_bytes(maps)
-    write_atomically(pictures, Path(folder) / "maps.safetensors")
-    own = {"format": _FORMAT, "maps": rows, "sha256": hashlib.sha256(pictures).hexdigest()}
-    return save_json(own | costs, Path(folder) / "extras.json")
+    for key, (old_weight, weight) in pairs.items():
+        if key.startswith(reported) or not torch.equal(old_weight, weight):
+            peak, number = float(old_weight.abs().max()) if old_weight.numel() else 0.0, len(rows)
+            maps[f"before.{number}"], cell = pooled(old_weight, peak)
+            maps[f"after.{number}"], _ = pooled(weight, peak, cell)
+            rows.append({"name": key, "before": list(old_weight.shape), "after": list(weight.shape), "cell": cell})
+    write_atomically(safetensors_bytes(maps), Path(folder) / "maps.safetensors")
+    return save_json({"maps": rows, **data}, Path(folder) / "extras.json")
 
 
 def read_extras(folder: Path) -> tuple[Json, dict[str, Tensor]] | None:
     """What ``save_extras`` wrote, plain data and pictures by name; None where it was not called.
 
     Raises:
-        DamagedFile: A file of the two is missing, was changed or cut short.
+        DamagedFile: A file of the two is missing, or cannot be read.
     """
-    path, pictures = folder / "extras.json", folder / "maps.safetensors"
+    path = folder / "extras.json"
     if not path.exists():
         return None
-    data = read_json(path, _REMEDY)
-    if data.get("format") != _FORMAT:
-        raise DamagedFile(f"{path}: format {data.get('format')!r}, expected {_FORMAT}; {_REMEDY}")
-    content = pictures.read_bytes() if pictures.exists() else b""
-    if hashlib.sha256(content).hexdigest() != data.get("sha256"):
-        found = "changed or cut short" if content else "missing"
-        raise DamagedFile(f"{pictures} is {found}, expected the file that {path.name} was written for; {_REMEDY}")
-    return data, load(content)
+    return read_json(path, _REMEDY), read(folder / "maps.safetensors", load_file, "pictures of weights", _REMEDY)
 
 
 def pooled(weight: Tensor, peak: float, cell: tuple[int, int] | None = None) -> tuple[Tensor, tuple[int, int]]:
@@ -128,46 +122,42 @@ def picture(steps: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()
 
 
-def _pairs(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Each weight before and now, masks applied."""
+def _without_masks(model: nn.Module) -> nn.Module:
+    """The model, or a copy with zeros in its weights in place of masks."""
+    if not kept_masks(model):
+        return model
+    own = copy.deepcopy(model)
+    make_permanent_(own)
+    return own
+
+
+def _pairs(
+    state: Mapping[str, Tensor], model: nn.Module, now: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each weight before and now."""
+    places = {tensor.data_ptr() for tensor in model.state_dict().values() if isinstance(tensor, Tensor)}
     found = {}
     for key, old in state.items():
         if not isinstance(old, Tensor) or old.dim() < 2:
             continue
-        path, _, name = key.rpartition(".")
-        try:
-            new = getattr(model.get_submodule(path), name)
-        except AttributeError as error:
-            missing = f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
-            raise InvalidInput(missing) from error
-        if old.numel() and old.data_ptr() == new.data_ptr():
+        if key not in now:
+            raise InvalidInput(
+                f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
+            )
+        if old.numel() and old.data_ptr() in places:
             raise InvalidInput(
                 f"dense_state: {key!r} is the model's own tensor, so it holds what pruning left; copy before pruning: "
                 "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
             )
-        found[key] = (old.detach().cpu(), new.detach().cpu())
+        found[key] = (old.detach().cpu(), now[key].cpu())
     return found
 
 
-def _rebuilt(state: Mapping[str, Tensor], model: nn.Module) -> nn.Module | None:
-    """The model before; None where the shapes are no longer those."""
+def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module | None:
+    """A copy of the model with these weights; None where they are of other shapes."""
     before = copy.deepcopy(model)
-    if kept_masks(before):
-        make_permanent_(before)
-    own = before.state_dict()
-    if own.keys() != state.keys() or any(own[key].shape != value.shape for key, value in state.items()):
+    try:
+        before.load_state_dict(state)
+    except RuntimeError:
         return None
-    before.load_state_dict(state)
     return before
-
-
-def _costs(
-    before: nn.Module | None, state: Mapping[str, Tensor], model: nn.Module, batch: Batch, forward: Forward | None
-) -> dict[str, object]:
-    stored = storage(dict(state) if before is None else before)
-    costs: dict[str, object] = {"storage": {"before": stored.to_dict(), "after": storage(model).to_dict()}}
-    if batch is not None:
-        old = None if before is None else flops(before, batch, forward=forward).to_dict()
-        costs["flops"] = {"before": old, "after": flops(model, batch, forward=forward).to_dict()}
-        costs["latency"] = latency(model, batch, before=before, forward=forward).to_dict()
-    return costs

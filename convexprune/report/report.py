@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from convexprune.files.texts import Json
-from convexprune.files.weights import plain
+from convexprune.files.weights import listed, plain
 from convexprune.report.tables import as_text, layer_table
 from convexprune.solvers import Solution
 
@@ -118,16 +118,6 @@ class LayerReport:
         return self.eps_allowed, self.eps
 
     @property
-    def emptied(self) -> bool:
-        """Whether no weight is left of those that there were."""
-        return self.nonzeros == 0 < self.nonzeros_before
-
-    @property
-    def empty_allowed(self) -> bool:
-        """Whether no weights at all keep the promise, whatever was trained: ‖0 − Y‖_F ≤ eps·‖Y‖_F from eps 1 on."""
-        return self.eps_allowed is not None and self.eps_allowed >= 1
-
-    @property
     def kept(self) -> str:
         """The part of the weights that is left."""
         return f"{self.nonzeros / max(self.nonzeros_before, 1):.1%}"
@@ -150,11 +140,11 @@ _ROUNDING = 1e-9
 
 
 class Column(NamedTuple):
-    """A column of the tables of layers: what its figures mean, whether narrow terminals show it, the text of a row."""
+    """A column of the tables of layers: what its figures mean, where it is shown at the least, the text of a row."""
 
     heading: str
     meaning: str
-    narrow: bool
+    shown: str  # "narrow": on every terminal; "wide": on wide ones; "page": on the page alone, as all are
     text: Callable[[LayerReport], str]
 
 
@@ -163,24 +153,26 @@ def _shown(value: float, form: str, known: bool = True) -> str:
 
 
 COLUMNS = (
-    Column("layer", "name of the module", True, lambda row: row.name),
-    Column("shape", "of the weight as it is now", False, lambda row: "×".join(map(str, row.shape))),
-    Column("was", "its shape before", False, lambda row: "×".join(map(str, row.before or ()))),
-    Column("neurons", "that stay", True, lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
-    Column("items", "what was chosen from", False, lambda row: row.items),
-    Column("kept items", "of all", True, lambda row: f"{row.kept_items:,} of {row.all_items:,}" if row.items else ""),
-    Column("fit", "what was kept of its outputs, and what was wanted", False, lambda r: f"{r.fit} {r.goal}".strip()),
-    Column("nonzeros", "weights that are not zero; biases are not counted", False, lambda row: f"{row.nonzeros:,}"),
-    Column("kept", "of the weights that were not zero before", True, lambda row: row.kept),
-    Column("ℓ1 value", "ℓ1 norm of the weights", False, lambda row: _shown(row.value, ".6g", row.eps < math.inf)),
-    Column("gap", "of the ℓ1 norm to the least one, relative", True, lambda row: _shown(row.gap, ".1e")),
-    Column("violation", "of the promise, relative", True, lambda row: _shown(row.violation, ".1e", row.eps < math.inf)),
-    Column("error", "of outputs on the calibration data, relative", True, lambda row: _shown(row.output_error, ".4f")),
-    Column("uniform", "the error of uniform sampling at this size", True, lambda r: _shown(r.uniform_error, ".4f")),
-    Column("draws", "wanted", False, lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
-    Column("its", "iterations of the solver", False, lambda row: f"{row.iterations}" if row.goal else ""),
-    Column("seconds", "for the layer", False, lambda row: f"{row.seconds:.1f}"),
-    Column("status", "how it ended", True, lambda row: row.status),
+    Column("layer", "name of the module", "narrow", lambda row: row.name),
+    Column("shape", "of the weight as it is now", "wide", lambda row: "×".join(map(str, row.shape))),
+    Column("was", "its shape before", "wide", lambda row: "×".join(map(str, row.before or ()))),
+    Column("neurons", "that stay", "narrow", lambda row: f"{row.neurons} of {row.before[0]}" if row.before else ""),
+    Column("items", "what was chosen from", "wide", lambda row: row.items),
+    Column("kept items", "of all", "narrow", lambda r: f"{r.kept_items:,} of {r.all_items:,}" if r.items else ""),
+    Column("fit", "what was kept of its outputs, and what was wanted", "wide", lambda r: f"{r.fit} {r.goal}".strip()),
+    Column("nonzeros", "weights that are not zero; biases are not counted", "wide", lambda row: f"{row.nonzeros:,}"),
+    Column("kept", "of the weights that were not zero before", "narrow", lambda row: row.kept),
+    Column("ℓ1 value", "ℓ1 norm of the weights", "wide", lambda row: _shown(row.value, ".6g", row.eps < math.inf)),
+    Column("gap", "of the ℓ1 norm to the least one, relative", "narrow", lambda row: _shown(row.gap, ".1e")),
+    Column("violation", "of the promise, relative", "narrow", lambda r: _shown(r.violation, ".1e", r.eps < math.inf)),
+    Column("error", "of outputs on the calibration data, relative", "narrow", lambda r: _shown(r.output_error, ".4f")),
+    Column("uniform", "the error of uniform sampling at this size", "narrow", lambda r: _shown(r.uniform_error, ".4f")),
+    Column("draws", "wanted", "wide", lambda row: f"{row.draws:,} ({row.sampling})" if row.sampling else ""),
+    Column("its", "iterations of the solver", "wide", lambda row: f"{row.iterations}" if row.goal else ""),
+    Column("seconds", "for the layer", "wide", lambda row: f"{row.seconds:.1f}"),
+    Column("promised", "most that the error may be", "page", lambda row: _shown(row.promised, ".4g")),
+    Column("came back", "weights that were zero before", "page", lambda r: f"{r.returned:,}" if r.returned else ""),
+    Column("status", "how it ended", "narrow", lambda row: row.status),
 )
 """What a table of layers may show; a column that is empty in all rows is left out."""
 
@@ -271,8 +263,7 @@ class Report:
         counts = Counter(row.status for row in self.layers).most_common()
         ended = ", ".join(f"{status} ({count})" for status, count in counts)
         verdict = f"{self.verdict}: {ended}" if ended else self.verdict
-        odd = (raised_eps(self.layers), emptied_layers(self.layers), returned_zeros(self.layers))
-        return (*self._nothing(), *filter(None, (verdict, *odd)), *self.notices)
+        return (*self._nothing(), *filter(None, (verdict,)), *oddities(self.layers), *self.notices)
 
     def _nothing(self) -> tuple[str, ...]:
         """That nothing was pruned, and why."""
@@ -316,8 +307,9 @@ class Report:
         On a terminal of less than 120 characters columns are fewer, and names are shortened: a beginning that many
         share is said once.
         """
-        wide, (first, *middle, last) = width >= _WIDE, COLUMNS
-        shown = [each for each in middle if (each.narrow or wide) and any(map(each.text, self.layers))]
+        first, *middle, last = COLUMNS
+        places = ("narrow", "wide") if width >= _WIDE else ("narrow",)
+        shown = [each for each in middle if each.shown in places and any(map(each.text, self.layers))]
         rows = []
         for row in self.layers:
             status = row.status if row.certified else f"[red]{row.status}[/red]"
@@ -337,40 +329,36 @@ class Report:
         return as_text(self.table)
 
 
-def raised_eps(rows: Sequence[LayerReport]) -> str:
-    """In how many layers eps had to be raised, and to what at most; empty where none was."""
-    found = [(*row.raised, row.name) for row in rows if row.raised is not None]
-    if not found:
-        return ""
-    allowed, kept, name = max(found, key=lambda each: each[1])
-    layers = "1 layer" if len(found) == 1 else f"{len(found)} layers"
-    return (
-        f"eps was raised in {layers} of {len(rows)}: at most to {kept:.4g} ({name}; {allowed:g} allowed), since in "
-        "cascade the trained weights themselves miss by that much on the pruned network's inputs"
-    )
+def oddities(rows: Sequence[LayerReport]) -> tuple[str, ...]:
+    """Sentences on radii that cascade raised, layers without weights and zeros that came back, where there are any."""
+    raised = [row for row in rows if row.raised]
+    back = sorted((row for row in rows if row.returned), key=lambda row: -row.returned)
+    found = list[str]()
+    if raised:
+        most = max(raised, key=lambda row: row.eps)
+        found.append(
+            f"eps was raised in {len(raised)} of {len(rows)} layers: at most to {most.eps:.4g} ({most.name}; "
+            f"{most.eps_allowed:g} allowed), since in cascade the trained weights themselves miss by that much on the "
+            "pruned network's inputs"
+        )
+    if empty := emptied_layers(rows):
+        found.append(empty)
+    if back:
+        where = listed([f"{row.name} {row.returned:,}" for row in back], _MOST)
+        total = sum(row.returned for row in back)
+        found.append(f"{total:,} weights that were zero came back ({where}): keep_zeros (--keep-zeros) keeps them zero")
+    return tuple(found)
 
 
 def emptied_layers(rows: Sequence[LayerReport]) -> str:
     """Which layers have no weights left, and whether that was to be expected; empty where none has."""
-    found = [row for row in rows if row.emptied]
+    found = [row for row in rows if row.nonzeros == 0 < row.nonzeros_before]
     if not found:
         return ""
-    names = ", ".join(row.name for row in found[:_MOST]) + (", …" if len(found) > _MOST else "")
-    why = "; from eps 1 on zero weights keep the promise, whatever was trained: give a smaller eps"
-    tail = why if any(row.empty_allowed for row in found) else ""
-    return f"no weight is left in {len(found)} of {len(rows)} layers ({names}): outputs there depend on no input{tail}"
-
-
-def returned_zeros(rows: Sequence[LayerReport]) -> str:
-    """How many weights that were zero are not any more, and where; empty where none is."""
-    found = [row for row in rows if row.returned]
-    if not found:
-        return ""
-    total = sum(row.returned for row in found)
-    where = ", ".join(f"{row.name} {row.returned:,}" for row in sorted(found, key=lambda row: -row.returned)[:_MOST])
-    more = f" and {len(found) - _MOST} layers more" if len(found) > _MOST else ""
-    what = "1 weight that was zero" if total == 1 else f"{total:,} weights that were zero"
-    return f"{what} came back ({where}{more}): keep_zeros (--keep-zeros) keeps them zero"
+    allowed = any(row.eps_allowed is not None and row.eps_allowed >= 1 for row in found)
+    why = "; from eps 1 on zero weights keep the promise, whatever was trained: give a smaller eps" if allowed else ""
+    names = listed([row.name for row in found], _MOST)
+    return f"no weight is left in {len(found)} of {len(rows)} layers ({names}): outputs there depend on no input{why}"
 
 
 def only_skipped(

@@ -15,6 +15,7 @@ from convexprune.network.weights import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule
 from convexprune.runs.answer import layer_row, with_extras
 from convexprune.runs.layer import Layer
+from convexprune.runs.outcome import same_outputs
 from convexprune.runs.run import Run
 
 _UNWANTED = "not chosen by the name patterns"
@@ -84,8 +85,12 @@ def shrink_(run: Run, remove: bool) -> None:
             apply_(run.model, run.links[name], torch.tensor(kept))
 
 
-def removal_rows(run: Run, before: Sizes) -> tuple[LayerReport, ...]:
-    """A row for each layer that lost neurons or inputs, once the model was shrunk."""
+def finished_rows(run: Run, before: Sizes, remove: bool) -> tuple[LayerReport, ...]:
+    """A row for each layer that changed; neurons that were not kept go first, or become zeros."""
+    if not run.links:
+        return run.rows()
+    with same_outputs(run):
+        shrink_(run, remove)
     links = [run.links[name] for name in run.kept_neurons]
     changed = {name for link in links for name in (*link.producers, *link.consumers)}
     return tuple(_row(run, name, *before[name]) for name in before if name in changed)
