@@ -20,7 +20,6 @@ from convexprune.files.texts import Json
 from convexprune.files.weights import StrPath, load_weights
 from convexprune.network.forwards import state_of
 from convexprune.options import Options, is_own, options_from_dict
-from convexprune.page.results import read_results
 from convexprune.prune import Request
 from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
@@ -31,6 +30,7 @@ from convexprune.runs.journal import Journal, Record, check_same
 from convexprune.runs.outcome import dtype_of, network_errors, network_promise
 from convexprune.runs.records import Judged
 from convexprune.runs.removal import Sizes, finished_rows, weight_sizes
+from convexprune.runs.results import read_results
 from convexprune.runs.run import Run, silent
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import target_from_dict

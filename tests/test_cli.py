@@ -26,8 +26,8 @@ from convexprune.cli.app import app
 from convexprune.cli.demo import load_digits, run_demo, train_digits_network
 from convexprune.files.weights import save_json
 from convexprune.options import Options
-from convexprune.page.results import sealed
 from convexprune.pruners import available_pruners
+from convexprune.runs.results import sealed
 
 FACTORY = """
 from torch import nn

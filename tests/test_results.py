@@ -17,9 +17,9 @@ from convexprune import save_weights, verify
 from convexprune.errors import DamagedFile
 from convexprune.files.weights import save_json
 from convexprune.page.page import write_page
-from convexprune.page.results import read_results, sealed
 from convexprune.pruners.uniform import Uniform
 from convexprune.runs.journal import read_json
+from convexprune.runs.results import read_results, sealed
 
 Written = dict[str, Path]
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from convexprune.cli.app import app
 from convexprune.cli.source import read_source
 from convexprune.files.weights import save_json
-from convexprune.page.results import sealed
+from convexprune.runs.results import sealed
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 Array = np.ndarray[Any, Any]

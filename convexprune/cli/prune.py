@@ -32,7 +32,6 @@ from convexprune.files.weights import check_folder, save_json
 from convexprune.network.weights import load_weights_into_, save_weights
 from convexprune.options import Options
 from convexprune.page.extras import save_extras
-from convexprune.page.results import read_results, sealed
 from convexprune.preview import preview
 from convexprune.prune import Request, prune_, recorded_mode
 from convexprune.pruners.pruner import make_pruner
@@ -40,6 +39,7 @@ from convexprune.report.report import Report
 from convexprune.runs.data import Data
 from convexprune.runs.executors import cluster
 from convexprune.runs.journal import Journal, check_same
+from convexprune.runs.results import read_results, sealed
 from convexprune.solvers.errors import ConvexPruneError, InvalidInput
 from convexprune.targets import as_target, read_table
 from convexprune.verification import verify

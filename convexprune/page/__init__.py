@@ -1,1 +1,1 @@
-"""A run's results in its folder: sealed, read again, and shown as a page."""
+"""The page about a run: what lies in its folder, and what it buys, shown."""

@@ -136,10 +136,8 @@ def _pairs(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Each weight before and now."""
     places = {tensor.data_ptr() for tensor in model.state_dict().values() if isinstance(tensor, Tensor)}
-    found = {}
-    for key, old in state.items():
-        if not isinstance(old, Tensor) or old.dim() < 2:
-            continue
+    weights = {key: old for key, old in state.items() if isinstance(old, Tensor) and old.dim() > 1}
+    for key, old in weights.items():
         if key not in now:
             raise InvalidInput(
                 f"dense_state: the model has no {key!r}; give the state dict of this network before it was pruned"
@@ -149,8 +147,7 @@ def _pairs(
                 f"dense_state: {key!r} is the model's own tensor, so it holds what pruning left; copy before pruning: "
                 "{name: tensor.clone() for name, tensor in model.state_dict().items()}"
             )
-        found[key] = (old.detach().cpu(), now[key].cpu())
-    return found
+    return {key: (old.detach().cpu(), now[key].cpu()) for key, old in weights.items()}
 
 
 def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module | None:

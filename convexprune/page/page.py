@@ -15,8 +15,8 @@ from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json, visible
 from convexprune.files.weights import StrPath, write_atomically
 from convexprune.page.extras import picture, read_extras
-from convexprune.page.results import Results, read_results
 from convexprune.report.report import COLUMNS
+from convexprune.runs.results import Results, read_results
 from convexprune.solvers import Status
 from convexprune.solvers.errors import MissingExtra
 from convexprune.targets import target_from_dict
@@ -54,7 +54,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     Raises:
         InvalidInput: The folder holds no report.json.
         OtherRun: Its journal is of another format.
-        DamagedFile: A file in it is not what convexprune writes, or report.json is not what the others say.
+        DamagedFile: A file in it is not what convexprune writes, or was changed since.
         MissingExtra: jinja2 or matplotlib is not installed.
         OSError: The page cannot be written; what was there before still is.
     """
@@ -62,8 +62,8 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
         import jinja2
         import matplotlib
     except ImportError as error:
-        missing = f'the page needs {error.name}, which is not installed: pip install "convexprune[report]"'
-        raise MissingExtra(missing) from error
+        needed = f'the page needs {error.name}, which is not installed: pip install "convexprune[report]"'
+        raise MissingExtra(needed) from error
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -85,6 +85,7 @@ def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> di
     """All that the template shows."""
     rows, left_out = results.report.layers, list[str]()
     costs, maps = ({}, {}) if extras is None else extras
+    maps_of = list(enumerate(costs.get("maps", ())))
     errors = [error for row in rows for error in (row.promised, row.output_error) if 0 < error < math.inf]
     return {
         "results": results,
@@ -97,13 +98,7 @@ def _view(results: Results, extras: tuple[Json, dict[str, Tensor]] | None) -> di
         "paths": _paths(results, left_out),
         "traces": _traces(results, left_out),
         "maps": maps,
-        "shown": _most(
-            list(enumerate(costs.get("maps", ()))),
-            MOST_MAPS,
-            lambda pair: math.prod(pair[1]["before"]),
-            left_out,
-            "weight maps",
-        ),
+        "shown": _most(maps_of, MOST_MAPS, lambda pair: math.prod(pair[1]["before"]), left_out, "weight maps"),
         "left_out": left_out,
     }
 
