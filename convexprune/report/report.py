@@ -335,9 +335,9 @@ def oddities(rows: Sequence[LayerReport]) -> tuple[str, ...]:
     back = sorted((row for row in rows if row.returned), key=lambda row: -row.returned)
     found = list[str]()
     if raised:
-        most = max(raised, key=lambda row: row.eps)
+        most, layers = max(raised, key=lambda row: row.eps), "1 layer" if len(raised) == 1 else f"{len(raised)} layers"
         found.append(
-            f"eps was raised in {len(raised)} of {len(rows)} layers: at most to {most.eps:.4g} ({most.name}; "
+            f"eps was raised in {layers} of {len(rows)}: at most to {most.eps:.4g} ({most.name}; "
             f"{most.eps_allowed:g} allowed), since in cascade the trained weights themselves miss by that much on the "
             "pruned network's inputs"
         )
@@ -346,7 +346,8 @@ def oddities(rows: Sequence[LayerReport]) -> tuple[str, ...]:
     if back:
         where = listed([f"{row.name} {row.returned:,}" for row in back], _MOST)
         total = sum(row.returned for row in back)
-        found.append(f"{total:,} weights that were zero came back ({where}): keep_zeros (--keep-zeros) keeps them zero")
+        what = "1 weight that was zero" if total == 1 else f"{total:,} weights that were zero"
+        found.append(f"{what} came back ({where}): keep_zeros (--keep-zeros) keeps them zero")
     return tuple(found)
 
 
