@@ -18,14 +18,14 @@ from torch.nn import functional
 from convexprune.layers import input_matrices
 from convexprune.options import Options
 from convexprune.prune import Request
-from convexprune.pruners.draws import Choice, choose, inclusion, proportional, shared_sizes
+from convexprune.pruners.draws import Choice, bernstein, choose, hoeffding, inclusion
 from convexprune.pruners.lowner import Lowner, peeled
 from convexprune.pruners.mussay import MONOTONE, Mussay, below_identity, largest
 from convexprune.pruners.pruner import PRUNERS
 from convexprune.pruners.sampling import Sampler, Sampling
 from convexprune.pruners.sizes import kept_of
 from convexprune.pruners.uniform import Uniform
-from convexprune.pruners.views import NeuronView, Product, Sensitivities, WeightView, bernstein, hoeffding
+from convexprune.pruners.views import Product, Sensitivities, View
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, UnknownOption, UnknownSolver
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
@@ -55,17 +55,17 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
-def layer(incoming: Tensor, W: Tensor, activation: str | None = "relu", x: Tensor | None = None) -> NeuronView:
-    """NeuronView φ(p_iᵀ(x, 1)) of which one linear layer W [n, M] takes the outputs."""
+def layer(incoming: Tensor, W: Tensor, activation: str | None = "relu", x: Tensor | None = None) -> View:
+    """View φ(p_iᵀ(x, 1)) of which one linear layer W [n, M] takes the outputs."""
     if x is None:
-        return NeuronView("layer", incoming, activation, (Product(W, None),))
+        return View("layer", (Product(W, None),), activation, incoming)
     hidden = PHI[activation](with_one(x) @ incoming.T)
     reach = float(with_one(x).norm(dim=1).max())
-    return NeuronView("layer", incoming, activation, (Product(W, hidden),), lambda: reach)
+    return View("layer", (Product(W, hidden),), activation, incoming, measure=lambda: reach)
 
 
-def some_layer(n: int = 40, d: int = 5, M: int = 3, activation: str | None = "relu", seed: int = 0) -> NeuronView:
-    """NeuronView of all sizes, with 60 inputs."""
+def some_layer(n: int = 40, d: int = 5, M: int = 3, activation: str | None = "relu", seed: int = 0) -> View:
+    """View of all sizes, with 60 inputs."""
     sizes = torch.logspace(-1, 1, n, dtype=torch.float64)[:, None]
     return layer(normal(n, d + 1, seed=seed), sizes * normal(n, M, seed=seed + 1), activation, normal(60, d, seed=7))
 
@@ -74,33 +74,29 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def many(method: Sampling, of: NeuronView, size: int | Guarantee, seeds: int = SEEDS) -> Choice:
+def many(method: Sampling, of: View, size: int | Guarantee, seeds: int = SEEDS) -> Choice:
     """A choice for each of so many seeds: scores of the layer once, and a group of the same items for each."""
-    [scores] = method.of_layers([of])
-    one = scores.draws
-    repeated = replace(
-        scores,
-        values=scores.values.expand(seeds, -1),
-        draws=lambda guarantee: one(guarantee).expand(seeds),
-    )
+    [scores] = method.of_layers([replace(of, guarantee=size if isinstance(size, Guarantee) else None)])
+    draws = None if scores.draws is None else scores.draws.expand(seeds)
+    repeated = replace(scores, values=scores.values.expand(seeds, -1), draws=draws)
     wanted = size if isinstance(size, Guarantee) else torch.full((seeds,), size)
     return choose(repeated, wanted, method.sampling, rng())
 
 
 def sampled(method: Sampling, scores: Sensitivities, count: int) -> Tensor:
     """Factors of a sample of so many neurons."""
-    [size] = shared_sizes(method.allocate, [scores], count)
+    [size] = method.allocate([scores], count)
     return choose(scores, size, method.sampling, rng()).factors
 
 
-def outputs(of: NeuronView, factors: Tensor) -> Tensor:
+def outputs(of: View, factors: Tensor) -> Tensor:
     """[seeds, samples, M]: what the next layer makes of the reweighted neurons, without its bias."""
     [product] = of.products
     assert product.inputs is not None
     return torch.einsum("sn,pn,nm->spm", factors, product.inputs, product.weights)
 
 
-def ones(of: NeuronView) -> Tensor:
+def ones(of: View) -> Tensor:
     return torch.ones(1, len(of.incoming), dtype=torch.float64)
 
 
@@ -171,7 +167,7 @@ def test_all_contact_points_and_nothing_else_would_be_biased() -> None:
 # Promises
 
 
-def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[NeuronView, Tensor]:
+def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[View, Tensor]:
     """A layer of near-copies of a few neurons, and inputs: far more neurons than the draws that a promise takes."""
     kinds = torch.arange(n) % 7
     incoming = normal(7, 4, seed=1)[kinds] + 1e-2 * normal(n, 4, seed=2)
@@ -180,7 +176,7 @@ def crowd(activation: str | None, M: int = 2, n: int = 2000) -> tuple[NeuronView
     return layer(incoming, W, activation, x), x
 
 
-def scale_of(method: Sampling, of: NeuronView, x: Tensor) -> Tensor:
+def scale_of(method: Sampling, of: View, x: Tensor) -> Tensor:
     """What eps is relative to, [samples, M], as the promise has it."""
     [product] = of.products
     W, length = product.weights.abs(), with_one(x).norm(dim=1, keepdim=True)
@@ -212,7 +208,7 @@ def test_a_promise_fails_no_more_often_than_it_may(case: str) -> None:
     choice = many(method, of, guarantee, 400)
     assert not choice.whole.any()
     assert int(choice.draws[0]) < 2000
-    assert all(a.holds for a in method.of_layers([of])[0].assumptions(None))
+    assert all(a.holds for a in method.of_layers([of])[0].assumptions)
     wrong = (outputs(of, choice.factors) - outputs(of, ones(of))).abs()
     fails = (wrong > guarantee.eps * scale_of(method, of, x)).any(2)
     assert float(fails.double().mean(0).max()) <= guarantee.delta
@@ -258,13 +254,13 @@ def test_draws_by_hand() -> None:
 @pytest.mark.parametrize("method", [Mussay(), Lowner(), Lowner(points="incoming")])
 def test_where_draws_would_be_no_fewer_than_neurons_all_are_kept(method: Sampling) -> None:
     of, _ = crowd("relu", n=300)
-    [scores] = method.of_layers([of])
+    [scores] = method.of_layers([replace(of, guarantee=Guarantee(0.01, 0.1))])
     choice = choose(scores, Guarantee(0.01, 0.1), method.sampling, rng())
     assert choice.whole.all()
     assert int(choice.draws[0]) >= 300
     assert (choice.factors == 1).all()
     for draws in (299, 300):
-        asked = replace(scores, draws=lambda _, draws=draws: torch.tensor([draws]))
+        asked = replace(scores, draws=torch.tensor([draws]))
         assert bool(choose(asked, Guarantee(0.01, 0.1), method.sampling, rng()).whole) == (draws == 300)
 
 
@@ -502,7 +498,7 @@ def test_where_beta_is_needed_it_is_asked_for_or_measured(kind: Any, activation:
         kind().of_layers([replace(of, measure=lambda: None)])
     measured, given_ = kind().of_layers([of])[0], kind(beta=of.reach).of_layers([of])[0]
     assert torch.equal(measured.values, given_.values)
-    assert [a.holds for a in measured.assumptions(None) if "β" in a.text] == [True]
+    assert [a.holds for a in measured.assumptions if "β" in a.text] == [True]
 
 
 @pytest.mark.parametrize("kind", [Mussay, Lowner])
@@ -515,7 +511,7 @@ def test_a_given_beta_is_checked_against_the_data(kind: Any) -> None:
         (1.0, None, None),
     ):
         [scores] = kind(beta=beta).of_layers([replace(of, measure=lambda reach=reach: reach)])
-        assert [a.holds for a in scores.assumptions(None) if "β" in a.text] == [holds]
+        assert [a.holds for a in scores.assumptions if "β" in a.text] == [holds]
 
 
 @pytest.mark.parametrize("beta", [0.0, -1.0, math.inf, math.nan, "large"])
@@ -541,9 +537,9 @@ def test_what_is_known_of_activations_is_so(activation: str | None) -> None:
 
 
 def test_mussay_s_assumption_is_of_the_activation() -> None:
-    assert [a.holds for a in Mussay().of_layers([some_layer()])[0].assumptions(None)] == [True]
-    assert not Mussay().of_layers([some_layer(activation="leaky_relu")])[0].assumptions(None)[0].holds
-    assert not Lowner(points="incoming").of_layers([some_layer(activation="sigmoid")])[0].assumptions(None)[0].holds
+    assert [a.holds for a in Mussay().of_layers([some_layer()])[0].assumptions] == [True]
+    assert not Mussay().of_layers([some_layer(activation="leaky_relu")])[0].assumptions[0].holds
+    assert not Lowner(points="incoming").of_layers([some_layer(activation="sigmoid")])[0].assumptions[0].holds
 
 
 @pytest.mark.parametrize("kind", [Mussay, Lowner])
@@ -592,7 +588,7 @@ def maps(name: str = "affine", seed: int = 0) -> tuple[nn.Module, Tensor]:
     return model.eval(), normal(8, 2, 8, 8)
 
 
-def views(model: nn.Module, x: Tensor | None) -> dict[str, NeuronView]:
+def views(model: nn.Module, x: Tensor | None) -> dict[str, View]:
     """As a run makes them, before anything is pruned."""
     request = Request.of(model, x, Guarantee(0.5), "mussay", Options(), None, 1)
     _, run = request.prepared(Run, lambda *_: None)
@@ -686,8 +682,9 @@ def test_promises_are_about_outputs_not_about_weights() -> None:
         [scores] = method.of_layers([of])
         assert "each of 5 outputs" in scores.promise
     guarantee = Guarantee(0.5, 0.1)
-    t = Lowner().of_layers([of])[0].terms["t"]
-    assert Lowner().of_layers([of])[0].draws(guarantee).tolist() == bernstein(torch.tensor([t]), guarantee, 5).tolist()
+    [scores] = Lowner().of_layers([replace(of, guarantee=guarantee)])
+    assert scores.draws is not None
+    assert torch.equal(scores.draws, bernstein(torch.tensor([scores.terms["t"]]), guarantee, 5))
 
 
 @pytest.mark.parametrize("case", NORMS)
@@ -757,8 +754,8 @@ def test_a_budget_is_used_up_and_never_exceeded(candidates: list[list[int]], mor
     layers = []
     for groups in candidates:
         s = (torch.arange(9) < torch.tensor(groups)[:, None]).double()
-        layers.append(Sensitivities(s, lambda _: torch.zeros(1), ""))
-    sizes = proportional(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= budget)
+        layers.append(Sensitivities(s))
+    sizes = Uniform().allocate(layers, budget)
     for size, groups in zip(sizes, candidates, strict=True):
         assert (size <= torch.tensor(groups).clamp(min=int(sum(groups) == 0))).all()
         assert int(size.sum()) >= 1
@@ -767,19 +764,18 @@ def test_a_budget_is_used_up_and_never_exceeded(candidates: list[list[int]], mor
 
 
 def test_layers_of_a_budget_keep_the_same_part() -> None:
-    layers = [Sensitivities(torch.ones(1, n), lambda _: torch.zeros(1), "") for n in (1000, 200, 10)]
-    sizes = proportional(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= 121)
-    assert [int(size) for size in sizes] == [100, 20, 1]
+    layers = [Sensitivities(torch.ones(1, n)) for n in (1000, 200, 10)]
+    assert [int(size) for size in Uniform().allocate(layers, 121)] == [100, 20, 1]
 
 
 def test_uniform_sampling_is_of_weights_that_are_not_0() -> None:
-    view = WeightView("layer", Product(torch.tensor([[1.0, 0.0], [-3.0, 2.0]]), None), None)
+    view = View("layer", (Product(torch.tensor([[1.0, 0.0], [-3.0, 2.0]]), None),), None)
     assert Uniform("weights").sensitivities(view).values.tolist() == [[1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("method", [Lowner(), Mussay()])
 def test_methods_of_neurons_refuse_weights(method: Sampling) -> None:
-    edges = WeightView("fc", Product(torch.ones(3, 2), None), None)
+    edges = View("fc", (Product(torch.ones(3, 2), None),), None)
     with pytest.raises(InvalidInput, match=r"chooses neurons.*'fc'"):
         method.of_layers([edges])
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convexprune.pruners.corenet import CoreNet, Place
-from convexprune.pruners.draws import draws_for, expected_distinct, largest_scale, sample
+from convexprune.pruners.draws import choose, draws_for, expected_distinct, largest_scale, sample
 from convexprune.pruners.pfp import PFP
 from convexprune.pruners.sensitivities import cancellation, edge_sensitivities, neuron_sensitivities
 from convexprune.pruners.sipp import SiPP, least_error_sizes, relative_error
-from convexprune.pruners.views import NeuronView, Product, WeightView, by_sign, of_weights
+from convexprune.pruners.views import Product, View, by_sign, spread
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch
 from convexprune.targets import Guarantee
 
@@ -33,11 +33,11 @@ def problem(seed=0, samples=5, N=6, M=3, patches=1, negative=False):
 
 
 def edges(U, X, name="layer", activation="relu", **of_product):
-    return WeightView(name, Product(U, X, **of_product), activation)
+    return View(name, (Product(U, X, **of_product),), activation)
 
 
 def neurons(n, *products):
-    return NeuronView("layer", torch.ones(n, 2), "relu", products)
+    return View("layer", products, "relu", torch.ones(n, 2))
 
 
 def brute_shares(U, X, patches, mean):
@@ -163,16 +163,15 @@ class TestUnbiased:
         U, X = problem(1, samples=4, N=12, M=3)
         layer = edges(U, X) if method.items == "weights" else neurons(12, Product(U, X))
         scores = method.sensitivities(layer)
-        sizes = method.allocate([scores], lambda sizes: int(sizes[0].sum()) <= int(scores.candidates.sum()) // 2)[0]
+        [sizes] = method.allocate([scores], int(scores.candidates.sum()) // 2)
         s = scores.values
         asked = draws_for(s, sizes) if sampling == "draws" else sizes
         found = sample(s.repeat(seeds, 1), asked.repeat(seeds), sampling, np.random.default_rng(0))
         factors = found.reshape(seeds, *s.shape)
-        mine = [of_weights(f, U) if method.items == "weights" else f[0][:, None].expand_as(U) for f in factors]
-        outputs = torch.stack([X @ (F * U) for F in mine])
-        spread = outputs.std(0) / math.sqrt(seeds)
-        assert (spread > 0).any()
-        assert ((outputs.mean(0) - X @ U).abs() <= 4 * spread + tolerances.EXACT).all()
+        outputs = torch.stack([X @ (spread(f, U) * U) for f in factors])
+        deviation = outputs.std(0) / math.sqrt(seeds)
+        assert (deviation > 0).any()
+        assert ((outputs.mean(0) - X @ U).abs() <= 4 * deviation + tolerances.EXACT).all()
 
 
 class TestCoreNet:
@@ -198,47 +197,46 @@ class TestCoreNet:
     def test_a_network_tells_its_layers_what_comes_behind_and_groups_are_one_layer(self):
         method = CoreNet(delta=0.1)
         (U, X), (V, Y) = problem(1, M=3), problem(2, M=2)
-        found = method.of_layers([edges(U, X, "1"), edges(U, Y, "2"), edges(V, Y, "2")])
+        guarantee = Guarantee(0.3, 0.2)
+        layers = [edges(U, X, "1"), edges(U, Y, "2"), edges(V, Y, "2")]
+        found = method.of_layers([replace(layer, guarantee=guarantee) for layer in layers])
         ratios = [cancellation(*pair)[0] for pair in ((U, X), (U, Y), (V, Y))]
         last = Place(8, 5, 2, (max(ratios[1:]),))
         first = Place(8, 5, 2, (ratios[0], *last.ratios))
-        guarantee = Guarantee(0.3, 0.2)
         for scores, place in zip(found, (first, last, last), strict=True):
-            assert torch.equal(scores.draws(guarantee), place.draws(scores.values.sum(1), guarantee))
+            assert torch.equal(scores.draws, place.draws(scores.values.sum(1), guarantee))
             assert scores.terms["Delta_onwards"] == pytest.approx(place.onwards(0.1))
-        alone = method.sensitivities(edges(U, X))
+        alone = method.sensitivities(replace(layers[0], guarantee=guarantee))
         assert torch.equal(alone.values, found[0].values)
-        assert torch.equal(alone.draws(guarantee), Place(3, 3, 1, (ratios[0],)).draws(alone.shares, guarantee))
+        assert torch.equal(alone.draws, Place(3, 3, 1, (ratios[0],)).draws(alone.shares, guarantee))
 
     def test_assumptions_are_looked_at(self):
         U, X = problem(samples=300)
-        found = CoreNet().sensitivities(edges(U, X)).assumptions(None)
+        found = CoreNet().sensitivities(edges(U, X)).assumptions
         assert [a.holds for a in found] == [True, True, True, True, True, True, None]
         U, X = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0, 1.0], [-1.0, 2.0]])
-        found = (
-            CoreNet().sensitivities(replace(edges(U, X, activation="tanh", positions=2), biased=True)).assumptions(None)
-        )
+        found = CoreNet().sensitivities(replace(edges(U, X, activation="tanh", positions=2), biased=True)).assumptions
         assert [a.holds for a in found] == [False, False, False, False, False, False, None]
         assert "1 exceptions in 2 outputs" in found[4].text
 
     def test_a_bias_anywhere_is_one_of_the_network(self):
         layers = [edges(*problem(), "1"), replace(edges(*problem(), "2"), biased=True)]
         for scores in CoreNet().of_layers(layers):
-            assert [a.holds for a in scores.assumptions(None) if "bias" in a.text] == [False]
+            assert [a.holds for a in scores.assumptions if "bias" in a.text] == [False]
 
     def test_the_guarantee_holds_on_a_layer_where_the_draws_can_be_made(self):
         """Positive weights with one reachable eps: each output within 1 ± eps in all but delta of 200 samples."""
         rng = np.random.default_rng(0)
         U, X = torch.from_numpy(rng.random((20, 2))), torch.from_numpy(rng.random((50, 20)))
-        scores = CoreNet().sensitivities(edges(U, X))
         guarantee = Guarantee(0.5, 0.2)
-        draws = scores.draws(guarantee)
+        scores = CoreNet().sensitivities(replace(edges(U, X), guarantee=guarantee))
+        draws = scores.draws
         assert draws.max() < 2**31
         assert (draws[:2] > 0).all()
         right, failures = X @ U, 0
         for _ in range(200):
             factors = sample(scores.values, draws, "draws", rng)
-            failures += bool(((X @ (of_weights(factors, U) * U) / right - 1).abs() > guarantee.eps).any())
+            failures += bool(((X @ (spread(factors, U) * U) / right - 1).abs() > guarantee.eps).any())
         assert failures <= guarantee.delta * 200
 
     def test_the_error_of_a_part_falls_as_the_draws_say(self):
@@ -256,7 +254,7 @@ class TestCoreNet:
     def test_a_budget_is_shared_by_the_sums_of_sensitivities(self):
         U, X = problem(N=40, samples=30)
         scores = CoreNet().sensitivities(edges(U, X))
-        [sizes] = CoreNet().allocate([scores], lambda sizes: int(sizes[0].sum()) <= 20)
+        [sizes] = CoreNet().allocate([scores], 20)
         share = scores.shares / scores.shares.sum()
         assert sizes.sum() == 20
         assert ((sizes - 20 * share).abs() <= 1).all()
@@ -307,7 +305,7 @@ class TestSiPP:
         most = sum(int(scores.candidates.sum()) for scores in layers)
         before = [torch.zeros(6, dtype=torch.int64)] * 3
         for budget in (10, 40, most // 2, most - 1, most, 10 * most):
-            sizes = method.allocate(layers, lambda sizes, b=budget: sum(int(size.sum()) for size in sizes) <= b)
+            sizes = method.allocate(layers, budget)
             assert all((size <= scores.candidates).all() for size, scores in zip(sizes, layers, strict=True))
             assert sum(int(size.sum()) for size in sizes) == pytest.approx(min(budget, most), abs=2)
             assert all((size >= old - 1).all() for size, old in zip(sizes, before, strict=True))  # up to rounding
@@ -318,15 +316,15 @@ class TestSiPP:
         """1/η^ℓ: twice the same outputs, in one layer and half of them in another."""
         U, X = problem(N=30, samples=9)
         layers = [SiPP().sensitivities(edges(U, X)), SiPP().sensitivities(edges(torch.cat([U, U], 1), X))]
-        narrow, wide = SiPP().allocate(layers, lambda sizes: sum(int(size.sum()) for size in sizes) <= 90)
+        narrow, wide = SiPP().allocate(layers, 90)
         assert narrow.double().mean() > wide.double().mean()
 
     def test_draws_are_those_whose_error_is_eps(self):
         U, X = problem(samples=20, patches=4, N=18)
-        scores = SiPP().sensitivities(edges(U, X, positions=4, kernel=9))
-        guarantee = Guarantee(0.2, 0.05)
+        view = replace(edges(U, X, positions=4, kernel=9), guarantee=Guarantee(0.2, 0.05))
+        scores = SiPP().sensitivities(view)
         alpha = 6 * scores.values.sum(1) * math.log(8 * 5 * 9 / 0.05)
-        draws = scores.draws(guarantee)
+        draws = scores.draws
         assert torch.equal(draws, (alpha * (3 + 0.4) / 0.24).ceil().to(torch.int64))
         assert (relative_error(alpha, draws.double()) <= 0.2).all()
         assert (relative_error(alpha, draws.double() - 1) > 0.2).all()
@@ -340,7 +338,7 @@ class TestSiPP:
         flat = torch.cat([scores.values.flatten() for scores in layers])
         assert method.sampling == "top"
         for k in (1, 17, 60):
-            sizes = method.allocate(layers, lambda sizes, k=k: sum(int(size.sum()) for size in sizes) <= k)
+            sizes = method.allocate(layers, k)
             kept = [
                 sample(scores.values, size, "top", np.random.default_rng(0))
                 for scores, size in zip(layers, sizes, strict=True)
@@ -348,7 +346,7 @@ class TestSiPP:
             threshold = flat.sort(descending=True).values[k - 1]
             assert torch.equal(torch.cat([F.flatten() for F in kept]), (flat >= threshold).double())
         with pytest.raises(InvalidInput, match="proves nothing"):
-            layers[0].draws(Guarantee(0.1, 0.1))
+            choose(layers[0], Guarantee(0.1, 0.1), "draws", np.random.default_rng(0))
 
     def test_the_deterministic_variant_takes_means_over_positions(self):
         U, X = problem(samples=6, patches=5)
@@ -361,7 +359,7 @@ class TestSiPP:
         scores = SiPP("hybrid").sensitivities(edges(U, X))
         s, alpha = scores.values, scores.shares
         for budget in (5, 25, 60):
-            [sizes] = SiPP("hybrid").allocate([scores], lambda sizes, b=budget: int(sizes[0].sum()) <= b)
+            [sizes] = SiPP("hybrid").allocate([scores], budget)
             expected = [
                 float(relative_error(a, x.double())) >= 3 * float(row.sort(descending=True).values[int(x) :].sum())
                 for a, x, row in zip(alpha, sizes, s, strict=True)
@@ -374,10 +372,11 @@ class TestSiPP:
 class TestPFP:
     def test_the_draws_by_hand(self):
         U, X = problem(samples=20, patches=4, N=18)
-        scores = PFP().sensitivities(neurons(2, Product(U, X, positions=4, kernel=9)))
+        view = replace(neurons(2, Product(U, X, positions=4, kernel=9)), guarantee=Guarantee(0.2, 0.05))
+        scores = PFP().sensitivities(view)
         S = float(scores.values.sum())
         tilde = 6 * S * math.log(8 * 5 * 9 / 0.05)
-        assert scores.draws(Guarantee(0.2, 0.05)).tolist() == [math.ceil(3 * 6.4 * tilde / 0.04)]
+        assert scores.draws.tolist() == [math.ceil(3 * 6.4 * tilde / 0.04)]
         assert float(scores.shares) == pytest.approx(6 * S * math.log(8 * 5 * 9 / 1e-16))
 
     @pytest.mark.parametrize("share", ["sum", "largest"])
@@ -386,7 +385,7 @@ class TestPFP:
         scores = PFP(share=share).sensitivities(neurons(6, Product(U, X), Product(V, Y)))
         expected = torch.maximum(neuron_sensitivities(U, X, 6, share), neuron_sensitivities(V, Y, 6, share))
         assert torch.equal(scores.values, expected[None])
-        assert scores.assumptions(None)[1].holds is (share == "sum")
+        assert scores.assumptions[1].holds is (share == "sum")
 
     def test_permuted_neurons_have_permuted_scores_and_scales_change_none(self):
         U, X = problem(4, N=24, M=5)
@@ -400,7 +399,7 @@ class TestPFP:
         layers = [PFP().sensitivities(neurons(20, Product(*problem(seed, N=20, M=4)))) for seed in range(3)]
         before = 0
         for budget in (6, 20, 40, 1000):
-            sizes = PFP().allocate(layers, lambda sizes, b=budget: sum(int(size) for size in sizes) <= b)
+            sizes = PFP().allocate(layers, budget)
             total = sum(int(size) for size in sizes)
             scale = largest_scale(lambda scale, most=total: self.found(layers, scale).sum() <= most)
             assert before <= total <= budget
@@ -416,7 +415,7 @@ class TestPFP:
     def test_top_keeps_the_largest(self):
         U, X = problem(N=10, M=4)
         scores = PFP(sampling="top").sensitivities(neurons(10, Product(U, X)))
-        [size] = PFP().allocate([scores], lambda sizes: int(sizes[0]) <= 4)
+        [size] = PFP().allocate([scores], 4)
         factors = sample(scores.values, size, "top", np.random.default_rng(0))[0]
         s = scores.values[0]
         assert set(factors.tolist()) == {0.0, 1.0}
@@ -446,18 +445,20 @@ class TestEveryMethod:
 
     def test_a_dead_layer_keeps_its_place(self, method):
         """All inputs 0: no sensitivities, no draws, no division by zero."""
-        scores = method.sensitivities(self.layer(method, torch.zeros(7, 12)))
+        view = replace(self.layer(method, torch.zeros(7, 12)), guarantee=Guarantee(0.5, 0.1))
+        scores = method.sensitivities(view)
         assert not scores.values.any()
         assert scores.values.isfinite().all()
         assert all(math.isfinite(value) for value in scores.terms.values())
         if method.sampling != "top":
-            assert not scores.draws(Guarantee(0.5, 0.1)).any()
+            assert not scores.draws.any()
 
     def test_more_is_asked_for_more(self, method):
-        scores = method.sensitivities(self.layer(method, problem(samples=400, N=12)[1]))
+        view = self.layer(method, problem(samples=400, N=12)[1])
         if method.sampling == "top":
             return
-        asked = [scores.draws(Guarantee(*pair)) for pair in ((0.5, 0.1), (0.25, 0.1), (0.25, 0.01))]
+        guarantees = [Guarantee(*pair) for pair in ((0.5, 0.1), (0.25, 0.1), (0.25, 0.01))]
+        asked = [method.sensitivities(replace(view, guarantee=each)).draws for each in guarantees]
         assert all((more > less)[less > 0].all() for less, more in pairwise(asked))
         assert all(draws.dtype == torch.int64 for draws in asked)
 

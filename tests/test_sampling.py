@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convexprune.pruners.draws import SCHEMES, Scheme, draws_for, expected_distinct, inclusion, sample
-from convexprune.solvers.errors import InvalidInput
 
 SEEDS = 2000
 SIGMAS = 4.5
@@ -274,8 +273,3 @@ def test_low_precision_and_gradients_do_not_matter(scheme: Scheme, dtype: torch.
     assert torch.equal(sample(learned, whole(3, 4), scheme, rng()), exact)
     assert not exact.requires_grad
     assert torch.equal(s, before)
-
-
-def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="expected one of fixed, draws, top, found 'best'"):
-        sample(row(1, 2), whole(1), "best", rng())  # type: ignore[arg-type]

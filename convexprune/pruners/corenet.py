@@ -9,23 +9,17 @@ the distribution of the inputs that nobody knows; here, as there in the experime
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Scheme
+from convexprune.pruners.draws import Scheme, whole_draws
 from convexprune.pruners.generalisation import CodedLayer, GeneralisationBound, generalisation_terms
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.sensitivities import (
-    cancellation,
-    edge_sensitivities,
-    enough_samples,
-    inputs_of,
-)
-from convexprune.pruners.views import Sensitivities, View, WeightView, view_of, whole_draws
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.sensitivities import cancellation, edge_sensitivities, enough_samples
+from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
 from convexprune.runs.run import Run
 from convexprune.targets import Guarantee
@@ -79,7 +73,7 @@ class Place:
 class _Measured(NamedTuple):
     """What the sample says of a layer's group: its inputs, which are as large as the data, need not be held for it."""
 
-    view: WeightView
+    view: View
     s: Tensor
     ratio: float
     cancelled: int
@@ -89,11 +83,11 @@ class _Measured(NamedTuple):
     @classmethod
     def of(cls, view: View) -> "_Measured":
         """Of a view, whose inputs are needed no more."""
-        view = view_of(WeightView, view, "corenet")
-        product = view.product
-        X = inputs_of(product, view.name)
+        view.check("weights")
+        [product], [X] = view.products, view.inputs
         found = edge_sensitivities(product.weights, X), *cancellation(product.weights, X)
-        return cls(replace(view, product=replace(product, inputs=None)), *found, len(X), bool(X.min() >= 0))
+        without = replace(view, products=(replace(product, inputs=None),))
+        return cls(without, *found, len(X), bool(X.min() >= 0))
 
 
 @register_pruner("corenet")
@@ -127,32 +121,24 @@ class CoreNet(Sampling):
         Guarantee(1.0, self.delta).checked()  # looks at delta
 
     def sensitivities(self, view: View) -> Sensitivities:
-        """Sensitivities of a layer's weights, as if it were the whole network.
-
-        Raises:
-            InvalidInput: Neurons, or no inputs.
-        """
+        """Sensitivities of a layer's weights, as if it were the whole network."""
         return self.of_layers([view])[0]
 
     def of_layers(self, views: Iterable[View]) -> list[Sensitivities]:
-        """Sensitivities of all layers' weights, from the input on.
-
-        Raises:
-            InvalidInput: Neurons, or no inputs.
-        """
+        """Sensitivities of all layers' weights, from the input on, and a sample of inputs."""
         measured = [_Measured.of(view) for view in views]
         places = _places(measured)
         return [self._sensitivities(found, places[found.view.name]) for found in measured]
 
     def _sensitivities(self, found: _Measured, place: Place) -> Sensitivities:
-        sums = found.s.sum(1)
+        sums, guarantee = found.s.sum(1), found.view.guarantee
         outputs = "each of the network's outputs" if place.layers > 1 else "each of the layer's outputs"
         return Sensitivities(
             found.s,
-            partial(place.draws, sums),
+            None if guarantee is None else place.draws(sums, guarantee),
             f"{outputs} within (1 ± eps) of its value, for an input that is drawn as the sample was, with probability "
             "1 − delta",
-            partial(self._assumptions, found, place),
+            self._assumptions(found, place),
             shares=sums,
             terms={
                 "S": float(sums.sum()),
@@ -164,9 +150,9 @@ class CoreNet(Sampling):
             },
         )
 
-    def _assumptions(self, found: _Measured, place: Place, guarantee: Guarantee | None) -> tuple[Assumption, ...]:
-        pairs, delta = found.rows * len(found.s) // 2, (guarantee or self).delta
-        activation, positions = found.view.activation, found.view.product.positions
+    def _assumptions(self, found: _Measured, place: Place) -> tuple[Assumption, ...]:
+        pairs, delta = found.rows * len(found.s) // 2, (found.view.guarantee or self).delta
+        activation, positions = found.view.activation, found.view.products[0].positions
         return (
             Assumption("the layer's inputs are ≥ 0", found.nonnegative),
             Assumption("a ReLU follows, or nothing", None if activation is None else activation in ("relu", "output")),
@@ -187,7 +173,7 @@ class CoreNet(Sampling):
         stored = [*run.model.parameters(), *(buffer for buffer in run.model.buffers() if buffer.is_floating_point())]
         others = sum(tensor.numel() for tensor in stored) - sum(weights.values())
         coded = [
-            CodedLayer(name, weights[name], kept[name], extra, terms["S"], terms["Delta"])
+            CodedLayer(weights[name], kept[name], extra, terms["S"], terms["Delta"])
             for (name, terms), extra in zip(run.terms.items(), [0] * (len(weights) - 1) + [others], strict=True)
         ]
         widest = 8 * max(tensor.element_size() for tensor in stored)

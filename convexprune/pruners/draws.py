@@ -4,6 +4,7 @@ Items come in groups (rows) that are sampled apart from each other. Every way of
 factor of an item, 0 if it is not kept, has mean 1. Randomness is numpy's, so that a seed means the same on any device.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.pruners.views import MOST_DRAWS, Sensitivities
+from convexprune.pruners.views import Sensitivities
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
@@ -26,6 +27,8 @@ SCHEMES: dict[str, str] = {
 }
 """What each scheme does."""
 
+_MOST = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
+
 
 def sample(s: Tensor, sizes: Tensor, scheme: Scheme, rng: np.random.Generator) -> Tensor:
     """Factors [G, n] of items of sensitivities s [G, n] ≥ 0, 0 where one is not kept, as all of sensitivity 0.
@@ -35,12 +38,7 @@ def sample(s: Tensor, sizes: Tensor, scheme: Scheme, rng: np.random.Generator) -
         sizes: [G] whole numbers: items to keep; for "draws", draws.
         scheme: See ``SCHEMES``.
         rng: Where randomness comes from.
-
-    Raises:
-        InvalidInput: An unknown scheme.
     """
-    if scheme not in SCHEMES:
-        raise InvalidInput(f"sampling: expected one of {', '.join(SCHEMES)}, found {scheme!r}")
     flat = s.detach().to("cpu", torch.float64)
     sizes = sizes.to("cpu", torch.int64)
     if scheme == "fixed":
@@ -75,7 +73,7 @@ def expected_distinct(q: Tensor, draws: Tensor) -> Tensor:
     return -torch.expm1(draws[:, None] * torch.log1p(-q.clamp(max=1 - 1e-16))).sum(1)
 
 
-def draws_for(s: Tensor, distinct: Tensor, most: int = MOST_DRAWS) -> Tensor:
+def draws_for(s: Tensor, distinct: Tensor, most: int = _MOST) -> Tensor:
     """The fewest draws [G] after which at least so many distinct items [G] are expected; ``most`` if none suffice."""
     q = normalised(s.detach().to("cpu", torch.float64))
     low, high = torch.zeros(len(s), dtype=torch.int64), torch.full((len(s),), most, dtype=torch.int64)
@@ -115,42 +113,42 @@ def _systematic(pi: Tensor, rng: np.random.Generator) -> Tensor:
     return (chosen & (pi > 0)) | (pi == 1)
 
 
-Allowed = Callable[[Sequence[Tensor]], bool]
-"""Whether a budget allows sizes [G] of each layer."""
+def whole_draws(m: Tensor) -> Tensor:
+    """⌈m⌉ [G], but no more than 2^40 each."""
+    return m.ceil().clamp(max=_MOST).to("cpu", torch.int64)
 
 
-def proportional(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
-    """Sizes min(candidates, λ·shares), rounded, with the largest λ that is allowed; at least one in each layer."""
-    shares = [shares_of(scores) for scores in layers]
+def bernstein(total: Tensor, guarantee: Guarantee, queries: int) -> Tensor:
+    """Draws for errors of at most eps·F in so many fixed sums, all at once: ⌈2t(1 + 2ε/3)/ε²·log(2K/δ)⌉.
 
-    def sizes(scale: float) -> list[Tensor]:
-        return [rounded(torch.minimum(scale * a, s.candidates.to(a))) for a, s in zip(shares, layers, strict=True)]
-
-    scale = largest_scale(lambda scale: allowed(sizes(scale)))
-    found = sizes(scale)
-    for number, more in enumerate(sizes(scale * (1 + 1e-9))):  # layers that would all grow here grow one by one
-        larger = [*found[:number], more, *found[number + 1 :]]
-        found = larger if allowed(larger) else found
-    return found
+    For a sum of terms with |f_i| ≤ s_iF, drawn with probabilities s_i/t, a reweighted term is at most tF and its second
+    moment at most tF² (Bernstein's inequality, and a union over the K queries).
+    """
+    eps = guarantee.eps
+    factor = 2 * (1 + 2 * eps / 3) / eps**2 * math.log(2 * queries / guarantee.delta)
+    return whole_draws(factor * total)
 
 
-def largest_of_all(layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
-    """How many of each group are among the k largest of all, for the most k that is allowed."""
-    groups = [len(scores.values) for scores in layers]
-    s = torch.cat([scores.values.detach().cpu().flatten() for scores in layers])
-    lengths = [scores.values.shape[1] for scores in layers for _ in range(len(scores.values))]
+def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
+    """[1] draws for errors of at most eps·t in so many fixed sums of terms |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
+    m = 2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2
+    return whole_draws(torch.tensor([m], dtype=torch.float64))
+
+
+def proportional(layers: Sequence[Sensitivities], scale: float) -> list[Tensor]:
+    """Sizes [G] of each layer: min(candidates, scale·parts), rounded; at least one in each."""
+    return [rounded(torch.minimum(scale * found.parts, found.candidates.double())) for found in layers]
+
+
+def among_largest(layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:
+    """From a scale k to how many of each group [G] are among the k largest of all layers."""
+    values = [found.values.detach().cpu() for found in layers]
+    groups = [len(s) for s in values]
+    s = torch.cat([s.flatten() for s in values])
+    lengths = [each.shape[1] for each in values for _ in each]
     owners = torch.arange(sum(groups)).repeat_interleave(torch.tensor(lengths))
     owners = owners[s.argsort(descending=True, stable=True)[: int((s > 0).sum())]]
-
-    def sizes(scale: float) -> list[Tensor]:
-        return list(torch.split(torch.bincount(owners[: int(scale)], minlength=sum(groups)), groups))
-
-    return largest_sizes(sizes, allowed)
-
-
-def largest_sizes(sizes: Callable[[float], list[Tensor]], allowed: Allowed) -> list[Tensor]:
-    """The sizes of the largest scale that are allowed."""
-    return sizes(largest_scale(lambda scale: allowed(sizes(scale))))
+    return lambda scale: list(torch.split(torch.bincount(owners[: int(scale)], minlength=sum(groups)), groups))
 
 
 def largest_scale(fits: Callable[[float], bool]) -> float:
@@ -165,36 +163,12 @@ def largest_scale(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def shares_of(scores: Sensitivities) -> Tensor:
-    """How a budget is split over groups [G], in float64 on the CPU."""
-    shares = scores.candidates if scores.shares is None else scores.shares
-    return shares.detach().to("cpu", torch.float64)
-
-
 def rounded(sizes: Tensor) -> Tensor:
     """Whole numbers with the rounded sum, at least 1: the largest fractions are rounded up."""
     whole = sizes.floor()
     extra = max(int(sizes.sum().round()), 1) - int(whole.sum())
     whole[(sizes - whole).argsort(descending=True, stable=True)[:extra]] += 1
     return whole.to(torch.int64)
-
-
-def shared_sizes(
-    allocate: Callable[[Sequence[Sensitivities], Allowed], list[Tensor]],
-    layers: Sequence[Sensitivities],
-    budget: int,
-    cost: Callable[[Sequence[Tensor]], int] | None = None,
-) -> list[Tensor]:
-    """Sizes [G] of each layer whose cost, that of an item 1 by default, is within a budget.
-
-    Raises:
-        InvalidInput: One item a layer is too many already.
-    """
-    spent = cost or (lambda sizes: sum(int(size.sum()) for size in sizes))
-    sizes = allocate(layers, lambda sizes: spent(sizes) <= budget)
-    if spent(sizes) > budget:
-        raise InvalidInput(f"{spent(sizes):,} weights are the fewest that can be left, {budget:,} were wanted")
-    return sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,14 +194,15 @@ def choose(found: Sensitivities, size: Guarantee | Tensor, scheme: Scheme, rng: 
     Raises:
         InvalidInput: A guarantee of a method that proves nothing, or of one that keeps the largest.
     """
-    s, candidates = found.values, found.candidates.cpu()
+    s, candidates = found.values, found.candidates
     if isinstance(size, Guarantee):
         if scheme == "top":
             raise InvalidInput("keeping the largest guarantees nothing: give a count or a part, or sampling='draws'")
-        draws = found.draws(size).to("cpu", torch.int64)
-        whole = draws >= candidates
-        factors = sample(s, draws, "draws", rng)
-        return Choice(torch.where(whole.to(s.device)[:, None], 1.0, factors), "draws", draws, whole)
+        if found.draws is None:
+            raise InvalidInput(f"the method proves nothing, so {size} means nothing to it: give a count or a part")
+        whole = found.draws >= candidates
+        factors = sample(s, found.draws, "draws", rng)
+        return Choice(torch.where(whole.to(s.device)[:, None], 1.0, factors), "draws", found.draws, whole)
     draws, kept = size, found.kept
     if scheme == "draws":
         every = size >= candidates  # no number of draws is sure to find them all

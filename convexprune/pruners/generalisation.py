@@ -27,34 +27,31 @@ class CodedLayer:
     """A pruned layer, and what CoreNet's theory says of it.
 
     Attributes:
-        name: Of the layer.
-        weights: How many it had, and how many of them it keeps.
-        kept: So many.
+        weights: How many it had.
+        kept: How many of them it keeps.
         others: Its biases, and whatever else is stored with it.
         S: The sum of its weights' sensitivities, in all groups.
         Delta: Δ̂^ℓ of the layer alone.
-
-    Raises:
-        InvalidInput: Counts that are not 0 ≤ kept ≤ weights, others ≥ 0.
     """
 
-    name: str
     weights: int
     kept: int
     others: int
     S: float
     Delta: float
 
-    def __post_init__(self) -> None:
-        if not (0 <= self.kept <= self.weights and self.others >= 0):
-            raise InvalidInput(
-                f"layer {self.name!r}: expected 0 ≤ kept ≤ weights and others ≥ 0, found {self.kept}, {self.weights} "
-                f"and {self.others}"
-            )
-
     def bits(self, per_value: int = 32) -> int:
-        """Of its code, which says where it ends: how many weights are kept, which, and every value."""
-        return self.weights.bit_length() + _choice_bits(self.weights, self.kept) + per_value * (self.kept + self.others)
+        """Of its code, which says where it ends: how many weights are kept, which, and every value.
+
+        Which, by ⌈log₂ (weights choose kept)⌉; of a large layer perhaps a bit more, for what logarithms are rounded by.
+        """
+        n, k = self.weights, self.kept
+        if n <= _EXACT:
+            which = (math.comb(n, k) - 1).bit_length()
+        else:
+            whole = math.lgamma(n + 1) * (1 + 1e-14)
+            which = math.ceil((whole - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2))
+        return n.bit_length() + which + per_value * (k + self.others)
 
 
 @dataclass(frozen=True)
@@ -137,10 +134,8 @@ def generalisation_terms(
 
     Raises:
         ShapeMismatch: Outputs or labels that do not fit together.
-        InvalidInput, InvalidTolerance: No layers, a label that is no class, or numbers out of their range.
+        InvalidInput, InvalidTolerance: A label that is no class, or numbers out of their range.
     """
-    if not layers:
-        raise InvalidInput("layers: expected at least one layer of weights")
     Guarantee(checked_positive("margin", margin), delta).checked()  # looks at delta
     onwards = tuple(math.prod(layer.Delta for layer in layers[first:]) for first in range(len(layers)))
     largest = float(torch.linalg.vector_norm(as_matrix("original", original), dim=1, dtype=torch.float64).max())
@@ -182,11 +177,3 @@ def margin_loss(outputs: Tensor, labels: Tensor, margin: float) -> float:
     index = labels.to(scores.device, torch.int64)[:, None]
     others = scores.scatter(1, index, -math.inf).amax(1)
     return float((scores.gather(1, index)[:, 0] <= others + margin).to(torch.float64).mean())
-
-
-def _choice_bits(n: int, k: int) -> int:
-    """⌈log₂ (n choose k)⌉; for large n perhaps a bit more, for what logarithms of factorials are rounded by."""
-    if n <= _EXACT:
-        return (math.comb(n, k) - 1).bit_length()
-    whole = math.lgamma(n + 1)
-    return math.ceil((whole * (1 + 1e-14) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2))

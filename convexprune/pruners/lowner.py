@@ -7,17 +7,16 @@ follows the abstract, the authors' code for other problems, and a third party's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Scheme
+from convexprune.pruners.draws import Scheme, bernstein
 from convexprune.pruners.mussay import below_identity, is_bounded, reach_of, sizes_of, within_reach
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import NeuronView, Sensitivities, View, bernstein, view_of
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
@@ -63,14 +62,10 @@ class Lowner(Sampling):
         if self.beta is not None:
             checked_positive("beta", self.beta)
 
-    def sensitivities(self, layer: View) -> Sensitivities:
-        """Sensitivities of a layer's neurons.
-
-        Raises:
-            InvalidInput: β is needed and not known, or nothing is known of the activation.
-        """
-        layer = view_of(NeuronView, layer, "lowner")
-        clouds = self._clouds(layer)
+    def sensitivities(self, view: View) -> Sensitivities:
+        """Sensitivities of a layer's neurons; β, or more of the activation, may have to be known."""
+        view.check(self.items)
+        clouds, outputs = self._clouds(view), view.outputs
         found = [self._sensitivities(points) for points in clouds]
         s = torch.stack([sensitivities for sensitivities, _ in found]).amax(0)
         rank, live = max(rank for _, rank in found), int((s > 0).sum())
@@ -78,20 +73,20 @@ class Lowner(Sampling):
         one = self.construction == "lewis" and self.points == "outgoing" and rank < live
         return Sensitivities(
             s[None],
-            partial(bernstein, s.sum()[None].cpu(), queries=layer.outputs),
-            f"each of {layer.outputs} outputs within eps·{self._scale(layer)}, for every one input x, "
+            None if view.guarantee is None else bernstein(s.sum()[None].cpu(), view.guarantee, outputs),
+            f"each of {outputs} outputs within eps·{self._scale(view)}, for every one input x, "
             "with probability 1 − delta",
-            lambda _: self._assumptions(layer),
+            self._assumptions(view),
             () if note is None else (note,),
             kept=_contact(clouds[0]) if one else None,
             terms={"t": float(s.sum()), "rank": float(rank)},
         )
 
-    def _clouds(self, layer: NeuronView) -> Sequence[Tensor]:
-        outgoing = layer.outgoing.to(torch.float64)
+    def _clouds(self, view: View) -> Sequence[Tensor]:
+        outgoing = view.outgoing.to(torch.float64)
         if self.points == "outgoing":
-            return [sizes_of(layer, reach_of(layer, self.beta))[:, None] * outgoing]
-        incoming = layer.incoming.to(torch.float64)
+            return [sizes_of(view, reach_of(view, self.beta))[:, None] * outgoing]
+        incoming = view.incoming.to(torch.float64)
         return [incoming * column[:, None].abs() for column in outgoing.T if bool(column.any())] or [0 * incoming]
 
     def _sensitivities(self, points: Tensor) -> tuple[Tensor, int]:
@@ -101,15 +96,15 @@ class Lowner(Sampling):
         w = lewis_weights(points).clamp(max=1)
         return w, round(float(w.sum()))
 
-    def _scale(self, layer: NeuronView) -> str:
+    def _scale(self, view: View) -> str:
         if self.points == "incoming":
             return "Σ|W_ji p_iᵀ(x, 1)|"
-        return "Σ c_i|W_ji|" if is_bounded(layer, self.beta) else "√(‖x‖² + 1)·Σ c_i|W_ji|"
+        return "Σ c_i|W_ji|" if is_bounded(view, self.beta) else "√(‖x‖² + 1)·Σ c_i|W_ji|"
 
-    def _assumptions(self, layer: NeuronView) -> tuple[Assumption, ...]:
+    def _assumptions(self, view: View) -> tuple[Assumption, ...]:
         if self.points == "incoming":
-            return (Assumption("|φ(z)| ≤ |z| for the activation φ", below_identity(layer.activation)),)
-        return within_reach(layer, self.beta)
+            return (Assumption("|φ(z)| ≤ |z| for the activation φ", below_identity(view.activation)),)
+        return within_reach(view, self.beta)
 
 
 def peeled(points: Tensor) -> tuple[Tensor, int]:

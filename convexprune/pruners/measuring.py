@@ -13,7 +13,7 @@ from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.methods import EpsPath, solve_path
-from convexprune.solvers.programs import GroupL2, LayerProgram
+from convexprune.solvers.programs import GroupL2, LayerProgram, Penalty
 
 _MOST = 0.999  # an eps at which nothing is left; what it costs is finite, for counts that are small as well
 
@@ -50,7 +50,12 @@ class Measurement(Goal):
 
     def program(self, problem: Problem, options: Options) -> LayerProgram:
         """That of the loosest eps."""
-        raise NotImplementedError
+        fit, _, _ = problem.within(max(self.eps), replace(options, mode="parallel"))
+        return problem.program(fit, self.penalty(problem, options))
+
+    def penalty(self, problem: Problem, options: Options) -> Penalty:
+        """What is least along the path: that of the options."""
+        return problem.penalty(options)
 
     def read(self, problem: Problem, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """The path of the answer."""
@@ -64,11 +69,6 @@ class Measure(Measurement):
     eps: tuple[float, ...] = (0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.3, 0.45, 0.65, 0.9)
     rows: int = 4
     kind: ClassVar[str] = "measure"
-
-    def program(self, problem: Problem, options: Options) -> LayerProgram:
-        """That of the loosest eps."""
-        fit, _, _ = problem.within(max(self.eps), replace(options, mode="parallel"))
-        return problem.program(fit, problem.penalty(options))
 
     def read(self, problem: Problem, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """(eps, error, nonzeros) along it."""

@@ -8,17 +8,16 @@ be read, so that the draws that a guarantee needs are derived here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from convexprune.pruners.draws import Scheme
+from convexprune.pruners.draws import Scheme, hoeffding
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import NeuronView, Sensitivities, View, hoeffding, view_of
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.errors import InvalidInput
@@ -58,67 +57,60 @@ class Mussay(Sampling):
         if self.beta is not None:
             checked_positive("beta", self.beta)
 
-    def sensitivities(self, layer: View) -> Sensitivities:
-        """Sensitivities of a layer's neurons.
-
-        Raises:
-            InvalidInput: β is needed and not known, or nothing is known of the activation.
-        """
-        layer = view_of(NeuronView, layer, "mussay")
-        beta = reach_of(layer, self.beta)
-        loads = layer.loads.to(torch.float64)
-        s = loads.amax(1) * sizes_of(layer, beta)
-        total, queries = float(s.sum()), layer.outputs
-        error = "eps·t" if is_bounded(layer, self.beta) else "eps·t·√(‖x‖² + 1)"
+    def sensitivities(self, view: View) -> Sensitivities:
+        """Sensitivities of a layer's neurons; β, or more of the activation, may have to be known."""
+        view.check(self.items)
+        beta, outputs = reach_of(view, self.beta), view.outputs
+        s = view.loads.to(torch.float64).amax(1) * sizes_of(view, beta)
+        total = float(s.sum())
+        error = "eps·t" if is_bounded(view, self.beta) else "eps·t·√(‖x‖² + 1)"
+        monotone = Assumption("the activation is ≥ 0 and non-decreasing", view.activation in MONOTONE)
         return Sensitivities(
             s[None],
-            partial(hoeffding, queries=queries),
-            f"each of {queries} outputs within {error}, t = {total:.4g}, for every one input x, "
+            None if view.guarantee is None else hoeffding(view.guarantee, outputs),
+            f"each of {outputs} outputs within {error}, t = {total:.4g}, for every one input x, "
             "with probability 1 − delta",
-            lambda _: (
-                Assumption("the activation is ≥ 0 and non-decreasing", layer.activation in MONOTONE),
-                *within_reach(layer, self.beta),
-            ),
+            (monotone, *within_reach(view, self.beta)),
             terms={"t": total, "beta": beta},
         )
 
 
-def reach_of(layer: NeuronView, beta: float | None) -> float:
+def reach_of(view: View, beta: float | None) -> float:
     """β as given, 1 where it cancels, or as measured.
 
     Raises:
         InvalidInput: Nothing is known of the activation, or β is needed, and there are no data.
     """
     try:
-        largest(layer.activation, torch.zeros(()))
+        largest(view.activation, torch.zeros(()))
     except InvalidInput as error:
-        raise InvalidInput(f"layer {layer.name!r}: {error}") from error
+        raise InvalidInput(f"layer {view.name!r}: {error}") from error
     if beta is not None:
         return float(beta)
-    if below_identity(layer.activation):
+    if below_identity(view.activation):
         return 1.0
-    if layer.reach is None:
-        raise InvalidInput(f"layer {layer.name!r}: {layer.activation} needs a bound on its inputs: give beta, or data")
-    return layer.reach
+    if view.reach is None:
+        raise InvalidInput(f"layer {view.name!r}: {view.activation} needs a bound on its inputs: give beta, or data")
+    return view.reach
 
 
-def within_reach(layer: NeuronView, beta: float | None) -> tuple[Assumption, ...]:
+def within_reach(view: View, beta: float | None) -> tuple[Assumption, ...]:
     """That inputs are no larger than β, where that matters: checked if β was given and there are data."""
-    if not is_bounded(layer, beta):
+    if not is_bounded(view, beta):
         return ()
-    beta = reach_of(layer, beta)
-    inside = None if layer.reach is None else layer.reach <= beta
+    beta = reach_of(view, beta)
+    inside = None if view.reach is None else view.reach <= beta
     return (Assumption(f"√(‖x‖² + 1) ≤ β = {beta:.4g} for the inputs x of the layer", inside),)
 
 
-def is_bounded(layer: NeuronView, beta: float | None) -> bool:
+def is_bounded(view: View, beta: float | None) -> bool:
     """Whether errors are within a bound for inputs up to β; otherwise they grow with the input, and β cancels."""
-    return beta is not None or not below_identity(layer.activation)
+    return beta is not None or not below_identity(view.activation)
 
 
-def sizes_of(layer: NeuronView, beta: float) -> Tensor:
+def sizes_of(view: View, beta: float) -> Tensor:
     """How large each neuron [n] can get: |φ(p_iᵀ(x, 1))| ≤ φ(β‖p_i‖)."""
-    return largest(layer.activation, beta * torch.linalg.vector_norm(layer.incoming, dim=1, dtype=torch.float64))
+    return largest(view.activation, beta * torch.linalg.vector_norm(view.incoming, dim=1, dtype=torch.float64))
 
 
 def below_identity(activation: str | None) -> bool:

@@ -7,18 +7,17 @@ Cascade: from what the network pruned so far computes, with the original network
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from convexprune.network.choosing import looked_up
 from convexprune.options import Options
 from convexprune.pruners.budget import Keep
 from convexprune.pruners.network_eps import by_bound, by_measured_errors
 from convexprune.pruners.neurons import prune_neurons, ranked_by_paths
 from convexprune.pruners.pruner import register_pruner
+from convexprune.pruners.sizes import value_of
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
-from convexprune.runs.answer import Answer, Goal, answered, refitted, set_solver
+from convexprune.runs.answer import Answer, Goal, answered, refitted, set_solver, solve_limits
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
-from convexprune.solvers.arrays import checked_radius
 from convexprune.solvers.certificate import Status
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods import smallest_eps
@@ -35,8 +34,8 @@ class KeepByPath(Keep):
         """A search along eps, then a refit."""
         path = Within(0.1).program(problem, options)  # in cascade from an eps at which the trained weights are feasible
         free = problem.stored.shape[1] if problem.biased else 0  # the bias is never a zero
-        limits: dict[str, object] = {"tol": options.tol, "feas_tol": options.feas_tol, "max_iter": options.max_iter}
-        limits |= dict(options.solver_options or {})
+        limits = solve_limits(options, watch)
+        del limits["time_limit"]  # the watch stops the search
         point = smallest_eps(
             path,
             problem.portion(self.count) + free,
@@ -83,7 +82,7 @@ class NetTrim(Solving):
         elif isinstance(target, NetworkEps):
             (by_bound if target.guarantee == "bound" else by_measured_errors)(run, target)
         elif isinstance(target, Neurons):
-            prune_neurons(run, target, ranked_by_paths)
+            prune_neurons(run, target, ranked_by_paths(run))
         else:
             super().prune(run, target)
 
@@ -95,16 +94,9 @@ def layer_eps(target: Eps, run: Run) -> dict[str, float]:
         InvalidInput: Their number is not that of the layers, or a layer has none.
     """
     names, value = run.plan.order, target.value
-    if target.table is not None:
-        found = {name: looked_up(target.table, name) for name in names}
-        if missing := [name for name, eps in found.items() if eps is None]:
-            remedy = "add one, or '*', or leave them as trained with layers='!…'"
-            raise InvalidInput(f"eps: no pattern among {list(target.table)} matches {', '.join(missing)}; {remedy}")
-        own = {name: checked_radius(f"eps of {name}", eps) for name, eps in found.items()}
-    elif isinstance(value, tuple):
-        if len(value) != len(names):
-            raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(value)}")
-        own = dict(zip(names, value, strict=True))
-    else:
-        own = dict.fromkeys(names, value)  # type: ignore[arg-type]
+    if not isinstance(value, tuple):
+        return {name: float(value_of(target, name)) for name in run.layers}  # type: ignore[arg-type]
+    if len(value) != len(names):
+        raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(value)}")
+    own = dict(zip(names, value, strict=True))
     return {name: own[name] for name in run.layers}

@@ -8,7 +8,7 @@ neuron counts.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from convexprune.options import Options
-from convexprune.pruners.budget import kept_or_not
+from convexprune.pruners.budget import BudgetGoal, kept_or_not
 from convexprune.pruners.measuring import Measurement, measured
 from convexprune.pruners.sizes import kept_of, value_of
-from convexprune.runs.answer import MASKED, Answer, Goal, answered, judged, unproven
+from convexprune.runs.answer import MASKED, Answer, answered, judged, unproven
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.arrays import norm
@@ -28,29 +28,26 @@ from convexprune.solvers.certificate.solution import Seconds
 from convexprune.solvers.methods import EpsPath
 from convexprune.solvers.methods.refit import refit_with_record
 from convexprune.solvers.methods.solve import environment
-from convexprune.solvers.programs import GroupL2, LayerProgram, TopK
+from convexprune.solvers.programs import GroupL2, LayerProgram, Penalty, TopK
 from convexprune.targets import Neurons
 
 Worth = Sequence[tuple[float, float]]
 """Of each neuron, to be compared in this order."""
 
 
-def prune_neurons(
-    run: Run, target: Neurons, rank: Callable[[Run], Mapping[str, Worth] | None], *, refit: bool = True
-) -> None:
-    """Rank, choose, and answer for the layers that take the neurons; nothing is removed yet.
+def prune_neurons(run: Run, target: Neurons, worth: Mapping[str, Worth] | None, *, refit: bool = True) -> None:
+    """Choose, and answer for the layers that take the neurons; nothing is removed yet.
 
     Args:
         run: With the links that can lose neurons.
         target: How many go.
-        rank: Gives the worth of each link's neurons; None where the run was stopped.
+        worth: Of each link's neurons; None where the run was stopped.
         refit: Whether the layers that take neurons are fitted to what stays.
     """
-    worth = rank(run)
     if worth is None:
         return
     chosen, widths = chosen_neurons(target, worth), run.widths()
-    goals: dict[str, Goal] = {}
+    goals = dict[str, KeepInputs]()
     for name, link in run.links.items():
         goals |= {user: KeepInputs(widths[name], tuple(chosen[name]), refit) for user in link.consumers}
     run.prune({name: goals[name] for name in run.layers if name in goals})
@@ -107,9 +104,8 @@ class RankInputs(Measurement):
     rows: int = 4
     kind: ClassVar[str] = "rank-inputs"
 
-    def program(self, problem: Problem, options: Options) -> LayerProgram:
-        """The group program of the loosest eps."""
-        fit, _, _ = problem.within(max(self.eps), replace(options, mode="parallel"))
+    def penalty(self, problem: Problem, options: Options) -> Penalty:
+        """Σ_c ‖X_c‖_F ‖U_c‖_F over neurons c, the bias free."""
         X = problem.inputs[:, : problem.rows]
         squares = X.double().square().sum(0).reshape(self.neurons, -1).sum(1)
         weights = squares.sqrt()
@@ -120,7 +116,7 @@ class RankInputs(Measurement):
         # A neuron that never speaks costs nothing; it must not be free, for its weights would be arbitrary.
         weights[: self.neurons].clamp_(min=float(weights.max()) * 1e-6 or 1.0)
         labels = labels[:, None].expand(-1, problem.stored.shape[1]).contiguous()
-        return problem.program(fit, problem.restricted(GroupL2(labels, weights.to(problem.dtype)), options))
+        return problem.restricted(GroupL2(labels, weights.to(problem.dtype)), options)
 
     def read(self, problem: Problem, path: EpsPath) -> tuple[tuple[float, float, int], ...]:
         """The last eps of each neuron, and its part of what those that are last there add."""
@@ -164,7 +160,7 @@ def refitted_to(
 
 
 @dataclass(frozen=True)
-class KeepInputs(Goal):
+class KeepInputs(BudgetGoal):
     """Weights on the rows of the neurons that stay: the best ones, or with ``refit`` False the trained ones."""
 
     neurons: int
@@ -172,10 +168,10 @@ class KeepInputs(Goal):
     refit: bool = True
     kind: ClassVar[str] = "keep-inputs"
 
-    def program(self, problem: Problem, options: Options) -> LayerProgram:
-        """The loss, within as many weights as stay."""
+    def penalty(self, problem: Problem, options: Options) -> Penalty:
+        """As many weights as stay."""
         count = len(self.kept) * (problem.rows // self.neurons) * problem.stored.shape[1]
-        return problem.program(problem.loss(), TopK(count, rows=problem.rows, within=problem.support(options)))
+        return TopK(count, rows=problem.rows, within=problem.support(options))
 
     def support(self, problem: Problem, options: Options) -> Tensor:
         """Boolean [N, M]; inputs that are nothing but rounding get no weights, which would have to be huge."""

@@ -4,26 +4,18 @@ Source: L. Liebenwein, C. Baykal, H. Lang, D. Feldman and D. Rus, Provable filte
 ICLR 2020, as the authors' code (torchprune) has it. A filter is scored as an input channel of the layers that take it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, Scheme, expected_distinct, largest_sizes, normalised, rounded, shares_of
+from convexprune.pruners.draws import Scheme, expected_distinct, normalised, rounded, whole_draws
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.sensitivities import (
-    Share,
-    coefficients,
-    enough_samples,
-    inputs_of,
-    neuron_sensitivities,
-    samples_needed,
-)
-from convexprune.pruners.views import NeuronView, Sensitivities, View, view_of, whole_draws
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.sensitivities import Share, coefficients, enough_samples, neuron_sensitivities, samples_needed
+from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
@@ -64,54 +56,36 @@ class PFP(Sampling):
         if self.share not in ("largest", "sum"):
             raise InvalidInput(f"share: expected 'largest' or 'sum', found {self.share!r}")
 
-    def sensitivities(self, layer: View) -> Sensitivities:
-        """Sensitivities of a layer's neurons.
-
-        Raises:
-            InvalidInput: Single weights, or no inputs.
-        """
-        layer = view_of(NeuronView, layer, "pfp")
-        n, products = len(layer.incoming), layer.products
-        inputs = [inputs_of(product, layer.name) for product in products]
+    def sensitivities(self, view: View) -> Sensitivities:
+        """Sensitivities of a layer's neurons, from a sample of inputs; shares are S̃ = 6·S·log(8(P + 1)κ/δ)."""
+        view.check(self.items)
+        n, products, inputs, guarantee = len(view.incoming), view.products, view.inputs, view.guarantee
         found = [neuron_sensitivities(p.weights, X, n, self.share) for p, X in zip(products, inputs, strict=True)]
-        s = torch.stack(found).amax(0)
-        coefficient = partial(
-            coefficients,
-            s.sum()[None],
-            max(product.positions for product in products),
-            max(len(product.weights) // n for product in products),
-        )
+        s, kernel = torch.stack(found).amax(0), max(len(product.weights) // n for product in products)
+        own = s.sum()[None], max(product.positions for product in products), kernel
         samples = min(len(X) // product.positions for X, product in zip(inputs, products, strict=True))
-        single = all(len(product.weights) == n for product in products)
-
-        def assumptions(guarantee: Guarantee | None) -> tuple[Assumption, ...]:
-            delta = (guarantee or self).delta
-            return (
-                enough_samples(samples, samples_needed(layer.outputs, delta), delta),
-                Assumption("a neuron's share is that of all its weights", single or self.share == "sum"),
-            )
-
+        delta = (guarantee or self).delta
         return Sensitivities(
             s[None],
-            partial(_draws, coefficient),
+            None if guarantee is None else _draws(coefficients(*own, delta), guarantee.eps),
             "the positive and the negative part of any one next output within (1 ± eps), for an input that is drawn as "
             "the sample was, with probability 1 − delta",
-            assumptions,
-            shares=coefficient(self.delta),
+            (
+                enough_samples(samples, samples_needed(view.outputs, delta), delta),
+                Assumption("a neuron's share is that of all its weights", kernel == 1 or self.share == "sum"),
+            ),
+            shares=coefficients(*own, self.delta),
             terms={"S": float(s.sum())},
         )
 
-    def allocate(self, layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
-        """The neurons that draws in proportion to S̃ = 6·S·log(8(P + 1)κ/δ) find, as many as are allowed."""
-        parts = [(normalised(s.values.detach().to("cpu", torch.float64)), shares_of(s)) for s in layers]
-
-        def sizes(scale: float) -> list[Tensor]:
-            return [rounded(expected_distinct(q, scale * draws)) for q, draws in parts]
-
-        return largest_sizes(sizes, allowed)
+    def sizes_at(self, layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:
+        """The neurons that draws in proportion to S̃ find."""
+        q = [normalised(found.values.detach().to("cpu", torch.float64)) for found in layers]
+        return lambda scale: [
+            rounded(expected_distinct(each, scale * found.parts)) for each, found in zip(q, layers, strict=True)
+        ]
 
 
-def _draws(coefficient: partial[Tensor], guarantee: Guarantee) -> Tensor:
+def _draws(tilde: Tensor, eps: float) -> Tensor:
     """m [1] = ⌈3(6 + 2ε)·S̃/ε²⌉."""
-    eps, tilde = guarantee.eps, coefficient(guarantee.delta)
     return whole_draws(3 * (6 + 2 * eps) * tilde / eps**2)

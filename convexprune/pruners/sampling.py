@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,29 +14,22 @@ from torch import Tensor
 
 from convexprune.network.links import Link
 from convexprune.options import Options
-from convexprune.pruners.draws import SCHEMES, Allowed, Choice, Scheme, choose, proportional, shared_sizes
+from convexprune.pruners.draws import SCHEMES, Choice, Scheme, choose, largest_scale, proportional, sample
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import kept_of, value_of
-from convexprune.pruners.views import (
-    NeuronView,
-    Product,
-    Reweight,
-    Sensitivities,
-    View,
-    WeightView,
-    incoming_of,
-    of_weights,
-)
+from convexprune.pruners.views import Items, Product, Reweight, Sensitivities, View, incoming_of, spread
 from convexprune.report.report import Assumption
 from convexprune.runs.answer import Answer
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee, Neurons, Sparsity, Target
 
-Items = Literal["neurons", "weights"]
-
 _BASELINES = 5  # uniform samples whose errors are averaged
 _WHOLE = "every layer has a guarantee that is no weaker, or is kept whole"
+
+
+def _items(sizes: Sequence[Tensor]) -> int:
+    return sum(int(size.sum()) for size in sizes)
 
 
 class Sampling(Pruner):
@@ -88,16 +82,38 @@ class Sampling(Pruner):
         return None
 
     def sensitivities(self, view: View) -> Sensitivities:
-        """Sensitivities of one layer's items, and what they prove."""
+        """Sensitivities of one layer's items, and what they prove.
+
+        Raises:
+            InvalidInput: The view is of other items, or does not have what the method needs to know.
+        """
         raise NotImplementedError
 
     def of_layers(self, views: Iterable[View]) -> list[Sensitivities]:
         """Those of all layers of a network, or of some, from the input on; views are made when their turn comes."""
         return [self.sensitivities(view) for view in views]
 
-    def allocate(self, layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
-        """How many items [G] of each layer to keep, as many as are allowed; in proportion to their shares."""
-        return proportional(layers, allowed)
+    def sizes_at(self, layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:
+        """From a scale to how many items [G] of each layer stay, more as it grows; in proportion to their parts."""
+        return partial(proportional, layers)
+
+    def allocate(
+        self, layers: Sequence[Sensitivities], budget: int, cost: Callable[[Sequence[Tensor]], int] = _items
+    ) -> list[Tensor]:
+        """The sizes [G] of each layer at the largest scale at which their cost is within a budget.
+
+        Raises:
+            InvalidInput: One item a layer is too many already.
+        """
+        sizes = self.sizes_at(layers)
+        scale = largest_scale(lambda scale: cost(sizes(scale)) <= budget)
+        found = sizes(scale)
+        for number, more in enumerate(sizes(scale * (1 + 1e-9))):  # layers that would all grow here grow one by one
+            larger = [*found[:number], more, *found[number + 1 :]]
+            found = larger if cost(larger) <= budget else found
+        if cost(found) > budget:
+            raise InvalidInput(f"{cost(found):,} weights are the fewest that can be left, {budget:,} were wanted")
+        return found
 
     def prune(self, run: Run, target: Target) -> None:
         """Score, sample and write.
@@ -131,31 +147,26 @@ class Sampler:
         every = {name: [next(flat) for _ in range(layer.groups)] for name, layer in run.layers.items()}
         run.terms |= {name: _terms(groups) for name, groups in every.items()}
         found = {name: groups for name, groups in every.items() if name not in run.left}
-        weights = {name: run.layers[name].weights for name in found}
+        shared: Iterator[Tensor] | None = None
         if isinstance(target, Sparsity) and target.scope == "network":
-            budget = kept_of(target.value, sum(weights.values()))
-            shared = iter(shared_sizes(method.allocate, [s for groups in found.values() for s in groups], budget))
-            sizes: dict[str, Sequence[Tensor | Guarantee]] = {
-                name: [next(shared) for _ in groups] for name, groups in found.items()
-            }
-        else:
-            sizes = {name: self._sizes(groups, self._wanted(name, weights[name])) for name, groups in found.items()}
-        reached = run.prune({name: self._sample_weights(name, found[name], size) for name, size in sizes.items()})
+            budget = kept_of(target.value, sum(run.layers[name].weights for name in found))
+            shared = iter(method.allocate([s for groups in found.values() for s in groups], budget))
+        goals = {}
+        for name, groups in found.items():
+            own = self._sizes(name, groups, run.layers[name].weights) if shared is None else islice(shared, len(groups))
+            goals[name] = self._sample_weights(name, groups, list(own))
+        reached = run.prune(goals)
         if method.whole_network and isinstance(target, Guarantee):
             self._check_network([*reached])
 
     def prune_neurons(self) -> None:
         """Link after link: a layer is scored with the inputs that are left to it, or top-down with the outputs."""
-        run, chosen, widths = self.run, dict[str, list[int]](), self.run.widths()
-        wanted: Mapping[str, Tensor | int | Guarantee] = (
-            self._shared(self.target)
-            if isinstance(self.target, Neurons) and self.target.scope == "network"
-            else {name: self._wanted(name, width) for name, width in widths.items()}
-        )
+        run, chosen, target = self.run, dict[str, list[int]](), self.target
+        shared = self._shared(target) if isinstance(target, Neurons) and target.scope == "network" else {}
         ordered = list(run.links.values())
         for link in ordered if run.options.order == "bottom-up" else ordered[::-1]:
             run.progress(link.producer, len(chosen), len(run.links))
-            kept = self._sample_neurons(link, wanted[link.producer], chosen)
+            kept = self._sample_neurons(link, shared.get(link.producer), chosen)
             if kept is None:
                 run.restore_()
                 return
@@ -166,17 +177,16 @@ class Sampler:
             own = {"items": "inputs", "kept_items": len(chosen[name]), "all_items": widths[name]}
             run.extra |= {consumer: own for consumer in link.consumers if consumer not in run.extra}
 
-    def neuron_view(self, link: Link, chosen: Mapping[str, Sequence[int]]) -> NeuronView:
+    def neuron_view(self, link: Link, chosen: Mapping[str, Sequence[int]]) -> View:
         """The producer's neurons with the weights as they are now; inputs as the original network computes them."""
-        products = []
-        for name in link.consumers:
-            [problem] = self.run.problems(name, hold=True)
-            [now] = self.run.layers[name].read()
-            columns = _columns(chosen.get(name), now)
+        products, name = [], link.producer
+        for consumer in link.consumers:
+            [problem] = self.run.problems(consumer, hold=True)
+            [now] = self.run.layers[consumer].read()
+            columns = _columns(chosen.get(consumer), now)
             products.append(Product.of(problem, now if columns is None else now * columns.to(now)))
-        incoming = incoming_of(self.run.model, link)
-        reach = partial(self._reach, link.producer)
-        return NeuronView(link.producer, incoming, link.activation, tuple(products), reach)
+        incoming, reach = incoming_of(self.run.model, link), partial(self._reach, name)
+        return View(name, tuple(products), link.activation, incoming, guarantee=self._guarantee(name), measure=reach)
 
     def _reach(self, name: str) -> float | None:
         if self.run.data is None or name not in self.run.layers:
@@ -185,23 +195,32 @@ class Sampler:
         longest = torch.linalg.vector_norm(problem.inputs, dim=1, dtype=torch.float64).max()
         return math.hypot(float(longest), not problem.biased)
 
-    def _weight_views(self, name: str) -> list[WeightView]:
+    def _weight_views(self, name: str) -> list[View]:
         """One for each group of a layer."""
+        guarantee = self._guarantee(name)
         return [
-            WeightView(name, Product.of(problem), problem.activation, problem.biased and bool(problem.stored[-1].any()))
+            View(
+                name,
+                (Product.of(problem),),
+                problem.activation,
+                biased=problem.biased and bool(problem.stored[-1].any()),
+                guarantee=guarantee,
+            )
             for problem in self.run.problems(name, hold=True)
         ]
 
-    def _wanted(self, name: str, items: int) -> int | Guarantee:
-        """How many of a layer's items stay, or what is to be proven of it."""
-        value = value_of(self.target, name)
-        return replace(self.target, value=value) if isinstance(self.target, Guarantee) else kept_of(value, items)  # type: ignore[arg-type]
+    def _guarantee(self, name: str) -> Guarantee | None:
+        """What is to be proven of a layer."""
+        if not isinstance(self.target, Guarantee) or name in self.run.left:
+            return None
+        return replace(self.target, value=value_of(self.target, name))  # type: ignore[arg-type]
 
-    def _sizes(self, found: Sequence[Sensitivities], wanted: Tensor | int | Guarantee) -> Sequence[Tensor | Guarantee]:
-        """Of each group of a layer."""
-        if isinstance(wanted, int):
-            return shared_sizes(self.method.allocate, found, wanted)
-        return [wanted] * len(found)
+    def _sizes(self, name: str, found: Sequence[Sensitivities], items: int) -> Sequence[Tensor | Guarantee]:
+        """Of each group of a layer: how many items stay, or what is to be proven."""
+        guarantee = self._guarantee(name)
+        if guarantee is not None:
+            return [guarantee] * len(found)
+        return self.method.allocate(found, kept_of(value_of(self.target, name), items))
 
     def _shared(self, target: Neurons) -> dict[str, Tensor]:
         """One budget of weights, split over the layers by the method, from the whole network's sensitivities."""
@@ -217,7 +236,7 @@ class Sampler:
 
         found = self.method.of_layers(self.neuron_view(link, {}) for link in links.values())
         budget = kept_of(target.value, sum(weight.numel() for weight in weights.values()))
-        return dict(zip(links, shared_sizes(self.method.allocate, found, budget, cost), strict=True))
+        return dict(zip(links, self.method.allocate(found, budget, cost), strict=True))
 
     def _sample_weights(
         self, name: str, found: Sequence[Sensitivities], sizes: Sequence[Tensor | Guarantee]
@@ -226,37 +245,35 @@ class Sampler:
         layer = self.run.layers[name]
         weights = [W[: len(W) - layer.biased] for W in self.run.trained[name]]
         choices = [choose(s, size, self.method.sampling, self.rng) for s, size in zip(found, sizes, strict=True)]
-        F = tuple(of_weights(choice.factors, U) for choice, U in zip(choices, weights, strict=True))
+        s, F = (
+            [spread(values, U) for values, U in zip(each, weights, strict=True)]
+            for each in ([one.values for one in found], [choice.factors for choice in choices])
+        )
+        items = [torch.cat([f[U != 0] for f, U in zip(each, weights, strict=True)]) for each in (s, F)]
+        status = self._record(name, found, choices, sizes[0], items)
         kept = [int((f * U).to(U.dtype).count_nonzero()) for f, U in zip(F, weights, strict=True)]
-        live = [
-            torch.cat([f[U != 0] for f, U in zip(values, weights, strict=True)])
-            for values in ([of_weights(s.values, U) for s, U in zip(found, weights, strict=True)], F)
-        ]
-        status = self._record(name, found, choices, sizes[0], live)
         self.run.extra[name] |= {"kept_items": sum(kept), "all_items": layer.weights}
         if self.run.options.baseline:
             self.run.extra[name]["uniform_error"] = self._uniform_error(self._weight_views(name), kept)
-        return Reweight(type(self.method).__name__.lower(), F, status)
+        return Reweight(type(self.method).__name__.lower(), tuple(F), status)
 
-    def _sample_neurons(
-        self, link: Link, wanted: Tensor | int | Guarantee, chosen: Mapping[str, Sequence[int]]
-    ) -> list[int] | None:
+    def _sample_neurons(self, link: Link, size: Tensor | None, chosen: Mapping[str, Sequence[int]]) -> list[int] | None:
         """The neurons of a link that stay, once its consumers are reweighted; None where the run was stopped."""
         began, run, name = time.perf_counter(), self.run, link.producer
         view = self.neuron_view(link, chosen)
-        found = self.method.of_layers([view])
-        [size] = self._sizes(found, wanted)
-        choice = choose(found[0], size, self.method.sampling, self.rng)
+        [found] = self.method.of_layers([view])
+        [wanted] = self._sizes(name, [found], len(view.incoming)) if size is None else [size]
+        choice = choose(found, wanted, self.method.sampling, self.rng)
         factors = choice.factors
         if not bool((factors > 0).any()):  # no neuron adds anything; a layer needs one all the same
             factors = factors.clone().index_fill_(1, torch.tensor([0], device=factors.device), 1.0)
         kept = (factors[0] > 0).nonzero()[:, 0].tolist()
-        status = self._record(name, found, [choice], size, (found[0].values[0], factors[0]))
+        status = self._record(name, [found], [choice], wanted, (found.values[0], factors[0]))
         if run.options.baseline:
             run.extra[name]["uniform_error"] = self._uniform_error([view], [len(kept)])
         errors: list[Answer] = []
         for consumer, product in zip(link.consumers, view.products, strict=True):
-            F = _spread(factors, product).expand_as(product.weights).contiguous()
+            F = spread(factors, product.weights).contiguous()
             goal = Reweight(type(self.method).__name__.lower(), (F,), status, _columns(chosen.get(consumer), F))
             answers = run.answer(consumer, goal)
             if answers is None:
@@ -278,20 +295,20 @@ class Sampler:
         items: Sequence[Tensor],
     ) -> str:
         """Keep the figures of a layer's row, from its groups' choices and its items' s and factors; give its status."""
-        guarantee = size if isinstance(size, Guarantee) else None
-        assumptions = min((one.assumptions(guarantee) for one in found), key=_hold)  # of a group where one fails
+        assumptions = min((one.assumptions for one in found), key=_hold)  # of a group where one fails
         status = "largest kept" if choices[0].scheme == "top" else "sampled"
-        if guarantee is not None and all(bool(choice.whole.all()) for choice in choices):
-            status = "kept whole"
-        elif guarantee is not None and not _hold(assumptions):
-            status = "assumption fails"
+        own: dict[str, object] = {}
+        if isinstance(size, Guarantee):
+            own["guarantee"] = (size.eps, size.delta)
+            whole = all(bool(choice.whole.all()) for choice in choices)
+            status = "kept whole" if whole else status if _hold(assumptions) else "assumption fails"
         s, factors = items
         notes, gone = found[0].notes, int(((s == 0) & (factors == 0)).sum())
         if gone and not bool(((s > 0) & (factors == 0)).any()):  # there was room for them
             what = "neurons" if self.method.items == "neurons" else "nonzero weights"
             where = " on this sample" if self.method.needs_data else ""
             notes = (*notes, f"{gone:,} of {s.numel():,} {what} have no share in any output{where}, and went")
-        self.run.extra[name] = {
+        self.run.extra[name] = own | {
             "items": self.method.items,
             "kept_items": int((factors > 0).sum()),
             "all_items": len(factors),
@@ -302,20 +319,19 @@ class Sampler:
             "terms": _terms(found),
             "notes": notes,
             "status": status,
-        } | ({} if guarantee is None else {"guarantee": (guarantee.eps, guarantee.delta)})
+        }
         return status
 
     def _uniform_error(self, views: Sequence[View], kept: Sequence[int]) -> float:
         """The mean error of uniform samples of as many items of each group."""
         [rng] = self.rng.spawn(1)  # so that a baseline changes no sample
-        found = [Sensitivities(view.uniform()) for view in views]
         errors = []
         for _ in range(_BASELINES):
             wrong = right = 0.0
-            for s, count, view in zip(found, kept, views, strict=True):
-                factors = choose(s, torch.tensor([max(1, count)]), "fixed", rng).factors
+            for view, count in zip(views, kept, strict=True):
+                factors = sample(view.uniform, torch.tensor([max(1, count)]), "fixed", rng)
                 for product in view.products:
-                    missed, size = product.squared_errors(_spread(factors, product))
+                    missed, size = product.squared_errors(spread(factors, product.weights))
                     wrong, right = wrong + missed, right + size
             errors.append(math.sqrt(wrong / (right or 1.0)))
         return sum(errors) / len(errors)
@@ -335,13 +351,6 @@ class Sampler:
 
 def _hold(assumptions: Sequence[Assumption]) -> bool:
     return all(assumption.holds is not False for assumption in assumptions)
-
-
-def _spread(factors: Tensor, product: Product) -> Tensor:
-    """The factors of a product's weights: a weight's own, or a neuron's for all its rows."""
-    if factors.numel() == product.weights.numel():
-        return factors.reshape(product.weights.shape)
-    return factors[0].repeat_interleave(len(product.weights) // factors.shape[1])[:, None]
 
 
 def _terms(found: Sequence[Sensitivities]) -> dict[str, float]:

@@ -61,15 +61,12 @@ class Scoring(Pruner):
         """Scores of layers that depend on each other; a layer left out is scored by itself, when its turn comes."""
         return {}
 
-    def weights(
-        self,
-        problems: Sequence[Problem],
-        keep: Sequence[Tensor],
-        pattern: tuple[int, int] | None,
-        options: Options,
-    ) -> list[Tensor]:
-        """The weights [N, M] of each group, bias included, where ``keep`` [N, M] says which stay: the trained ones."""
-        return [masked(problem.stored, mask) for problem, mask in zip(problems, keep, strict=True)]
+    def weights(self, problem: Problem, keep: Tensor, wanted: int | tuple[int, int], options: Options) -> Tensor:
+        """The weights [N, M] of a group, bias included, where ``keep`` [N, M] says which stay: the trained ones.
+
+        ``wanted`` is how many of the layer's are to stay, or a pattern (n, m).
+        """
+        return masked(problem.stored, keep)
 
     def prune(self, run: Run, target: Target) -> None:
         """Score, choose and write."""
@@ -77,7 +74,7 @@ class Scoring(Pruner):
             raise InvalidInput("refit: weights are fitted to what layers compute on data: give calibration data")
         found = self.score_network(run, target)
         if isinstance(target, Neurons):
-            prune_neurons(run, target, lambda run: self._worth(run, found), refit=run.options.refit)
+            prune_neurons(run, target, self._worth(run, found), refit=run.options.refit)
             return
         assert isinstance(target, Sparsity)  # noqa: S101 - refuses says so
         run.prune({name: goal for name, goal in self._goals(run, target, found).items() if name not in run.left})
@@ -108,7 +105,7 @@ class Scoring(Pruner):
                 counts = {name: sum(int(mask.sum()) for mask in masks) for name, masks in keep.items()}
             goals |= {name: KeepMask(self, count) for name, count in counts.items()}
         patterns = {name: wanted_of(target, name) for name in run.layers if name not in goals}
-        goals |= {name: KeepMask(self, None, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
+        goals |= {name: KeepMask(self, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
         known = {name: tuple(goals[name].chosen(scores)) for name, scores in found.items()}
         return {name: replace(goals[name], keep=known.get(name)) for name in run.layers}
 
@@ -206,18 +203,16 @@ class GradientScoring(Scoring):
 
 @dataclass(frozen=True, eq=False)
 class KeepMask(Goal):
-    """The weights of the largest scores: at most ``count`` of a layer, or at most n of m inputs in a row.
+    """The weights of the largest scores: at most so many of a layer, or at most n of m inputs in a row.
 
     Attributes:
         pruner: Whose scores.
-        count: How many weights stay, or None.
-        pattern: (n, m), or None.
+        wanted: How many weights stay, or (n, m).
         keep: Which weights [N, M] of each group these are, if that was decided for several layers together.
     """
 
     pruner: Scoring
-    count: int | None
-    pattern: tuple[int, int] | None = None
+    wanted: int | tuple[int, int]
     keep: tuple[Tensor, ...] | None = field(default=None, repr=False)
     kind: ClassVar[str] = "mask"
 
@@ -225,37 +220,34 @@ class KeepMask(Goal):
         """Score, choose, and fit again if that was wanted."""
         began = time.perf_counter()
         keep: Sequence[Tensor] = self.keep or self.chosen([self.pruner.checked_scores(p, options) for p in problems])
-        keep = [mask.to(problem.stored.device) for mask, problem in zip(keep, problems, strict=True)]
-        weights = self.pruner.weights(problems, keep, self.pattern, options)
         each = (time.perf_counter() - began) / len(problems)
         return tuple(
-            self._answer(problem, mask, stored, options, watch, each)
-            for problem, mask, stored in zip(problems, keep, weights, strict=True)
+            self._answer(problem, mask.to(problem.stored.device), options, watch, time.perf_counter() - each)
+            for problem, mask in zip(problems, keep, strict=True)
         )
 
     def chosen(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """Which weights [N, M] of each group stay, exactly as many as wanted; among equal scores the first."""
-        if self.pattern is not None:
-            n, m = self.pattern
+        if isinstance(self.wanted, tuple):
+            n, m = self.wanted
             return [of_each(s.reshape(-1, m, s.shape[1]), n, 1).reshape(s.shape) for s in scores]
         if self.pruner.per_output:
             # Every output keeps as many; what is left over goes to the largest scores among the next ones.
-            each = (self.count or 0) // sum(s.shape[1] for s in scores)
+            each = self.wanted // sum(s.shape[1] for s in scores)
             ranked = [(s, _ranks(s, 0)) for s in scores]
             scores = [torch.where(r < each, torch.inf, s.where(r == each, -torch.inf)) for s, r in ranked]
-        return list(largest({"": tuple(scores)}, self.count or 0)[""])
+        return list(largest({"": tuple(scores)}, self.wanted)[""])
 
-    def _answer(
-        self, problem: Problem, keep: Tensor, stored: Tensor, options: Options, watch: StoppingRule, seconds: float
-    ) -> Answer:
+    def _answer(self, problem: Problem, keep: Tensor, options: Options, watch: StoppingRule, began: float) -> Answer:
         method = type(self.pruner).__name__
         if not options.refit:
-            return unproven(stored, problem, method, seconds, options, MASKED)
+            stored = self.pruner.weights(problem, keep, self.wanted, options)
+            return unproven(stored, problem, method, time.perf_counter() - began, options, MASKED)
         support = torch.cat([keep, keep.new_ones(len(problem.stored) - len(keep), keep.shape[1])])
         if (allowed := problem.support(options)) is not None:
             support &= allowed
         program = problem.program(problem.loss(), TopK(max(1, int(keep.sum())), rows=problem.rows))
-        answer = refitted_to(support, program, problem, options, watch, method, time.perf_counter() - seconds)
+        answer = refitted_to(support, program, problem, options, watch, method, began)
         return replace(answer, status=MASKED_REFITTED) if watch.ended is None else answer
 
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
@@ -265,11 +257,11 @@ class KeepMask(Goal):
             for a, p in zip(answers, problems, strict=True)
         ]
         kept = [a.stored[: p.rows] != 0 for a, p in zip(answers, problems, strict=True)]
-        if self.pattern is not None:
-            n, m = self.pattern
+        if isinstance(self.wanted, tuple):
+            n, m = self.wanted
             holds = all(bool((k.reshape(-1, m, k.shape[1]).sum(1) <= n).all()) for k in kept)
         else:
-            holds = self.count is not None and sum(int(k.sum()) for k in kept) <= self.count
+            holds = sum(int(k.sum()) for k in kept) <= self.wanted
         return tuple(a if holds else replace(a, status=f"not {a.status}") for a in again)
 
     def near(self, recorded: Mapping[str, object]) -> None:
@@ -278,14 +270,15 @@ class KeepMask(Goal):
     def to_dict(self) -> dict[str, object]:
         """The method, its options, and what is wanted; a mask by its digest."""
         own: dict[str, object] = {"kind": self.kind, "method": type(self.pruner).__name__, **self.pruner.to_dict()}
-        own |= {"count": self.count, "pattern": self.pattern}
+        pattern = self.wanted if isinstance(self.wanted, tuple) else None
+        own |= {"count": None if pattern else self.wanted, "pattern": pattern}
         if self.keep is not None:
             masks = b"".join(mask.contiguous().cpu().numpy().tobytes() for mask in self.keep)
             own["mask"] = hashlib.sha256(masks).hexdigest()[:16]
         return own
 
     def __str__(self) -> str:
-        return f"keep {self.count:,}" if self.pattern is None else "{}:{}".format(*self.pattern)
+        return "{}:{}".format(*self.wanted) if isinstance(self.wanted, tuple) else f"keep {self.wanted:,}"
 
 
 def masked(stored: Tensor, keep: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.views import Product, by_sign
+from convexprune.pruners.views import by_sign
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import blocks_of
-from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+from convexprune.solvers.errors import ShapeMismatch
 
 Share = Literal["largest", "sum"]
 """A neuron's share of an output: that of its largest weight, or of all its weights together."""
@@ -104,19 +104,6 @@ def cancellation(U: Tensor, X: Tensor) -> tuple[float, int]:
         counted += alive.sum(0)
         cancelled += int(((size > 0) & ~alive).sum())
     return max(1.0, float((total / counted.clamp(min=1)).max())), cancelled
-
-
-def inputs_of(product: Product, layer: str) -> Tensor:
-    """X [P, N].
-
-    Raises:
-        InvalidInput: There are none.
-    """
-    if product.inputs is None:
-        raise InvalidInput(
-            f"layer {layer!r}: shares of an output need a sample of inputs: give calibration data that reach it"
-        )
-    return product.inputs
 
 
 def coefficients(sums: Tensor, positions: int, kernel: int, delta: float) -> Tensor:

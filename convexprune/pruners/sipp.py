@@ -6,7 +6,7 @@ neural networks, SIAM Journal on Mathematics of Data Science, 2022 (SiPPing neur
 optimality conditions are solved, and sizes are rounded within the budget.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -14,18 +14,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from convexprune.pruners.draws import Allowed, Scheme, largest_of_all, largest_sizes, rounded, shares_of
+from convexprune.pruners.draws import Scheme, among_largest, rounded, whole_draws
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.sensitivities import (
-    coefficients,
-    edge_sensitivities,
-    enough_samples,
-    inputs_of,
-    samples_needed,
-)
-from convexprune.pruners.views import Sensitivities, View, WeightView, proves_nothing, view_of, whole_draws
-from convexprune.report.report import Assumption
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.sensitivities import coefficients, edge_sensitivities, enough_samples, samples_needed
+from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
@@ -71,49 +64,37 @@ class SiPP(Sampling):
         elif self.sampling == "top":
             raise InvalidInput(f"sampling: the {self.variant} variant samples; 'top' is variant='deterministic'")
 
-    def sensitivities(self, layer: View) -> Sensitivities:
-        """Sensitivities of a layer's weights; shares are α = 6·S·log(8(P + 1)κ/δ).
-
-        Raises:
-            InvalidInput: Neurons, or no inputs.
-        """
-        layer = view_of(WeightView, layer, "sipp")
-        product, X = layer.product, inputs_of(layer.product, layer.name)
-        s = edge_sensitivities(product.weights, X, product.positions, self.variant == "deterministic")
-        coefficient = partial(coefficients, s.sum(1), product.positions, product.kernel)
-        alpha = coefficient(self.delta)
+    def sensitivities(self, view: View) -> Sensitivities:
+        """Sensitivities of a layer's weights, from a sample of inputs; shares are α = 6·S·log(8(P + 1)κ/δ)."""
+        view.check(self.items)
+        [product], [X], guarantee = view.products, view.inputs, view.guarantee
         proves = self.variant != "deterministic"
-
-        def assumptions(guarantee: Guarantee | None) -> tuple[Assumption, ...]:
-            delta = (guarantee or self).delta
-            return (enough_samples(len(X) // product.positions, samples_needed(len(s) // 2, delta), delta),)
-
+        s = edge_sensitivities(product.weights, X, product.positions, mean_over_patches=not proves)
+        alpha = partial(coefficients, s.sum(1), product.positions, product.kernel)
+        delta = (guarantee or self).delta
         return Sensitivities(
             s,
-            partial(_draws, coefficient) if proves else proves_nothing,
+            _draws(alpha(delta), guarantee.eps) if proves and guarantee is not None else None,
             "the positive and the negative part of any one output within (1 ± eps), for an input that is drawn as the "
             "sample was, with probability 1 − delta"
             if proves
             else "nothing: the largest are kept",
-            assumptions,
-            shares=alpha,
-            top=partial(_better_kept, s, alpha) if self.variant == "hybrid" else None,
+            (enough_samples(len(X) // product.positions, samples_needed(len(s) // 2, delta), delta),),
+            shares=alpha(self.delta),
+            top=partial(_better_kept, s, alpha(self.delta)) if self.variant == "hybrid" else None,
             terms={"S": float(s.sum())},
         )
 
-    def allocate(self, layers: Sequence[Sensitivities], allowed: Allowed) -> list[Tensor]:
-        """Sizes of least total error for their sum, or the largest sensitivities of all layers, as many as allowed."""
+    def sizes_at(self, layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:
+        """Sizes of least total error for their sum, or the largest sensitivities of all layers."""
         if self.variant == "deterministic":
-            return largest_of_all(layers, allowed)
-        parts = [(shares_of(scores), scores.candidates) for scores in layers]
-
-        def sizes(scale: float) -> list[Tensor]:  # an error counts 1/η^ℓ, and there are two signs
-            return [
-                rounded(least_error_sizes(alpha, torch.full_like(alpha, 2 / len(alpha)), most.to(alpha), scale))
-                for alpha, most in parts
-            ]
-
-        return largest_sizes(sizes, allowed)
+            return among_largest(layers)
+        return lambda scale: [  # an error counts 1/η^ℓ, and there are two signs
+            rounded(
+                least_error_sizes(s.parts, torch.full_like(s.parts, 2 / len(s.parts)), s.candidates.double(), scale)
+            )
+            for s in layers
+        ]
 
 
 def relative_error(alpha: Tensor, x: Tensor) -> Tensor:
@@ -144,7 +125,6 @@ def _better_kept(s: Tensor, alpha: Tensor, sizes: Tensor) -> Tensor:
     return relative_error(alpha, x) >= _UNKEPT * left
 
 
-def _draws(coefficient: partial[Tensor], guarantee: Guarantee) -> Tensor:
+def _draws(alpha: Tensor, eps: float) -> Tensor:
     """x [G] = ⌈α(3 + 2ε)/(6ε²)⌉, with the guarantee's δ in α."""
-    eps, alpha = guarantee.eps, coefficient(guarantee.delta)
     return whole_draws(alpha * (3 + 2 * eps) / (6 * eps**2))

@@ -24,7 +24,10 @@ def value_of(target: Target, name: str) -> object:
         return target.value
     value = looked_up(target.table, name)
     if value is None:
-        raise InvalidInput(f"{target.kind}: no pattern among {list(target.table)} matches {name}; add one, or '*'")
+        raise InvalidInput(
+            f"{target.kind}: no pattern among {list(target.table)} matches {name}; add one, or '*', or leave it as "
+            f"trained with layers='!{name}'"
+        )
     return value
 
 

@@ -3,7 +3,6 @@
 Frantar and Alistarh, SparseGPT: massive language models can be accurately pruned in one shot, ICML 2023, algorithm 1.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,12 +39,6 @@ class SparseGPT(Scoring):
         inverse, U = self._inverse(problem)
         return U[: problem.rows].square() / inverse.diagonal()[: problem.rows, None]
 
-    def weights(
-        self, problems: Sequence[Problem], keep: Sequence[Tensor], pattern: tuple[int, int] | None, options: Options
-    ) -> list[Tensor]:
-        """The sweep; each block keeps as large a part of its weights as the layer does, of each m inputs n."""
-        return [self._swept(p, int(mask.sum()), pattern, options) for p, mask in zip(problems, keep, strict=True)]
-
     def _inverse(self, problem: Problem) -> tuple[Tensor, Tensor]:
         """H⁻¹ of the damped H = XᵀX, and the weights, those of dead inputs 0; the bias is the last input."""
         X, U = problem.inputs.double(), problem.W.double().clone()
@@ -55,8 +48,10 @@ class SparseGPT(Scoring):
         H.diagonal().add_(self.damping * float(H.diagonal().mean()))
         return torch.cholesky_inverse(torch.linalg.cholesky(H)), U
 
-    def _swept(self, problem: Problem, count: int, pattern: tuple[int, int] | None, options: Options) -> Tensor:
+    def weights(self, problem: Problem, keep: Tensor, wanted: int | tuple[int, int], options: Options) -> Tensor:
+        """The sweep; each block keeps as large a part of its weights as the layer does, of each m inputs n."""
         (inverse, U), rows, support = self._inverse(problem), problem.rows, problem.support(options)
+        pattern, count = wanted if isinstance(wanted, tuple) else None, int(keep.sum())
         # The rows of the upper Cholesky factor of H⁻¹ are those of the inverses of what is left of H, scaled.
         factor = torch.linalg.cholesky(inverse, upper=True)
         for first in range(0, rows, size := pattern[1] if pattern else self.block or rows):

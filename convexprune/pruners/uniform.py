@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from convexprune.pruners.draws import Scheme
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sampling import Items, Sampling
-from convexprune.pruners.views import Sensitivities, View
+from convexprune.pruners.sampling import Sampling
+from convexprune.pruners.views import Items, Sensitivities, View
 
 
 @register_pruner("uniform")
@@ -23,4 +23,4 @@ class Uniform(Sampling):
 
     def sensitivities(self, view: View) -> Sensitivities:
         """Every item alike."""
-        return Sensitivities(view.uniform(), promise="nothing: a baseline")
+        return Sensitivities(view.uniform, promise="nothing: a baseline")

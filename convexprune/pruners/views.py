@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,10 @@ from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 from convexprune.targets import Guarantee
 
+Items = Literal["neurons", "weights"]
+
 _ROWS = 65536  # of X that a product is computed with at a time
-MOST_DRAWS = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
+_NO_NEURONS = torch.empty(0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,32 +64,64 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronView:
-    """A layer's n neurons (or filters) and the layers that take their outputs.
+class View:
+    """A layer's n neurons (or filters) and the layers that take their outputs; or its own weights, one by one.
 
     Attributes:
         name: Of the layer.
+        products: Of neurons one for each consumer; rows i·repeat to (i + 1)·repeat − 1 of U belong to neuron i. Of
+            weights their own, U [N, M] with a column for each output; the bias is kept as it is.
+        activation: φ, what follows the layer, by name; None for none.
         incoming: p_i = (w_i, b_i) [n, d + 1], a batch norm on the way folded in: neuron i computes φ(p_iᵀ(x, 1)).
-        activation: φ by name; None for none.
-        products: One for each consumer; rows i·repeat to (i + 1)·repeat − 1 of U belong to neuron i.
+            Without rows where single weights are chosen.
+        biased: Whether a layer whose weights are chosen has a bias that is not all 0.
+        guarantee: What is to be proven of a sample; None where nothing is.
         measure: Gives ``reach``.
     """
 
     name: str
-    incoming: Tensor
-    activation: str | None
     products: tuple[Product, ...]
+    activation: str | None
+    incoming: Tensor = _NO_NEURONS
+    biased: bool = False
+    guarantee: Guarantee | None = None
     measure: Callable[[], float | None] = lambda: None
-    items: ClassVar[str] = "neurons"
+
+    def check(self, items: Items) -> None:
+        """Look whether it is of these items.
+
+        Raises:
+            InvalidInput: A method was given the other ones.
+        """
+        own: Items = "neurons" if len(self.incoming) else "weights"
+        if own != items:
+            raise InvalidInput(f"a method that chooses {items} was given the {own} of {self.name!r}")
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """X [P, N] of each product.
+
+        Raises:
+            InvalidInput: There are none.
+        """
+        inputs = [product.inputs for product in self.products if product.inputs is not None]
+        if len(inputs) < len(self.products):
+            raise InvalidInput(
+                f"layer {self.name!r}: shares of an output need a sample of inputs: give calibration data that reach it"
+            )
+        return inputs
 
     @cached_property
     def reach(self) -> float | None:
         """The largest √(‖x‖² + 1) over the layer's inputs x, by a pass over the data; None if there are none."""
         return self.measure()
 
+    @property
     def uniform(self) -> Tensor:
-        """Sensitivities [1, n] that are all alike."""
-        return torch.ones(1, len(self.incoming), dtype=torch.float64, device=self.incoming.device)
+        """Sensitivities that are alike for all neurons [1, n], or for all weights [1, N·M] that are not 0."""
+        if len(self.incoming):
+            return torch.ones(1, len(self.incoming), dtype=torch.float64, device=self.incoming.device)
+        return (self.products[0].weights != 0).to(torch.float64).reshape(1, -1)
 
     @property
     def outgoing(self) -> Tensor:
@@ -107,66 +141,15 @@ class NeuronView:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightView:
-    """A layer's own weights, one by one.
-
-    Attributes:
-        name: Of the layer.
-        product: XU, U [N, M] with a column for each output; the bias is kept as it is.
-        activation: What follows the layer.
-        biased: Whether the layer has a bias that is not all 0.
-    """
-
-    name: str
-    product: Product
-    activation: str | None
-    biased: bool = False
-    items: ClassVar[str] = "single weights"
-
-    @property
-    def products(self) -> tuple[Product, ...]:
-        """The only one."""
-        return (self.product,)
-
-    def uniform(self) -> Tensor:
-        """Sensitivities [1, N·M] that are alike for all weights that are not 0."""
-        return (self.product.weights != 0).to(torch.float64).reshape(1, -1)
-
-
-View = NeuronView | WeightView
-V = TypeVar("V", NeuronView, WeightView)
-
-
-def view_of(kind: type[V], view: View, method: str) -> V:
-    """The view, if it is of this kind.
-
-    Raises:
-        InvalidInput: The method was given the other items.
-    """
-    if not isinstance(view, kind):
-        raise InvalidInput(f"{method} chooses {kind.items}, and was given the {view.items} of {view.name!r}")
-    return view
-
-
-def proves_nothing(guarantee: Guarantee) -> Tensor:
-    """The draws of a method without a theorem.
-
-    Raises:
-        InvalidInput: Always.
-    """
-    raise InvalidInput(f"the method proves nothing, so {guarantee} means nothing to it: give a count or a part")
-
-
-@dataclass(frozen=True, eq=False)
 class Sensitivities:
     """What a method says of a layer's items, in groups that are sampled apart from each other.
 
     Attributes:
         values: s [G, n] ≥ 0; an item of sensitivity 0 may go. Neurons are one group; a layer's weights are one,
             [1, N·M], or those of each output and sign apart, as ``by_sign`` has them.
-        draws: (eps, delta) ↦ how many draws [G] the guarantee needs.
+        draws: How many [G] the view's guarantee needs; None where there is no guarantee, or the method proves nothing.
         promise: The guarantee in words, for any eps and delta.
-        assumptions: What it rests on: for the guarantee, or without one (None), where a method's own delta stands in.
+        assumptions: What it rests on; without a guarantee a method's own delta stands in.
         notes: What else a reader should know, such as that here the method is uniform sampling.
         kept: [n] items that are kept for certain where they are fewer than the size; None for none.
         top: Sizes [G] ↦ the groups [G] that keep so many of their largest items, whatever the sampling; None: none do.
@@ -175,19 +158,25 @@ class Sensitivities:
     """
 
     values: Tensor
-    draws: Callable[[Guarantee], Tensor] = proves_nothing
+    draws: Tensor | None = None
     promise: str = "nothing"
-    assumptions: Callable[[Guarantee | None], tuple[Assumption, ...]] = lambda _: ()
+    assumptions: tuple[Assumption, ...] = ()
     notes: tuple[str, ...] = ()
     kept: Tensor | None = None
     top: Callable[[Tensor], Tensor] | None = None
     shares: Tensor | None = None
     terms: dict[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def candidates(self) -> Tensor:
-        """How many items [G] have a sensitivity."""
-        return (self.values > 0).sum(1)
+        """How many items [G] have a sensitivity, on the CPU."""
+        return (self.values > 0).sum(1).cpu()
+
+    @cached_property
+    def parts(self) -> Tensor:
+        """How a budget is split over groups [G], in float64 on the CPU."""
+        parts = self.candidates if self.shares is None else self.shares
+        return parts.detach().to("cpu", torch.float64)
 
 
 def by_sign(U: Tensor) -> Tensor:
@@ -195,34 +184,14 @@ def by_sign(U: Tensor) -> Tensor:
     return torch.cat([U.T.clamp(min=0), (-U.T).clamp(min=0)])
 
 
-def whole_draws(m: Tensor) -> Tensor:
-    """⌈m⌉ [G], but no more than 2^40 each."""
-    return m.ceil().clamp(max=MOST_DRAWS).to("cpu", torch.int64)
-
-
-def of_weights(factors: Tensor, U: Tensor) -> Tensor:
-    """[N, M] of factors of U's entries: [1, N·M], or [2M, N] in groups as those of ``by_sign``."""
-    if len(factors) == 1:
+def spread(factors: Tensor, U: Tensor) -> Tensor:
+    """Factors of U's entries [N, M], of weights [1, N·M] or [2M, N] as ``by_sign`` has them, or of neurons [1, n]."""
+    if factors.numel() == 2 * U.numel():
+        positive, negative = factors.T.chunk(2, dim=1)
+        return torch.where(U > 0, positive, torch.where(U < 0, negative, 0.0))
+    if factors.numel() == U.numel():
         return factors.reshape(U.shape)
-    positive, negative = factors.T.chunk(2, dim=1)
-    return torch.where(U > 0, positive, torch.where(U < 0, negative, 0.0))
-
-
-def bernstein(total: Tensor, guarantee: Guarantee, queries: int) -> Tensor:
-    """Draws for errors of at most eps·F in so many fixed sums, all at once: ⌈2t(1 + 2ε/3)/ε²·log(2K/δ)⌉.
-
-    For a sum of terms with |f_i| ≤ s_iF, drawn with probabilities s_i/t, a reweighted term is at most tF and its second
-    moment at most tF² (Bernstein's inequality, and a union over the K queries).
-    """
-    eps = guarantee.eps
-    factor = 2 * (1 + 2 * eps / 3) / eps**2 * math.log(2 * queries / guarantee.delta)
-    return whole_draws(factor * total)
-
-
-def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
-    """[1] draws for errors of at most eps·t in so many fixed sums of terms |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
-    m = 2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2
-    return whole_draws(torch.tensor([m], dtype=torch.float64))
+    return factors[0].repeat_interleave(len(U) // factors.shape[1])[:, None].expand_as(U)
 
 
 def incoming_of(model: nn.Module, link: Link) -> Tensor:
@@ -271,17 +240,16 @@ class Reweight(Goal):
 
     def solve(self, problems: Sequence[Problem], options: Options, watch: StoppingRule) -> tuple[Answer, ...]:
         """The products, and what they miss."""
-        return tuple(self._answer(*pair, options) for pair in zip(problems, self.factors, strict=True))
-
-    def _answer(self, problem: Problem, F: Tensor, options: Options) -> Answer:
-        began, F = time.perf_counter(), F.to(problem.stored.device)
-        product = Product.of(problem)
-        stored = torch.cat([(product.weights * F).to(problem.stored), problem.stored[problem.rows :]])
-        if self.columns is not None:
-            product, F = replace(product, weights=product.weights[:, self.columns]), F[:, self.columns]
-        wrong, right = map(math.sqrt, product.squared_errors(F))
-        seconds = time.perf_counter() - began
-        return unproven(stored, problem, self.method, seconds, options, self.status, error=wrong, size=right)
+        answers = []
+        for problem, factors in zip(problems, self.factors, strict=True):
+            began, product, F = time.perf_counter(), Product.of(problem), factors.to(problem.stored.device)
+            stored = torch.cat([(product.weights * F).to(problem.stored), problem.stored[problem.rows :]])
+            if self.columns is not None:
+                product, F = replace(product, weights=product.weights[:, self.columns]), F[:, self.columns]
+            wrong, right = map(math.sqrt, product.squared_errors(F))
+            own = self.method, time.perf_counter() - began, options, self.status
+            answers.append(unproven(stored, problem, *own, error=wrong, size=right))
+        return tuple(answers)
 
     def judge(self, answers: Sequence[Answer], problems: Sequence[Problem], options: Options) -> tuple[Answer, ...]:
         """The products and their errors anew; other weights than these have a status that says so."""
