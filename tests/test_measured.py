@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from convexprune import Data, verify
 from convexprune.errors import OtherRun
-from convexprune.pruners.network_eps import _LEAST_EPS, _Search
+from convexprune.pruners.network_eps import _LEAST_EPS, next_level
 from convexprune.runs.outcome import is_vacuous
 from convexprune.solvers.errors import InvalidInput
 
@@ -65,15 +65,16 @@ def test_the_search_ends_close_below_the_total(total, factor, power, steps):
             level = math.ceil(level * steps) / steps
         return factor * level**power
 
-    search = _Search(total, min(1.0, total))
-    while (level := search.next()) is not None:
-        search.learn(level, error(level))
-        assert search.trials <= 12
-    if search.low is None:
+    errors = {}
+    while (level := next_level(errors, total, min(1.0, total))) is not None:
+        errors[level] = error(level)
+        assert len(errors) <= 12
+    within = [level for level, e in errors.items() if e <= total]
+    if not within:
         assert error(_LEAST_EPS) > total
     else:
-        found, e = search.low
-        assert e <= total
+        found = max(within)
+        e = errors[found]
         assert found == 1.0 or e >= 0.9 * total or error(1.1 * found + 1 / (steps or math.inf)) > total
 
 

@@ -51,9 +51,9 @@ def allocate_eps(curves: Mapping[str, Curve], coefficients: Mapping[str, float],
         InvalidTolerance: A number that is negative, NaN or infinite.
         InvalidInput, EmptyInput: Layers that differ, or a layer without points.
     """
-    hulls, prices = _checked(curves, coefficients, "coefficients")
-    paths = {name: [(prices[name] * eps, n) for eps, n in hull] for name, hull in hulls.items()}
-    return _split(paths, {name: [eps for eps, _ in hull] for name, hull in hulls.items()}, total, "the smallest eps")
+    hulls = _hulls(curves, coefficients, "coefficients")
+    paths = {name: [(coefficients[name] * eps, n, eps) for eps, n in hull] for name, hull in hulls.items()}
+    return _split(paths, total, "the smallest eps")
 
 
 def allocate_nonzeros(curves: Mapping[str, Curve], weights: Mapping[str, float], total: float) -> Allocation:
@@ -71,9 +71,9 @@ def allocate_nonzeros(curves: Mapping[str, Curve], weights: Mapping[str, float],
         Infeasible: Even the fewest nonzeros of all layers exceed the total; says which total they need.
         InvalidTolerance, InvalidInput, EmptyInput: As in ``allocate_eps``.
     """
-    hulls, prices = _checked(curves, weights, "weights")
-    paths = {name: [(n, prices[name] * eps) for eps, n in reversed(hull)] for name, hull in hulls.items()}
-    return _split(paths, {name: [n for n, _ in path] for name, path in paths.items()}, total, "the fewest nonzeros")
+    hulls = _hulls(curves, weights, "weights")
+    paths = {name: [(n, weights[name] * eps, n) for eps, n in reversed(hull)] for name, hull in hulls.items()}
+    return _split(paths, total, "the fewest nonzeros")
 
 
 def lower_hull(points: Curve) -> list[tuple[float, float]]:
@@ -91,58 +91,56 @@ def lower_hull(points: Curve) -> list[tuple[float, float]]:
     return hull
 
 
-def _checked(
+def _hulls(
     curves: Mapping[str, Curve], factors: Mapping[str, float], what: str
-) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
+) -> dict[str, list[tuple[float, float]]]:
     if set(curves) != set(factors):
         raise InvalidInput(f"{what}: expected one for each of {list(curves)}, found {list(factors)}")
-    empty = [name for name, points in curves.items() if not len(points)]
-    if empty:
-        raise EmptyInput(f"curve of {empty[0]}: expected at least one point (eps, nonzeros), found none")
-    points = {
-        name: [(checked_radius(f"eps of {name}", x), checked_radius(f"nonzeros of {name}", y)) for x, y in curve]
-        for name, curve in curves.items()
-    }
-    scaled = {name: checked_radius(f"{what} of {name}", factors[name]) for name in curves}
-    return {name: lower_hull(curve) for name, curve in points.items()}, scaled
+    hulls = {}
+    for name, points in curves.items():
+        if not len(points):
+            raise EmptyInput(f"curve of {name}: expected at least one point (eps, nonzeros), found none")
+        checked_radius(f"{what} of {name}", factors[name])
+        hulls[name] = lower_hull(
+            [(checked_radius(f"eps of {name}", x), checked_radius(f"nonzeros of {name}", y)) for x, y in points]
+        )
+    return hulls
 
 
 _ROUNDING = 1e-12  # by so much may a total that was computed elsewhere fall short
 
+_Point: TypeAlias = tuple[float, float, float]
+"""(cost, objective, share) on a path, which is convex and falls; a share between two of them is linear."""
 
-def _split(paths: Mapping[str, Curve], shares: Mapping[str, Sequence[float]], total: float, least: str) -> Allocation:
-    """Steps along paths of points (cost, objective), convex and falling, the steepest first, until the total is spent.
 
-    ``shares`` are what the points of each path mean; a share between two of them is linear.
-    """
+def _split(paths: Mapping[str, Sequence[_Point]], total: float, least: str) -> Allocation:
+    """Steps along the paths, the steepest first, until the total is spent."""
     room, needed = checked_radius("total", total), math.fsum(path[0][0] for path in paths.values())
     if needed > room * (1 + _ROUNDING):
         raise Infeasible(f"total: expected at least {needed:.12g}, which {least} need; found {room:.12g}")
-    left, price, places = max(0.0, room - needed), 0.0, dict.fromkeys(paths, (0, 0.0))
-    for slope, name, vertex, cost in sorted(_steps(paths), key=lambda step: -step[0]):
+    left, price = max(0.0, room - needed), 0.0
+    reached = {name: path[0][1:] for name, path in paths.items()}  # objective and share of each
+    for slope, name, start, end in sorted(_steps(paths), key=lambda step: -step[0]):
+        cost = end[0] - start[0]
         part = 1.0 if cost <= left else left / cost
-        places[name] = (vertex, part)  # the vertex before, and the part of the way to the next
+        reached[name] = ((1 - part) * start[1] + part * end[1], (1 - part) * start[2] + part * end[2])
         if part < 1:
             price = slope
             break
         left -= cost
-
-    def at(name: str, values: Sequence[float]) -> float:
-        vertex, part = places[name]
-        return (1 - part) * values[vertex] + part * values[min(vertex + 1, len(values) - 1)]
-
-    objective = math.fsum(at(name, [value for _, value in path]) for name, path in paths.items())
-    dual = [min(value + price * cost for cost, value in path) for path in paths.values()]
-    values = {name: at(name, shares[name]) for name in paths}
-    return Allocation(values, objective, price, math.fsum([*dual, -price * room]))
+    objective = math.fsum(value for value, _ in reached.values())
+    dual = [min(value + price * cost for cost, value, _ in path) for path in paths.values()]
+    shares = {name: share for name, (_, share) in reached.items()}
+    return Allocation(shares, objective, price, math.fsum([*dual, -price * room]))
 
 
-def _steps(paths: Mapping[str, Curve]) -> Iterator[tuple[float, str, int, float]]:
-    """Steps that gain: the gain for a unit of cost, the path, the vertex before, and the cost."""
+def _steps(paths: Mapping[str, Sequence[_Point]]) -> Iterator[tuple[float, str, _Point, _Point]]:
+    """Steps that gain: the gain for a unit of cost, the path, and the points before and behind."""
     for name, path in paths.items():
         slope = math.inf
-        for vertex, ((cost, value), (dearer, lower)) in enumerate(pairwise(path)):
-            if lower < value:
+        for start, end in pairwise(path):
+            gain, cost = start[1] - end[1], end[0] - start[0]
+            if gain > 0:
                 # In exact arithmetic slopes only fall; rounding must not put steps of a path in another order.
-                slope = min(slope, (value - lower) / (dearer - cost) if dearer > cost else math.inf)
-                yield slope, name, vertex, dearer - cost
+                slope = min(slope, gain / cost if cost > 0 else math.inf)
+                yield slope, name, start, end

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from convexprune.network.choosing import find_ties
 from convexprune.pruners.allocation import allocate_eps
@@ -153,18 +153,18 @@ def by_measured_errors(run: Run, target: NetworkEps) -> None:
     fewest = None if target.objective == "l1" else fewest_weights(run)
     if fewest is None and target.objective != "l1":  # stopped while measuring
         return
-    search = _Search(target.value, min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers)))))
-    best: _Trial | None = None
-    while (level := search.next()) is not None:
+    first = min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers))))
+    errors, best = dict[float, float](), None
+    while (level := next_level(errors, target.value, first)) is not None:
         trial = _tried(run, dict.fromkeys(run.layers, level) if fewest is None else fewest(level))
         if trial is None:
             break
         _log.info("layers' eps of level %g: the network's error is %g", level, trial.error)
-        search.learn(level, trial.error)
+        errors[level] = trial.error
         if trial.error <= target.value and (best is None or trial.nonzeros <= best.nonzeros):
             best = trial
     if best is None:
-        least = "" if search.high is None else f" than {search.high[0]:g}, which moves them by {search.high[1]:.3g}"
+        least = f" than {min(errors):g}, which moves them by {errors[min(errors)]:.3g}" if errors else ""
         run.left |= {} if run.stopped else dict.fromkeys(run.layers, _NOTHING_FITS.format(target.value, least))
         return
     for name, answers in best.written.items():
@@ -182,50 +182,24 @@ def _tried(run: Run, eps: Mapping[str, float]) -> _Trial | None:
     return None if run.stopped else trial
 
 
-@dataclass
-class _Search:
-    """The largest level whose error is within the total, by the power law through what was tried.
+def next_level(tried: Mapping[float, float], total: float, first: float) -> float | None:
+    """The next level to try for the largest whose error is within the total; None at the end.
 
-    Attributes:
-        low, high: (level, error) within the total and above it.
+    By the power law through the errors of the levels that were tried on either side; three digits, so that another
+    machine's rounding leads to the same.
     """
-
-    total: float
-    first: float
-    low: tuple[float, float] | None = None
-    high: tuple[float, float] | None = None
-    trials: int = 0
-    _tried: set[float] = field(default_factory=set)
-
-    def learn(self, level: float, error: float) -> None:
-        """Narrow the range."""
-        self.trials += 1
-        self._tried.add(level)
-        if error <= self.total:
-            self.low = max(self.low or (level, error), (level, error))
-        else:
-            self.high = min(self.high or (level, error), (level, error))
-
-    def next(self) -> float | None:
-        """The level to try; None at the end. Three digits, so that another machine's rounding leads to the same."""
-        level = float(f"{min(1.0, max(_LEAST_EPS, self._best_guess())):.3g}")
-        return None if self._ended() or level in self._tried else level
-
-    def _ended(self) -> bool:
-        if self.trials >= _TRIALS:
-            return True
-        if self.low is None:
-            return False
-        near = self.low[1] >= _NEAR * self.total or self.low[0] >= 1.0
-        return near or (self.high is not None and self.high[0] <= _CLOSE * self.low[0])
-
-    def _best_guess(self) -> float:
-        if self.low is None and self.high is None:
-            return self.first
-        if self.low is None or self.high is None:  # about linear at first; where it is not, by longer and longer steps
-            level, error = self.low or self.high or (self.first, self.total)
-            step = (_AIM * self.total / error) ** (2 ** (self.trials - 1)) if error > 0 else math.inf
-            return level * min(8.0, max(1 / 8, step))
-        (a, e), (b, f) = self.low, self.high
-        part = math.log(_AIM * self.total / e) / math.log(f / e) if e > 0 and f > e else 0.5
-        return float(a * (b / a) ** min(0.9, max(0.1, part)))
+    low = max(((level, error) for level, error in tried.items() if error <= total), default=None)
+    high = min(((level, error) for level, error in tried.items() if error > total), default=None)
+    near = low is not None and (low[1] >= _NEAR * total or low[0] >= 1.0)
+    if near or len(tried) >= _TRIALS or (low and high and high[0] <= _CLOSE * low[0]):
+        return None
+    if low and high:
+        (a, e), (b, f) = low, high
+        part = math.log(_AIM * total / e) / math.log(f / e) if e > 0 and f > e else 0.5
+        guess = a * (b / a) ** min(0.9, max(0.1, part))
+    else:  # about linear at first; where it is not, by longer and longer steps
+        level, error = low or high or (first, _AIM * total)
+        step = (_AIM * total / error) ** (2 ** (len(tried) - 1)) if error > 0 else math.inf
+        guess = level * min(8.0, max(1 / 8, step))
+    level = float(f"{min(1.0, max(_LEAST_EPS, guess)):.3g}")
+    return None if level in tried else level

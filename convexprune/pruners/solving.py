@@ -1,12 +1,11 @@
 """Pruners that solve a program for each layer: from what the target says to a goal for each layer."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from convexprune.options import Options
 from convexprune.pruners.measuring import curves, nonzeros, split_counts
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sizes import count_of, shared_counts, wanted_of
+from convexprune.pruners.sizes import compared_counts, wanted_of
 from convexprune.runs.answer import Goal
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
@@ -35,29 +34,18 @@ class Solving(Pruner):
     def prune(self, run: Run, target: Target) -> None:
         """Solve and write the layers' budgets, which layers of one number may share."""
         assert isinstance(target, Sparsity)  # noqa: S101 - subclasses take the other kinds
-        goals, counts = self.sparse_goals(run, target)
-        if counts:
-            found = curves(run, [name for names in counts for name in names])
-            if found is None:
-                return
-            for names, count in counts.items():
-                split = split_counts(run, {name: found[name] for name in names}, count)
-                goals |= {name: self.budget(share) for name, share in split.items()}
+        wanted = {name: wanted_of(target, name) for name in run.layers}
+        goals = {name: self.pattern(*each) for name, each in wanted.items() if isinstance(each, tuple)}
+        counts = compared_counts(run.layers, target)
+        found = curves(run, {name for names in counts for name in names}) if target.scope == "network" else {}
+        if found is None:
+            return
+        for names, count in counts.items():
+            split = split_counts(run, {name: found[name] for name in names}, count) if found else {names[0]: count}
+            goals |= {name: self.budget(share) for name, share in split.items()}
+            if found:
                 run.left |= {name: _WORTH_MORE for name, share in split.items() if share >= nonzeros(run, name)}
         run.prune({name: goals[name] for name in run.layers if name not in run.left})
-
-    def sparse_goals(self, run: Run, target: Sparsity) -> tuple[dict[str, Goal], Mapping[tuple[str, ...], int]]:
-        """The goals of layers that share nothing, and the counts of those that share one."""
-        counts = shared_counts(run.layers, target) if target.scope == "network" else {}
-        shared = {name for names in counts for name in names}
-        goals: dict[str, Goal] = {}
-        for name, layer in run.layers.items():
-            if name not in shared:
-                wanted = wanted_of(target, name)
-                goals[name] = (
-                    self.pattern(*wanted) if isinstance(wanted, tuple) else self.budget(count_of(wanted, layer))
-                )
-        return goals, counts
 
     def refuses(self, target: Target, options: Options) -> str | None:
         """As in the base; and a refit, which budgets always have."""

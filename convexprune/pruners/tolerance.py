@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -50,10 +51,9 @@ class Within(Goal):
     def solve_group(self, problem: Problem, options: Options, watch: StoppingRule) -> Answer:
         """Solve; where that finds no better weights that keep the promise, the trained ones stay."""
         fit, radius, promised = problem.within(self.eps, options)
-        program = problem.program(fit, problem.penalty(options))
+        program, promise = problem.program(fit, problem.penalty(options)), {"radius": radius, "promised": promised}
         # No start: ADMM's own, a ridge solution, needs 10 to 25 % fewer iterations than the trained weights.
-        solution = _solved(program, problem, options, watch)
-        notes = []
+        solution, notes = _solved(program, problem, options, watch), []
         if radius > self.eps * problem.size * (1 + 1e-12):
             notes.append(
                 f"eps raised from {self.eps:g} to {radius / (problem.size or 1.0):.4g}: on the pruned network's inputs "
@@ -62,44 +62,26 @@ class Within(Goal):
         kept = solution.certificate.violation <= options.feas_tol
         if solution.status in (Status.STOPPED, Status.TIME_LIMIT) and kept:
             notes.append("ended early: the best feasible weights so far")
-        refit = options.refit and solution.status is Status.SOLVED
-        if refit:
+        if options.refit and solution.status is Status.SOLVED:
             fitted = refitted(program, solution, watch)
             if watch.ended:
                 notes.append("ended early: before the refit")
-                solution = replace(solution, status=watch.ended)
-                return answered(program, solution, problem, notes, radius=radius, promised=promised)
+                return answered(program, replace(solution, status=watch.ended), problem, notes, **promise)
             solution = fitted
-        answer = answered(program, solution, problem, notes, radius=radius, promised=promised)
-        if refit and answer.solution.certificate.violation <= options.feas_tol:
+        answer = answered(program, solution, problem, notes, **promise)
+        if options.refit and solution.status is Status.SOLVED and _violation(answer) <= options.feas_tol:
             return replace(answer, status=REFITTED)
-        if answer.status == ROUNDED:
-            answer = self._inside(program, answer, problem, options, watch, promised)
-        return (
-            answer if answer.status == str(Status.SOLVED) else _or_trained(program, answer, problem, options, promised)
-        )
-
-    def _inside(
-        self,
-        program: LayerProgram,
-        answer: Answer,
-        problem: Problem,
-        options: Options,
-        watch: StoppingRule,
-        promised: float,
-    ) -> Answer:
-        """Where rounding moved the weights out of the set: those of a smaller one, if rounded they are solved."""
-        violation = answer.solution.certificate.violation
-        if not options.feas_tol < violation < _SMALLER / 2:
+        if answer.status == ROUNDED and options.feas_tol < _violation(answer) < _SMALLER / 2:
+            # Rounding moved the weights out of the set: those of a smaller one, if rounded they are solved.
+            with_eps = getattr(fit, "with_eps", None) or partial(problem.fit.within, problem.given)
+            smaller = problem.program(with_eps(radius * (1 - 2 * _violation(answer))), program.penalty)
+            again = _solved(smaller, problem, options, watch, answer.solution)
+            proven = replace(again, certificate=certify(program, again.weights, _finite(again.multipliers)))
+            second = answered(program, proven, problem, answer.notes, **promise)
+            answer = second if second.status == str(Status.SOLVED) else answer
+        if answer.status == str(Status.SOLVED):
             return answer
-        radius = answer.radius * (1 - 2 * violation)
-        with_eps = getattr(program.fit, "with_eps", None)
-        fit = problem.fit.within(problem.given, radius) if with_eps is None else with_eps(radius)
-        smaller = problem.program(fit, program.penalty)
-        again = _solved(smaller, problem, options, watch, answer.solution)
-        proven = replace(again, certificate=certify(program, again.weights, _finite(again.multipliers)))
-        second = answered(program, proven, problem, answer.notes, radius=answer.radius, promised=promised)
-        return second if second.status == str(Status.SOLVED) else answer
+        return _or_trained(program, answer, problem, options, promised)
 
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """The recorded status where it promises nothing, or what it promises is found to hold."""
@@ -151,6 +133,10 @@ def _or_trained(program: LayerProgram, answer: Answer, problem: Problem, options
     return Answer.of(
         solution, problem.stored, problem, status, [*answer.notes, note], radius=answer.radius, promised=promised
     )
+
+
+def _violation(answer: Answer) -> float:
+    return answer.solution.certificate.violation
 
 
 def _finite(multipliers: Tensor | None) -> Tensor | None:
