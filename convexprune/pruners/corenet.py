@@ -102,7 +102,7 @@ class CoreNet(Sampling):
     Args:
         delta: The probability of failure for which Δ̂ is reported and, without a guarantee, the size of the sample
             checked.
-        sampling: See ``SCHEMES``.
+        sampling: See ``Scheme``.
         margin: γ of the generalisation bound, if the data have labels.
 
     Raises:
@@ -118,6 +118,7 @@ class CoreNet(Sampling):
     margin: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Guarantee(1.0, self.delta).checked()  # looks at delta
 
     def sensitivities(self, view: View) -> Sensitivities:

@@ -18,14 +18,12 @@ from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
 Scheme = Literal["fixed", "draws", "top"]
+"""How items are sampled.
 
-SCHEMES: dict[str, str] = {
-    "fixed": "exactly as many items as wanted: inclusion probabilities min(1, c·s), so that large sensitivities are "
-    "kept for certain and the rest is sampled; factors 1/probability",
-    "draws": "independent draws with replacement, as published; factors count/(draws·probability)",
-    "top": "the largest sensitivities; factors 1, biased, and no guarantee",
-}
-"""What each scheme does."""
+fixed: exactly as many as wanted: inclusion probabilities min(1, c·s), so that large sensitivities are kept for certain
+and the rest is sampled; factors 1/probability. draws: independent draws with replacement, as published; factors
+count/(draws·probability). top: the largest sensitivities; factors 1, biased, and no guarantee.
+"""
 
 _MOST = 2**40  # draws of a group: totals fit an int64, and no layer has so many items
 
@@ -36,7 +34,7 @@ def sample(s: Tensor, sizes: Tensor, scheme: Scheme, rng: np.random.Generator) -
     Args:
         s: Sensitivities; only their ratios within a group matter.
         sizes: [G] whole numbers: items to keep; for "draws", draws.
-        scheme: See ``SCHEMES``.
+        scheme: See ``Scheme``.
         rng: Where randomness comes from.
     """
     flat = s.detach().to("cpu", torch.float64)
@@ -133,11 +131,6 @@ def hoeffding(guarantee: Guarantee, queries: int) -> Tensor:
     """[1] draws for errors of at most eps·t in so many fixed sums of terms |f_i| ≤ s_i, t = Σs: ⌈2·log(2K/δ)/ε²⌉."""
     m = 2 * math.log(2 * queries / guarantee.delta) / guarantee.eps**2
     return whole_draws(torch.tensor([m], dtype=torch.float64))
-
-
-def proportional(layers: Sequence[Sensitivities], scale: float) -> list[Tensor]:
-    """Sizes [G] of each layer: min(candidates, scale·parts), rounded; at least one in each."""
-    return [rounded(torch.minimum(scale * found.parts, found.candidates.double())) for found in layers]
 
 
 def among_largest(layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:

@@ -19,11 +19,7 @@ from convexprune.pruners.sampling import Sampling
 from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
 from convexprune.solvers.arrays import checked_positive
-from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.geometry import lewis_weights, max_norm_coreset
-
-_CONSTRUCTIONS = ("lewis", "peeling")
-_POINTS = ("outgoing", "incoming")
 
 
 @register_pruner("lowner")
@@ -43,7 +39,7 @@ class Lowner(Sampling):
             |φ(z)| ≤ |z|. A ReLU is not linear: sums of ReLUs are kept relative to the same sums of absolute values.
             Incoming vectors are mostly linearly independent, and then every one has sensitivity 1: hence the default.
         beta: As for ``Mussay``, for "outgoing".
-        sampling: See ``SCHEMES``.
+        sampling: See ``Scheme``.
     """
 
     construction: Literal["lewis", "peeling"] = "lewis"
@@ -53,12 +49,7 @@ class Lowner(Sampling):
     sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("construction", self.construction, _CONSTRUCTIONS),
-            ("points", self.points, _POINTS),
-        ):
-            if value not in known:
-                raise InvalidInput(f"{name}: expected {' or '.join(map(repr, known))}, found {value!r}")
+        super().__post_init__()
         if self.beta is not None:
             checked_positive("beta", self.beta)
 

@@ -46,7 +46,7 @@ class Mussay(Sampling):
 
     Args:
         beta: β; None: 1 where it cancels (ReLU), else the largest over the calibration data.
-        sampling: See ``SCHEMES``.
+        sampling: See ``Scheme``.
     """
 
     beta: float | None = None
@@ -54,6 +54,7 @@ class Mussay(Sampling):
     sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.beta is not None:
             checked_positive("beta", self.beta)
 
@@ -81,10 +82,12 @@ def reach_of(view: View, beta: float | None) -> float:
     Raises:
         InvalidInput: Nothing is known of the activation, or β is needed, and there are no data.
     """
-    try:
-        largest(view.activation, torch.zeros(()))
-    except InvalidInput as error:
-        raise InvalidInput(f"layer {view.name!r}: {error}") from error
+    if not below_identity(view.activation) and view.activation not in MONOTONE:
+        known = ", ".join(sorted({*MONOTONE, *_BELOW}))
+        raise InvalidInput(
+            f"layer {view.name!r}: activation {view.activation!r}: nothing is known of how large it gets; known are "
+            f"{known}, with their default parameters and behind all norms. Leave the layer out"
+        )
     if beta is not None:
         return float(beta)
     if below_identity(view.activation):
@@ -119,17 +122,5 @@ def below_identity(activation: str | None) -> bool:
 
 
 def largest(activation: str | None, radius: Tensor) -> Tensor:
-    """A bound on |φ(z)| over |z| ≤ ρ, for each ρ ≥ 0.
-
-    Raises:
-        InvalidInput: Nothing is known of this activation.
-    """
-    if below_identity(activation):
-        return radius
-    if activation in MONOTONE:
-        return MONOTONE[activation](radius)
-    known = ", ".join(sorted({*MONOTONE, *_BELOW}))
-    raise InvalidInput(
-        f"activation {activation!r}: nothing is known of how large it gets; known are {known}, with their default "
-        "parameters and behind all norms. Leave the layer out"
-    )
+    """A bound on |φ(z)| over |z| ≤ ρ, for each ρ ≥ 0, of an activation of which something is known."""
+    return radius if activation is None or activation in _BELOW else MONOTONE[activation](radius)

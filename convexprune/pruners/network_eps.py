@@ -3,13 +3,11 @@
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from convexprune.network.choosing import find_ties
 from convexprune.pruners.allocation import allocate_eps
 from convexprune.pruners.measuring import curves, fewest_weights
 from convexprune.pruners.tolerance import Within
-from convexprune.runs.answer import Answer, Goal
 from convexprune.runs.outcome import bound_of, network_errors, radii_of
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import Infeasible, InvalidInput
@@ -126,21 +124,6 @@ def _cascade_eps(run: Run, sizes: Mapping[str, float], relative: Mapping[str, fl
 # By what is measured
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """All layers pruned at one level."""
-
-    goals: Mapping[str, Goal]
-    written: Mapping[str, tuple[Answer, ...]]
-    left: Mapping[str, str]
-    error: float
-
-    @property
-    def nonzeros(self) -> int:
-        """Beside those of the trained network."""
-        return sum(answer.nonzeros - answer.before for answers in self.written.values() for answer in answers)
-
-
 def by_measured_errors(run: Run, target: NetworkEps) -> None:
     """‖f̂(x) − f(x)‖_F ≤ eps·‖f(x)‖_F as measured, on the calibration data and on what is held out.
 
@@ -154,32 +137,27 @@ def by_measured_errors(run: Run, target: NetworkEps) -> None:
     if fewest is None and target.objective != "l1":  # stopped while measuring
         return
     first = min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers))))
-    errors, best = dict[float, float](), None
+    errors, written, goals, left = dict[float, float](), dict(run.written), dict(run.goals), dict[str, str]()
+    best = math.inf  # the fewest nonzeros of a trial that keeps the promise, beside those of the trained network
     while (level := next_level(errors, target.value, first)) is not None:
-        trial = _tried(run, dict.fromkeys(run.layers, level) if fewest is None else fewest(level))
-        if trial is None:
+        eps = dict.fromkeys(run.layers, level) if fewest is None else fewest(level)
+        small = {name: _TOO_SMALL for name, value in eps.items() if value < _LEAST_EPS}
+        run.prune({name: Within(value) for name, value in eps.items() if name not in small})
+        if run.stopped:
+            run.restore_()
             break
-        _log.info("layers' eps of level %g: the network's error is %g", level, trial.error)
-        errors[level] = trial.error
-        if trial.error <= target.value and (best is None or trial.nonzeros <= best.nonzeros):
-            best = trial
-    if best is None:
+        errors[level] = max(math.inf if math.isnan(each) else each for each in network_errors(run) if each is not None)
+        _log.info("layers' eps of level %g: the network's error is %g", level, errors[level])
+        nonzeros = sum(answer.nonzeros - answer.before for answers in run.written.values() for answer in answers)
+        if errors[level] <= target.value and nonzeros <= best:
+            best, written, goals, left = nonzeros, dict(run.written), dict(run.goals), small
+        run.restore_()  # as trained
+    if best == math.inf and not run.stopped:
         least = f" than {min(errors):g}, which moves them by {errors[min(errors)]:.3g}" if errors else ""
-        run.left |= {} if run.stopped else dict.fromkeys(run.layers, _NOTHING_FITS.format(target.value, least))
-        return
-    for name, answers in best.written.items():
-        run.write_(name, answers, best.goals[name])
-    run.left |= best.left
-
-
-def _tried(run: Run, eps: Mapping[str, float]) -> _Trial | None:
-    """The model is as trained again afterwards; None where the run was stopped."""
-    left = {name: _TOO_SMALL for name, value in eps.items() if value < _LEAST_EPS}
-    goals = run.prune({name: Within(value) for name, value in eps.items() if name not in left})
-    errors = [math.inf if math.isnan(error) else error for error in network_errors(run) if error is not None]
-    trial = _Trial(goals, dict(run.written), left, max(errors))
-    run.restore_()
-    return None if run.stopped else trial
+        left = dict.fromkeys(run.layers, _NOTHING_FITS.format(target.value, least))
+    for name, answers in written.items():
+        run.write_(name, answers, goals[name])
+    run.left |= left
 
 
 def next_level(tried: Mapping[float, float], total: float, first: float) -> float | None:

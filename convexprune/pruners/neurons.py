@@ -8,8 +8,10 @@ neuron counts.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import ClassVar
 
 import torch
@@ -59,22 +61,15 @@ def prune_neurons(run: Run, target: Neurons, worth: Mapping[str, Worth] | None, 
 
 def chosen_neurons(target: Neurons, worth: Mapping[str, Worth]) -> dict[str, list[int]]:
     """The neurons that stay, ascending; at least one of each link."""
-    if target.scope != "network":
-        return {name: _best(values, kept_of(value_of(target, name), len(values))) for name, values in worth.items()}
-    every = sorted(
-        ((value, name, c) for name, values in worth.items() for c, value in enumerate(values)),
-        key=lambda entry: entry[0],
-        reverse=True,
-    )
-    kept = every[: round((1 - float(target.value)) * len(every))]  # type: ignore[arg-type]
-    return {
-        name: sorted(c for _, owner, c in kept if owner == name) or _best(values, 1) for name, values in worth.items()
-    }
-
-
-def _best(values: Worth, count: int) -> list[int]:
-    order = sorted(range(len(values)), key=values.__getitem__, reverse=True)
-    return sorted(order[:count])
+    if target.scope == "network":
+        every = [(value, name) for name, values in worth.items() for value in values]
+        every.sort(key=itemgetter(0), reverse=True)
+        counts = Counter(name for _, name in every[: round((1 - float(target.value)) * len(every))])  # type: ignore[arg-type]
+        kept = {name: max(1, counts[name]) for name in worth}
+    else:
+        kept = {name: kept_of(value_of(target, name), len(values)) for name, values in worth.items()}
+    ranked = {name: sorted(range(len(values)), key=values.__getitem__, reverse=True) for name, values in worth.items()}
+    return {name: sorted(order[: kept[name]]) for name, order in ranked.items()}
 
 
 def ranked_by_paths(run: Run) -> dict[str, Worth] | None:

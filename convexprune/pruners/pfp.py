@@ -17,7 +17,6 @@ from convexprune.pruners.sampling import Sampling
 from convexprune.pruners.sensitivities import Share, coefficients, enough_samples, neuron_sensitivities, samples_needed
 from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.report.report import Assumption
-from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
 
@@ -34,7 +33,7 @@ class PFP(Sampling):
         share: A neuron that goes on to an output by several weights (a kernel's positions, or a flattened map's) has
             the share of their sum, which a bound on the error needs, or of the largest of them ("largest", as in the
             authors' code).
-        sampling: See ``SCHEMES``. "fixed" does without leftovers what the authors' partly random variant is for:
+        sampling: See ``Scheme``. "fixed" does without leftovers what the authors' partly random variant is for:
             neurons that are all but sure to be drawn are kept for certain, and the others sampled without bias. "top"
             is what they ran in their experiments.
         delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
@@ -52,9 +51,8 @@ class PFP(Sampling):
     sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Guarantee(1.0, self.delta).checked()  # looks at delta
-        if self.share not in ("largest", "sum"):
-            raise InvalidInput(f"share: expected 'largest' or 'sum', found {self.share!r}")
 
     def sensitivities(self, view: View) -> Sensitivities:
         """Sensitivities of a layer's neurons, from a sample of inputs; shares are S̃ = 6·S·log(8(P + 1)κ/δ)."""

@@ -6,23 +6,22 @@ sensitivities (``Sampling``). All else is the same for all: which layers there a
 workers and the report.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, is_dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, get_args, get_origin
 
 from torch import Tensor
 
 from convexprune.options import Options, plain
 from convexprune.report.report import Promise
 from convexprune.runs.run import Run
-from convexprune.solvers.methods.registry import Registry, SolverInfo
+from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.methods.registry import Registry
 from convexprune.targets import Eps, Guarantee, NetworkEps, Neurons, Target
-
-P = TypeVar("P", bound="type[Pruner]")
 
 
 class Pruner:
-    """Base of the pruners, frozen dataclasses whose fields are their options.
+    """Base of the pruners, frozen dataclasses whose fields are their options; of a ``Literal`` words are checked.
 
     Attributes:
         targets: The kinds of target that it can reach.
@@ -45,6 +44,20 @@ class Pruner:
     residual: ClassVar[bool] = True
     whole_network: ClassVar[bool] = False
     generalises: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the options that are words.
+
+        Raises:
+            InvalidInput: One is none of those that its type names.
+        """
+        for field in self._options():
+            value, words = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in words:
+                raise InvalidInput(f"{field.name}: expected one of {', '.join(words)}, found {value!r}")
+
+    def _options(self) -> Sequence[Field[object]]:
+        return fields(self) if is_dataclass(self) else ()
 
     def by_neurons(self, target: Target) -> bool:
         """Whether the target is about whole neurons, which links between layers say how to remove."""
@@ -71,26 +84,18 @@ class Pruner:
 
     def to_dict(self) -> dict[str, object]:
         """Its options as plain data."""
-        own: Sequence[Field[object]] = fields(self) if is_dataclass(self) else ()
-        return {field.name: plain(getattr(self, field.name)) for field in own}
+        return {field.name: plain(getattr(self, field.name)) for field in self._options()}
 
 
 PRUNERS: Registry[Pruner] = Registry("convexprune.pruners", "method", Pruner)
 """Pruners by name."""
 
 
-def register_pruner(name: str, *, replace: bool = False) -> Callable[[P], P]:
-    """Class decorator: make a pruner known under ``name``.
+register_pruner = PRUNERS.register
+"""Class decorator: make a pruner known under a name, which another pruner has only with ``replace=True``."""
 
-    Raises:
-        InvalidInput: The name is taken by another pruner.
-    """
-    return PRUNERS.register(name, replace=replace)
-
-
-def available_pruners() -> Mapping[str, SolverInfo]:
-    """Every pruner by name: what it is, its options, and what is missing."""
-    return PRUNERS.available()
+available_pruners = PRUNERS.available
+"""Every pruner by name: what it is, its options, and what is missing."""
 
 
 def make_pruner(

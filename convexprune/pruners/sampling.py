@@ -14,7 +14,7 @@ from torch import Tensor
 
 from convexprune.network.links import Link
 from convexprune.options import Options
-from convexprune.pruners.draws import SCHEMES, Choice, Scheme, choose, largest_scale, proportional, sample
+from convexprune.pruners.draws import Choice, Scheme, choose, largest_scale, rounded, sample
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import kept_of, value_of
 from convexprune.pruners.views import Items, Product, Reweight, Sensitivities, View, incoming_of, spread
@@ -37,7 +37,7 @@ class Sampling(Pruner):
 
     Attributes:
         items: "neurons" or "weights": what it keeps or removes; a class variable or a field.
-        sampling: Scheme; see ``SAMPLINGS``. A guarantee is met by draws all the same.
+        sampling: Scheme; see ``Scheme``. A guarantee is met by draws all the same.
         whole_network: Whether its promise is about the network: all layers are scored, whichever are pruned.
     """
 
@@ -64,9 +64,6 @@ class Sampling(Pruner):
 
     def refuses(self, target: Target, options: Options) -> str | None:
         """Targets of the other items, patterns, cascade, and what is about neurons where weights are chosen."""
-        for name, value, known in (("sampling", self.sampling, SCHEMES), ("items", self.items, ("neurons", "weights"))):
-            if value not in tuple(known):
-                raise InvalidInput(f"{name}: expected one of {', '.join(known)}, found {value!r}")
         kind = Neurons if self.items == "neurons" else Sparsity
         if not isinstance(target, kind | Guarantee):
             return f"it samples {self.items}, and takes {kind.kind} or guarantee as a target, not {target.kind}"
@@ -95,7 +92,7 @@ class Sampling(Pruner):
 
     def sizes_at(self, layers: Sequence[Sensitivities]) -> Callable[[float], list[Tensor]]:
         """From a scale to how many items [G] of each layer stay, more as it grows; in proportion to their parts."""
-        return partial(proportional, layers)
+        return lambda scale: [rounded(torch.minimum(scale * s.parts, s.candidates.double())) for s in layers]
 
     def allocate(
         self, layers: Sequence[Sensitivities], budget: int, cost: Callable[[Sequence[Tensor]], int] = _items

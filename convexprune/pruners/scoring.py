@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 from convexprune.solvers.programs import TopK
 from convexprune.targets import Neurons, Sparsity, Target
 
+Schedule = Literal["exponential", "linear"]
 Scores = tuple[Tensor, ...]
 """Of a layer's weights, or which of them stay: a matrix [N, M] for each group, without the bias."""
 
@@ -77,7 +78,17 @@ class Scoring(Pruner):
             prune_neurons(run, target, self._worth(run, found), refit=run.options.refit)
             return
         assert isinstance(target, Sparsity)  # noqa: S101 - refuses says so
-        run.prune({name: goal for name, goal in self._goals(run, target, found).items() if name not in run.left})
+        goals: dict[str, KeepMask] = {}
+        for names, total in compared_counts(run.layers, target).items():
+            counts = {names[0]: total}
+            if len(names) > 1:
+                keep = largest({name: self._scores(run, name, found) for name in names}, total)
+                counts = {name: sum(int(mask.sum()) for mask in masks) for name, masks in keep.items()}
+            goals |= {name: KeepMask(self, count) for name, count in counts.items()}
+        patterns = {name: wanted_of(target, name) for name in run.layers if name not in goals}
+        goals |= {name: KeepMask(self, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
+        known = {name: tuple(goals[name].chosen(scores)) for name, scores in found.items()}
+        run.prune({name: replace(goals[name], keep=known.get(name)) for name in run.layers if name not in run.left})
 
     def checked_scores(self, problem: Problem, options: Options) -> Tensor:
         """``score``, with −∞ for weights that are zero and stay so.
@@ -95,19 +106,6 @@ class Scoring(Pruner):
             raise NonFinite(f"layer {problem.name!r}: its scores hold NaN")
         support = problem.support(options)
         return scores if support is None else scores.where(support[: problem.rows].to(scores.device), -torch.inf)
-
-    def _goals(self, run: Run, target: Sparsity, found: Mapping[str, Scores]) -> dict[str, Goal]:
-        goals: dict[str, KeepMask] = {}
-        for names, total in compared_counts(run.layers, target).items():
-            counts = {names[0]: total}
-            if len(names) > 1:
-                keep = largest({name: self._scores(run, name, found) for name in names}, total)
-                counts = {name: sum(int(mask.sum()) for mask in masks) for name, masks in keep.items()}
-            goals |= {name: KeepMask(self, count) for name, count in counts.items()}
-        patterns = {name: wanted_of(target, name) for name in run.layers if name not in goals}
-        goals |= {name: KeepMask(self, pattern) for name, pattern in patterns.items()}  # type: ignore[arg-type]
-        known = {name: tuple(goals[name].chosen(scores)) for name, scores in found.items()}
-        return {name: replace(goals[name], keep=known.get(name)) for name in run.layers}
 
     def _scores(self, run: Run, name: str, found: Mapping[str, Scores]) -> Scores:
         if name in found:
@@ -145,12 +143,11 @@ class GradientScoring(Scoring):
     """
 
     rounds: int = 1
-    schedule: str = "exponential"
+    schedule: Schedule = "exponential"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checked_count("rounds", self.rounds)
-        if self.schedule not in ("exponential", "linear"):
-            raise InvalidInput(f"schedule: expected 'exponential' or 'linear', found {self.schedule!r}")
 
     def prepare_(self, model: nn.Module) -> None:
         """Change the copy of the model that is scored."""

@@ -22,7 +22,6 @@ from convexprune.pruners.views import Items, Sensitivities, View
 from convexprune.solvers.errors import InvalidInput
 from convexprune.targets import Guarantee
 
-_VARIANTS = ("random", "hybrid", "deterministic")
 _UNKEPT = 3.0  # the published bound on an output's error is so many times the sensitivities that are not kept
 _NEWTON = 12  # steps from at most twice the root: quadratic convergence needs six
 
@@ -40,7 +39,7 @@ class SiPP(Sampling):
             three times the sum of the other sensitivities is no more than ε(x); where the size is a guarantee, all are
             sampled. "deterministic": the largest of the whole network, as they are, by their mean shares over the
             positions of a convolution; proves nothing.
-        sampling: See ``SCHEMES``; "top" for "deterministic", whatever is given.
+        sampling: See ``Scheme``; "top" for "deterministic", whatever is given.
         delta: The probability of failure that a budget is split for, and, without a guarantee, the size of the sample
             checked for.
 
@@ -56,9 +55,8 @@ class SiPP(Sampling):
     sampling: Scheme = "fixed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Guarantee(1.0, self.delta).checked()  # looks at delta
-        if self.variant not in _VARIANTS:
-            raise InvalidInput(f"variant: expected one of {', '.join(_VARIANTS)}, found {self.variant!r}")
         if self.variant == "deterministic":
             object.__setattr__(self, "sampling", "top")
         elif self.sampling == "top":

@@ -5,6 +5,7 @@ NeurIPS 2020, algorithm 1.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from convexprune.layers.memory import mapped, samples_at, tensors_in
 from convexprune.network.calibration import Fitting
 from convexprune.network.forwards import call_model, copy_for
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.scoring import GradientScoring
+from convexprune.pruners.scoring import GradientScoring, Schedule
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
 
@@ -32,14 +33,12 @@ class SynFlow(GradientScoring):
     """
 
     rounds: int = 100
-    schedule: str = "exponential"
-    norms_as: str = "scale"
+    schedule: Schedule = "exponential"
+    norms_as: Literal["scale", "identity"] = "scale"
     shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norms_as not in ("scale", "identity"):
-            raise InvalidInput(f"norms_as: expected 'scale' or 'identity', found {self.norms_as!r}")
         if not isinstance(self.shape, tuple | list) or not all(isinstance(n, int) and n > 0 for n in self.shape):
             raise InvalidInput(f"shape: expected that of one input, such as (3, 32, 32), found {self.shape!r}")
 

@@ -15,7 +15,7 @@ class Uniform(Sampling):
 
     Args:
         items: "neurons" or "weights".
-        sampling: See ``SCHEMES``.
+        sampling: See ``Scheme``.
     """
 
     items: Items = "neurons"
