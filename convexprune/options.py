@@ -5,7 +5,7 @@ Nothing here imports torch, so that the command line can show its help at once.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,10 +109,12 @@ class Options:
                 raise InvalidInput(f"{each.name}: expected {' or '.join(map(repr, words))}, found {value!r}")
             if isinstance(each.default, bool) and not isinstance(value, bool):
                 raise InvalidInput(f"{each.name}: expected True or False, found {value!r}")
-        for name, what in (("activations", "names to names"), ("solver_options", "names to values")):
-            if not _is_table(getattr(self, name) or {}, str if name == "activations" else object):
-                example = "{'fc1': 'relu'}" if name == "activations" else "{'rho': 2.0}"
-                raise InvalidInput(f"{name}: expected a mapping as {example}, {what}, found {getattr(self, name)!r}")
+        for name, kind, what in (
+            ("activations", str, "{'fc1': 'relu'}, names to names"),
+            ("solver_options", object, "{'rho': 2.0}, names to values"),
+        ):
+            if not _is_table(getattr(self, name) or {}, kind):
+                raise InvalidInput(f"{name}: expected a mapping as {what}, found {getattr(self, name)!r}")
         fits = self.fit if isinstance(self.fit, Mapping) else {}
         if not _is_table(fits, object) or any(fit is None for fit in fits.values()):
             raise InvalidInput(
@@ -147,11 +149,6 @@ class Options:
     def cascade(self) -> bool:
         """Whether the mode is "cascade"."""
         return self.mode == "cascade"
-
-    @property
-    def patterns(self) -> Sequence[str] | None:
-        """The name patterns of layers as they were checked."""
-        return self.layers  # type: ignore[return-value]
 
     def to_dict(self) -> dict[str, object]:
         """What decides the results, as plain data; an object of the caller's is named by its class."""

@@ -220,13 +220,13 @@ class Request:
         make = partial(make, default_fit=self.pruner.fit)
         links, left = dict[str, Link](), dict[str, str]()
         if self.pruner.by_neurons(self.target):
-            links, unlinked = chosen_links(self.model, self.options.patterns, residual=self.pruner.residual)
+            links, unlinked = chosen_links(self.model, self.options.layers, residual=self.pruner.residual)
             ends = ("producers" if self.pruner.needs_samples else "consumers", "consumers")
             plan = make(names=_ends(links, *ends))
             links, unreached = reachable(links, plan.layers)
             plan = replace(plan.only(_ends(links, *ends)), skipped=(*unlinked, *unreached))
         elif self.pruner.whole_network and self.options.layers is not None:
-            left_out = choose_layers(self.model, self.options.patterns)[1]
+            left_out = choose_layers(self.model, self.options.layers)[1]
             whole = choose_layers(self.model)[0]
             left = {module.name: module.reason for module in left_out if module.name in whole}
             plan = make(names=list(whole))

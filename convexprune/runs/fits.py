@@ -44,7 +44,7 @@ class LayerFit:
         Raises:
             InvalidInput: The fit has none.
         """
-        raise InvalidInput(f"fit: {self.name!r} has no loss that a budget could minimise; use another")
+        raise InvalidInput(f"fit: {self.name!r} has no loss that a budget could minimise; use 'relu-ball' or 'ball'")
 
     def reach(self, Y: Tensor | Gram, Z: Tensor) -> float:
         """The least radius whose set holds the outputs Z [P, M]: ‖h(Z)‖_F of the set's residual h, which balls have.
@@ -145,14 +145,6 @@ class NetTrimOutputs(LayerFit):
     def within(self, Y: Tensor | Gram, radius: float) -> Fit:
         """``NetTrimSet`` with a ceiling of 0."""
         return NetTrimSet(_samples(Y, self.name), radius, 0.0)
-
-    def loss(self, Y: Tensor | Gram) -> Fit:
-        """None.
-
-        Raises:
-            InvalidInput: Always.
-        """
-        raise InvalidInput("fit: 'net-trim' has a ceiling that a budget may not be able to keep; use 'relu-ball'")
 
     def program_fit(
         self, X: Tensor, Y: Tensor | Gram, W: Tensor, radius: float, options: Options

@@ -7,7 +7,7 @@ model W keeps the zeros and the shift goes into β; b, γ and the running statis
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -171,22 +171,25 @@ def has_bias(module: nn.Module) -> bool:
     return getattr(module, "bias", None) is not None or getattr(module, "in_proj_bias", None) is not None
 
 
-@dataclass(frozen=True, eq=False)
 class Versions:
-    """The parameters of the layers as they were when this was made, beside what they are now."""
+    """The parameters of layers as they were when this was made, beside what they are now."""
 
-    layers: Mapping[str, Layer]
-    trained: list[tuple[nn.Parameter, Tensor]] = field(init=False)
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
+        own = {id(p): p for layer in layers.values() for p in layer.parameters()}
+        self._parameters = list(own.values())
+        self._trained = self._now()
 
-    def __post_init__(self) -> None:
-        own = {id(p): p for layer in self.layers.values() for p in layer.parameters()}
-        object.__setattr__(self, "trained", [(p, p.detach().clone()) for p in own.values()])
+    def _now(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._parameters]
+
+    def _put_(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, values, strict=True):
+                parameter.copy_(value)
 
     def restore_(self) -> None:
         """Put the trained values back."""
-        with torch.no_grad():
-            for parameter, value in self.trained:
-                parameter.copy_(value)
+        self._put_(self._trained)
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -200,11 +203,9 @@ class Versions:
     @contextmanager
     def as_trained(self) -> Iterator[None]:
         """Inside, the model is as it was trained; afterwards as it is now."""
-        now = [parameter.detach().clone() for parameter, _ in self.trained]
+        now = self._now()
         self.restore_()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for (parameter, _), value in zip(self.trained, now, strict=True):
-                    parameter.copy_(value)
+            self._put_(now)

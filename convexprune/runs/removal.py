@@ -1,7 +1,7 @@
 """Neurons that go: which layers can lose them, how they are removed, and the rows of the layers that change."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,7 +22,7 @@ _UNWANTED = "not chosen by the name patterns"
 
 
 def chosen_links(
-    model: nn.Module, patterns: Sequence[str] | None, *, residual: bool
+    model: nn.Module, patterns: Iterable[str] | None, *, residual: bool
 ) -> tuple[dict[str, Link], list[SkippedModule]]:
     """The links of which a producer's name matches and none is left out, and the other modules that hold weights.
 
