@@ -177,12 +177,7 @@ def verify(
 
 
 def _recorded_request(
-    model: nn.Module,
-    data: object,
-    run: StrPath,
-    recipe: Json,
-    method: Pruner | None,
-    options: Options | None,
+    model: nn.Module, data: object, run: StrPath, recipe: Json, method: Pruner | None, options: Options | None
 ) -> Request:
     """What was wanted of a run, from the recipe in its run.json.
 

@@ -30,6 +30,8 @@ SAMPLED = ("sampled", "largest kept", "kept whole", "assumption fails")
 """The statuses of weights that a coreset is made of."""
 ROUNDED = "rounded"
 """The status of weights whose certificate only held before they were rounded to the module's dtype."""
+ENDS = (*map(str, Status), KEPT, REFITTED, ROUNDED, MASKED, MASKED_REFITTED, *SAMPLED)
+"""All of them."""
 
 # Certificates are sums in float64. What they are made of is not: a layer's inputs come from a forward in the model's
 # dtype, and another device or number of threads adds these up in another order. So figures agree to many roundings of

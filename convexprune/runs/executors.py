@@ -13,15 +13,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    BrokenExecutor,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -213,18 +205,18 @@ def _apart(workers: _Workers, makers: Iterable[Maker], _watch: Callable[[LayerTa
                     solve_again(item, error)
             if not running:
                 return
-            for future in wait(list(running), return_when=FIRST_COMPLETED).done:
-                item = running.pop(future)
-                try:
-                    packed = future.result()
-                except _losses() as error:
-                    solve_again(item, error)
-                    continue
-                result = cloudpickle.loads(packed)
-                if isinstance(result, Exception):
-                    raise result
-                losses.clear()
-                yield item[0], result
+            future = next(as_completed(running))
+            item = running.pop(future)
+            try:
+                packed = future.result()
+            except _losses() as error:
+                solve_again(item, error)
+                continue
+            result = cloudpickle.loads(packed)
+            if isinstance(result, Exception):
+                raise result
+            losses.clear()
+            yield item[0], result
     except BaseException:
         for future in running:
             future.cancel()

@@ -10,14 +10,7 @@ from torch import nn
 from convexprune.errors import NothingToPrune
 from convexprune.layers import weight_matrices
 from convexprune.network.calibration import Calibration
-from convexprune.network.choosing import (
-    Ties,
-    by_first_names,
-    check_patterns,
-    choose_layers,
-    find_ties,
-    looked_up,
-)
+from convexprune.network.choosing import Ties, by_first_names, check_patterns, choose_layers, find_ties, looked_up
 from convexprune.network.following import Observed
 from convexprune.network.forwards import Forward, check_module
 from convexprune.network.padding import Counted

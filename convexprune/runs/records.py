@@ -11,20 +11,10 @@ import torch
 from torch import Tensor
 
 from convexprune.errors import DamagedFile, PruningFailed
+from convexprune.files.texts import Json
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
-from convexprune.runs.answer import (
-    KEPT,
-    MASKED,
-    MASKED_REFITTED,
-    REFITTED,
-    ROUNDED,
-    SAMPLED,
-    Answer,
-    Goal,
-    agreement,
-    layer_row,
-)
+from convexprune.runs.answer import ENDS, KEPT, Answer, Goal, agreement, layer_row
 from convexprune.runs.journal import Record
 from convexprune.runs.layer import Fold, Layer
 from convexprune.runs.problem import Problem
@@ -33,14 +23,12 @@ from convexprune.solvers.certificate import Status
 from convexprune.solvers.errors import ConvexPruneError, Infeasible
 
 _log = logging.getLogger(__name__)
-Plain = Mapping[str, object]
-_ENDS = (*map(str, Status), KEPT, REFITTED, ROUNDED, MASKED, MASKED_REFITTED, *SAMPLED)
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 
 
 def recorded(goal: Goal, answers: Sequence[Answer]) -> Record:
     """A layer's answers: weights as stored, multipliers, all figures, and the goal in words."""
-    tensors, groups = dict[str, Tensor](), list[Plain]()
+    tensors, groups = dict[str, Tensor](), list[Json]()
     for number, answer in enumerate(answers):
         tensors[f"stored.{number}"] = answer.stored
         if answer.solution.multipliers is not None:
@@ -59,7 +47,7 @@ def recalled(record: Record, folds: Sequence[Fold], device: torch.device | None 
     """
     try:
         tensors = {name: tensor.to(device or "cpu") for name, tensor in record.tensors.items()}
-        groups = enumerate(zip(cast(Sequence[Plain], record.data["groups"]), folds, strict=True))
+        groups = enumerate(zip(record.data["groups"], folds, strict=True))
         return tuple(
             _answer(data, tensors[f"stored.{number}"], tensors.get(f"multipliers.{number}"), fold)
             for number, (data, fold) in groups
@@ -72,8 +60,8 @@ def recalled(record: Record, folds: Sequence[Fold], device: torch.device | None 
         ) from error
 
 
-def _answer(data: Plain, stored: Tensor, multipliers: Tensor | None, fold: Fold) -> Answer:
-    solved = cast(Plain, data["solution"])
+def _answer(data: Json, stored: Tensor, multipliers: Tensor | None, fold: Fold) -> Answer:
+    solved, limits = data["solution"], data["solution"]["provenance"]["limits"]
     width = stored.shape[-1:] if fold.scale is None else fold.scale.shape
     if list(stored.shape) != solved["shape"] or stored.ndim != 2 or stored.shape[1:] != width:
         raise ValueError(f"weights {list(stored.shape)}, expected {solved['shape']}")
@@ -82,9 +70,8 @@ def _answer(data: Plain, stored: Tensor, multipliers: Tensor | None, fold: Fold)
     arrays = [stored] if multipliers is None else [stored, multipliers]
     if not all(array.is_floating_point() and bool(array.isfinite().all()) for array in arrays):
         raise ValueError("NaN, infinity or whole numbers in its arrays")
-    if data["status"] not in _ENDS:
-        raise ValueError(f"a status {data['status']!r}, expected one of {', '.join(_ENDS)}")
-    limits = cast(Plain, cast(Plain, solved["provenance"])["limits"])
+    if data["status"] not in ENDS:
+        raise ValueError(f"a status {data['status']!r}, expected one of {', '.join(ENDS)}")
     _read(float, limits["tol"]), _read(float, limits["feas_tol"])
     weights = fold.apply(stored.to(working_dtype(stored.dtype)))
     solution = {**solved, "weights": weights, "multipliers": multipliers}
@@ -95,13 +82,13 @@ def _read(kind: object, value: object) -> object:
     """What a field of this kind holds, from plain data, in which infinities and NaN were written as texts."""
     inner = get_args(kind)
     if isinstance(kind, type) and is_dataclass(kind):
-        given, kinds = cast(Plain, value), get_type_hints(kind)
+        given, kinds = cast(Json, value), get_type_hints(kind)
         return kind(**{f.name: _read(kinds[f.name], given[f.name]) for f in fields(kind) if f.name in given})
     if get_origin(kind) is tuple:
         items = cast(Sequence[object], value)
         return tuple(map(_read, repeat(inner[0]) if inner[-1] is Ellipsis else inner, items))
     if kind == Mapping[str, float]:
-        return {name: _read(float, item) for name, item in cast(Plain, value).items()}
+        return {name: _read(float, item) for name, item in cast(Json, value).items()}
     if kind is Status:
         return Status(value)
     if kind is float and (value in ("inf", "-inf", "nan") or type(value) is int):
