@@ -172,21 +172,8 @@ _Rule = Callable[[Call, fx.Node], float | None]
 def constant(call: Call, operand: fx.Node) -> float | None:
     """What the operation multiplies an error of the operand by at most; None where nothing is known."""
     rule = _weight_norm if is_product(call.module) else _RULES.get(call.operation)
-    found = None if rule is None else rule(call, operand)
+    found = rule * call.repeats(operand) if isinstance(rule, float) else None if rule is None else rule(call, operand)
     return found if found is not None and math.isfinite(found) else None
-
-
-def _slope(slope: float) -> _Rule:
-    return lambda call, operand: slope * call.repeats(operand)
-
-
-def _one_sided(name: str, default: float) -> _Rule:
-    """Slope 1 on one side, at most this parameter on the other."""
-    return lambda call, _: max(1.0, abs(call.argument(name, 1, default)))
-
-
-def _one_if(holds: Callable[[Call], bool]) -> _Rule:
-    return lambda call, _: 1.0 if holds(call) else None
 
 
 def _log_softmax(call: Call, _: fx.Node) -> float | None:
@@ -262,28 +249,30 @@ def _adaptive_overlap(inputs: int, outputs: int) -> int:
 
 
 _UNIT_SLOPES = "abs clampmax hardtanh logsigmoid neg relu relu6 softshrink softsign tanh tanhshrink"
-_RULES: Mapping[str, _Rule] = {
-    **dict.fromkeys(SAME | CLAMPS | _names(_UNIT_SLOPES), _slope(1.0)),
-    **dict.fromkeys(("softmax", "softmax2d", "softmin"), _slope(1 / 2)),  # diag p − ppᵀ: 2p(1 − p) (Gershgorin)
-    "gelu": _slope(1.12900),  # numerically, like silu and mish; for both approximations
-    "hardsigmoid": _slope(0.16666668),  # torch's 1/6 is single
-    "hardswish": _slope(3 / 2),
-    "mish": _slope(1.08850),
-    "selu": _slope(1.0507009873554805 * 1.6732632423543772),
-    "sigmoid": _slope(1 / 4),
-    "silu": _slope(1.09984),
+_RULES: Mapping[str, _Rule | float] = {  # the largest slope, or a rule
+    **dict.fromkeys(SAME | CLAMPS | _names(_UNIT_SLOPES), 1.0),
+    **dict.fromkeys(("softmax", "softmax2d", "softmin"), 1 / 2),  # diag p − ppᵀ: 2p(1 − p) (Gershgorin)
+    "gelu": 1.12900,  # numerically, like silu and mish; for both approximations
+    "hardsigmoid": 0.16666668,  # torch's 1/6 is single
+    "hardswish": 3 / 2,
+    "mish": 1.08850,
+    "selu": 1.0507009873554805 * 1.6732632423543772,
+    "sigmoid": 1 / 4,
+    "silu": 1.09984,
     # In evaluation; as a function it may drop there too.
-    **dict.fromkeys(DROPOUTS, _one_if(lambda c: c.module is not None or c.argument("training", 2, True) is False)),
+    **dict.fromkeys(
+        DROPOUTS, lambda c, _: 1.0 if c.module is not None or c.argument("training", 2, True) is False else None
+    ),
     **dict.fromkeys(MOVES | MEANS, _nonnegative),
     **dict.fromkeys(MAX_POOLS, _max_pool),
     **dict.fromkeys((kind.__name__.lower() for kind in NORMS), _batch_norm),
     **dict.fromkeys(("div", "divide", "imul", "itruediv", "mul", "multiply", "truediv"), _product),
     **dict.fromkeys(("linear", "matmul"), _matrix),
-    "celu": _one_if(lambda call: bool(call.argument("alpha", 1, 1.0) > 0)),
-    "elu": _one_sided("alpha", 1.0),
-    "leakyrelu": _one_sided("negative_slope", 0.01),
+    "celu": lambda c, _: 1.0 if c.argument("alpha", 1, 1.0) > 0 else None,
+    "elu": lambda c, _: max(1.0, abs(c.argument("alpha", 1, 1.0))),
+    "leakyrelu": lambda c, _: max(1.0, abs(c.argument("negative_slope", 1, 0.01))),
     "logsoftmax": _log_softmax,
-    "prelu": lambda call, _: max(1.0, float(call.argument("weight", 1).abs().max())),
+    "prelu": lambda c, _: max(1.0, float(c.argument("weight", 1).abs().max())),
     # Where it goes over to the identity it steps by log(1 + e^−threshold)/β, 2e-9 for 20.
-    "softplus": _one_if(lambda call: bool(call.argument("threshold", 2, 20.0) >= 20)),
+    "softplus": lambda c, _: 1.0 if c.argument("threshold", 2, 20.0) >= 20 else None,
 }
