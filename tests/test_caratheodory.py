@@ -15,7 +15,7 @@ from torch import Tensor
 
 from convexprune.solvers.errors import EmptyInput, InvalidInput, NonFinite, ShapeMismatch, SolverRefused
 from convexprune.solvers.geometry import hull
-from convexprune.solvers.geometry.hull import Combination, OutsideHull, caratheodory, combinations
+from convexprune.solvers.geometry.hull import Combination, OutsideHull, caratheodory
 
 METHODS = ["classic", "grouped"]
 SEEDS = st.integers(0, 10_000)
@@ -280,25 +280,6 @@ def test_large_sets_are_searched_in_blocks() -> None:
     check_plane(refused.value, P.to(torch.float64), 2 * P[0])
 
 
-@given(seed=SEEDS)
-def test_several_targets_are_what_they_are_one_by_one(seed: int) -> None:
-    draw = source(seed)
-    P = draw(300, 5)
-    T = torch.stack([P[0], P[:3].mean(0), P.mean(0), P[:40].mean(0)])
-    found = combinations(P, T)
-    assert len(found) == 4
-    for combination, t in zip(found, T, strict=True):
-        check_target(combination, P, t, 6)
-
-
-def test_the_target_outside_is_named() -> None:
-    P = source(6)(50, 3)
-    T = torch.stack([P[0], P.mean(0), 10 * P[1]])
-    with pytest.raises(OutsideHull, match=r"targets\[2\]") as refused:
-        combinations(P, T)
-    check_plane(refused.value, P, T[2])
-
-
 def test_a_search_that_ends_early_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     P = source(7)(50, 3)
     monkeypatch.setattr(hull, "_STEPS", 0)
@@ -375,9 +356,6 @@ def test_inputs_are_left_as_they_were(method: str) -> None:
         (lambda P: caratheodory(P, target=P[0, :2]), ShapeMismatch, r"expected shape \[3\].*found \[2\]"),
         (lambda P: caratheodory(P, target=P[:1]), ShapeMismatch, "a point like the others"),
         (lambda P: caratheodory(P, target=P[0] / 0), NonFinite, "target"),
-        (lambda P: combinations(P, P[0]), ShapeMismatch, "targets"),
-        (lambda P: combinations(P, P[:, :2]), ShapeMismatch, "targets"),
-        (lambda P: combinations(P, P[:0]), EmptyInput, "targets"),
     ],
 )
 def test_errors_say_what_is_wrong(call: Callable[[Tensor], object], error: type[Exception], why: str) -> None:

@@ -297,9 +297,8 @@ class _Propagation(fx.Interpreter):
             operands = [n for n in operands if any(t.is_floating_point() for t in tensors_in(self.env[n]))]
             return _combined([self.errors[n].behind(call) for n in operands], math.hypot)
         module = call.module
-        if module is not None and (
-            layer := self.pruned.layers.get(_identity(module))
-        ):  # its radius holds here, or behind the steps
+        layer = None if module is None else self.pruned.layers.get(_identity(module))
+        if module is not None and layer is not None:  # its radius holds here, or behind the steps
             self.seen.add(layer[0])
             fault = altered(module)
             own = _unbounded([layer[0]], f"{call} {fault}") if fault else _TensorError({layer: 1.0})

@@ -117,7 +117,7 @@ def _layers(
         if name not in inputs:  # a copy, for later operations may work in place
             inputs[name] = next(tensors_in(received)).detach().clone()
 
-    with evaluating(model), tapped({name: [tap(model, name)] for name, why in found.items() if why is uncalled}, keep):
+    with evaluating(model), tapped({name: [tap(model, name)] for name, why in found.items() if why == uncalled}, keep):
         run_model(model, batch, forward)
     found |= {name: _layer_latency(name, weighted[name], received, repeats) for name, received in inputs.items()}
     skipped = [

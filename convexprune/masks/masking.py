@@ -289,15 +289,14 @@ def from_torch_prune_(model: nn.Module) -> dict[str, Tensor]:
         if not ((mask == 0) | (mask == 1)).all():
             advice = "make it permanent first, with prune.remove"
             raise UnsupportedModule(f"{weight.key}_mask holds other values than 0 and 1: {advice}")
-    orders = {weight.module: parameter_order(weight.module) for weight, _ in found}
     for weight, number in found:
         module, name = weight.module, weight.name
-        hook = module._forward_pre_hooks.pop(number)
+        order = vars(module._forward_pre_hooks.pop(number)).get("order", parameter_order(module))
         original, mask = module.get_parameter(f"{name}_orig"), module.get_buffer(f"{name}_mask")
         for attribute in (name, f"{name}_orig", f"{name}_mask"):
             delattr(module, attribute)
         module.register_parameter(name, original)
-        weight.add_mask_(mask != 0, vars(hook).get("order", orders[module]))
+        weight.add_mask_(mask != 0, order)
     return kept_masks(model)
 
 

@@ -30,19 +30,12 @@ class Frame:
         scale: [d] powers of two, so that dividing by it is exact.
         into: C [d, r].
         back: B [r, d].
-        log_det: log of the r-dimensional volume that y ↦ a gives the unit cube.
     """
 
     origin: Tensor
     scale: Tensor
     into: Tensor
     back: Tensor
-    log_det: float
-
-    @property
-    def rank(self) -> int:
-        """r, the dimension of the points' span (affine, if the origin is their mean)."""
-        return len(self.back)
 
     @classmethod
     def of(cls, points: Tensor, centred: bool) -> Self:
@@ -62,9 +55,7 @@ class Frame:
         root, into, vectors = _axes(points, origin, scale)
         same = largest[:, None] == 0  # there, anything else than 0 is rounding
         into, vectors = into.masked_fill(same, 0), vectors.masked_fill(same, 0)
-        log_det = float(root.log().sum())
-        log_det += float(scale.log().sum()) if len(root) == len(scale) else log_content(scale[:, None] * vectors)
-        return cls(origin, scale, into / root, (vectors * root).T, log_det)
+        return cls(origin, scale, into / root, (vectors * root).T)
 
 
 def _axes(points: Tensor, origin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,8 +154,8 @@ class Cloud:
 
     @property
     def rank(self) -> int:
-        """r: the dimension of the ellipsoid."""
-        return self.points.shape[1] - self.free if self.frame is None else self.frame.rank
+        """r: the dimension of the ellipsoid, and of the points' span (affine, if the centre is free)."""
+        return self.points.shape[1] - self.free if self.frame is None else len(self.frame.back)
 
     @property
     def size(self) -> int:
@@ -209,7 +200,7 @@ class Cloud:
     def mapped(self, C: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """QC for C [D, k], block by block."""
         frame = self.frame
-        A = C if frame is None else (frame.into / frame.scale[:, None]) @ C[: frame.rank]  # one product a block
+        A = C if frame is None else (frame.into / frame.scale[:, None]) @ C[: self.rank]  # one product a block
         for block in blocks_of(self.points):
             a = self.points[block].to(torch.float64)
             yield block, a @ A if frame is None or not self.free else (a - frame.origin) @ A + C[-1]

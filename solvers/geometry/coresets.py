@@ -15,7 +15,7 @@ from convexprune.solvers.arrays import ArrayLike, as_matrix, as_number, check_fi
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, SolverRefused
 from convexprune.solvers.geometry.cloud import Cloud, Frame, as_weights, factor, inverse
 from convexprune.solvers.geometry.ellipsoid import Ellipsoid, LownerEllipsoid, lowner_ellipsoid
-from convexprune.solvers.geometry.hull import caratheodory, combinations
+from convexprune.solvers.geometry.hull import caratheodory
 
 _LOST = 1e-3  # an error of the logarithms, or of Στ = r, that says that rounding has left nothing to go by
 
@@ -227,6 +227,6 @@ def _spanning(ellipsoid: LownerEllipsoid, support: Tensor) -> Tensor:
         hull = torch.cat([w, -w])
     else:
         hull, ends = w, torch.cat([ends, -ends]) / torch.linalg.vector_norm(w, dim=1).max()
-    used = torch.cat([combination.indices for combination in combinations(hull, ends)])
+    used = torch.cat([caratheodory(hull, target=end).indices for end in ends])
     chosen: Tensor = torch.unique(used % len(support))
     return chosen

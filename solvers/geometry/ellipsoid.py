@@ -38,7 +38,8 @@ def certify_weights(cloud: Cloud, weights: Tensor, _: Tensor | None = None) -> C
     gap = max(0.0, cloud.gap(largest))
     # The last row and column of a lifted moment are those of the constant 1: det M = det S.
     bound = float(R.diagonal().abs().log().sum()) + r / 2 * math.log(max(r, 1)) + log_unit_ball(r)
-    bound += 0.0 if cloud.frame is None else cloud.frame.log_det
+    if frame := cloud.frame:
+        bound += log_content(frame.scale[:, None] * frame.back.T)
     return Certificate(bound + r / 2 * math.log1p(gap), bound, gap, 0.0, r / 2)
 
 

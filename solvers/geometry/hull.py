@@ -10,7 +10,7 @@ from typing import NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, blocks_of, check_finite, check_shape, stratified
+from convexprune.solvers.arrays import ArrayLike, as_matrix, as_real, blocks_of, check_finite, stratified
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch, SolverRefused
 from convexprune.solvers.geometry.cloud import as_weights
 
@@ -84,15 +84,16 @@ class _Nearest(NamedTuple):
     distance: float
 
 
-def _reached(cloud: Box, target: Tensor, name: str) -> Combination:
-    """The target [d] as a combination of the points; ``name`` is what errors call it.
+def _reached(points: Tensor, target: Tensor) -> Combination:
+    """The target [d] as a combination of points [n, d].
 
     The nearest point of a pool's hull, while points nearer to the target than its plane there join the pool
     [wolfe1976].
     """
-    n, d = cloud.points.shape
+    n, d = points.shape
+    cloud = Box.of(points, torch.arange(n))
     wide = target.to(cloud.centre)
-    t = check_finite(f"{name}, in half-widths of the points", (wide - cloud.centre) / cloud.scale).cpu()
+    t = check_finite("target, in half-widths of the points", (wide - cloud.centre) / cloud.scale).cpu()
     near = d**0.5 * (_INSIDE + _ROUNDING * float((wide / cloud.scale).abs().max()))
     pool = stratified(n, min(n, _POOL * (d + 1)))
     Y = cloud.rows(pool).cpu() - t
@@ -109,7 +110,7 @@ def _reached(cloud: Box, target: Tensor, name: str) -> Combination:
         heights = heights - t @ normal
         fresh = beyond[(heights < _NEAREST * at.distance) & ~torch.isin(beyond, pool)]
         if not len(fresh):
-            _refuse(cloud, t, normal, float(heights[0]), name)
+            _refuse(cloud, t, normal, float(heights[0]))
         pool, Y = torch.cat([pool, fresh]), torch.cat([Y, cloud.rows(fresh).cpu() - t])
     # Without weights that are rounding: all of them move the mean by less than targets may be outside.
     keep = at.weights > _INSIDE / (d + 1)
@@ -147,16 +148,16 @@ def _lowest(cloud: Box, normal: Tensor) -> tuple[Tensor, Tensor]:
     return low.values.cpu(), low.indices.cpu()
 
 
-def _refuse(cloud: Box, t: Tensor, normal: Tensor, height: float, name: str) -> NoReturn:
+def _refuse(cloud: Box, t: Tensor, normal: Tensor, height: float) -> NoReturn:
     """All points lie at least this high along the normal, seen from the target, but for the rounding of d terms."""
     height -= (len(t) + 8) * 2**-52 * float(normal.abs() @ (1 + t.abs()))
     direction = -normal.to(cloud.scale) / cloud.scale
     direction /= torch.linalg.vector_norm(direction)
     margin = height * float(torch.linalg.vector_norm(direction * cloud.scale))
     if margin <= 0:
-        raise SolverRefused(f"{name}: found where rounding hides the hull's surface, expected inside; move it inwards")
+        raise SolverRefused("target: found where rounding hides the hull's surface, expected inside; move it inwards")
     error = OutsideHull(
-        f"{name}: expected a point of the convex hull, found one at least {margin:.3g} outside it; "
+        f"target: expected a point of the convex hull, found one at least {margin:.3g} outside it; "
         "move it towards the points, or add points around it"
     )
     error.direction, error.margin = direction, margin
@@ -188,27 +189,14 @@ def caratheodory(
     P = as_matrix("points", points)
     if method not in ("classic", "grouped"):
         raise InvalidInput(f"method: expected 'classic' or 'grouped', found {method!r}")
-    if target is None:
-        return _reduced(P, weights, method)
-    if weights is not None:
+    if target is not None and weights is not None:
         raise InvalidInput("weights, target: expected one of them, found both; leave the weights out to reach a target")
-    t = as_real("target", target)
-    if tuple(t.shape) != (P.shape[1],):
-        raise ShapeMismatch(f"target: expected shape [{P.shape[1]}], a point like the others, found {list(t.shape)}")
-    return _reached(Box.of(P, torch.arange(len(P))), check_finite("target", t), "target")
-
-
-def combinations(points: ArrayLike, targets: ArrayLike) -> list[Combination]:
-    """``caratheodory(points, target=t)`` for every row t of the targets [k, d]."""
-    P, T = as_matrix("points", points), as_matrix("targets", targets)
-    check_shape("targets", T, (len(T), P.shape[1]), "rows that are points like the others")
-    cloud = Box.of(P, torch.arange(len(P)))
-    return [_reached(cloud, t, f"targets[{j}]") for j, t in enumerate(T)]
-
-
-def _reduced(points: Tensor, weights: ArrayLike | None, method: str) -> Combination:
-    """Weights are parts of the total until the end; the last are corrected by least squares if they stay positive."""
-    n = len(points)
+    n, d = P.shape
+    if target is not None:
+        t = check_finite("target", as_real("target", target))
+        if tuple(t.shape) != (d,):
+            raise ShapeMismatch(f"target: expected shape [{d}], a point like the others, found {list(t.shape)}")
+        return _reached(P, t)
     u = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else as_weights(weights, n)
     u = u.to("cpu")  # like all that is smaller than the points
     total = u.sum()
@@ -216,14 +204,15 @@ def _reduced(points: Tensor, weights: ArrayLike | None, method: str) -> Combinat
         raise InvalidInput(
             f"weights: expected a positive finite total, found {float(total)}; weigh some point, or rescale"
         )
-    indices, parts = _kept(torch.arange(n), u / total)
-    cloud = Box.of(points, indices)
-    kept, w = _grouped(cloud, indices, parts, n if method == "classic" else _CLUSTERS * (points.shape[1] + 1))
+    indices, parts = _kept(torch.arange(n), u / total)  # parts of the total until the end
+    cloud = Box.of(P, indices)
+    kept, w = _grouped(cloud, indices, parts, n if method == "classic" else _CLUSTERS * (d + 1))
     A = cloud.lifted(kept).cpu()
     residual = cloud.moment(indices, parts) - w @ A
+    # What rounding has added up to is taken off again, if weights stay positive.
     better = w + torch.linalg.lstsq(A.T, residual[:, None], driver="gelsd").solution[:, 0]
     w = better if bool((better > 0).all()) else w
-    return Combination(kept.to(points.device), (w * (total / w.sum())).to(points.device))
+    return Combination(kept.to(P.device), (w * (total / w.sum())).to(P.device))
 
 
 def _kept(indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,16 +115,11 @@ class WorkingSet(EllipsoidMethod[_State]):
         """The points of largest leverage under uniform weights, or those that have weight in the start."""
         eye = torch.eye(program.size, dtype=torch.float64, device=program.points.device)
         g = program.leverages(eye)  # the frame makes M = I for uniform weights
-        eager = max(_FEWEST, _WHOLE * program.size)
-        if start is not None:
-            chosen = (start.weights > _NEGLIGIBLE * start.weights.max()).nonzero()[:, 0]
-            if len(chosen) > eager:  # a start that leaves so many points knows little of the support
-                chosen = chosen[(start.weights * g)[chosen].topk(_AT_ONCE * program.size).indices]
-        elif len(program) <= eager:
-            chosen = torch.arange(len(program), device=g.device)
-        else:
-            chosen = g.topk(_AT_ONCE * program.size).indices
-        u = torch.ones_like(g[chosen]) if start is None else start.weights[chosen]
+        given = torch.ones_like(g) if start is None else start.weights
+        chosen = (given > _NEGLIGIBLE * given.max()).nonzero()[:, 0]
+        if len(chosen) > max(_FEWEST, _WHOLE * program.size):  # weights on so many points know little of the support
+            chosen = chosen[(given * g)[chosen].topk(_AT_ONCE * program.size).indices]
+        u = given[chosen]
         chosen, u = _joined(chosen, u.clamp(min=_NEWCOMER * float(u.mean())), _missing(program, chosen))
         return _State(program, u, g, chosen)
 
