@@ -51,7 +51,7 @@ def unsupported(layer: nn.Module) -> str | None:
         if not held:
             return f"{name} holds no weight matrix of its own: choose {_NAMES.replace(' and ', ' or ')} modules"
         return f"{name} keeps weights in {held}, and only {_NAMES} can be pruned: leave this module out"
-    if _has_own_forward(layer):
+    if has_own_forward(layer):
         return (
             f"{name} has a forward of its own, so its output may not be X U: replace it by a plain {kind.base.__name__}"
         )
@@ -63,10 +63,10 @@ def altered(module: nn.Module) -> str | None:
     """Why a module may compute something else than its kind says; None if it does not."""
     if module._forward_hooks or module._forward_pre_hooks:
         return "has hooks, which may change what it takes or returns"
-    return "has a forward of its own" if _has_own_forward(module) else None
+    return "has a forward of its own" if has_own_forward(module) else None
 
 
-def _has_own_forward(module: nn.Module) -> bool:
+def has_own_forward(module: nn.Module) -> bool:
     """Whether it overrides that of its kind.
 
     A _conv_forward of its own changes a convolution without touching forward (weight standardisation does this).

@@ -112,14 +112,13 @@ def has_own_settings(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether an activation has parameters, or others than its default settings (but for ``inplace``)."""
     if module is not None:
         return any(True for _ in module.parameters()) or _settings(module) != _settings(type(module)())
-    given: dict[object, object] = dict(enumerate(node.args[1:]))
+    given: list[tuple[object, object]] = [*enumerate(node.args[1:]), *node.kwargs.items()]
     defaults: dict[object, object] = {}
-    given.update(node.kwargs.items())
     if isinstance(node.target, FunctionType):  # what is built in has no signature
-        signature = inspect.signature(node.target)
-        given = dict(signature.bind(*node.args, **node.kwargs).arguments.items())
-        defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
-    return any(name not in ("input", "inplace") and value != defaults.get(name) for name, value in given.items())
+        bound = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+        given = [*bound.arguments.items()]
+        defaults = {name: parameter.default for name, parameter in bound.signature.parameters.items()}
+    return any(name not in ("input", "inplace") and value != defaults.get(name) for name, value in given)
 
 
 def _settings(module: nn.Module) -> dict[str, object]:

@@ -193,24 +193,21 @@ class Counted:
             found.append(tensor if counts is None else torch.where(counts.to(tensor.device), tensor, 0))
         return found
 
-    def notices(self) -> tuple[str, ...]:
+    def notices(self) -> Iterator[str]:
         """What a report begins with: what is left out, and where the mask could not be used."""
-        lines = []
         if why := self.unused.get(""):
-            lines.append(f"{why}: it cannot be used, and all rows count")
+            yield f"{why}: it cannot be used, and all rows count"
         for reason in dict.fromkeys(reason for name, reason in self.unused.items() if name):
             names = listed([name for name, other in self.unused.items() if name and other == reason], 4)
-            lines.append(f"{self.name} cannot be used in {names}, where all rows count: {reason}")
+            yield f"{self.name} cannot be used in {names}, where all rows count: {reason}"
         used = sum(any(found) for found in self.layers.values())
         if self.hidden and used:
-            layers = "1 layer" if used == 1 else f"{used} layers"
+            verb, layers = "hide" if " and " in self.name else "hides", "1 layer" if used == 1 else f"{used} layers"
             outputs = "; nor do the network's outputs there" if any(self.outputs) else ""
-            verb = "hide" if " and " in self.name else "hides"
-            lines.append(
+            yield (
                 f"{self.name} {verb} {self.hidden:,} of {self.positions:,} positions: in {layers} their rows count in "
                 f"no program, error or bound{outputs}"
             )
-        return tuple(lines)
 
     def to_dict(self) -> dict[str, object] | None:
         """Plain data, for a report; None where no batch had a mask."""

@@ -110,11 +110,8 @@ class _Hiding:
     def _received(self, batch: Batch, names: Collection[str]) -> list[tuple[str, list[Tensor]]]:
         """What these layers receive, call after call."""
         found: list[tuple[str, list[Tensor]]] = []
-
-        def keep(name: str, raw: Received) -> None:
-            found.append((name, [tensor.detach().clone() for tensor in tensors_in(raw)]))
-
-        with tapped({name: self.taps[name] for name in names}, keep):
+        taps = {name: self.taps[name] for name in names}
+        with tapped(taps, lambda name, raw: found.append((name, [t.detach().clone() for t in tensors_in(raw)]))):
             run_model(self.trial.model, batch, self.trial.forward)
         return found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
 from convexprune.layers.memory import Batch, samples_at, samples_of, tensors_in
+from convexprune.layers.support import has_own_forward
 from convexprune.network.forwards import Forward, run_model
 from convexprune.solvers.arrays import norm
 from convexprune.solvers.errors import InvalidInput, NonFinite
@@ -141,8 +142,7 @@ def check_received(name: str, received: Received) -> None:
 
 def _is_attention(module: nn.Module) -> bool:
     """Whether it is a MultiheadAttention that computes as torch's own does; others may well call their modules."""
-    own = type(module).forward is not nn.MultiheadAttention.forward or "forward" in vars(module)
-    return isinstance(module, nn.MultiheadAttention) and not own
+    return isinstance(module, nn.MultiheadAttention) and not has_own_forward(module)
 
 
 def _projected(args: Sequence[Batch], kwargs: Mapping[str, Batch], _output: object) -> tuple[Tensor, ...]:
