@@ -27,11 +27,10 @@ from convexprune.solvers import (
     solve,
 )
 from convexprune.solvers.errors import InvalidInput, SolverRefused, UnknownOption
-from convexprune.solvers.methods import Start
-from convexprune.solvers.methods.backends import conic, direct
-from convexprune.solvers.methods.backends.conic import ConicForm, conic_forms, separable
-from convexprune.solvers.methods.backends.direct import Direct, Root
-from convexprune.solvers.methods.backends.packages import OSQP, SCS
+from convexprune.solvers.methods import Start, conic, direct
+from convexprune.solvers.methods.conic import ConicForm, conic_forms, separable
+from convexprune.solvers.methods.direct import Direct, Root
+from convexprune.solvers.methods.packages import OSQP, SCS
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.programs import Gram, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import zoo
@@ -261,6 +260,47 @@ def test_weights_that_cannot_be_in_the_optimum_are_not_in_the_references(fit: st
         solution = solve(program, solver)
         assert solution.status is Status.SOLVED
         assert not solution.weights[~left].any()
+
+
+# What has no solution, exact zeros, many digits
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+@pytest.mark.parametrize("solver", ["clarabel", "scs", None])
+def test_ceilings_that_no_weights_keep_are_proven_so_for_a_loss(solver: str | None, weight: float) -> None:
+    """Its ray has no part in the outputs that the loss looks at."""
+    rng = torch.Generator().manual_seed(4)
+    X, Y = (torch.randn(20, n, generator=rng, dtype=torch.float64) for n in (5, 3))
+    program = LayerProgram(X, NetTrimSet(Y.clamp(min=0), 1.0, ceiling=-1.0).as_loss(weight))
+    solution = solve(program, solver)
+    assert solution.status is Status.INFEASIBLE
+    if solver == "clarabel":
+        assert solution.iterations < 20
+
+
+@pytest.mark.parametrize(
+    "name", ["relu-ball plain 60x30x40", "net-trim weighted", "squared-loss columns", "ball blocks"]
+)
+def test_many_digits_and_exact_zeros(name: str) -> None:
+    program = zoo.program(name)
+    solution = solve(program, "clarabel", tol=1e-7, feas_tol=1e-8)
+    assert solution.status is Status.SOLVED
+    assert solution.iterations < 30
+    first_order = solve(program, tol=1e-5)
+    assert solution.nonzeros <= 1.05 * first_order.nonzeros
+    assert solution.certificate.value == pytest.approx(first_order.certificate.value, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-9, 1e-11])
+def test_losses_with_next_to_no_penalty(share: float) -> None:
+    """More inputs than samples: multipliers are no small difference times a large weight."""
+    rng = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(20, n, generator=rng, dtype=torch.float64) for n in (40, 3))
+    program = LayerProgram(X, SquaredLoss(Y, 1 / (share * float((X.T @ Y).abs().max()))))
+    solution = solve(program, "clarabel", tol=1e-6)
+    assert solution.status is Status.SOLVED
+    exact = solve(LayerProgram(X, Ball(Y, 0.0)), "clarabel", tol=1e-6).certificate.value
+    assert solution.certificate.value == pytest.approx(exact, rel=1e-4)
 
 
 # Warm starts

@@ -396,7 +396,7 @@ def test_a_small_eps_has_a_status_for_each_layer(mode: str, eps: float) -> None:
 def test_rounding_is_made_room_for() -> None:
     """The conic answer in float64, once rounded to float32, would miss so small an eps; a smaller set does not."""
     model, x = mlp()
-    report = prune_(model, x[:6], eps=1e-5, layers=["0"], solver="interior")
+    report = prune_(model, x[:6], eps=1e-5, layers=["0"], solver="clarabel")
     assert report.layers[0].status == "solved"
 
 
@@ -425,7 +425,7 @@ def test_a_failure_while_writing_restores_every_layer(monkeypatch: pytest.Monkey
 
 def test_cvxpy_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    monkeypatch.setattr("convexprune.solvers.methods.backends.direct.find_spec", lambda name: None)
+    monkeypatch.setattr("convexprune.solvers.methods.direct.find_spec", lambda name: None)
     model, x = mlp()
     with pytest.raises(MissingExtra, match=r'pip install "convexprune\[reference\]"'):
         prune_(model, x, solver="cvxpy")

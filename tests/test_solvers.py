@@ -45,10 +45,12 @@ from convexprune.solvers.errors import (
 from convexprune.solvers.methods import IterativeSolver, Proposal, Start, registry
 from convexprune.solvers.methods.admm import ADMM
 from convexprune.solvers.methods.interface import Limits, Watch
+from convexprune.solvers.methods.iterate import PenaltyParameter
 from convexprune.solvers.programs.program import Scaling
+from convexprune.solvers.testing.layers import layer
 
 EASY = "relu-ball plain 20x8x5"
-BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "interior", "osqp", "published", "quadratic", "scs")
+BUILT_IN = ("admm", "clarabel", "continuation", "cvxpy", "osqp", "published", "quadratic", "scs")
 
 
 @dataclass(frozen=True)
@@ -382,11 +384,14 @@ def test_an_impossible_program_is_called_so() -> None:
 
 
 @pytest.mark.parametrize("solver", ["clarabel", "scs"])
-def test_a_backend_that_finds_nothing_has_failed(solver: str) -> None:
+def test_a_backend_that_finds_nothing_proves_it(solver: str) -> None:
+    """Its ray is the proof, and the certificate checks it; weights given to start from come back."""
     solution = solve(infeasible_ceiling(), solver)
-    assert solution.status is Status.FAILED
+    assert solution.status is Status.INFEASIBLE
+    assert solution.iterations < 100
     assert "infeasible" in solution.provenance["message"].lower()
-    assert bool(solution.weights.isnan().all())
+    W = torch.ones_like(solution.weights)
+    assert torch.equal(solve(infeasible_ceiling(), solver, start=W).weights, W)
 
 
 # What is recorded
@@ -708,7 +713,7 @@ def test_coarse_products_end_where_they_are_wrong_by_what_is_left(seed: int) -> 
     assert solution.status is Status.SOLVED
     assert solution.provenance["effective"]["products dtype"] == "torch.float32"
     stages = [point.stage for point in solution.trace]
-    assert (stages[0], stages[-1]) == ("", "interior point method")
+    assert (stages[0], stages[-1]) == ("", "clarabel")
     assert "products in float32" in stages
 
 
@@ -774,3 +779,125 @@ def test_a_solve_that_is_stopped_gives_the_best_feasible_weights_that_it_had() -
     assert solution.status is Status.TIME_LIMIT
     assert torch.equal(solution.weights, W)
     assert solution.certificate == certify(program, W)
+
+
+# Where a method can go no further
+
+
+def no_room(dtype: torch.dtype) -> LayerProgram:
+    X, W = layer(24, 60, 8, 5)
+    Y = (X @ W).clamp(min=0).to(dtype)
+    return LayerProgram(X.to(dtype), ReluBall(Y, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_went_on_is_said(dtype: torch.dtype) -> None:
+    solution = solve(no_room(dtype), "admm")
+    assert solution.status is Status.SOLVED
+    assert "iterations: clarabel went on" in solution.provenance["message"]
+    stages = [point.stage for point in solution.trace]
+    assert stages[0] == ""
+    assert stages[-1] == "clarabel"
+    assert [point.iteration for point in solution.trace] == sorted(point.iteration for point in solution.trace)
+    assert solution.trace[-1].iteration == solution.iterations
+    json.dumps(solution.to_dict())
+
+
+def test_limits_hold_for_all_methods_together() -> None:
+    solution = solve(no_room(torch.float64), tol=1e-12, feas_tol=1e-13, max_iter=250)
+    assert solution.iterations <= 250
+    assert solution.trace[-1].iteration <= 250
+
+
+@pytest.mark.parametrize("seed", [13, 19, 38])
+def test_the_gram_solver_goes_on_too(seed: int) -> None:
+    """Balls of 1e-9 of the targets, on which it used up its iterations before."""
+    rng = torch.Generator().manual_seed(seed)
+    P, N, M = (int(torch.randint(1, 25, (1,), generator=rng)) for _ in range(3))
+    X = torch.randn(P, N, generator=rng, dtype=torch.float64).clamp(min=0)
+    Y = X @ torch.randn(N, M, generator=rng, dtype=torch.float64)
+    solution = solve(LayerProgram(X, Ball(Y, 1e-9 * float(Y.norm()))), "quadratic")
+    assert solution.status is Status.SOLVED
+    assert "clarabel went on" in solution.provenance["message"]
+
+
+def test_large_programs_go_on_in_float64() -> None:
+    """Too large for the interior point method, and outputs that float32 cannot tell from the targets to within eps."""
+    X, W = layer(1, 400, 30, 40)
+    program = LayerProgram(X.float(), Ball((X @ W).float(), 1e-6 * float((X @ W).norm())))
+    solution = solve(program, max_iter=3000)
+    assert solution.status is Status.SOLVED
+    assert solution.trace[-1].stage == "admm in float64"
+    assert solution.provenance["effective"]["iterate dtype"] == "torch.float64"
+
+
+@dataclass(frozen=True)
+class Walks(IterativeSolver[list[Tensor]]):
+    """Shows the weights given, one an iteration; what is no tensor is raised."""
+
+    shown: tuple[Any, ...] = ()
+
+    def refuses(self, program: LayerProgram) -> str | None:
+        return None
+
+    def init(self, program: LayerProgram, start: Start | None) -> list[Tensor]:
+        return [torch.zeros(program.shape, dtype=torch.float64), *self.shown]
+
+    def step(self, state: list[Tensor]) -> None:
+        del state[0]
+        if isinstance(state[0], Exception):
+            raise state[0]
+
+    def ready(self, state: list[Tensor], limits: Any) -> bool:
+        return True
+
+    def residuals(self, state: list[Tensor]) -> Mapping[str, float]:
+        return {}
+
+    def finish(self, state: list[Tensor]) -> tuple[Tensor, None]:
+        return state[0], None
+
+
+def reached() -> tuple[LayerProgram, Tensor]:
+    X, W = layer(3, 30, 6, 4)
+    return LayerProgram(X, Ball(X @ W, 0.1 * float((X @ W).norm()))), W
+
+
+def test_the_best_iterate_comes_back_not_the_last() -> None:
+    program, W = reached()
+    solution = solve(program, Walks((2 * W, W, 5 * W)), max_iter=3)
+    assert torch.equal(solution.weights, W)
+    assert solution.status is Status.ITERATION_LIMIT
+    assert solution.iterations == 3
+
+
+@pytest.mark.parametrize(
+    "error", [torch.linalg.LinAlgError("singular"), OverflowError("too large"), ZeroDivisionError()]
+)
+def test_arithmetic_that_breaks_down_is_a_status(error: Exception) -> None:
+    program, W = reached()
+    solution = solve(program, Walks((W, error)))
+    assert solution.status is Status.UNCERTIFIED
+    assert "broke down" in solution.provenance["message"]
+    assert torch.equal(solution.weights, W)
+
+
+@pytest.mark.parametrize("precision", [2.0**-23, 2.0**-52])
+@pytest.mark.parametrize(("primal", "moved"), [(1.0, 1e-9), (1e-9, 1.0)])
+def test_penalties_stay_in_the_range_of_their_precision(precision: float, primal: float, moved: float) -> None:
+    """However long residuals ask for more: a sum keeps half of the digits of its scaled dual, or of its variable."""
+    parameter, dual = PenaltyParameter(1.0, precision), 1.0
+    for _ in range(100):
+        parameter.measure(1.0, primal, moved, dual)
+        dual /= parameter.rebalance(0.1)
+    half = math.sqrt(precision)
+    assert half * (1 - EXACT) <= dual <= (1 + EXACT) / half
+    assert dual < 2 * half or dual > 0.5 / half
+
+
+def test_units_that_float32_cannot_square() -> None:
+    X, W = layer(4, 30, 6, 4)
+    Y = (X @ W).float()
+    small, large = (solve(LayerProgram(X.float() * c, Ball(Y * c, 0.1 * c * float(Y.norm())))) for c in (1.0, 1e20))
+    assert large.status is Status.SOLVED
+    assert large.certificate.value == pytest.approx(small.certificate.value, rel=1e-3)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from convexprune.solvers.arrays import checked_positive
 from convexprune.solvers.geometry.cloud import Cloud, factor
-from convexprune.solvers.methods.backends.packages import CVXPY
 from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
 from convexprune.solvers.methods.iterative import Iterative
+from convexprune.solvers.methods.packages import CVXPY
 from convexprune.solvers.methods.registry import Registry
 
 _DRIFT = 1e-8  # of a leverage from its own recomputation, relative: the updates start afresh beyond it

@@ -2,9 +2,9 @@
 
 from convexprune.solvers.methods import admm as _admm
 from convexprune.solvers.methods import continuation as _continuation
+from convexprune.solvers.methods import packages as _packages
 from convexprune.solvers.methods import published as _published
 from convexprune.solvers.methods import quadratic as _quadratic
-from convexprune.solvers.methods.backends import packages as _packages
 from convexprune.solvers.methods.epsilon import feasible_eps
 from convexprune.solvers.methods.interface import Proposal, Start
 from convexprune.solvers.methods.iterative import IterativeSolver

@@ -25,10 +25,10 @@ from convexprune.solvers.arrays import (
 )
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
 from convexprune.solvers.methods.interface import Excess, Start
-from convexprune.solvers.methods.interior import Interior
 from convexprune.solvers.methods.iterate import Iterate, PenaltyParameter, interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import NormalMatrix, positive_or_one
+from convexprune.solvers.methods.packages import Clarabel
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import LayerProgram
 from convexprune.solvers.programs.program import Samples
@@ -224,10 +224,10 @@ class ADMM(IterativeSolver[Iterate]):
         """With the precision, where one was chosen."""
         return "admm" + ("" if self.dtype is None else f" in {str(self.dtype).removeprefix('torch.')}")
 
-    def successor(self, program: LayerProgram) -> "ADMM | Interior | None":
+    def successor(self, program: LayerProgram) -> "ADMM | Clarabel | None":
         """An interior point method for small programs; for others, from float32 the same in float64."""
-        if Interior.suits(program):
-            return Interior()
+        if Clarabel.suits(program):
+            return Clarabel()
         if (self.dtype or program.dtype) == torch.float64:
             return None
         return replace(self, dtype=torch.float64, products=None, rho=None, sigma=None)

@@ -43,6 +43,12 @@ class Limits:
         for name, value in (tolerances | limits).items():
             object.__setattr__(self, name, value)  # as plain numbers, which a provenance can keep
 
+    def left(self, iterations: int, seconds: float) -> "Limits":
+        """What is left of them after so many iterations and seconds: a little at least."""
+        most, limit = self.max_iter, self.time_limit
+        most, limit = most and max(1, most - iterations), limit and max(1e-3, limit - seconds)
+        return dataclasses.replace(self, max_iter=most, time_limit=limit)
+
 
 @dataclass(eq=False)
 class Deadline:

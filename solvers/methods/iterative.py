@@ -107,14 +107,10 @@ class Iterative(Generic[Problem, State]):
         A method that breaks down, stops improving or uses up its own default of iterations is followed by its
         successor, if it has one. What comes back is what the watch was content with, else the best that it was shown.
         """
-        began, best, successor = time.perf_counter(), _Best(watch), self.successor(program)
+        began, best, successor = time.perf_counter(), Best(watch), self.successor(program)
         last, why = self._iterate(program, limits, start, best, successor is not None)
         if successor is not None and why:
-            left, seconds, most = limits, limits.time_limit, limits.max_iter
-            if most is not None:
-                left = replace(left, max_iter=max(1, most - last.iterations))
-            if seconds is not None:
-                left = replace(left, time_limit=max(1e-3, seconds - (time.perf_counter() - began)))
+            left = limits.left(last.iterations, time.perf_counter() - began)
             best.before, best.stage = last.iterations, successor.stage
             on = successor.run(program, left, best.start() or start, best)
             message = f"{why} after {last.iterations} iterations: {successor.stage} went on"
@@ -228,7 +224,7 @@ class _Progress:
 
 
 @dataclass(eq=False)
-class _Best:
+class Best:
     """A watch that keeps the best proposal it was shown, also of the methods that went on."""
 
     watch: Watch
@@ -238,6 +234,8 @@ class _Best:
     stage: str = ""  # of what is shown now, unless it is of a later one
 
     def __call__(self, iteration: int, proposal: Callable[[], Proposal], residuals: Mapping[str, float]) -> Excess:
+        """What the watch says."""
+
         def staged() -> Proposal:
             made = proposal()
             return replace(made, stage=made.stage or self.stage) if self.stage else made
@@ -251,6 +249,7 @@ class _Best:
         return excess
 
     def start(self) -> Start | None:
+        """The best iterate, for another method to go on from."""
         kept = self.proposal
         return None if kept is None or kept.weights is None else Start(kept.weights, kept.multipliers)
 

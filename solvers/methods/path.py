@@ -72,12 +72,11 @@ class EpsPath:
         axes = plt.subplots()[1] if axes is None else axes
         points = sorted(self.points, key=lambda point: point.error)
         errors = [point.error / (self.size or 1.0) for point in points]
-        certificates = [point.solution.certificate for point in points]
+        certificates, right = [point.solution.certificate for point in points], axes.twinx()
         values = [certificate.value for certificate in certificates]
         axes.plot(errors, [point.nonzeros for point in points], "o-", color="tab:blue")
         axes.set_xlabel("output error relative to ‖Y‖")
         axes.set_ylabel("nonzeros", color="tab:blue")
-        right = axes.twinx()
         right.plot(errors, values, color="tab:orange")
         right.fill_between(errors, [c.bound for c in certificates], values, alpha=0.3, color="tab:orange")
         right.set_ylabel("value and bound", color="tab:orange")

@@ -15,14 +15,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from convexprune.solvers.arrays import as_number, blocks_of, checked_positive
+from convexprune.solvers.arrays import as_number, blocks_of, checked_positive, norm
 from convexprune.solvers.errors import InvalidTolerance
 from convexprune.solvers.methods.curvature import Quadratic
 from convexprune.solvers.methods.interface import Start
-from convexprune.solvers.methods.interior import Interior
-from convexprune.solvers.methods.iterate import interpolated
+from convexprune.solvers.methods.iterate import PenaltyParameter, interpolated
 from convexprune.solvers.methods.iterative import IterativeSolver
 from convexprune.solvers.methods.normal import LowRank, Operator
+from convexprune.solvers.methods.packages import Clarabel
 from convexprune.solvers.methods.registry import register
 from convexprune.solvers.programs import Ball, LayerProgram, Penalty, SquaredLoss
 from convexprune.solvers.programs.claims import is_plain
@@ -114,15 +114,13 @@ class _State:
     fit: Ball | SquaredLoss
     basis: Eigenbasis
     penalty: Penalty  # of the scaled variables
-    sigma: float
+    sigma: PenaltyParameter  # of T = U
     T: Tensor  # [N, M], sparse
     dual: Tensor  # of T = V, scaled
     V: Tensor
     price: Tensor  # μ, [1] or [M]: the multiplier of ½‖XU − Y‖²
     resolvent: Operator | None = None  # of a squared loss, V = resolvent @ q + ridge
     ridge: Tensor | float = 0.0
-    primal: float = math.inf
-    change: float = math.inf
     iteration: int = 0
     due: int = 10  # the iteration at which sigma is reviewed next
 
@@ -166,14 +164,11 @@ class QuadraticADMM(IterativeSolver[_State]):
         basis = Eigenbasis(program, self.scaling)
         penalty = program.penalty.to(basis.d).rescaled(basis.d)
         T = torch.zeros_like(basis.moment) if start is None else penalty.prox(start.weights.to(basis.d) * basis.d, 0.0)
-        state = _State(program, _fit(program), basis, penalty, 1.0, T, torch.zeros_like(T), T, T.new_zeros(1))
-        if self.sigma is not None:
-            state.sigma = self.sigma
-        elif isinstance(state.fit, SquaredLoss):
-            state.sigma = _LOSS * state.fit.weight
-        else:  # multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩
-            V = penalty.prox(basis.ridge(1.0), 0.0)
-            state.sigma = float(penalty.value(V)) / max(_norm(V) ** 2, _TINY) or 1.0
+        fit, V = _fit(program), penalty.prox(basis.ridge(1.0), 0.0)
+        # Of a ball multiplier over variable, from g(V) ≈ ⟨multiplier, V⟩.
+        found = float(penalty.value(V)) / max(float(norm(V)) ** 2, _TINY) or 1.0
+        sigma = PenaltyParameter(self.sigma or (_LOSS * fit.weight if isinstance(fit, SquaredLoss) else found))
+        state = _State(program, fit, basis, penalty, sigma, T, torch.zeros_like(T), T, T.new_zeros(1))
         gradient = basis.gradient(T)
         # g(T) = −μ⟨gradient, T⟩ at an optimum where g is homogeneous, and of that size where it is not.
         slope = -float((gradient * T).sum())
@@ -183,7 +178,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         if start is not None:
             # −μ·gradient is the multiplier of T = V there, and a subgradient of g: no larger, whatever the start is.
             multiplier = state.price * -gradient
-            state.dual = multiplier / penalty.dual_norm(multiplier).clamp(min=1.0) / state.sigma
+            state.dual = multiplier / penalty.dual_norm(multiplier).clamp(min=1.0) / sigma.weight
         return state
 
     def retarget(self, state: _State, program: LayerProgram) -> _State | None:
@@ -194,27 +189,27 @@ class QuadraticADMM(IterativeSolver[_State]):
         if isinstance(before, SquaredLoss) and isinstance(state.fit, SquaredLoss):
             # sigma·dual is a subgradient of the penalty, which does not know of the weight; the resolvent stays.
             heavier = state.fit.weight / before.weight
-            state.sigma, state.dual = state.sigma * heavier, state.dual / heavier
-        state.iteration, state.due, state.primal = 0, 10, math.inf
+            state.sigma.weight, state.dual = state.sigma.weight * heavier, state.dual / heavier
+        state.iteration, state.due, state.sigma = 0, 10, PenaltyParameter(state.sigma.weight)
         self._begin(state)
         return state
 
     def step(self, state: _State) -> None:
         """The prox of the fit, then that of the penalty; sigma is reviewed at measured iterations."""
         state.iteration += 1
-        a, T, q = self.relaxation, state.T, state.T - state.dual
+        a, T, q, sigma = self.relaxation, state.T, state.T - state.dual, state.sigma
         if isinstance(state.fit, SquaredLoss):
             assert state.resolvent is not None  # noqa: S101 - _begin made it
             state.V = state.resolvent @ q + state.ridge
         else:
-            state.V, nu = state.basis.project(q, state.fit.radii, state.price / state.sigma)
-            state.price = nu * state.sigma
+            state.V, nu = state.basis.project(q, state.fit.radii, state.price / sigma.weight)
+            state.price = nu * sigma.weight
         relaxed = a * state.V + (1 - a) * T + state.dual
-        state.T = state.penalty.prox(relaxed, 1 / state.sigma)
+        state.T = state.penalty.prox(relaxed, 1 / sigma.weight)
         state.dual = relaxed - state.T
         if state.iteration % 10 == 0:
-            state.primal = _norm(state.V - state.T) / max(_norm(state.V), _norm(state.T), _TINY)
-            state.change = _norm(state.T - T) / max(_norm(state.dual), _TINY)
+            V_, T_, *sizes = (float(norm(A)) for A in (state.V, state.T, state.V - state.T, state.T - T, state.dual))
+            sigma.measure(max(V_, T_), *sizes)
             if state.iteration >= state.due:
                 self._review(state)
 
@@ -222,13 +217,13 @@ class QuadraticADMM(IterativeSolver[_State]):
         """Whether T is: whatever else is not finite makes it so."""
         return math.isfinite(float(state.T.sum()))
 
-    def successor(self, program: LayerProgram) -> Interior | None:
+    def successor(self, program: LayerProgram) -> Clarabel | None:
         """An interior point method for small programs."""
-        return Interior() if Interior.suits(program) else None
+        return Clarabel() if Clarabel.suits(program) else None
 
     def residuals(self, state: _State) -> Mapping[str, float]:
         """Primal and dual residual of T = U, relative; measured every tenth iteration."""
-        return {} if math.isinf(state.primal) else {"primal": state.primal, "dual": state.change}
+        return {} if math.isinf(state.sigma.primal) else {"primal": state.sigma.primal, "dual": state.sigma.change}
 
     def finish(self, state: _State) -> tuple[Tensor, Tensor]:
         """The sparse iterate T, moved to the balls or targets; Λ = μ(XU − Y) of the other; in the caller's units."""
@@ -241,13 +236,13 @@ class QuadraticADMM(IterativeSolver[_State]):
 
     def effective(self, state: _State) -> Mapping[str, Any]:
         """sigma at the end, and μ, where each neuron has its own the mean."""
-        return {"sigma": state.sigma, "weight": float(state.price.mean()), "iterate dtype": str(state.T.dtype)}
+        return {"sigma": state.sigma.weight, "weight": float(state.price.mean()), "iterate dtype": str(state.T.dtype)}
 
     def _begin(self, state: _State) -> None:
         """The price for the state's fit, and with sigma the resolvent of a loss."""
         if isinstance(state.fit, SquaredLoss):
             state.price = state.T.new_tensor([state.fit.weight])
-            nu = state.fit.weight / state.sigma
+            nu = state.fit.weight / state.sigma.weight
             state.resolvent, state.ridge = state.basis.resolvent(nu), state.basis.ridge(nu)
         elif len(state.price) != (neurons := state.T.shape[1] if isinstance(state.fit.radii, Tensor) else 1):
             state.price = state.price.mean().expand(neurons)
@@ -255,9 +250,8 @@ class QuadraticADMM(IterativeSolver[_State]):
     def _review(self, state: _State) -> None:
         """Change sigma if it is out of balance, keeping the multiplier; ever more rarely, as in ``admm``."""
         state.due = state.iteration + max(10, state.iteration // 4)
-        factor = min(max((max(state.primal, 1e-30) / max(state.change, 1e-30)) ** 0.5, 0.2), 5.0)
-        if not 1 / _TOLERATED <= factor <= _TOLERATED:
-            state.sigma *= factor
+        factor = state.sigma.rebalance(math.log(_TOLERATED))
+        if factor != 1:
             state.dual = state.dual / factor
             if isinstance(state.fit, SquaredLoss):
                 self._begin(state)
@@ -284,7 +278,3 @@ class QuadraticADMM(IterativeSolver[_State]):
 
 def _fit(program: LayerProgram) -> Ball | SquaredLoss:
     return cast(Ball | SquaredLoss, program.fit)  # as refuses saw to
-
-
-def _norm(A: Tensor) -> float:
-    return float(torch.linalg.vector_norm(A))

@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from itertools import combinations
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape, count_nonfinite
@@ -253,7 +256,7 @@ def _installed(package: str) -> str:
         return "not installed"
 
 
-_REFUSED, _MISSING = "refused: ", "missing: "
+_WIDE = 1000  # characters: reasons are not broken into lines
 
 
 @dataclass(frozen=True)
@@ -274,12 +277,12 @@ class CrosscheckRow:
     @property
     def ran(self) -> bool:
         """Whether the solver ran at all."""
-        return not self.status.startswith((_REFUSED, _MISSING))
+        return math.isfinite(self.seconds)
 
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """A row a solver, in the order of the call; ``str()`` gives a table of those that ran, and why others did not."""
+    """A row a solver, in the order of the call; ``str()`` gives a table, with the reasons of those that did not run."""
 
     rows: tuple[CrosscheckRow, ...]
 
@@ -295,19 +298,15 @@ class Crosscheck:
         return {"rows": [asdict(row) for row in self.rows], "disagreement": self.disagreement}
 
     def __str__(self) -> str:
-        head = f"{'solver':<12}{'value':>14}{'bound':>14}{'gap':>10}{'violation':>11}{'seconds':>9}  status"
-        lines = [
-            f"{r.solver:<12}{r.value:>14.6g}{r.bound:>14.6g}{r.gap:>10.1e}{r.violation:>11.1e}{r.seconds:>9.3f}  "
-            f"{r.status}"
-            for r in self.rows
-            if r.ran
-        ]
-        lines = [head, *lines] if lines else []
+        text, table = StringIO(), Table("solver", "value", "bound", "gap", "violation", "seconds", "status", box=None)
+        for r in self.rows:
+            figures = (f"{r.value:.6g}", f"{r.bound:.6g}", f"{r.gap:.1e}", f"{r.violation:.1e}", f"{r.seconds:.3f}")
+            table.add_row(r.solver, *(figures if r.ran else [""] * len(figures)), r.status)
+        Console(file=text, width=_WIDE, markup=False, highlight=False).print(table)
+        told = f"largest disagreement {self.disagreement:.1e}"
         if math.isinf(self.disagreement):
-            lines.append("no disagreement to tell: fewer than two solvers ended solved")
-        else:
-            lines.append(f"largest disagreement {self.disagreement:.1e}")
-        return "\n".join([*lines, *(f"{row.solver}: {row.status}" for row in self.rows if not row.ran)])
+            told = "no disagreement to tell: fewer than two solvers ended solved"
+        return "\n".join([*map(str.rstrip, text.getvalue().splitlines()), told])
 
 
 def crosscheck(
@@ -323,7 +322,8 @@ def crosscheck(
         try:
             solution = solve(program, solver, **limits)
         except (SolverRefused, MissingExtra) as error:
-            rows.append(CrosscheckRow(name, f"{_REFUSED if isinstance(error, SolverRefused) else _MISSING}{error}"))
+            why = "refused" if isinstance(error, SolverRefused) else "missing"
+            rows.append(CrosscheckRow(name, f"{why}: {error}"))
             continue
         c, seconds = solution.certificate, solution.seconds.total
         proven = (str(solution.status), c.value, c.bound, c.gap, c.violation, c.scale)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from convexprune.solvers.errors import InvalidInput, UnknownOption
-from convexprune.solvers.methods.backends.conic import ConicForm
-from convexprune.solvers.methods.backends.direct import (
+from convexprune.solvers.methods.conic import ConicForm, refusal
+from convexprune.solvers.methods.direct import (
     Direct,
     PackageSolver,
     Point,
@@ -25,14 +25,22 @@ from convexprune.solvers.programs import L1, LayerProgram
 from convexprune.solvers.programs.fits import LossFit
 from convexprune.solvers.programs.program import Scaling
 
+_SMALL = 2**18  # P·N·M up to which an interior point method is quicker than many iterations of a first-order one
+_FINEST = 1e-13  # accuracy that is asked for at last
+_SHIFTS = (1e-8, 1e-10, 1e-12)  # of the diagonal of its linear system; the first is its own choice
+_PROOF = 1e-12  # what a ray may lack that proves there is no solution
+
 
 def _answer(
-    point: tuple[Any, Any, Any], infeasible: bool, ended: str, steps: int, setup: float, status: str, **hints: Any
+    form: ConicForm, point: tuple[Any, Any, Any], ended: str, steps: int, setup: float, status: str, **hints: Any
 ) -> RawSolution:
-    """An answer without its point where a package says infeasible or has no finite numbers."""
-    if infeasible or not all(values is not None and bool(np.isfinite(values).all()) for values in point):
+    """An answer without its point where that is not finite; a ray where the package calls the program infeasible."""
+    dual, ray = "dual" in status.lower(), "infeasible" in status.lower()
+    if ray:
+        point = (np.zeros(len(form.q)), point[1], np.zeros(len(form.b)))
+    if dual or not all(values is not None and bool(np.isfinite(values).all()) for values in point):
         return RawSolution(None, "failed", steps, setup, status)
-    return RawSolution(point, ended, steps, setup, status, hints)
+    return RawSolution(point, ended, steps, setup, status, hints, ray)
 
 
 @register("clarabel")
@@ -40,10 +48,17 @@ def _answer(
 class Clarabel(Direct):
     """Clarabel, an interior point method for small programs and many digits: convex penalties, all fits of ours."""
 
+    stage: ClassVar[str] = "clarabel"
     package: ClassVar[str] = "clarabel"
     packages: ClassVar[tuple[str, ...]] = ("clarabel", "scipy")
     no_start: ClassVar[str | None] = "Clarabel has no warm start"
     most: ClassVar[int | None] = None
+
+    @staticmethod
+    def suits(program: LayerProgram) -> bool:
+        """Whether the program is of a kind and size that it is quick for."""
+        P, (N, M) = program.samples, program.shape
+        return P * N * M <= _SMALL and refusal(program) is None
 
     def known(self) -> tuple[str, ...]:
         """Those of ``clarabel.DefaultSettings``."""
@@ -52,8 +67,11 @@ class Clarabel(Direct):
         return tuple(name for name in dir(clarabel.DefaultSettings()) if not name.startswith("_") and name != "default")
 
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
-        """One: an interior point method gains digits cheaply at the end, and cannot go on from where it stopped."""
-        return [dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), max(1e-4 * wanted, 1e-10))]
+        """At the usual regularisation, and where that is felt with less of it, as far as arithmetic goes."""
+        accuracy, proof = ("tol_gap_abs", "tol_gap_rel", "tol_feas"), ("tol_infeas_abs", "tol_infeas_rel")
+        first = dict.fromkeys(accuracy, max(1e-4 * wanted, 1e-10)) | dict.fromkeys(proof, _PROOF)
+        again = first | dict.fromkeys(accuracy, _FINEST) | {"iterative_refinement_max_iter": 20}
+        return [first, *(again | {"static_regularization_constant": shift} for shift in _SHIFTS)]
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:  # noqa: ARG002
         """Solve it; the accuracy of what comes back is for the certificate to judge."""
@@ -75,7 +93,7 @@ class Clarabel(Direct):
         status = str(found.status)
         ended = {"MaxIterations": "iteration limit", "MaxTime": "time limit"}.get(status, "own rule")
         point = (np.array(found.x), np.array(found.z), np.array(found.s))
-        return _answer(point, "Infeasible" in status, ended, found.iterations, setup, status)
+        return _answer(form, point, ended, found.iterations, setup, status)
 
 
 _SCS_SETTINGS = (
@@ -123,7 +141,7 @@ class SCS(Direct):
         info, status = found["info"], str(found["info"]["status"])
         limit = "iteration limit" if "max_iters" in status else "time limit" if "time_limit" in status else "own rule"
         ended, point = "own rule" if info["status_val"] == 1 else limit, (found["x"], found["y"], found["s"])
-        return _answer(point, info["status_val"] < 0, ended, int(info["iter"]), setup, status, scale=info["scale"])
+        return _answer(form, point, ended, int(info["iter"]), setup, status, scale=info["scale"])
 
 
 @register("osqp")
@@ -178,9 +196,12 @@ class OSQP(Direct):
         found = solver.solve(raise_error=False)
         status, steps = str(found.info.status), int(found.info.iter)
         limits = {"maximum iterations reached": "iteration limit", "run time limit reached": "time limit"}
-        slack = None if found.x is None else form.b - form.A @ found.x
-        point = (found.x, found.y, slack)
-        return _answer(point, "infeasible" in status, limits.get(status, "own rule"), steps, setup, status)
+        impossible = status.startswith("primal infeasible")
+        y, slack = (
+            found.prim_inf_cert if impossible else found.y,
+            None if found.x is None else form.b - form.A @ found.x,
+        )
+        return _answer(form, (found.x, y, slack), limits.get(status, "own rule"), steps, setup, status)
 
 
 @register("cvxpy")

@@ -1,5 +1,6 @@
 """What backends that take conic forms share: building, scaling, warm starts, limits, rounds, the way back."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor
 
 from convexprune.solvers.errors import MissingExtra, UnknownOption
-from convexprune.solvers.methods.backends.conic import Array, ConicForm, conic_forms, refusal
-from convexprune.solvers.methods.interface import Limits, Proposal, Start, Watch
+from convexprune.solvers.methods.conic import Array, ConicForm, conic_forms, refusal
+from convexprune.solvers.methods.interface import Deadline, Limits, Proposal, Start, Watch
+from convexprune.solvers.methods.iterative import Best
+from convexprune.solvers.methods.normal import positive_or_one
 from convexprune.solvers.programs import L1, Ball, LayerProgram, ReluLoss, SquaredLoss
 from convexprune.solvers.programs.program import Scaling
 
 PIP = 'pip install "convexprune[reference]"'
 _ROUNDING = 1e-13
-_WORST = ("failed", "time limit", "iteration limit")
+_SLACK = 0.2  # of the violation that the call tolerates: so much larger is the set that is solved for
+_CORRECTIONS = 8
+_DEARER = 0.1  # of the tolerated gap: what zeros may cost
+_WORST = ("failed", "stopped", "time limit", "iteration limit")
 
 Point = tuple[Array, Array, Array]
 """x, y and s of a conic form."""
@@ -34,6 +40,7 @@ class RawSolution:
     setup: float = 0.0
     message: str = ""
     hints: Mapping[str, Any] = field(default_factory=dict)  # settings that it should start the next round with
+    ray: bool = False  # whether y proves that there is no solution: Aᵀy ≈ 0 and bᵀy < 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class Direct(PackageSolver):
 
     def run(self, program: LayerProgram, limits: Limits, start: Start | None, watch: Watch) -> Proposal:
         """Build the conic forms and solve them, in rounds of growing accuracy where the backend can go on."""
-        task = ConicTask(program, None if self.no_start else start)
+        task, best = ConicTask(program, limits, None if self.no_start else start), Best(watch)
         rounds, use = self.rounds(wanted_accuracy(program, limits)), "none given"
         if start is not None:
             given = "weights" if start.multipliers is None else "weights and multipliers"
@@ -97,27 +104,29 @@ class Direct(PackageSolver):
             rounds = rounds[:1]
         for number, accuracy in enumerate(rounds, 1):
             for i in range(len(task.forms)):
-                task.answers[i] = self._next(task, i, accuracy, limits)
+                task.answers[i] = self._next(task, i, accuracy)
             effective = {"settings": accuracy | dict(self.settings), "rounds": number, "programs": len(task.forms)}
-            latest = task.proposal(effective | {"start": use})
-            if latest.ended != "own rule" or number == len(rounds):
-                break
-            if max(watch(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
+            latest = task.proposal(effective | {"start": use, "iterate dtype": "torch.float64"})
+            if task.impossible and start is not None:
+                latest = replace(latest, weights=start.weights)
+            if max(best(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
                 return replace(latest, ended="watch")
-        return latest
+            if latest.ended != "own rule":
+                break
+        return best.of(latest)
 
-    def _next(self, task: "ConicTask", i: int, accuracy: dict[str, Any], limits: Limits) -> RawSolution:
+    def _next(self, task: "ConicTask", i: int, accuracy: dict[str, Any]) -> RawSolution:
         """The answer to one of the forms, from where its last one ended, within what is left of the limits."""
-        last, form = task.answers[i], task.forms[i][1]
-        steps = None if limits.max_iter is None else limits.max_iter - last.iterations
-        seconds = None if limits.time_limit is None else limits.time_limit - (time.perf_counter() - task.began)
-        if (steps is not None and steps <= 0) or (seconds is not None and seconds <= 0):
-            ended = "iteration limit" if steps is not None and steps <= 0 else "time limit"
+        last, form, limits, late = task.answers[i], task.forms[i][1], task.limits, Deadline(task.limits, task.began)
+        if late() or (limits.max_iter is not None and last.iterations >= limits.max_iter):
             origin = (np.zeros(len(form.q)), np.zeros(len(form.b)), form.b)
-            return replace(last, point=last.point or origin, ended=ended)
-        pairs = zip(self.limits, (self.most if steps is None else steps, seconds), strict=True)
+            return replace(last, point=last.point or origin, ended=late.reason or "iteration limit")
+        left = limits.left(last.iterations, time.perf_counter() - task.began)
+        pairs = zip(self.limits, (left.max_iter or self.most, left.time_limit), strict=True)
         limited = {name: value for name, value in pairs if value is not None}
-        new = self.answer(form, accuracy | limited | dict(last.hints) | dict(self.settings), last.point)
+        new = self.answer(
+            form, accuracy | limited | dict(last.hints) | dict(self.settings), None if last.ray else last.point
+        )
         return replace(new, iterations=last.iterations + new.iterations, setup=last.setup + new.setup)
 
 
@@ -159,17 +168,27 @@ class Root:
 
 
 class ConicTask:
-    """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several."""
+    """A program in the making: scaled, with fewer samples where it is linear, in one conic form or several.
 
-    def __init__(self, program: LayerProgram, start: Start | None) -> None:
-        self.began = time.perf_counter()
-        self.program = program.to(torch.float64)
+    Its set is larger by a fifth of the violation that is tolerated, so that even eps = 0 has an interior.
+    """
+
+    def __init__(self, program: LayerProgram, limits: Limits, start: Start | None) -> None:
+        self.began, self.limits = time.perf_counter(), limits
+        wide, self.room = program.to(torch.float64), _SLACK * limits.feas_tol * program.fit.scale
+        fit: Any = wide.fit  # one of ours, as refuses saw to
+        self.program = replace(wide, fit=fit.relaxed(self.room))
         affordable, self.left = _affordable(self.program)  # the weights that may be in the optimum, if some cannot
         self.scaling, scaled = _scaled(affordable)
         self.root = Root.of(scaled)
         self.forms = conic_forms(scaled if self.root is None else self.root.program)
         self.answers = [RawSolution(point) for point in self._points(start)]  # where a backend can go on from
         self.built = time.perf_counter() - self.began
+
+    @property
+    def impossible(self) -> bool:
+        """Whether one of the forms has no solution, as its multipliers prove."""
+        return any(answer.ray for answer in self.answers)
 
     def _points(self, start: Start | None) -> list[Point | None]:
         if start is None:
@@ -189,14 +208,47 @@ class ConicTask:
         message = "; ".join(sorted({a.message for a in answers if a.ended == ended}))
         if ended == "failed":
             return Proposal(None, None, ended, iterations, setup, message, effective)
-        pairs = [(form, answer.point) for (_, form), answer in zip(self.forms, answers, strict=True)]
-        U = np.hstack([form.weights(point[0]) for form, point in pairs if point])
-        L = np.hstack([form.multipliers(point[1]) for form, point in pairs if point])
-        weights, multipliers = (torch.as_tensor(array, device=device) for array in (U, L))
-        multipliers = multipliers if self.root is None else self.root.undo_multipliers(multipliers)
-        weights, multipliers = self.scaling.undo_weights(weights), self.scaling.undo_multipliers(multipliers)
-        weights = weights if self.left is None else torch.where(self.left, weights, 0.0)
-        return Proposal(weights, multipliers, ended, iterations, setup, message, effective)
+        pairs = [(form, answer.point) for (_, form), answer in zip(self.forms, answers, strict=True) if answer.point]
+        parts = [(form.weights(x), form.multipliers(y), form.zeros(y, s)) for form, (x, y, s) in pairs]
+        U, L, zero = (torch.as_tensor(np.hstack(arrays), device=device) for arrays in zip(*parts, strict=True))
+        L = L if self.root is None else self.root.undo_multipliers(L)
+        U = self.scaling.undo_weights(U if self.left is None else torch.where(self.left, U, 0.0))
+        if ended == "own rule" and not self.impossible:
+            U = self._sparse(U, zero)
+        return Proposal(U, self.scaling.undo_multipliers(L), ended, iterations, setup, message, effective)
+
+    def _sparse(self, U: Tensor, zero: Tensor) -> Tensor:
+        """U without the weights that complementarity says are 0; whole, if that is nearer to the set or costs less."""
+        sparse, distance = self._corrected(torch.where(zero, 0.0, U))
+        whole, least = self._corrected(U)
+        if max(distance, least) <= self.room:
+            return sparse if self._cost(sparse) <= (1 + _DEARER * self.limits.tol) * self._cost(whole) else whole
+        return whole if least < distance else sparse
+
+    def _cost(self, U: Tensor) -> float:
+        fit = self.program.fit
+        return float(self.program.penalty.to(U).value(U)) + fit.value(fit.sums(self.program.inputs @ U))
+
+    def _corrected(self, U: Tensor) -> tuple[Tensor, float]:
+        """U moved by least squares, along its support, to where the outputs are in the set; how far they still are."""
+        X, fit, support = self.program.inputs, self.program.fit, U != 0
+        length = positive_or_one(torch.linalg.vector_norm(X, dim=0))
+        best, least = U, math.inf
+        for _ in range(_CORRECTIONS + 1):
+            Z = X @ U
+            sums = fit.sums(Z)
+            distance = fit.distance(sums)
+            if not distance < least:
+                break
+            best, least = U, distance
+            if distance <= self.room:
+                break
+            outside, U = fit.prox_residual(Z, sums, math.inf), U.clone()
+            for m in outside.any(0).nonzero()[:, 0].tolist():
+                rows, inputs = outside[:, m] != 0, support[:, m]
+                inverse = torch.linalg.pinv((X / length)[rows][:, inputs], rtol=1e-10)
+                U[inputs, m] -= inverse @ outside[rows, m] / length[inputs]
+        return best, least
 
 
 def _affordable(program: LayerProgram) -> tuple[LayerProgram, Tensor | None]:
