@@ -30,7 +30,7 @@ from convexprune.solvers.errors import InvalidInput, SolverRefused, UnknownOptio
 from convexprune.solvers.methods import Start, conic, direct
 from convexprune.solvers.methods.conic import ConicForm, conic_forms, separable
 from convexprune.solvers.methods.direct import Direct, Root
-from convexprune.solvers.methods.packages import OSQP, SCS
+from convexprune.solvers.methods.packages import OSQP, SCS, Clarabel
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.programs import Gram, GroupL2, NetTrimLoss, ReluLoss, SquaredLoss
 from convexprune.solvers.testing import zoo
@@ -285,7 +285,7 @@ def test_many_digits_and_exact_zeros(name: str) -> None:
     program = zoo.program(name)
     solution = solve(program, "clarabel", tol=1e-7, feas_tol=1e-8)
     assert solution.status is Status.SOLVED
-    assert solution.iterations < 30
+    assert solution.iterations <= 30
     first_order = solve(program, tol=1e-5)
     assert solution.nonzeros <= 1.05 * first_order.nonzeros
     assert solution.certificate.value == pytest.approx(first_order.certificate.value, rel=1e-4)
@@ -360,14 +360,23 @@ def test_the_time_limit_ends_it(solver: str) -> None:
     assert solution.weights.shape == (N, M)
 
 
-@pytest.mark.parametrize("solver", ["clarabel", "scs", "osqp"])
+@pytest.mark.parametrize("wanted", [0.0, 1e-12, 1e-5, 1.0])
+def test_clarabel_begins_anew_with_less_regularisation(wanted: float) -> None:
+    """First as accurate as is asked for and usual; then as far as arithmetic goes."""
+    first, *others = Clarabel().rounds(wanted)
+    assert 1e-10 <= first["tol_feas"] <= max(wanted, 1e-10)
+    assert "static_regularization_constant" not in first
+    shifts = [step["static_regularization_constant"] for step in others]
+    assert shifts == sorted(shifts, reverse=True)
+    assert all(step["tol_feas"] < 1e-10 for step in others)
+
+
+@pytest.mark.parametrize("solver", ["scs", "osqp"])
 @pytest.mark.parametrize("wanted", [0.0, 1e-12, 1e-5, 1.0])
 def test_accuracies_grow_by_tens_within_reach_of_double_precision(solver: str, wanted: float) -> None:
     method = make_solver(solver, {})[1]
     assert isinstance(method, Direct)
-    steps = [
-        next(value for name, value in step.items() if "eps" in name or "tol" in name) for step in method.rounds(wanted)
-    ]
+    steps = [step["eps_abs"] for step in method.rounds(wanted)]
     assert steps[-1] >= 1e-10
     assert steps[0] <= max(wanted, 1e-10)
     assert all(fine == pytest.approx(coarse / 10) for coarse, fine in pairwise(steps))

@@ -215,8 +215,6 @@ class Iterate:
 _SPARE = 1.1  # times as many inputs as samples: with no more, those chosen may depend on each other
 _EXCESS = 2.0  # times the loss of what reaches the targets: with no more, nothing is wrong with the sparse weights
 _LEAST = 1e-3  # of a neuron's largest weight: what those that are 0 count as
-_ROUNDING = 1e-14  # of the largest diagonal entry, added to all
-_REFINEMENTS = 3
 _ENTRIES = 2**24  # that are held at once
 
 
@@ -243,25 +241,12 @@ def interpolated(program: LayerProgram, U: Tensor, V: Tensor, tension: Tensor) -
     chosen = torch.where(U != 0, torch.inf, tension).topk(size, dim=0).indices
     moved = U.clone()
     for columns in torch.split(torch.arange(U.shape[1]), max(1, _ENTRIES // (size * len(X)))):
-        rows = chosen[:, columns]
-        moved[rows, columns] += _moves(X, Y[:, columns], U[:, columns], rows)
+        rows, u = chosen[:, columns], U[:, columns]
+        D = torch.maximum(u.abs().gather(0, rows), _LEAST * u.abs().amax(0)).T[:, None]  # [M, 1, S]
+        left = (Y[:, columns] - X @ u).T[:, :, None]
+        step = torch.linalg.lstsq(X.T[rows.T].mT * D, left).solution * D.mT  # [M, S, 1]
+        moved[rows, columns] += step[:, :, 0].T.nan_to_num(0.0)
     assert isinstance(fit, SquaredLoss)  # noqa: S101 - is_plain saw to it
     penalty, after = program.penalty.to(U), float((X @ moved - Y).square().sum())
     cheaper = float(penalty.value(moved)) + fit.weight / 2 * after < float(penalty.value(U)) + fit.weight / 2 * before
     return moved if cheaper else U
-
-
-def _moves(X: Tensor, Y: Tensor, U: Tensor, rows: Tensor) -> Tensor:
-    """[S, M], the moves of the weights in these rows [S, M]."""
-    size = U.abs()
-    D = torch.maximum(size.gather(0, rows), _LEAST * size.amax(0)).T[:, None]
-    inputs = X.T[rows.T].mT * D  # [M, P, S]
-    normal = inputs @ inputs.mT
-    diagonal = normal.diagonal(dim1=1, dim2=2)
-    diagonal += _ROUNDING * diagonal.amax(1, keepdim=True)
-    factor, _ = torch.linalg.cholesky_ex(normal)
-    left, moves = (Y - X @ U).T[:, :, None], torch.zeros_like(D).mT
-    for _ in range(_REFINEMENTS):
-        move = inputs.mT @ torch.cholesky_solve(left, factor)
-        moves, left = moves + move, left - inputs @ move
-    return (moves * D.mT)[:, :, 0].T.nan_to_num(0.0)
