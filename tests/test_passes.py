@@ -113,15 +113,31 @@ def test_the_forward_is_left_at_the_last_call_and_nothing_stays_behind() -> None
     model[4].register_forward_hook(lambda *_: calls.append(1))
     x = torch.randn(9, 6)
     with torch.no_grad():
-        (got,) = received(model, x, (tap(model, "2"),), 1)
+        got = received(model, x, {name: (tap(model, name),) for name in ("2", "0")}, {"2": 1, "0": 1})
         want = functional.relu(model[0](x))
-    assert torch.equal(got, want)
+    assert torch.equal(*got["2"], want)
+    assert torch.equal(*got["0"], x)
     assert not calls
     assert not any(module._forward_hooks for module in model[:4])
     with torch.no_grad():
-        assert torch.equal(*received(model, x, (tap(model, "2"),), None), want)
+        assert torch.equal(*received(model, x, {"2": (tap(model, "2"),)}, {"2": None})["2"], want)
     assert calls
     model[4]._forward_hooks.clear()
+
+
+def test_layers_ahead_are_gathered_in_as_many_passes_as_their_room_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all fit there is one pass; else several; the same weights are kept."""
+
+    def passes(room: int) -> tuple[int, dict[str, Tensor]]:
+        torch.manual_seed(1)
+        model, data = mlp(), Read(torch.randn(60, 6), 20)
+        monkeypatch.setattr("convexprune.runs.run._ROOM", room)
+        prune_(model, data, sparsity=0.5, method="sipp")
+        return data.passes, model.state_dict()
+
+    (together, weights), (apart, alike) = passes(2**30), passes(1)
+    assert apart == together + 5  # each of three layers twice, to score it and to measure its error
+    assert all(torch.equal(weights[name], alike[name]) for name in weights)
 
 
 def test_in_place_operations_do_not_change_what_was_received() -> None:
@@ -134,7 +150,7 @@ def test_in_place_operations_do_not_change_what_was_received() -> None:
     torch.manual_seed(1)
     model, x = Net(overwriting, shared=nn.Linear(4, 4)), torch.randn(7, 4)
     with torch.no_grad():
-        first, second = received(model, x, (tap(model, "shared"),), 2)
+        first, second = received(model, x, {"": (tap(model, "shared"),)}, {"": 2})[""]
         assert torch.equal(first, x)
         assert torch.equal(second, model.shared(x).relu())
 

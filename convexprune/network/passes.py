@@ -19,7 +19,7 @@ from convexprune.network.calibration import Calibration
 from convexprune.network.following import Observed, followed
 from convexprune.network.forwards import Forward, copy_for, evaluating, outputs_of, run_model
 from convexprune.network.padding import Counted, Mask
-from convexprune.network.taps import Received, Tap, Taps, check_received, tapped
+from convexprune.network.taps import Received, Taps, check_received, tapped
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.errors import InvalidInput, NonFinite
 
@@ -84,9 +84,9 @@ def observe(
             if len(calls) == 1:
                 _check_repeated(model, batch, taps, forward, [*marks, ("", _marks(outputs))])
             if new := tuple(name for name, first in reached.items() if first == len(calls)):
-                seen = followed(model, batch, taps, forward)
+                example, seen = _example(model, batch, {name: taps[name] for name in new}, forward)
                 follows |= {name: seen[name] for name in new if name in seen}
-                examples.append((_example(model, batch, {name: taps[name] for name in new}, forward), new))
+                examples.append((example, new))
             sizes.append(float(norm(outputs.to(working_dtype(outputs.dtype)))))
             samples += samples_of(batch)
             if progress is not None:
@@ -102,17 +102,21 @@ _EXAMPLE = 64
 """Samples that are enough to see what a model computes."""
 
 
-def _example(model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None) -> Batch:
-    """A copy of the batch's first samples, if all these layers receive rows from them, else of all."""
+def _example(
+    model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
+) -> tuple[Batch, Mapping[str, Observed]]:
+    """A copy of the batch's first samples, if all these layers receive rows from them, else of all; and what it shows."""
     if samples_of(batch) > _EXAMPLE:
         part, reached = copy_for(model, samples_at(batch, slice(_EXAMPLE))), set[str]()
 
-        see = tapped(taps, lambda name, inputs: reached.update({name} if _has_rows(inputs) else ()))
-        with suppress(Exception), see:  # a model that takes whole batches only
-            run_model(model, part, forward)
+        def see(name: str, inputs: Received) -> None:
+            reached.update({name} if _has_rows(inputs) else ())
+
+        with suppress(Exception), tapped(taps, see):  # a model that takes whole batches only
+            seen = followed(model, part, taps, forward)
             if len(reached) == len(taps):
-                return part
-    return copy_for(model, batch)
+                return part, seen
+    return copy_for(model, batch), followed(model, batch, taps, forward)
 
 
 def _has_rows(inputs: Received) -> bool:
@@ -120,22 +124,22 @@ def _has_rows(inputs: Received) -> bool:
 
 
 def received(
-    model: nn.Module, batch: Batch, taps: Sequence[Tap], calls: int | None, forward: Forward | None = None
-) -> list[Received]:
-    """What one layer's modules receive from a checked batch, call after call; the model must be in eval mode.
+    model: nn.Module, batch: Batch, taps: Taps, calls: Mapping[str, int | None], forward: Forward | None = None
+) -> dict[str, list[Received]]:
+    """What layers receive from a checked batch, by name, call after call; the model must be in eval mode.
 
-    The forward is left at the last of so many ``calls``; None if it is not known how many there are.
+    The forward is left once each layer was called as often as ``calls`` says; None if it is not known how often it is.
     """
-    inputs: list[Received] = []
+    inputs: dict[str, list[Received]] = {name: [] for name in taps}
 
-    def keep(_: str, tensors: Received) -> None:
-        last = len(inputs) + 1 == calls
-        # A copy unless nothing can change it any more: later operations may work in place.
-        inputs.append(tensors if last else mapped(tensors, lambda tensor: tensor.detach().clone()))
-        if last:
+    def keep(name: str, tensors: Received) -> None:
+        inputs[name].append(tensors)
+        if all(len(seen) == calls[layer] for layer, seen in inputs.items()):
             raise _Enough
+        # A copy unless nothing can change it any more: later operations may work in place.
+        inputs[name][-1] = mapped(tensors, lambda tensor: tensor.detach().clone())
 
-    with suppress(_Enough), tapped({"": taps}, keep):
+    with suppress(_Enough), tapped(taps, keep):
         run_model(model, batch, forward)
     return inputs
 
@@ -190,8 +194,8 @@ def _marks(received: Received) -> Tensor:
     """Of each tensor its norm, its product with a fixed vector, and the part of the norm that rounding may move."""
     found = []
     for tensor in tensors_in(received):
-        entries = tensor.flatten().to(torch.float64)
-        fixed = torch.arange(len(entries), dtype=torch.float64, device=entries.device).square().mul(0.618).cos()
+        entries = tensor.flatten().to(working_dtype(tensor.dtype))
+        fixed = torch.linspace(-1, 1, len(entries), dtype=entries.dtype, device=entries.device)
         eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
         found.append([float(norm(entries)), float(entries @ fixed), max(4 * eps, min(eps**0.5, 1e-3))])
     return torch.tensor(found, dtype=torch.float64).reshape(-1, 3)

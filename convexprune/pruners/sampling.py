@@ -139,6 +139,7 @@ class Sampler:
     def prune_weights(self) -> None:
         """Score the weights of all layers, in the order in which the network calls them, then sample and write."""
         run, method, target = self.run, self.method, self.target
+        run.ahead = [*run.layers]
         run.progress(next(iter(run.layers)), 0, len(run.layers))
         flat = iter(method.of_layers(view for name in run.layers for view in self._weight_views(name)))
         every = {name: [next(flat) for _ in range(layer.groups)] for name, layer in run.layers.items()}
@@ -159,9 +160,10 @@ class Sampler:
     def prune_neurons(self) -> None:
         """Link after link: a layer is scored with the inputs that are left to it, or top-down with the outputs."""
         run, chosen, target = self.run, dict[str, list[int]](), self.target
+        ordered = list(run.links.values())[:: 1 if run.options.order == "bottom-up" else -1]
+        run.ahead = [consumer for link in ordered for consumer in link.consumers]
         shared = self._shared(target) if isinstance(target, Neurons) and target.scope == "network" else {}
-        ordered = list(run.links.values())
-        for link in ordered if run.options.order == "bottom-up" else ordered[::-1]:
+        for link in ordered:
             run.progress(link.producer, len(chosen), len(run.links))
             kept = self._sample_neurons(link, shared.get(link.producer), chosen)
             if kept is None:
@@ -178,7 +180,7 @@ class Sampler:
         """The producer's neurons with the weights as they are now; inputs as the original network computes them."""
         products, name = [], link.producer
         for consumer in link.consumers:
-            [problem] = self.run.problems(consumer, hold=True)
+            [problem] = self.run.problems(consumer)
             [now] = self.run.layers[consumer].read()
             columns = _columns(chosen.get(consumer), now)
             products.append(Product.of(problem, now if columns is None else now * columns.to(now)))
@@ -203,7 +205,7 @@ class Sampler:
                 biased=problem.biased and bool(problem.stored[-1].any()),
                 guarantee=guarantee,
             )
-            for problem in self.run.problems(name, hold=True)
+            for problem in self.run.problems(name)
         ]
 
     def _guarantee(self, name: str) -> Guarantee | None:

@@ -220,6 +220,11 @@ class Problem:
         return self.fit.program_fit(self.inputs, self.given, self.W, eps * self.size, options)
 
 
+def reducible(rows: int, inputs: int) -> bool:
+    """Whether products take less room than so many rows, and these are worth it."""
+    return rows > max(1024, inputs)
+
+
 class Accumulator:
     """Batches of (X, Y) of one group, kept as they are; of linear fits only their products once they exceed N rows.
 
@@ -239,7 +244,7 @@ class Accumulator:
             return
         self.samples += len(X)
         self._parts.append((X, Y))
-        if self._linear and sum(len(part) for part, _ in self._parts) > max(1024, X.shape[1]):
+        if self._linear and reducible(sum(len(part) for part, _ in self._parts), X.shape[1]):
             self._reduce()
 
     def _reduce(self) -> None:

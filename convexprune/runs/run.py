@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +29,22 @@ from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
 from convexprune.runs.plan import Plan
-from convexprune.runs.problem import Accumulator, Problem, StoppingRule, TraceCallback
+from convexprune.runs.problem import Accumulator, Problem, StoppingRule, TraceCallback, reducible
 from convexprune.runs.records import Judged, check_answer, judged_record, recorded
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.certificate.solution import TracePoint
-from convexprune.solvers.programs import Gram
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
-_ROOM = 2**30  # bytes of data that are kept between a layer's score and its answer
+_ROOM = 2**30  # bytes of the data of layers that are gathered together
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, TracePoint], bool | None]
 Progress = Callable[[str, int, int], None]
+
+_Matrices = tuple[Tensor, ...]  # X of each group
+_Pair = tuple[_Matrices, _Matrices]
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -66,6 +68,7 @@ class Run:
         callback: Called as ``callback(layer, trace_point)``.
         holdout: Data that nothing is fitted to and errors are measured on, or None.
         samples_needed: Whether problems keep all samples even where their products would do.
+        ahead: Layers whose data are wanted in this order, time and again; of others data are gathered one by one.
         links: Of layers that lose neurons, by name of the first producer.
         kept_neurons: By link the neurons that stay, once they were chosen.
         stopped: Why the run ended early; None if it did not.
@@ -89,6 +92,7 @@ class Run:
     callback: LayerCallback | None = None
     holdout: Calibration | None = None
     samples_needed: bool = False
+    ahead: Sequence[str] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
     kept_neurons: dict[str, list[int]] = field(default_factory=dict)
     stopped: str | None = None
@@ -191,85 +195,112 @@ class Run:
 
     # Problems
 
-    def problems(self, name: str, *, hold: bool = False) -> tuple[Problem, ...]:
-        """The data of a layer's groups, from one pass over the calibration data.
+    def problems(self, name: str) -> tuple[Problem, ...]:
+        """The data of a layer's groups, from a pass over the calibration data.
 
-        With ``hold`` they are kept, unless they depend on what is written meanwhile, or there is no room, for the next
-        who wants them.
+        Of layers ``ahead`` the same pass gathers the next ones too, from this one on and round, as many as there is
+        room for, and all are kept until others need it. In cascade data depend on what is written, and none are kept.
         """
-        held = self._held.get(name) if hold else self._held.pop(name, None)
-        if held is None:
-            held = self._problems(name)
-            if hold and not self.cascade and sum(each.nbytes for each in chain(*self._held.values(), held)) <= _ROOM:
-                self._held[name] = held
-        return held
+        if self.cascade or name not in self.ahead:
+            return self._problems([name])[name]
+        if name not in self._held:
+            begin, room = self.ahead.index(name), _ROOM
+            several = [name]
+            for other in (*self.ahead[begin + 1 :], *self.ahead[:begin]):
+                if sum(map(self.nbytes, (*several, other))) > room:
+                    break
+                several.append(other)
+            self._held = {each: self._held[each] for each in several if each in self._held}
+            self._held |= self._problems([each for each in several if each not in self._held])
+        return self._held[name]
 
-    def _problems(self, name: str) -> tuple[Problem, ...]:
-        layer, trained, original = self.layers[name], self.trained[name], False
-        gathered: list[Accumulator | None] = [None for _ in trained]
-        positions = 1
+    def matrices(self, name: str) -> list[tuple[int, int, int]]:
+        """(P, N, M) of a layer's groups; P is 0 without data."""
+        trained = self.trained[name]
+        return [(P, *W.shape) for P, W in zip(self.plan.rows.get(name, [0] * len(trained)), trained, strict=True)]
+
+    def reduced(self, name: str) -> bool:
+        """Whether products of X and Y stand for them."""
+        linear = self.layers[name].fit.linear and not self.samples_needed
+        return linear and any(reducible(P, N) for P, N, _ in self.matrices(name))
+
+    def nbytes(self, name: str) -> int:
+        """About what the data of a layer's groups take."""
+        width = working_dtype(self.trained[name][0].dtype).itemsize
+        rows = [(8 * N if self.reduced(name) else width * P, N + M) for P, N, M in self.matrices(name)]
+        return sum(height * columns for height, columns in rows)
+
+    def _problems(self, names: Sequence[str]) -> dict[str, tuple[Problem, ...]]:
+        """Of several layers only where not in cascade, or nothing is written yet."""
+        gathered: dict[str, tuple[list[Accumulator], int]] = {}
+        original = False
         if self.data is not None:
             try:
-                gathered, positions = self._gathered(layer, cascade=self.cascade and bool(self.written))
+                gathered = self._gathered(names, cascade=self.cascade and bool(self.written))
             except _OtherRows:
-                (gathered, positions), original = self._gathered(layer, cascade=False), True
-        joined: list[tuple[Tensor | Gram | None, Tensor | None]]
-        joined = [(None, None) if rows is None else rows.joined() for rows in gathered]
+                gathered, original = self._gathered(names, cascade=False), True
+        return {name: self._joined(name, *gathered.pop(name, ([], 1)), original) for name in names}
+
+    def _joined(
+        self, name: str, gathered: Sequence[Accumulator], positions: int, original: bool
+    ) -> tuple[Problem, ...]:
+        layer, trained = self.layers[name], self.trained[name]
         ends = list(accumulate((W.numel() for W in trained), initial=0))
         parts = [(start / ends[-1], end / ends[-1]) for start, end in pairwise(ends)]
-        return tuple(
-            Problem(
-                name,
-                *given,
-                stored,
-                fold,
-                layer.biased,
-                layer.fit,
-                0 if rows is None else rows.samples,
-                part,
-                original,
-                positions,
-                layer.kernel,
-                layer.activation,
-            )
-            for given, rows, stored, fold, part in zip(joined, gathered, trained, layer.folds, parts, strict=True)
-        )
+        accumulated: Sequence[Accumulator | None] = gathered or [None] * len(trained)
+        problems, own = [], (layer.biased, layer.fit)
+        for rows, stored, fold, part in zip(accumulated, trained, layer.folds, parts, strict=True):
+            X, Y = (None, None) if rows is None else rows.joined()
+            samples, after = 0 if rows is None else rows.samples, (layer.kernel, layer.activation)
+            problems.append(Problem(name, X, Y, stored, fold, *own, samples, part, original, positions, *after))
+        return tuple(problems)
 
-    def _gathered(self, layer: Layer, *, cascade: bool) -> tuple[list[Accumulator | None], int]:
+    def _gathered(self, names: Sequence[str], *, cascade: bool) -> dict[str, tuple[list[Accumulator], int]]:
         """(X, Y) of each group: in cascade inputs are those of the network now, else the trained one's; positions."""
-        assert self.data is not None  # noqa: S101 - whoever asks has looked
-        trained = self.trained[layer.name]
-        weights = [fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, layer.folds, strict=True)]
-        gathered = [Accumulator(layer.fit.linear and not self.samples_needed) for _ in trained]
-        rows_of_a_sample = set()
+        layers = {name: self.layers[name] for name in names}
+        weights, gathered, rows_of_a_sample = {}, {}, {}
+        for name, layer in layers.items():
+            trained = self.trained[name]
+            weights[name] = [
+                fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, layer.folds, strict=True)
+            ]
+            gathered[name] = [Accumulator(layer.fit.linear and not self.samples_needed) for _ in trained]
+            rows_of_a_sample[name] = set[float]()
         with evaluating(self.model), nullcontext() if cascade else self.versions.as_trained():
-            for batch in self.data:
-                rows = 0
-                for now, before in self._pairs(layer, batch, cascade=cascade):
-                    for rows_so_far, X, X0, W in zip(gathered, now, before, weights, strict=True):
-                        rows_so_far.add(X, layer.fit.targets(X0.to(W) @ W))
-                    rows += len(now[0])
-                rows_of_a_sample.add(rows / samples_of(batch))
+            for batch in self.data or ():
+                for name, pairs in self._pairs(layers, batch, cascade=cascade).items():
+                    rows = 0
+                    for now, before in pairs:
+                        for so_far, X, X0, W in zip(gathered[name], now, before, weights[name], strict=True):
+                            so_far.add(X, layers[name].fit.targets(X0.to(W) @ W))
+                        rows += len(now[0])
+                    rows_of_a_sample[name].add(rows / samples_of(batch))
+        return {
+            name: (gathered[name], self._positions(layer, rows_of_a_sample[name])) for name, layer in layers.items()
+        }
+
+    def _positions(self, layer: Layer, rows_of_a_sample: set[float]) -> int:
+        """Rows that each sample has, of a convolution; 1 where samples differ in this."""
         alike = len(rows_of_a_sample) == 1 and not any(self.plan.counted.layers.get(layer.name, ()))
         each = rows_of_a_sample.pop() if alike and hasattr(layer.module, "kernel_size") else 1
-        return list(gathered), int(each) if each == int(each) else 1
+        return int(each) if each == int(each) else 1
 
-    def _pairs(
-        self, layer: Layer, batch: object, *, cascade: bool
-    ) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    def _pairs(self, layers: Mapping[str, Layer], batch: object, *, cascade: bool) -> dict[str, list[_Pair]]:
         """For each call the inputs now, and those of the trained network: the same unless in cascade."""
-        take = partial(received, self.model, batch, layer.taps, layer.calls, self.forward)
-        masks = self._masks(batch)
-        now = [self._matrices(layer, raw, masks) for raw in take()]
-        if not cascade:
-            yield from ((matrices, matrices) for matrices in now)
-            return
-        with self.versions.as_trained():
-            before = [self._matrices(layer, raw, masks) for raw in take()]
-        shapes = [[[X.shape for X in matrices] for matrices in calls] for calls in (now, before)]
-        if shapes[0] != shapes[1]:
-            raise _OtherRows
-        yield from zip(now, before, strict=True)
+        now = before = self._received(layers, batch)
+        if cascade:
+            with self.versions.as_trained():
+                before = self._received(layers, batch)
+            if _shapes(now) != _shapes(before):
+                raise _OtherRows
+        return {name: list(zip(calls, before[name], strict=True)) for name, calls in now.items()}
+
+    def _received(self, layers: Mapping[str, Layer], batch: object) -> dict[str, list[_Matrices]]:
+        """X of each group of layers, of rows that count alone, call after call."""
+        taps = {name: layer.taps for name, layer in layers.items()}
+        calls = {name: layer.calls for name, layer in layers.items()}
+        found, masks = received(self.model, batch, taps, calls, self.forward), self._masks(batch)
+        return {name: [self._matrices(layers[name], raw, masks) for raw in each] for name, each in found.items()}
 
     def _masks(self, batch: object) -> Masks:
         return () if self.data is None else self.data.masks_of(batch)
@@ -388,6 +419,10 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
+
+
+def _shapes(received: Mapping[str, list[_Matrices]]) -> list[list[torch.Size]]:
+    return [[X.shape for X in matrices] for calls in received.values() for matrices in calls]
 
 
 class _OtherRows(Exception):
