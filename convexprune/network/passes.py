@@ -105,7 +105,7 @@ _EXAMPLE = 64
 def _example(
     model: nn.Module, batch: Batch, taps: Taps, forward: Forward | None
 ) -> tuple[Batch, Mapping[str, Observed]]:
-    """A copy of the batch's first samples, if all these layers receive rows from them, else of all; and what it shows."""
+    """A copy of the batch's first samples, if all these layers receive rows from them, else of all; what it shows."""
     if samples_of(batch) > _EXAMPLE:
         part, reached = copy_for(model, samples_at(batch, slice(_EXAMPLE))), set[str]()
 
