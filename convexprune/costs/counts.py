@@ -2,15 +2,14 @@
 
 import copy
 import gzip
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import prune
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from convexprune.errors import UnsupportedModule
 from convexprune.files.weights import safetensors_bytes
@@ -191,44 +190,38 @@ def flops(model: nn.Module, batch: object, *, forward: Forward | None = None) ->
         EmptyCalibration, NonFinite: The batch holds no sample, or NaN or infinity.
     """
     model, checked = permanent(model), as_batches([batch])[0]
-    counter = FlopCounterMode(display=False)
+    found: dict[str, tuple[int, int]] = {}
+    counter = FlopCounterMode(display=False, custom_mapping=_recording(model, found))
     plain = sdpa_kernel(SDPBackend.MATH)  # of the fused kernels of attention not all are counted
-    with evaluating(model), plain, counter, _Products(model, counter) as products:
+    with evaluating(model), plain, counter:
         run_model(model, checked, forward)
     rows = tuple(
         WeightFlops(name, density(model.get_parameter(name)), dense, remaining)
-        for name, (dense, remaining) in products.found.items()
+        for name, (dense, remaining) in found.items()
     )
     return Flops(rows, counter.get_total_flops() - sum(row.dense for row in rows), samples_of(checked))
 
 
-class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Finds which weight each counted operation multiplies by, whatever module or function calls it."""
+def _recording(model: nn.Module, found: dict[str, tuple[int, int]]) -> dict[object, Callable[..., int]]:
+    """The formulas by which torch counts, each of which also records in ``found`` the weight that it multiplies by."""
+    tensors = {name: _checked_tensor(name, own) for name, own in model.named_parameters()}
+    holders = Holders((own, name) for name, own in tensors.items() if own.dim() >= 2)
 
-    def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counter = counter
-        tensors = {name: _checked_tensor(name, own) for name, own in model.named_parameters()}
-        self.holders = Holders((own, name) for name, own in tensors.items() if own.dim() >= 2)
-        self.found: dict[str, tuple[int, int]] = {}
+    def recording(formula: Callable[..., int]) -> Callable[..., int]:
+        def count(*args: object, **kwargs: object) -> int:
+            counted = formula(*args, **kwargs)
+            owned = ((name, operand) for operand in tensors_in(args) for name in holders.of(operand))
+            if counted and (first := next(owned, None)):
+                name, operand = first  # the operand is a part of the weight where projections are packed
+                dense, remaining = found.get(name, (0, 0))
+                part = int(operand.count_nonzero()) * counted // max(operand.numel(), 1)
+                found[name] = (dense + counted, remaining + part)
+            return counted
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., object],
-        types: Iterable[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        before = self.counter.get_total_flops()
-        result = func(*args, **(kwargs or {}))
-        count = self.counter.get_total_flops() - before
-        owned = ((name, operand) for operand in tensors_in(args) for name in self.holders.of(operand))
-        if count and (first := next(owned, None)):
-            name, operand = first  # the operand is a part of the weight where projections are packed
-            dense, remaining = self.found.get(name, (0, 0))
-            part = int(operand.count_nonzero()) * count // max(operand.numel(), 1)
-            self.found[name] = (dense + count, remaining + part)
-        return result
+        vars(count).update(_get_raw=True)  # tensors, not their shapes
+        return count
+
+    return {operation: recording(formula) for operation, formula in flop_registry.items()}
 
 
 def accuracy(model: nn.Module, x: object, y: Tensor, batch_size: int = 1000) -> float:
