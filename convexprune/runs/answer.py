@@ -9,7 +9,6 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from convexprune.files.texts import Json
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.layer import Layer
@@ -279,20 +278,7 @@ def _certificate(program: LayerProgram, problem: Problem, U: Tensor, answer: Ans
 
 
 def layer_row(layer: Layer, goal: Goal, answers: Sequence[Answer]) -> LayerReport:
-    """The row of a layer from its groups' answers."""
-    figures = layer_figures(str(goal), goal.allowed, answers)
-    row = LayerReport(name=layer.name, shape=layer.shape, fit=layer.fit.name, norm=layer.norm_name, **figures)
-    return replace(row, notes=(*layer.notes, *row.notes))
-
-
-def with_extras(row: LayerReport, extra: Mapping[str, object]) -> LayerReport:
-    """The row with further figures of its layer; notes come after its own."""
-    notes = dict.fromkeys((*row.notes, *cast(Sequence[str], extra.get("notes", ()))))
-    return replace(row, **{**extra, "notes": tuple(notes)})  # type: ignore[arg-type]
-
-
-def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -> Json:
-    """All of a row that follows from the answers alone; groups of a layer are added up."""
+    """The row of a layer from its groups' answers, which are added up."""
     certificates = [answer.solution.certificate for answer in answers]
     value, bound = sum(c.value for c in certificates), sum(c.bound for c in certificates)
     gap = math.inf if bound == -math.inf else max(0.0, value - bound) / (sum(c.scale for c in certificates) or 1.0)
@@ -300,24 +286,33 @@ def layer_figures(goal: str, allowed: float | None, answers: Sequence[Answer]) -
     scales = [answer.radius or answer.size for answer in answers]
     outside = math.hypot(*(c.violation * scale for c, scale in zip(certificates, scales, strict=True) if c.violation))
     statuses, good = [answer.status for answer in answers], (str(Status.SOLVED), str(Status.NO_BOUND), REFITTED)
-    return {
-        "samples": answers[0].samples,
-        "nonzeros_before": sum(answer.before for answer in answers),
-        "nonzeros": sum(answer.nonzeros for answer in answers),
-        "output_error": math.hypot(*(answer.error for answer in answers)) / size,
-        "seconds": sum(answer.solution.seconds.total for answer in answers),
-        "status": next((status for status in statuses if status not in good), statuses[0]),
-        "goal": goal,
-        "eps": math.hypot(*(answer.radius for answer in answers)) / size,
-        "promised": math.hypot(*(answer.promised for answer in answers)) / size,
-        "value": value,
-        "bound": bound,
-        "gap": gap,
-        "violation": 0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
-        "iterations": max(answer.solution.iterations for answer in answers),
-        "notes": tuple(
-            dict.fromkeys(note for each in answers for note in (*([_ORIGINAL] * each.original), *each.notes))
-        ),
-        "returned": sum(answer.returned for answer in answers),
-        "eps_allowed": allowed,
-    }
+    notes = [note for each in answers for note in (*([_ORIGINAL] * each.original), *each.notes)]
+    return LayerReport(
+        name=layer.name,
+        shape=layer.shape,
+        fit=layer.fit.name,
+        norm=layer.norm_name,
+        samples=answers[0].samples,
+        nonzeros_before=sum(answer.before for answer in answers),
+        nonzeros=sum(answer.nonzeros for answer in answers),
+        output_error=math.hypot(*(answer.error for answer in answers)) / size,
+        seconds=sum(answer.solution.seconds.total for answer in answers),
+        status=next((status for status in statuses if status not in good), statuses[0]),
+        goal=str(goal),
+        eps=math.hypot(*(answer.radius for answer in answers)) / size,
+        promised=math.hypot(*(answer.promised for answer in answers)) / size,
+        value=value,
+        bound=bound,
+        gap=gap,
+        violation=0.0 if not outside else outside / (math.hypot(*scales) or 1.0),
+        iterations=max(answer.solution.iterations for answer in answers),
+        notes=(*layer.notes, *dict.fromkeys(notes)),
+        returned=sum(answer.returned for answer in answers),
+        eps_allowed=goal.allowed,
+    )
+
+
+def with_extras(row: LayerReport, extra: Mapping[str, object]) -> LayerReport:
+    """The row with further figures of its layer; notes come after its own."""
+    notes = dict.fromkeys((*row.notes, *cast(Sequence[str], extra.get("notes", ()))))
+    return replace(row, **{**extra, "notes": tuple(notes)})  # type: ignore[arg-type]
