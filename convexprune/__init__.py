@@ -8,6 +8,7 @@ line need not wait for torch.
 """
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,10 @@ if not TYPE_CHECKING:  # type checkers are to see the names above, and to report
 
     def __getattr__(name: str) -> Any:
         if name == "__version__":
-            found = _version()
+            try:
+                found = version(__name__)
+            except PackageNotFoundError:  # a checkout that was never installed
+                found = "unknown"
         elif name in _HOMES:
             found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         else:
@@ -76,13 +80,3 @@ if not TYPE_CHECKING:  # type checkers are to see the names above, and to report
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    """Of the installed package; "unknown" in a checkout that was never installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(__name__)
-    except PackageNotFoundError:
-        return "unknown"

@@ -73,7 +73,8 @@ def demo(
 
     with _people_errors(), bars(errors) as shown:
         dense, rows = run_demo(out, seed=seed, progress=shown.progress, callback=shown.callback)
-    console.print(*tables(dense, rows, console.width))
+    for table in tables(dense, rows, console.width):
+        console.print(table, "")
     for what, name in (("Picture", PICTURE), ("Sparse model", MODEL), ("Figures", FIGURES)):
         say(console, f"{what}: {out / name}")
 

@@ -59,26 +59,24 @@ class Bars:
 
     def __init__(self, shown: "Progress") -> None:
         self._shown = shown
-        self._layers = shown.add_task("", total=None, count="", note="")
-        self._solve = shown.add_task("", total=None, count="", note="", visible=False)
+        self._layers, self._solve = shown.add_task("", total=None), shown.add_task("", total=None, visible=False)
         self._total = 0
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """The first row."""
         if stage == "capture":
-            self._shown.update(self._layers, description="reading the data", count=f"{done} batches", total=None)
-            return
-        if total < self._total:  # one layer of a cascade: its number among all is shown already
-            return
-        self._total = total
-        name, count = escape(visible(stage, line=True)), f"{done}/{total}"
-        self._shown.update(self._layers, description=name, completed=done, total=total, count=count)
-        self._shown.update(self._solve, visible=False)
+            self._shown.update(self._layers, description=f"reading the data, {done} batches", total=None)
+        elif not total == 1 < self._total:  # one layer of a cascade: its number among all is shown already
+            self._total = total
+            text = f"{escape(visible(stage, line=True))}, {done}/{total}"
+            self._shown.update(self._layers, description=text, completed=done, total=total)
+            self._shown.update(self._solve, visible=False)
 
     def callback(self, layer: str, point: "TracePoint") -> None:
         """The second row."""
-        note = f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}"
-        self._shown.update(self._solve, description=f"  {escape(visible(layer, line=True))}", note=note, visible=True)
+        figures = f"iteration {point.iteration}, gap {point.gap:.1e}, violation {point.violation:.1e}"
+        text = f"  {escape(visible(layer, line=True))}, {figures}"
+        self._shown.update(self._solve, description=text, visible=True)
 
 
 @contextmanager
@@ -86,8 +84,7 @@ def bars(console: Console) -> Iterator[Bars]:
     """Shown on the console while the body runs, if that is a terminal; gone afterwards."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # --help need not wait for it
 
-    count, note = TextColumn("{task.fields[count]}"), TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), note)
+    columns = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
         yield Bars(shown)
 

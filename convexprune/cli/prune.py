@@ -24,7 +24,7 @@ from convexprune.cli.live import (
     print_json,
     say,
 )
-from convexprune.cli.source import ModelData, chosen_mask, labelled_samples, read_source
+from convexprune.cli.source import ModelData, labelled_samples, read_source
 from convexprune.costs import accuracy
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
@@ -102,7 +102,9 @@ class Job:
         """From the flags by name."""
         values = {name: read_table(f"--{name}", flags[name]) for name in ("eps", "sparsity") if flags[name]}
         target = as_target(flags["target"], **values)
-        options, mask = _options(flags).checked(), chosen_mask(flags["mask"], flags["no_mask"])
+        if flags["no_mask"] and flags["mask"] is not None:
+            raise InvalidInput("--mask, --no-mask: one names a mask, the other ignores it; leave one of them out")
+        options, mask = _options(flags).checked(), False if flags["no_mask"] else flags["mask"]
         own = ("weights", "calibration", "key", "samples", "max_ratio", "holdout", "labels_key")
         read = read_source(flags["model"], **{name: flags[name] for name in own}, mask=mask)
         # After the model, whose module may hold a method of its own.

@@ -131,13 +131,6 @@ def labelled_samples(
     return _prepared(read.prepare, arrays, np.arange(total)), torch.from_numpy(np.asarray(labels))
 
 
-def chosen_mask(mask: str | None, no_mask: bool) -> str | bool | None:
-    """The array that says which positions count; False for none, None for the one of the usual name."""
-    if no_mask and mask is not None:
-        raise InvalidInput("--mask, --no-mask: one names a mask, the other ignores it; leave one of them out")
-    return False if no_mask else mask
-
-
 def _arguments(model: nn.Module) -> tuple[str, ...]:
     """What the model's forward takes by name; labels only where it needs them."""
     found = inspect.signature(model.forward).parameters.values()
