@@ -14,8 +14,8 @@ from convexprune.errors import DamagedFile
 from convexprune.files.weights import (
     MAX_RATIO,
     StrPath,
+    check_ratio,
     check_size,
-    checked_ratio,
     existing,
     listed,
     load_weights,
@@ -78,7 +78,7 @@ def load_arrays(path: StrPath, names: Iterable[str], *, max_ratio: float = MAX_R
 
 
 def _parts(path: StrPath, max_ratio: float) -> tuple[Path, _Parts]:
-    checked_ratio(max_ratio)
+    check_ratio(max_ratio)
     path, suffix = existing(path, (*_ARRAYS, *_TENSORS))
     if suffix in _TENSORS:
         tensors = load_weights(path, max_ratio=max_ratio)

@@ -52,7 +52,7 @@ def load_weights(path: StrPath, *, max_ratio: float = MAX_RATIO) -> dict[str, Te
         InvalidTolerance: a limit below 1.
         DamagedFile: the file is cut short, is not what its suffix says, needs unpickling, or is not a state dict.
     """
-    checked_ratio(max_ratio)
+    check_ratio(max_ratio)
     path, suffix = existing(path, (".safetensors", ".pt", ".pth", ".bin"))
     reader = _read_safetensors if suffix == ".safetensors" else partial(_read_torch, max_ratio=max_ratio)
     found = read(path, reader, "a state dict of tensors", _SAVE_WEIGHTS)
@@ -136,13 +136,10 @@ def write_atomically(content: bytes, path: StrPath) -> Path:
 
 def as_path(path: StrPath) -> Path:
     """The path; InvalidInput is raised for a null character, or one that the file system has no bytes for."""
-    try:
-        impossible = b"\0" in os.fsencode(path)
-    except UnicodeEncodeError:
-        impossible = True
-    if impossible:
-        raise InvalidInput(f"{path!r}: no file can have this name, for it has no bytes; choose another")
-    return Path(path)
+    with suppress(UnicodeEncodeError):
+        if b"\0" not in os.fsencode(path):
+            return Path(path)
+    raise InvalidInput(f"{path!r}: no file can have this name, for it has no bytes; choose another")
 
 
 def make_folder(folder: StrPath) -> Path:
@@ -184,17 +181,16 @@ def read(path: Path, reader: Callable[[Path], T], expected: str, remedy: str) ->
         raise
     except Exception as error:
         size = path.stat().st_size if path.is_file() else 0
-        found = f"{size:,} bytes that do not load" if size else "an empty file, or none"
+        found = f"{size:,} bytes that do not load" if size else "an empty file" if path.is_file() else "no file"
         reason = str(error).strip().split("\n")[0][:200]
         message = f"{path} is damaged or would need unpickling: found {found}, expected {expected}; {remedy}."
         raise DamagedFile(f"{message} ({type(error).__name__}: {reason})") from error
 
 
-def checked_ratio(max_ratio: float) -> float:
-    """The limit itself; raises InvalidTolerance if it is below 1, or NaN."""
+def check_ratio(max_ratio: float) -> None:
+    """Raise InvalidTolerance if the limit is below 1, or NaN."""
     if not as_number("max_ratio", max_ratio) >= 1:
         raise InvalidTolerance(f"max_ratio: expected a number ≥ 1, found {max_ratio}")
-    return max_ratio
 
 
 def check_size(path: Path, unpacked: int, max_ratio: float) -> None:
