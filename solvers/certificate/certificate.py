@@ -12,16 +12,14 @@ Every step yields a valid lower bound, whoever produced Λ (docs/program.md has 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape
-from convexprune.solvers.certificate.repair import NEGLIGIBLE, Shift, blocks, cheap_entries, shifts
+from convexprune.solvers.certificate.repair import NEGLIGIBLE, blocks, cheap_entries, shifts
 from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.programs.fits import Fit
 from convexprune.solvers.programs.penalties import Penalty, is_homogeneous
@@ -136,17 +134,13 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         value = float(penalty.value(U)) + fit.value(seen)
         certificate = Certificate(value, -math.inf, math.inf, fit.distance(seen) / fit.scale, abs(value))
         return Judgement(certificate, torch.zeros_like(U), torch.zeros_like(U))
-    cost, lengths = penalty.cost(program.shape), program.lengths
-    # What is not homogeneous charges for more than its price: only entries without one are repaired.
-    cheap = cheap_entries(cost, lengths) if is_homogeneous(penalty) else (cost == 0) & (lengths > 0)
-    found = shifts(program, U, multipliers, cheap, cost, lengths) if bool(cheap.any()) else ()
-    sums = sums_of(program, U, multipliers, lengths, found)
-    within = penalty.prox(U, 0.0)
-    value = float(penalty.value(within)) + fit.value(sums.fit)
+    dual = _Dual.of(program, penalty, U, multipliers)
+    within, lengths = penalty.prox(U, 0.0), dual.lengths
+    value = float(penalty.value(within)) + fit.value(dual.sums)
     outside = float(torch.linalg.vector_norm((U - within) * torch.where(lengths > 0, lengths, lengths.amax())))
-    violation = max(fit.distance(sums.fit), outside) / fit.scale
+    violation = max(fit.distance(dual.sums), outside) / fit.scale
     unit = _unit(program, penalty, lengths)
-    bound, t = best_bound(fit, penalty, cost, sums, max(value, unit))
+    bound, t = dual.bound(max(value, unit))
     scale = max(value, 1e-3 * unit)
     certificate = Certificate(
         value=value,
@@ -158,7 +152,7 @@ def judge(program: LayerProgram, U: Tensor, multipliers: Tensor | None) -> Judge
         and bound > (most := _INFEASIBLE[program.dtype]) * max(value, unit)
         and bound > most * _fitted_cost(program, penalty, lengths),
     )
-    return Judgement(certificate, sums.A * t, ROUNDING * sums.reach * t)
+    return Judgement(certificate, dual.A * t, ROUNDING * dual.reach * t)
 
 
 def _unit(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> float:
@@ -178,111 +172,106 @@ def _fitted_cost(program: LayerProgram, penalty: Penalty, lengths: Tensor) -> fl
     return float(penalty.value(penalty.prox(inverse @ anchor / d, 0.0)))
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What one pass over the samples adds up."""
+@dataclass(frozen=True, eq=False)
+class _Dual:
+    """Multipliers Λ, dual feasible but for the scales of their columns, by what one pass over the samples adds up."""
 
-    fit: Tensor  # the fit's sums, [K, M]
+    fit: Fit
+    penalty: Penalty
+    cost: Tensor  # the price of each weight [N, M]
+    lengths: Tensor  # ‖x_j‖ [N, 1]
+    sums: Tensor  # the fit's, [K, M], of the outputs of the weights
     terms: Tensor  # the fit's dual terms, [K, M]
     A: Tensor  # XᵀΛ [N, M]
     multipliers: Tensor  # ‖λ_m‖ [M]
     anchors: Tensor  # of what ⟨Λ, ·⟩ in the dual terms is taken with, the lengths [M]
-    lengths: Tensor  # ‖x_j‖ [N, 1]
+
+    @classmethod
+    def of(cls, program: LayerProgram, penalty: Penalty, U: Tensor, multipliers: Tensor | None) -> Self:
+        """That of multipliers, or without them of the residual of the weights' outputs, repaired."""
+        cost, lengths = penalty.cost(program.shape), program.lengths
+        # What is not homogeneous charges for more than its price: only entries without one are repaired.
+        cheap = cheap_entries(cost, lengths) if is_homogeneous(penalty) else (cost == 0) & (lengths > 0)
+        found = shifts(program, U, multipliers, cheap, cost, lengths) if bool(cheap.any()) else ()
+        totals: list[Tensor] = []
+        for block in blocks(program, U, multipliers, found):
+            L = block.multipliers
+            anchors2 = block.fit.anchor.square().sum(0).expand(L.shape[1])
+            parts = [block.fit.sums(block.Z), block.fit.dual_terms(L), block.X.T @ L, L.square().sum(0), anchors2]
+            totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
+        sums, terms, A, multipliers2, anchors2 = totals
+        return cls(program.fit, penalty, cost, lengths, sums, terms, A, multipliers2.sqrt(), anchors2.sqrt())
 
     @property
     def reach(self) -> Tensor:
         """‖x_j‖·‖λ_m‖ ≥ Σ_p |x_pj λ_pm|, [N, M]: rounding of A is relative to it."""
         return self.lengths * self.multipliers
 
+    def bound(self, worth: float) -> tuple[float, Tensor]:
+        """The largest bound, and the scales t [M] of the columns that it holds for.
 
-def sums_of(
-    program: LayerProgram, U: Tensor, multipliers: Tensor | None, lengths: Tensor, shifts: tuple[Shift, ...]
-) -> Sums:
-    """Those of weights U and of the multipliers after these shifts."""
-    totals: list[Tensor] = []
-    for block in blocks(program, U, multipliers, shifts):
-        L = block.multipliers
-        anchors2 = block.fit.anchor.square().sum(0).expand(L.shape[1])
-        parts = [block.fit.sums(block.Z), block.fit.dual_terms(L), block.X.T @ L, L.square().sum(0), anchors2]
-        totals = [total + part for total, part in zip(totals, parts, strict=True)] if totals else parts
-    fit, terms, A, multipliers2, anchors2 = totals
-    return Sums(fit, terms, A, multipliers2.sqrt(), anchors2.sqrt(), lengths)
+        ``worth`` is the unit of the objective: what weights at hand cost, or an output as long as the targets.
+        """
+        cap, doubt = self._caps(worth)
+        terms = torch.cat([self.terms[:1] - doubt, self.terms[1:]])
+        if is_homogeneous(self.penalty):
+            t = self._scales(terms, cap)
+            bound = self.fit.dual_value(terms, t)
+        else:
+            bound, t = self._searched(terms, cap)
+        return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))
+
+    def _scales(self, terms: Tensor, cap: Tensor) -> Tensor:
+        # The fit's own, which are held to what the bound rests on: 0 ≤ t ≤ cap.
+        return self.fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
+
+    def _searched(self, terms: Tensor, cap: Tensor) -> tuple[float, Tensor]:
+        """The largest D(t∘Λ) over t = best_scaling(min(cap, τ)), τ > 0, where g* is no longer 0 or ∞.
+
+        D is concave along a ray: τ is doubled or halved as long as that helps, then found by golden sections.
+        """
+        cap = cap * (1 - 4 * ROUNDING)  # not quite where g* becomes infinite
+        # At the worst that rounding may have made of XᵀΛ: g* ≥ g*(0) = 0 is convex, so it grows outwards.
+        worst = torch.where(self.cost == 0, 0.0, -self.A - ROUNDING * self.reach * self.A.sign())
+
+        def at(power: float) -> tuple[float, Tensor]:
+            t = self._scales(terms, cap.clamp(max=2.0**power))
+            lost = self.penalty.conjugate(worst * t).to(torch.float64) * (1 + ROUNDING)
+            t = torch.where(torch.isfinite(lost), t, 0.0)
+            return self.fit.dual_value(terms, t) - float(torch.where(t > 0, lost, 0.0).sum()), t
+
+        best, power = at(0.0), 0.0
+        for direction in (1.0, -1.0):
+            while abs(power) < _DOUBLINGS and (moved := at(power + direction))[0] > best[0]:
+                best, power = moved, power + direction
+            if power:
+                break
+        low, high = power - 1, power + 1
+        for _ in range(_SECTIONS):
+            inner, outer = (low + (high - low) * part for part in (1 - _GOLDEN, _GOLDEN))
+            a, b = at(inner), at(outer)
+            best = max(best, a, b, key=lambda found: found[0])
+            low, high = (low, outer) if a[0] >= b[0] else (inner, high)
+        return best
+
+    def _caps(self, worth: float) -> tuple[Tensor, Tensor]:
+        """[M], the largest scales; and [M], by how much rounding may make the bound too high at scale 1."""
+        size, free = self.reach, (self.cost == 0) & (self.lengths > 0)
+        outputs = self.anchors + self.fit.scale
+        # Rounding of A is no evidence that Λ is orthogonal to a column.
+        largest = dual_norm_of_sizes(self.penalty, size)
+        norm = self.penalty.dual_norm(-self.A) + ROUNDING * largest  # −A is what g* sees
+        # Where entries are free no weight bounds what rounding leaves of A, so such Λ may be scaled up far less.
+        alone = self.multipliers * outputs / worth if worth > 0 else torch.full_like(largest, torch.inf)
+        least = torch.where(largest > 0, largest, alone)
+        norm = torch.where(free.any(0), torch.maximum(norm, _FREE_FLOOR * least), norm)
+        unmet = ((self.A.abs() > NEGLIGIBLE * size) & free).any(0)
+        cap = torch.where(unmet, 0.0, 1 / norm.clamp(min=1e-100))  # a Λ exactly orthogonal to X may grow at will
+        # No bound are ⟨A, U⟩ of free entries with outputs no longer than the targets, and rounding of the dual terms.
+        left = torch.where(free, self.A / self.lengths.clamp(min=1e-300), 0.0)
+        return cap, (ROUNDING * self.multipliers + torch.linalg.vector_norm(left, dim=0)) * outputs
 
 
 def dual_norm_of_sizes(penalty: Penalty, sizes: Tensor) -> Tensor:
     """[M], the dual norm of a matrix of which only the sizes ≥ 0 of the entries are known."""
     return torch.maximum(penalty.dual_norm(sizes), penalty.dual_norm(-sizes))
-
-
-def best_bound(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[float, Tensor]:
-    """The bound, and the scales t [M] of the columns that it holds for.
-
-    ``worth`` is the unit of the objective: what weights at hand cost, or an output as long as the targets.
-    """
-    cap, doubt = _caps(fit, penalty, cost, sums, worth)
-    terms = torch.cat([sums.terms[:1] - doubt, sums.terms[1:]])
-    if is_homogeneous(penalty):
-        t = _scales(fit, terms, cap)
-        bound = fit.dual_value(terms, t)
-    else:
-        bound, t = _searched(fit, terms, cap, partial(_conjugate, penalty, cost, sums))
-    return (bound, t) if bound > 0 else (0.0, torch.zeros_like(t))
-
-
-def _scales(fit: Fit, terms: Tensor, cap: Tensor) -> Tensor:
-    # The fit's own, which are held to what the bound rests on: 0 ≤ t ≤ cap.
-    return fit.best_scaling(terms, cap).nan_to_num(0.0).clamp(min=0).minimum(cap)
-
-
-def _conjugate(penalty: Any, cost: Tensor, sums: Sums, t: Tensor) -> Tensor:
-    """g*(−XᵀΛ diag(t)) by column, at the worst that rounding may have made of XᵀΛ."""
-    # g* ≥ g*(0) = 0 is convex, so it grows outwards.
-    A = sums.A + ROUNDING * sums.reach * sums.A.sign()
-    conjugate: Tensor = penalty.conjugate(torch.where(cost == 0, 0.0, -A * t))
-    return conjugate.to(torch.float64) * (1 + ROUNDING)
-
-
-def _searched(fit: Fit, terms: Tensor, cap: Tensor, conjugate: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
-    """The largest D(t∘Λ) over t = best_scaling(min(cap, τ)), τ > 0, where g* is no longer 0 or ∞.
-
-    D is concave along a ray: τ is doubled or halved as long as that helps, then found by golden sections.
-    """
-    cap = cap * (1 - 4 * ROUNDING)  # not quite where g* becomes infinite
-
-    def at(power: float) -> tuple[float, Tensor]:
-        t = _scales(fit, terms, cap.clamp(max=2.0**power))
-        lost = conjugate(t)
-        t = torch.where(torch.isfinite(lost), t, 0.0)
-        return fit.dual_value(terms, t) - float(torch.where(t > 0, lost, 0.0).sum()), t
-
-    best, power = at(0.0), 0.0
-    for direction in (1.0, -1.0):
-        while abs(power) < _DOUBLINGS and (moved := at(power + direction))[0] > best[0]:
-            best, power = moved, power + direction
-        if power:
-            break
-    low, high = power - 1, power + 1
-    for _ in range(_SECTIONS):
-        inner, outer = (low + (high - low) * part for part in (1 - _GOLDEN, _GOLDEN))
-        a, b = at(inner), at(outer)
-        best = max(best, a, b, key=lambda found: found[0])
-        low, high = (low, outer) if a[0] >= b[0] else (inner, high)
-    return best
-
-
-def _caps(fit: Fit, penalty: Penalty, cost: Tensor, sums: Sums, worth: float) -> tuple[Tensor, Tensor]:
-    """[M], the largest scales; and [M], by how much rounding may make the bound too high at scale 1."""
-    size, free = sums.reach, (cost == 0) & (sums.lengths > 0)
-    outputs = sums.anchors + fit.scale
-    # Rounding of A is no evidence that Λ is orthogonal to a column.
-    largest = dual_norm_of_sizes(penalty, size)
-    norm = penalty.dual_norm(-sums.A) + ROUNDING * largest  # −A is what g* sees
-    # Where entries are free no weight bounds what rounding leaves of A, so such Λ may be scaled up far less.
-    alone = sums.multipliers * outputs / worth if worth > 0 else torch.full_like(largest, torch.inf)
-    least = torch.where(largest > 0, largest, alone)
-    norm = torch.where(free.any(0), torch.maximum(norm, _FREE_FLOOR * least), norm)
-    unmet = ((sums.A.abs() > NEGLIGIBLE * size) & free).any(0)
-    cap = torch.where(unmet, 0.0, 1 / norm.clamp(min=1e-100))  # a Λ exactly orthogonal to X may grow at will
-    # ⟨A, U⟩ of free entries whose outputs are no longer than the targets, and rounding of the dual terms, are no bound.
-    left = torch.where(free, sums.A / sums.lengths.clamp(min=1e-300), 0.0)
-    return cap, (ROUNDING * sums.multipliers + torch.linalg.vector_norm(left, dim=0)) * outputs
