@@ -10,23 +10,12 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from convexprune.solvers.programs import (
-    L1,
-    NM,
-    Ball,
-    Fit,
-    Gram,
-    GroupL2,
-    LayerProgram,
-    NetTrimLoss,
-    NetTrimSet,
-    Penalty,
-    ReluBall,
-    ReluLoss,
-    SquaredLoss,
-    TopK,
-)
-from convexprune.solvers.programs.fits import LossFit, SetFit
+from convexprune.solvers.programs.fits import Fit, LossFit, SetFit
+from convexprune.solvers.programs.geometries import Ball, NetTrimLoss, NetTrimSet, ReluBall, ReluLoss, SquaredLoss
+from convexprune.solvers.programs.gram import Gram
+from convexprune.solvers.programs.penalties import L1, GroupL2, Penalty
+from convexprune.solvers.programs.program import LayerProgram
+from convexprune.solvers.programs.supports import NM, TopK
 
 SETS: dict[str, type[SetFit]] = {"relu-ball": ReluBall, "net-trim": NetTrimSet, "ball": Ball}
 """Fits with a radius, by their names in the zoo."""
@@ -172,19 +161,19 @@ def blocks(N: int, M: int) -> Tensor:
 
 
 GROUPS = {
-    "rows": lambda: GroupL2("rows"),
-    "columns": lambda: GroupL2("columns"),
-    "blocks": lambda: GroupL2(blocks(12, 8)),
-    "weighted rows": lambda: GroupL2("rows", torch.arange(11, -1, -1) / 4.0),
-    "weighted columns": lambda: GroupL2("columns", torch.arange(8) / 2.0),
-    "weighted blocks": lambda: GroupL2(blocks(12, 8), (torch.arange(24) % 4) / 2.0),
+    "rows": GroupL2("rows"),
+    "columns": GroupL2("columns"),
+    "blocks": GroupL2(blocks(12, 8)),
+    "weighted rows": GroupL2("rows", torch.arange(11, -1, -1) / 4.0),
+    "weighted columns": GroupL2("columns", torch.arange(8) / 2.0),
+    "weighted blocks": GroupL2(blocks(12, 8), (torch.arange(24) % 4) / 2.0),
 }
 """Group penalties for 12 inputs and 8 neurons; the weighted ones leave some groups free."""
 
 
 def groups(fit: str, kind: str) -> LayerProgram:
     """A group penalty by its name in ``GROUPS``."""
-    return program_of(*layer(31, 90, 12, 8), fit, penalty=GROUPS[kind]())
+    return program_of(*layer(31, 90, 12, 8), fit, penalty=GROUPS[kind])
 
 
 def grams(kind: str, dtype: torch.dtype = torch.float64) -> LayerProgram:
@@ -277,14 +266,10 @@ def orthonormal(kind: str) -> Known:
     V, row, column = X.T @ Y, torch.arange(N)[:, None], torch.arange(M)
     labels = {"L1": row * M + column, "rows": row, "columns": column, "blocks": (row // 3) * M + column // 2}[kind]
     labels = labels.expand(N, M).contiguous()
-    U = torch.zeros_like(V)
-    cost = 0.0
-    for g in sorted(set(labels.reshape(-1).tolist())):  # not every label below the largest is there
-        length = float(V[labels == g].norm())
-        U[labels == g] = max(0.0, 1 - 1 / (weight * length)) * V[labels == g]
-        cost += max(0.0, length - 1 / weight)
-    penalties: dict[str, Penalty] = {"L1": L1(), "rows": GroupL2("rows"), "columns": GroupL2("columns")}
-    penalty = penalties.get(kind) or GroupL2(labels)
+    lengths = V.new_zeros(N * M).index_add(0, labels.reshape(-1), V.square().reshape(-1)).sqrt()  # of each group
+    U = V * (1 - 1 / (weight * lengths[labels])).clamp(min=0)
+    cost = float((lengths - 1 / weight).clamp(min=0).sum())
+    penalty = {"L1": L1(), "blocks": GroupL2(labels)}.get(kind) or GROUPS[kind]
     return LayerProgram(X, SquaredLoss(Y, weight), penalty), cost + weight * float((X @ U - Y).square().sum()) / 2
 
 
@@ -316,11 +301,11 @@ INFEASIBLE: dict[str, Callable[[], LayerProgram]] = {
 """Programs that no weights satisfy, by name."""
 
 Budget = TopK | NM
-BUDGETS: dict[str, Callable[[], Budget]] = {
-    "top-k a layer": lambda: TopK(10),
-    "top-k a neuron": lambda: TopK(3, per="neuron"),
-    "2:4": lambda: NM(2, 4),
-    "top-k a neuron, free bias": lambda: TopK(2, per="neuron", rows=7),
+BUDGETS: dict[str, Budget] = {
+    "top-k a layer": TopK(10),
+    "top-k a neuron": TopK(3, per="neuron"),
+    "2:4": NM(2, 4),
+    "top-k a neuron, free bias": TopK(2, per="neuron", rows=7),
 }
 """Budgets for 8 inputs and 4 neurons."""
 
@@ -328,7 +313,7 @@ BUDGETS: dict[str, Callable[[], Budget]] = {
 def orthonormal_budget(kind: str) -> Known:
     """XᵀX = I and the squared loss: what is lost is the sum of squares of XᵀY off the support, the largest stay."""
     X = torch.linalg.qr(layer(42, 40, 8, 4)[0]).Q.contiguous()
-    Y, budget = gaussian(43, 40, 4), BUDGETS[kind]()
+    Y, budget = gaussian(43, 40, 4), BUDGETS[kind]
     V = X.T @ Y
     U = torch.where(_largest(V, budget), V, 0.0)
     return LayerProgram(X, SquaredLoss(Y), budget), float((X @ U - Y).square().sum()) / 2
@@ -349,11 +334,9 @@ def small_budget() -> Known:
     """Correlated inputs, three of seven weights a neuron: all supports are tried."""
     X, W = layer(44, 40, 7, 3)
     Y = X @ W + 0.2 * gaussian(45, 40, 3)
-    best = 0.0
-    for m in range(3):
-        parts = [X[:, list(kept)] for kept in combinations(range(7), 3)]
-        best += min(float((Y[:, m] - x @ torch.linalg.pinv(x) @ Y[:, m]).square().sum()) for x in parts) / 2
-    return LayerProgram(X, SquaredLoss(Y), TopK(3, per="neuron")), best
+    parts = [X[:, list(kept)] for kept in combinations(range(7), 3)]
+    lost = torch.stack([(Y - part @ torch.linalg.pinv(part) @ Y).square().sum(0) for part in parts])
+    return LayerProgram(X, SquaredLoss(Y), TopK(3, per="neuron")), float(lost.amin(0).sum()) / 2
 
 
 def planted_budget(fit: str) -> Known:

@@ -133,7 +133,7 @@ def _with_known_optimum() -> Iterator[Member]:
     for kind in layers.ORTHONORMAL:
         yield _known(f"squared-loss orthonormal {kind}", partial(layers.orthonormal, kind), "known")
     for fit in ("relu-ball", "net-trim-loss"):
-        yield _known(f"{fit} backwards rows", partial(layers.backwards, fit, layers.GROUPS["rows"]()), "known")
+        yield _known(f"{fit} backwards rows", partial(layers.backwards, fit, layers.GROUPS["rows"]), "known")
 
 
 _GROUPED = {
