@@ -137,10 +137,10 @@ def cvxpy(draw: Draw) -> str | None:
 
     f, step = draw.function, 0.4
     for V in (draw.at(0.3), draw.at(3.0)):
-        X = cp.Variable(f.shape)
+        X, size = cp.Variable(f.shape), float((V - f.centre).square().sum())
         term, constraints = f.to_cvxpy(X)
-        problem = cp.Problem(cp.Minimize(step * term + cp.sum_squares(X - V.numpy()) / 2), constraints)
+        problem = cp.Problem(cp.Minimize((step * term + cp.sum_squares(X - V.numpy()) / 2) / size), constraints)
         expect(problem.is_dcp(), "to_cvxpy: the expression is not convex by cvxpy's rules")
-        found, expected = float(problem.solve(solver="CLARABEL")), _objective(f, f.prox(V, step), V, step)
-        same("to_cvxpy: the prox problem", found, expected, 1e-3 * float((V - f.centre).square().sum()), _CONIC)
+        found, expected = float(problem.solve(solver="CLARABEL")), _objective(f, f.prox(V, step), V, step) / size
+        same("to_cvxpy: the prox problem", found, expected, 1e-3, _CONIC)
     return None

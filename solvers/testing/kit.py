@@ -51,9 +51,6 @@ class Candidate:
     def solve(self, program: LayerProgram, **limits: Any) -> Solution:
         """Its answer. SolverRefused: it does not take the program. NotConforming: the status is not as certified."""
         limits = {"tol": self.tol, "feas_tol": self.feas_tol, "time_limit": self.time_limit} | limits
-        reason = self.instance.refuses(program)
-        if reason:
-            raise SolverRefused(reason)
         solution = solve(program, self.instance, **limits)
         U, L = solution.weights, solution.multipliers
         expect(U.dtype in (torch.float32, torch.float64), f"weights: expected float32 or float64, found {U.dtype}")
