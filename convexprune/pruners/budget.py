@@ -9,7 +9,7 @@ from convexprune.pruners.pruner import register_pruner
 from convexprune.pruners.solving import Solving
 from convexprune.runs.answer import Answer, Goal, answered, judged, solve_limits
 from convexprune.runs.problem import Problem, StoppingRule
-from convexprune.solvers.certificate import Status
+from convexprune.solvers.certificate import Solution, Status
 from convexprune.solvers.methods import solve
 from convexprune.solvers.programs import NM, LayerProgram, Penalty, TopK
 from convexprune.targets import Sparsity, Target
@@ -31,20 +31,17 @@ class BudgetGoal(Goal):
         program, limits = self.program(problem, options), solve_limits(options, watch)
         del limits["tol"], limits["feas_tol"]  # those of a certificate, which a budget has not
         solver = "continuation" if options.solver is None else options.solver
-        solution = solve(
-            program,
-            solver,
-            start=problem.W,
-            callback=watch.callback,
-            stop=watch.interrupted,
-            **limits,  # type: ignore[arg-type]
-        )
-        return answered(program, solution, problem)
+        return answered(program, watched(program, solver, watch, start=problem.W, **limits), problem)
 
     def judge_group(self, answer: Answer, problem: Problem, options: Options) -> Answer:
         """Whether the budget is kept: a broken one has an infinite value."""
         again = judged(answer, problem, self.program(problem, options))
         return kept_or_not(again, problem, options, math.isfinite(again.solution.certificate.value))
+
+
+def watched(program: LayerProgram, solver: object, watch: StoppingRule, **options: object) -> Solution:
+    """``solve``, ended when the watch says so."""
+    return solve(program, solver, callback=watch.callback, stop=watch.interrupted, **options)  # type: ignore[arg-type]
 
 
 def zeros_stayed(answer: Answer, problem: Problem, options: Options) -> bool:

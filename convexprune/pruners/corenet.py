@@ -183,14 +183,8 @@ class CoreNet(Sampling):
 
 def _places(measured: Sequence[_Measured]) -> dict[str, Place]:
     """By name; the groups of a convolution share one."""
-    outputs: dict[str, int] = {}
-    ratios: dict[str, float] = {}
-    for found in measured:
-        name = found.view.name
-        outputs[name] = outputs.get(name, 0) + len(found.s) // 2
-        ratios[name] = max(ratios.get(name, 1.0), found.ratio)
-    from_here, biased = list(ratios.values()), any(found.view.biased for found in measured)
-    return {
-        name: Place(sum(outputs.values()), max(outputs.values()), len(outputs), tuple(from_here[number:]), biased)
-        for number, name in enumerate(outputs)
-    }
+    layers = {one.view.name: [each for each in measured if each.view.name == one.view.name] for one in measured}
+    outputs = [sum(len(found.s) // 2 for found in groups) for groups in layers.values()]
+    ratios = [max(found.ratio for found in groups) for groups in layers.values()]
+    network, biased = (sum(outputs), max(outputs), len(outputs)), any(found.view.biased for found in measured)
+    return {name: Place(*network, tuple(ratios[number:]), biased) for number, name in enumerate(layers)}

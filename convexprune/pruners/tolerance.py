@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convexprune.options import Options
-from convexprune.pruners.budget import zeros_stayed
+from convexprune.pruners.budget import watched, zeros_stayed
 from convexprune.runs.answer import (
     KEPT,
     REFITTED,
@@ -24,8 +24,7 @@ from convexprune.runs.answer import (
 )
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.records import slack
-from convexprune.solvers.certificate import Solution, Status, certify
-from convexprune.solvers.methods import solve
+from convexprune.solvers.certificate import Status, certify
 from convexprune.solvers.programs import LayerProgram
 
 _ROUNDED = 1e-2  # the violation up to which weights that only rounding moved out are better than trained ones
@@ -53,7 +52,8 @@ class Within(Goal):
         fit, radius, promised = problem.within(self.eps, options)
         program, promise = problem.program(fit, problem.penalty(options)), {"radius": radius, "promised": promised}
         # No start: ADMM's own, a ridge solution, needs 10 to 25 % fewer iterations than the trained weights.
-        solution, notes = _solved(program, problem, options, watch), []
+        solver, limits = set_solver(problem, options), solve_limits(options, watch)
+        solution, notes = watched(program, solver, watch, **limits), []
         if radius > self.eps * problem.size * (1 + 1e-12):
             notes.append(
                 f"eps raised from {self.eps:g} to {radius / (problem.size or 1.0):.4g}: on the pruned network's inputs "
@@ -75,7 +75,7 @@ class Within(Goal):
             # Rounding moved the weights out of the set: those of a smaller one, if rounded they are solved.
             with_eps = getattr(fit, "with_eps", None) or partial(problem.fit.within, problem.given)
             smaller = problem.program(with_eps(radius * (1 - 2 * _violation(answer))), program.penalty)
-            again = _solved(smaller, problem, options, watch, answer.solution)
+            again = watched(smaller, solver, watch, start=answer.solution, **solve_limits(options, watch))
             proven = replace(again, certificate=certify(program, again.weights, _finite(again.multipliers)))
             second = answered(program, proven, problem, answer.notes, **promise)
             answer = second if second.status == str(Status.SOLVED) else answer
@@ -101,14 +101,6 @@ class Within(Goal):
 
     def __str__(self) -> str:
         return f"{self.eps:g}"
-
-
-def _solved(
-    program: LayerProgram, problem: Problem, options: Options, watch: StoppingRule, start: Solution | None = None
-) -> Solution:
-    limits = solve_limits(options, watch)
-    solver = set_solver(problem, options)
-    return solve(program, solver, start=start, callback=watch.callback, stop=watch.interrupted, **limits)  # type: ignore[arg-type]
 
 
 def _or_trained(program: LayerProgram, answer: Answer, problem: Problem, options: Options, promised: float) -> Answer:
