@@ -81,15 +81,20 @@ class Measure(Measurement):
         return f"path of {len(self.eps)} eps"
 
 
-def measured(run: Run, goals: Mapping[str, Measurement]) -> dict[str, tuple[Answer, ...]] | None:
-    """The paths of these layers on the trained network's inputs; None if the run was stopped.
+class Stopped(Exception):
+    """The run ended before all paths were measured: nothing is shared, and nothing written."""
+
+
+def measured(run: Run, goals: Mapping[str, Measurement]) -> dict[str, tuple[Answer, ...]]:
+    """The paths of these layers on the trained network's inputs.
 
     Raises:
+        Stopped: The run was.
         PruningFailed: One was cut short, by its own time limit or by the caller's callback.
     """
     found = dict(run.solve(goals))
     if run.stopped is not None:
-        return None
+        raise Stopped
     for name, answers in found.items():
         if not all(answer.path for answer in answers):
             raise PruningFailed(
@@ -99,11 +104,9 @@ def measured(run: Run, goals: Mapping[str, Measurement]) -> dict[str, tuple[Answ
     return {name: found[name] for name in goals}
 
 
-def curves(run: Run, names: Collection[str]) -> dict[str, list[tuple[float, float]]] | None:
-    """Points (eps, nonzeros of all groups) of these layers, from nothing removed to everything; None: stopped."""
+def curves(run: Run, names: Collection[str]) -> dict[str, list[tuple[float, float]]]:
+    """Points (eps, nonzeros of all groups) of these layers, from nothing removed to everything."""
     found = measured(run, {name: Measure() for name in run.layers if name in names})
-    if found is None:
-        return None
     inner = {
         name: [
             (float(points[0][0]), float(sum(int(n) for _, _, n in points)))
@@ -127,15 +130,12 @@ def split_counts(run: Run, found: Mapping[str, Curve], count: int) -> dict[str, 
     return {name: max(least[name], int(split[name] + 1e-9)) for name in found}
 
 
-def fewest_weights(run: Run) -> Callable[[float], Mapping[str, float]] | None:
+def fewest_weights(run: Run) -> Callable[[float], Mapping[str, float]]:
     """From a level to each layer's eps: those that leave the fewest weights on the layers' measured paths.
 
-    Together they lose as much correlation, Σ −log(1 − eps²), as the level in each layer would. None if the run was
-    stopped.
+    Together they lose as much correlation, Σ −log(1 − eps²), as the level in each layer would.
     """
     found = curves(run, run.layers)
-    if found is None:
-        return None
     costs = {name: [(correlation_lost(eps), n) for eps, n in curve] for name, curve in found.items()}
 
     def shares(level: float) -> Mapping[str, float]:

@@ -75,8 +75,8 @@ class NetTrim(Solving):
             return "weights that take the neurons that stay are fitted again anyway: leave refit out"
         return super().refuses(target, options)
 
-    def prune(self, run: Run, target: Target) -> None:
-        """Solve and write."""
+    def reach(self, run: Run, target: Target) -> None:
+        """Solve and write what the kind of target asks for."""
         if isinstance(target, Eps):
             run.prune({name: Within(eps) for name, eps in layer_eps(target, run).items()})
         elif isinstance(target, NetworkEps):
@@ -84,7 +84,7 @@ class NetTrim(Solving):
         elif isinstance(target, Neurons):
             prune_neurons(run, target, ranked_by_paths(run))
         else:
-            super().prune(run, target)
+            super().reach(run, target)
 
 
 def layer_eps(target: Eps, run: Run) -> dict[str, float]:

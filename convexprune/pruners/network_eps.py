@@ -54,10 +54,7 @@ def by_bound(run: Run, target: NetworkEps) -> None:
     if target.objective == "l1":
         relative = dict.fromkeys(run.layers, min(1.0, total / (math.fsum(prices.values()) or math.inf)))
     else:
-        measured = curves(run, run.layers)
-        if measured is None:  # stopped while measuring
-            return
-        relative = dict(allocate_eps(measured, prices, total).values)
+        relative = dict(allocate_eps(curves(run, run.layers), prices, total).values)
     if run.cascade:
         _cascaded(run, sizes, relative, total)
         return
@@ -134,8 +131,6 @@ def by_measured_errors(run: Run, target: NetworkEps) -> None:
     measured is ever kept.
     """
     fewest = None if target.objective == "l1" else fewest_weights(run)
-    if fewest is None and target.objective != "l1":  # stopped while measuring
-        return
     first = min(1.0, target.value / (1.0 if run.cascade else math.sqrt(len(run.layers))))
     errors, written, goals, left = dict[float, float](), dict(run.written), dict(run.goals), dict[str, str]()
     best = math.inf  # the fewest nonzeros of a trial that keeps the promise, beside those of the trained network

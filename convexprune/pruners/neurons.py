@@ -37,17 +37,15 @@ Worth = Sequence[tuple[float, float]]
 """Of each neuron, to be compared in this order."""
 
 
-def prune_neurons(run: Run, target: Neurons, worth: Mapping[str, Worth] | None, *, refit: bool = True) -> None:
+def prune_neurons(run: Run, target: Neurons, worth: Mapping[str, Worth], *, refit: bool = True) -> None:
     """Choose, and answer for the layers that take the neurons; nothing is removed yet.
 
     Args:
         run: With the links that can lose neurons.
         target: How many go.
-        worth: Of each link's neurons; None where the run was stopped.
+        worth: Of each link's neurons.
         refit: Whether the layers that take neurons are fitted to what stays.
     """
-    if worth is None:
-        return
     chosen, widths = chosen_neurons(target, worth), run.widths()
     goals = dict[str, KeepInputs]()
     for name, link in run.links.items():
@@ -72,13 +70,11 @@ def chosen_neurons(target: Neurons, worth: Mapping[str, Worth]) -> dict[str, lis
     return {name: sorted(order[: kept[name]]) for name, order in ranked.items()}
 
 
-def ranked_by_paths(run: Run) -> dict[str, Worth] | None:
+def ranked_by_paths(run: Run) -> dict[str, Worth]:
     """The last relative eps at which each neuron is there along the paths of the layers that take it, the largest."""
     links, widths = run.links, run.widths()
     goals = {user: RankInputs(widths[name]) for name, link in links.items() for user in link.consumers}
     found = measured(run, {name: goals[name] for name in run.layers if name in goals})
-    if found is None:
-        return None
     ranks = {user: [(eps, share) for eps, share, _ in answers[0].path] for user, answers in found.items()}
     return {
         name: [max(values) for values in zip(*(ranks[user] for user in link.consumers), strict=True)]

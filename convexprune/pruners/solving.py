@@ -1,9 +1,10 @@
 """Pruners that solve a program for each layer: from what the target says to a goal for each layer."""
 
+from contextlib import suppress
 from typing import ClassVar
 
 from convexprune.options import Options
-from convexprune.pruners.measuring import curves, nonzeros, split_counts
+from convexprune.pruners.measuring import Stopped, curves, nonzeros, split_counts
 from convexprune.pruners.pruner import Pruner
 from convexprune.pruners.sizes import compared_counts, wanted_of
 from convexprune.runs.answer import Goal
@@ -32,14 +33,17 @@ class Solving(Pruner):
         raise InvalidInput(f"sparsity: {type(self).__name__} takes no pattern such as '{n}:{m}'; use method='budget'")
 
     def prune(self, run: Run, target: Target) -> None:
+        """Solve and write; nothing if the run ends before all is measured that the target needs."""
+        with suppress(Stopped):
+            self.reach(run, target)
+
+    def reach(self, run: Run, target: Target) -> None:
         """Solve and write the layers' budgets, which layers of one number may share."""
         assert isinstance(target, Sparsity)  # noqa: S101 - subclasses take the other kinds
         wanted = {name: wanted_of(target, name) for name in run.layers}
         goals = {name: self.pattern(*each) for name, each in wanted.items() if isinstance(each, tuple)}
         counts = compared_counts(run.layers, target)
         found = curves(run, {name for names in counts for name in names}) if target.scope == "network" else {}
-        if found is None:
-            return
         for names, count in counts.items():
             split = split_counts(run, {name: found[name] for name in names}, count) if found else {names[0]: count}
             goals |= {name: self.budget(share) for name, share in split.items()}
