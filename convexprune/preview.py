@@ -7,16 +7,20 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from timeit import repeat
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor, nn
 
+from convexprune.files.weights import listed
 from convexprune.options import Options
 from convexprune.prune import Request
-from convexprune.pruners.net_trim import KeepByPath, layer_eps
+from convexprune.pruners.net_trim import KeepByPath
 from convexprune.pruners.pruner import Pruner
-from convexprune.pruners.sizes import count_of, kept_of, shared_counts, value_of, wanted_of
+from convexprune.pruners.sizes import in_words, layer_eps
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
 from convexprune.report.report import SkippedModule, only_skipped
@@ -31,9 +35,6 @@ from convexprune.solvers.errors import SolverRefused
 from convexprune.solvers.methods.registry import make_solver
 from convexprune.solvers.programs import Gram
 from convexprune.targets import Eps, NetworkEps, Neurons, Sparsity, Target, as_target
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _ITERATIONS: dict[type[Target], int] = {NetworkEps: 400, Sparsity: 800, Neurons: 440}  # typical totals; else 100
 
@@ -82,21 +83,18 @@ class Preview:
         """Plain data."""
         return asdict(self)
 
-    def table(self, width: int = 140) -> "Table":
+    def table(self, width: int = 140) -> Table:
         """A rich table, a row a layer."""
-        from rich.markup import escape
-
         columns = ("layer", "fit", "goal", "P", "N×M", "data", "solver")
         rows = []
         for row in self.layers:
             fit = row.fit if row.norm is None else f"{row.fit} behind {row.norm}"
             sizes = ", ".join(dict.fromkeys(f"{N:,}×{M:,}" for _, N, M in row.matrices))
             cells = [fit, row.goal, f"{max(P for P, _, _ in row.matrices):,}", sizes]
-            rows.append([row.name, *map(escape, cells), _size(row.data_bytes), _size(row.solver_bytes)])
-        lines = [
-            f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; in the order of "
-            f"{self.seconds:.1g} s, {self.jobs} at a time; about {_size(self.memory_bytes)} for the one that takes most"
-        ]
+            rows.append([row.name, *map(escape, cells), decimal(row.data_bytes), decimal(row.solver_bytes)])
+        most = f"about {decimal(self.memory_bytes)} for the one that takes most"
+        pace = f"in the order of {self.seconds:.1g} s, {self.jobs} at a time; {most}"
+        lines = [f"{len(self.layers)} layers with {self.weights:,} weights, {self.samples:,} samples; {pace}"]
         lines += [f"{row.name}: {note}" for row in self.layers for note in row.notes]
         lines += [f"not pruned: {module.name} ({module.kind}): {module.reason}" for module in self.skipped]
         return layer_table(self.notices, columns, rows, lines, width)
@@ -123,7 +121,7 @@ def preview(
     request, run = request.prepared(Run, partial(silent, "capture"))
     reading, plan, target = time.perf_counter() - began, run.plan, request.target
     layers = [plan.layers[name] for name in plan.order if name not in run.left]
-    goals = _goals(target, run)
+    goals = in_words(target, run)
     rows = [_row(layer, goals[layer.name], run) for layer in layers]
     _check_programs(request, run, rows)
     left = [SkippedModule.of(name, plan.layers[name].module, why) for name, why in run.left.items()]
@@ -132,45 +130,19 @@ def preview(
     memory = max((row.data_bytes + max(row.data_bytes, row.solver_bytes) for row in rows), default=0)
     weights, count = sum(layer.weights for layer in layers), jobs if isinstance(jobs, int) else 1
     seconds, notices = _seconds(rows, request, reading, count), plan.notices
-    allowed = layer_eps(target, run).items() if isinstance(target, Eps) else ()
-    if names := [name for name, eps in allowed if eps >= 1]:
-        large = "eps is 1 or more for " + ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        notices += (f"{large}: zero weights keep that promise, whatever was trained; give a smaller eps",)
+    if isinstance(target, Eps) and (large := [name for name, eps in layer_eps(target, run).items() if eps >= 1]):
+        promise = "zero weights keep that promise, whatever was trained; give a smaller eps"
+        notices += (f"eps is 1 or more for {listed(large)}: {promise}",)
     return Preview(shown, skipped, plan.samples, weights, memory, seconds, count, request.recipe(), notices)
 
 
-def _goals(target: Target, run: Run) -> dict[str, str]:
-    """What is wanted of each layer, in words."""
-    goals = dict.fromkeys(run.layers, str(target))
-    if isinstance(target, Eps):
-        goals |= {name: f"{eps:g}" for name, eps in layer_eps(target, run).items()}
-    elif isinstance(target, Sparsity):
-        for name, layer in run.layers.items():
-            wanted = wanted_of(target, name)
-            goals[name] = (
-                ":".join(map(str, wanted)) if isinstance(wanted, tuple) else f"keep {count_of(wanted, layer):,}"
-            )
-        shared = shared_counts(run.layers, target) if target.scope == "network" else {}
-        goals |= {name: f"share of {count:,}" for names, count in shared.items() for name in names}
-    elif isinstance(target, Neurons) and target.scope == "layer":
-        kept = {name: f"{kept_of(value_of(target, name), size):,} of {size:,}" for name, size in run.widths().items()}
-        goals |= {name: f"{words} neurons" for name, words in kept.items()}
-        goals |= {user: f"{kept[name]} inputs" for name, link in run.links.items() for user in link.consumers}
-    return goals
-
-
 def _row(layer: Layer, goal: str, run: Run) -> LayerPreview:
-    stored, linear = layer.read(), layer.fit.linear and not run.samples_needed
-    rows, width = run.plan.rows.get(layer.name, (0,) * len(stored)), working_dtype(stored[0].dtype).itemsize
-    matrices = tuple((P, *W.shape) for P, W in zip(rows, stored, strict=True))
-    gram = linear and any(P > max(1024, N) for P, N, _ in matrices)
-    data = sum(8 * N * (N + M) if gram else width * P * (N + M) for P, N, M in matrices)
+    matrices, reduced = tuple(run.matrices(layer.name)), run.reduced(layer.name)
     # 4.4 arrays of the size of Y, unless there are products alone, five matrices N×N, eight of the size of the weights.
-    own = max(round(0 if gram else 4.4 * width * P * M) + 40 * N * N + 64 * N * M for P, N, M in matrices)
-    kind, norm = type(layer.module).__name__, layer.norm_name
-    return LayerPreview(
-        layer.name, kind, layer.shape, layer.fit.name, norm, goal, matrices, gram, data, own, layer.notes
-    )
+    outputs = 0.0 if reduced else 4.4 * working_dtype(layer.read()[0].dtype).itemsize
+    solver = max(round(outputs * P * M) + 40 * N * N + 64 * N * M for P, N, M in matrices)
+    what = (layer.name, type(layer.module).__name__, layer.shape, layer.fit.name, layer.norm_name, goal)
+    return LayerPreview(*what, matrices, reduced, run.nbytes(layer.name), solver, layer.notes)
 
 
 class _Reached(Exception):
@@ -190,11 +162,11 @@ def _check_programs(request: Request, run: Run, rows: Iterable[LayerPreview]) ->
         if isinstance(request.pruner, Solving):
             request.pruner.prune(replace(run, options=alike, solver=keep, left=dict(run.left)), request.target)
     for row in (row for row in rows if row.name in goals):
-        goal, layer = goals[row.name], run.layers[row.name]
-        W = layer.folds[0].apply(layer.read()[0].to(working_dtype(layer.read()[0].dtype)))
-        X, Y = W.new_ones(2, len(W)), W.new_ones(2, W.shape[1])  # targets such that no set is a point
+        goal, layer, stored = goals[row.name], run.layers[row.name], run.trained[row.name][0]
+        ones = stored.new_ones(2, sum(stored.shape), dtype=working_dtype(stored.dtype))  # where no set is a point
+        X, Y = ones[:, : len(stored)], ones[:, len(stored) :]
         given: tuple[Tensor | Gram, Tensor | None] = (Gram.of([(X, Y)], torch.float64), None) if row.gram else (X, Y)
-        problem = Problem(row.name, *given, layer.read()[0], layer.folds[0], layer.biased, layer.fit, 2)
+        problem = Problem(row.name, *given, stored, layer.folds[0], layer.biased, layer.fit, 2)
         program = goal.program(problem, options)  # type: ignore[attr-defined]
         if isinstance(goal, KeepByPath):  # its own program is what a refit is judged by
             program = Within(0.1).program(problem, options)
@@ -213,11 +185,7 @@ def _seconds(rows: Sequence[LayerPreview], request: Request, reading: float, job
     overhead = min(repeat(lambda: solve(program, "admm", tol=1e-12, max_iter=20), number=1, repeat=2)) / 20
     most, limit = options.max_iter or 10**9, options.layer_time_limit or math.inf
     count = min(_ITERATIONS.get(type(request.target), 100), most) if isinstance(pruner, Solving) else 1
-    sizes = [(P, N, M, N if row.gram else P) for row in rows for P, N, M in row.matrices]
-    work = [count * overhead + pace * (2 * P * N * N + count * 4.8 * each * N * M) for P, N, M, each in sizes]
+    sizes = [(P, N, M, count * (N if row.gram else P)) for row in rows for P, N, M in row.matrices]
+    work = [count * overhead + pace * (2 * P * N * N + 4.8 * each * N * M) for P, N, M, each in sizes]
     total = reading * (4 + len(rows) * (1 + options.cascade)) + sum(min(limit, seconds) for seconds in work) / jobs
     return min(total, options.time_limit or math.inf)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:.3g} MiB"

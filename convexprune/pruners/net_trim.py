@@ -12,14 +12,13 @@ from convexprune.pruners.budget import Keep
 from convexprune.pruners.network_eps import by_bound, by_measured_errors
 from convexprune.pruners.neurons import prune_neurons, ranked_by_paths
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.sizes import value_of
+from convexprune.pruners.sizes import layer_eps
 from convexprune.pruners.solving import Solving
 from convexprune.pruners.tolerance import Within
 from convexprune.runs.answer import Answer, Goal, answered, refitted, set_solver, solve_limits
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
 from convexprune.solvers.certificate import Status
-from convexprune.solvers.errors import InvalidInput
 from convexprune.solvers.methods import smallest_eps
 from convexprune.targets import Eps, NetworkEps, Neurons, Sparsity, Target
 
@@ -85,18 +84,3 @@ class NetTrim(Solving):
             prune_neurons(run, target, ranked_by_paths(run))
         else:
             super().reach(run, target)
-
-
-def layer_eps(target: Eps, run: Run) -> dict[str, float]:
-    """The eps of each layer: one for all, one a layer in the model's order, or by name pattern.
-
-    Raises:
-        InvalidInput: Their number is not that of the layers, or a layer has none.
-    """
-    names, value = run.plan.order, target.value
-    if not isinstance(value, tuple):
-        return {name: float(value_of(target, name)) for name in run.layers}  # type: ignore[arg-type]
-    if len(value) != len(names):
-        raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(value)}")
-    own = dict(zip(names, value, strict=True))
-    return {name: own[name] for name in run.layers}

@@ -1,4 +1,4 @@
-"""What a sparsity means for layers: how many weights each keeps, which pattern it takes, and which are left."""
+"""What a target means for layers: the eps of each, how many weights it keeps, its pattern, and which are left."""
 
 from collections.abc import Mapping
 
@@ -7,8 +7,9 @@ from convexprune.network.choosing import is_named, looked_up
 from convexprune.options import Options
 from convexprune.runs.layer import Layer
 from convexprune.runs.plan import Plan
+from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
-from convexprune.targets import Sparsity, Target, pattern_of
+from convexprune.targets import Eps, Neurons, Sparsity, Target, pattern_of
 
 Wanted = float | int | tuple[int, int]
 """The part to be zero, a whole number that stay, or a pattern (n, m)."""
@@ -96,3 +97,36 @@ def compared_counts(layers: Mapping[str, Layer], target: Target) -> dict[tuple[s
         return shared_counts(layers, target)
     wanted = {name: wanted_of(target, name) for name in layers}
     return {(name,): count_of(part, layers[name]) for name, part in wanted.items() if not isinstance(part, tuple)}
+
+
+def layer_eps(target: Eps, run: Run) -> dict[str, float]:
+    """The eps of each layer: one for all, one a layer in the model's order, or by name pattern.
+
+    Raises:
+        InvalidInput: Their number is not that of the layers, or a layer has none.
+    """
+    names, value = run.plan.order, target.value
+    if not isinstance(value, tuple):
+        return {name: float(value_of(target, name)) for name in run.layers}  # type: ignore[arg-type]
+    if len(value) != len(names):
+        raise InvalidInput(f"eps: expected {len(names)} numbers, one for each of {list(names)}; found {len(value)}")
+    own = dict(zip(names, value, strict=True))
+    return {name: own[name] for name in run.layers}
+
+
+def in_words(target: Target, run: Run) -> dict[str, str]:
+    """What is wanted of each layer, in words."""
+    goals = dict.fromkeys(run.layers, str(target))
+    if isinstance(target, Eps):
+        goals |= {name: f"{eps:g}" for name, eps in layer_eps(target, run).items()}
+    elif isinstance(target, Sparsity):
+        for name, layer in run.layers.items():
+            wanted = wanted_of(target, name)
+            goals[name] = "{}:{}".format(*wanted) if isinstance(wanted, tuple) else f"keep {count_of(wanted, layer):,}"
+        shared = shared_counts(run.layers, target) if target.scope == "network" else {}
+        goals |= {name: f"share of {count:,}" for names, count in shared.items() for name in names}
+    elif isinstance(target, Neurons) and target.scope == "layer":
+        kept = {name: f"{kept_of(value_of(target, name), size):,} of {size:,}" for name, size in run.widths().items()}
+        goals |= {name: f"{words} neurons" for name, words in kept.items()}
+        goals |= {user: f"{kept[name]} inputs" for name, link in run.links.items() for user in link.consumers}
+    return goals
