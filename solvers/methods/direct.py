@@ -23,6 +23,7 @@ PIP = 'pip install "convexprune[reference]"'
 _ROUNDING = 1e-13
 _SLACK = 0.2  # of the violation that the call tolerates: so much larger is the set that is solved for
 _CORRECTIONS = 8
+_LARGE = 2**20  # P·N·M above which least squares, neuron by neuron, would take longer than what they are for
 _DEARER = 0.1  # of the tolerated gap: what zeros may cost
 _WORST = ("failed", "stopped", "time limit", "iteration limit")
 
@@ -109,8 +110,10 @@ class Direct(PackageSolver):
             latest = task.proposal(effective | {"start": use, "iterate dtype": "torch.float64"})
             if task.impossible and start is not None:
                 latest = replace(latest, weights=start.weights)
-            if max(best(latest.iterations, lambda latest=latest: latest, {})) <= 1:  # type: ignore[misc]
-                return replace(latest, ended="watch")
+            shown = [latest] if task.missed is None else [latest, replace(latest, multipliers=task.missed)]
+            for one in shown:
+                if max(best(one.iterations, lambda one=one: one, {})) <= 1:  # type: ignore[misc]
+                    return replace(one, ended="watch")
             if latest.ended != "own rule":
                 break
         return best.of(latest)
@@ -124,9 +127,8 @@ class Direct(PackageSolver):
         left = limits.left(last.iterations, time.perf_counter() - task.began)
         pairs = zip(self.limits, (left.max_iter or self.most, left.time_limit), strict=True)
         limited = {name: value for name, value in pairs if value is not None}
-        new = self.answer(
-            form, accuracy | limited | dict(last.hints) | dict(self.settings), None if last.ray else last.point
-        )
+        settings = accuracy | limited | dict(last.hints) | dict(self.settings)
+        new = self.answer(form, settings, None if last.ray else last.point)
         return replace(new, iterations=last.iterations + new.iterations, setup=last.setup + new.setup)
 
 
@@ -183,6 +185,9 @@ class ConicTask:
         self.root = Root.of(scaled)
         self.forms = conic_forms(scaled if self.root is None else self.root.program)
         self.answers = [RawSolution(point) for point in self._points(start)]  # where a backend can go on from
+        self.small = program.samples * program.shape[0] * program.shape[1] <= _LARGE
+        # What outputs lack where no weights bring them nearer: orthogonal to the inputs, so that it proves just that.
+        self.missed: Tensor | None = None
         self.built = time.perf_counter() - self.began
 
     @property
@@ -213,42 +218,60 @@ class ConicTask:
         U, L, zero = (torch.as_tensor(np.hstack(arrays), device=device) for arrays in zip(*parts, strict=True))
         L = L if self.root is None else self.root.undo_multipliers(L)
         U = self.scaling.undo_weights(U if self.left is None else torch.where(self.left, U, 0.0))
-        if ended == "own rule" and not self.impossible:
-            U = self._sparse(U, zero)
+        self.missed = None
+        if ended == "own rule":
+            found = self._sparse(U, zero)
+            U = U if self.impossible else found
         return Proposal(U, self.scaling.undo_multipliers(L), ended, iterations, setup, message, effective)
 
     def _sparse(self, U: Tensor, zero: Tensor) -> Tensor:
-        """U without the weights that complementarity says are 0; whole, if that is nearer to the set or costs less."""
-        sparse, distance = self._corrected(torch.where(zero, 0.0, U))
-        whole, least = self._corrected(U)
+        """U without the weights that complementarity says are 0; whole, if that is nearer to the set or costs less.
+
+        Where not even that is in the set, what its outputs lack is ``missed``.
+        """
+        everything = torch.ones_like(zero)
+        sparse, distance = self._corrected(torch.where(zero, 0.0, U), ~zero)
+        whole, least = self._corrected(U, everything)
         if max(distance, least) <= self.room:
             return sparse if self._cost(sparse) <= (1 + _DEARER * self.limits.tol) * self._cost(whole) else whole
+        if least > self.room and self.small:
+            outside = self._outside(whole)[0]
+            left = outside - self.program.inputs @ self._moves(outside, everything)
+            self.missed = torch.where(outside != 0, left, 0.0)
         return whole if least < distance else sparse
 
     def _cost(self, U: Tensor) -> float:
         fit = self.program.fit
         return float(self.program.penalty.to(U).value(U)) + fit.value(fit.sums(self.program.inputs @ U))
 
-    def _corrected(self, U: Tensor) -> tuple[Tensor, float]:
-        """U moved by least squares, along its support, to where the outputs are in the set; how far they still are."""
-        X, fit, support = self.program.inputs, self.program.fit, U != 0
-        length = positive_or_one(torch.linalg.vector_norm(X, dim=0))
+    def _outside(self, U: Tensor) -> tuple[Tensor, float]:
+        """[P, M], the outputs less the nearest in the set; and the distance."""
+        Z, fit = self.program.inputs @ U, self.program.fit
+        sums = fit.sums(Z)
+        return fit.prox_residual(Z, sums, math.inf), fit.distance(sums)
+
+    def _corrected(self, U: Tensor, support: Tensor) -> tuple[Tensor, float]:
+        """U moved by least squares, along a support, to where the outputs are in the set; how far they still are."""
         best, least = U, math.inf
-        for _ in range(_CORRECTIONS + 1):
-            Z = X @ U
-            sums = fit.sums(Z)
-            distance = fit.distance(sums)
+        for _ in range(1 + (_CORRECTIONS if self.small else 0)):
+            outside, distance = self._outside(U)
             if not distance < least:
                 break
             best, least = U, distance
             if distance <= self.room:
                 break
-            outside, U = fit.prox_residual(Z, sums, math.inf), U.clone()
-            for m in outside.any(0).nonzero()[:, 0].tolist():
-                rows, inputs = outside[:, m] != 0, support[:, m]
-                inverse = torch.linalg.pinv((X / length)[rows][:, inputs], rtol=1e-10)
-                U[inputs, m] -= inverse @ outside[rows, m] / length[inputs]
+            U = U - self._moves(outside, support)
         return best, least
+
+    def _moves(self, outside: Tensor, support: Tensor) -> Tensor:
+        """[N, M], the weights on the support whose outputs are nearest to these [P, M], where these are not 0."""
+        X, moves = self.program.inputs, outside.new_zeros(support.shape)
+        length = positive_or_one(torch.linalg.vector_norm(X, dim=0))
+        for m in outside.any(0).nonzero()[:, 0].tolist():
+            rows, inputs = outside[:, m] != 0, support[:, m]
+            inverse = torch.linalg.pinv((X / length)[rows][:, inputs], rtol=1e-10)
+            moves[inputs, m] = inverse @ outside[rows, m] / length[inputs]
+        return moves
 
 
 def _affordable(program: LayerProgram) -> tuple[LayerProgram, Tensor | None]:

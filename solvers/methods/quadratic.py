@@ -209,6 +209,7 @@ class QuadraticADMM(IterativeSolver[_State]):
         state.dual = relaxed - state.T
         if state.iteration % 10 == 0:
             V_, T_, *sizes = (float(norm(A)) for A in (state.V, state.T, state.V - state.T, state.T - T, state.dual))
+            sigma.imbalance.clear()  # the latest counts alone
             sigma.measure(max(V_, T_), *sizes)
             if state.iteration >= state.due:
                 self._review(state)

@@ -163,7 +163,7 @@ def solve(
         start: Weights [N, M], a ``Start`` with multipliers too, or an earlier ``Solution``.
         callback: Called with a ``TracePoint`` each time the solve is judged; a true answer stops it.
         stop: Called between iterations, as the clock is read; a true answer ends the solve. Solvers of other packages,
-            which keep time themselves, do not call it.
+            which keep time themselves, call it between programs and rounds at most.
         **options: The solver's own, by name.
 
     Returns:
