@@ -382,9 +382,10 @@ def test_accuracies_grow_by_tens_within_reach_of_double_precision(solver: str, w
     assert all(fine == pytest.approx(coarse / 10) for coarse, fine in pairwise(steps))
 
 
-@pytest.mark.parametrize("solver", ["scs", "osqp"])
+@pytest.mark.parametrize("solver", ["clarabel", "scs", "osqp"])
 def test_an_accuracy_of_the_callers_is_final(solver: str) -> None:
-    settings = {"eps_abs": 1e-2, "eps_rel": 1e-2, "polishing": False, "linear_solver": "qdldl"}
+    settings: dict[str, Any] = dict.fromkeys(("eps_abs", "eps_rel", "tol_gap_abs", "tol_gap_rel", "tol_feas"), 1e-2)
+    settings |= {"polishing": False, "linear_solver": "qdldl"}
     known = make_solver(solver, {})[1].known()  # type: ignore[attr-defined]
     settings = {name: value for name, value in settings.items() if name in known}
     solution = solve(build("relu loss"), solver, settings=settings)

@@ -68,10 +68,10 @@ class Clarabel(Direct):
 
     def rounds(self, wanted: float) -> list[dict[str, Any]]:
         """At the usual regularisation, and where that is felt with less of it, as far as arithmetic goes."""
-        accuracy, proof = ("tol_gap_abs", "tol_gap_rel", "tol_feas"), ("tol_infeas_abs", "tol_infeas_rel")
-        first = dict.fromkeys(accuracy, max(1e-4 * wanted, 1e-10)) | dict.fromkeys(proof, _PROOF)
-        again = first | dict.fromkeys(accuracy, _FINEST) | {"iterative_refinement_max_iter": 20}
-        return [first, *(again | {"static_regularization_constant": shift} for shift in _SHIFTS)]
+        accuracy = ("tol_gap_abs", "tol_gap_rel", "tol_feas")
+        again = dict.fromkeys(accuracy, _FINEST) | {"iterative_refinement_max_iter": 20}
+        finer = [again | {"static_regularization_constant": shift} for shift in _SHIFTS]
+        return [dict.fromkeys(accuracy, max(1e-4 * wanted, 1e-10)), *finer]
 
     def answer(self, form: ConicForm, settings: Mapping[str, Any], start: Point | None) -> RawSolution:  # noqa: ARG002
         """Solve it; the accuracy of what comes back is for the certificate to judge."""
@@ -82,7 +82,8 @@ class Clarabel(Direct):
         kinds = ((clarabel.ZeroConeT, form.zero), (clarabel.NonnegativeConeT, form.nonneg))
         cones = [kind(size) for kind, size in kinds if size] + [clarabel.SecondOrderConeT(size) for size in form.cones]
         try:
-            for name, value in ({"verbose": False} | dict(settings)).items():
+            defaults = {"verbose": False, "tol_infeas_abs": _PROOF, "tol_infeas_rel": _PROOF}
+            for name, value in (defaults | dict(settings)).items():
                 setattr(options, name, value)
             P = sparse.csc_matrix(sparse.triu(form.P))
             solver = clarabel.DefaultSolver(P, form.q, form.A, form.b, cones, options)
