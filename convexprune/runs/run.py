@@ -37,7 +37,7 @@ from convexprune.solvers.certificate.solution import TracePoint
 
 _log = logging.getLogger(__name__)
 _NONE = (None, math.inf)  # what a time limit may be where there is none
-_ROOM = 2**30  # bytes of the data of layers that are gathered together
+_ROOM = 2**31  # bytes of the data of layers that are gathered together
 _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, TracePoint], bool | None]

@@ -56,8 +56,8 @@ class Convex:
     def exceeded(self, points: Iterable[tuple[Tensor, float]], tolerance: float) -> str:
         """Where ⟨A, U⟩ > φ(U) + φ*(A), in words; empty if nowhere.
 
-        A are subgradients at the proxes of points with a step each, and far larger multipliers, of all entries or few,
-        that favour a bound; U are these proxes, and where ⟨A, U⟩ − φ(U) is large.
+        A are subgradients at the proxes of points with a step each, the same in other places, and far larger
+        multipliers, of all entries or few, that favour a bound; U are these proxes, and where ⟨A, U⟩ − φ(U) is large.
         """
         near = [(V, self.prox(V, step), step) for V, step in points]
         against = -self.centre.sign()
@@ -65,7 +65,8 @@ class Convex:
         for V, nearest, step in near:
             S = (V - nearest) / step
             large = 30 * float(S.abs().max())
-            for A in (S, large * torch.roll(S.sign(), 1, 0), large * against, large * peak):
+            moved = torch.roll(S, 1, 0)
+            for A in (S, moved, large * moved.sign(), large * against, large * peak):
                 for L, conjugate in self.duals(A):
                     # Farther off, rounding of the points would count.
                     far = self.centre + _LARGE * L * min(1.0, _LARGE * self.unit / (float(L.abs().max()) or 1.0))
