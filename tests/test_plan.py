@@ -417,5 +417,5 @@ def test_a_layer_is_left_as_trained_beside_a_table_of_eps() -> None:
     assert torch.equal(model.head.weight, trained)
     with pytest.raises(InvalidInput, match="layers='!stem'"):
         prune_(model, x, {"stem": None, "*": 0.1})
-    with pytest.raises(InvalidInput, match="leave them as trained with layers="):
+    with pytest.raises(InvalidInput, match="leave it as trained with layers='!enc'"):
         prune_(model, x, {"stem": 0.1})
