@@ -12,8 +12,6 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from convexprune.solvers.arrays import ArrayLike, as_matrix, check_shape, count_nonfinite
@@ -298,6 +296,9 @@ class Crosscheck:
         return {"rows": [asdict(row) for row in self.rows], "disagreement": self.disagreement}
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         text, table = StringIO(), Table("solver", "value", "bound", "gap", "violation", "seconds", "status", box=None)
         for r in self.rows:
             figures = (f"{r.value:.6g}", f"{r.bound:.6g}", f"{r.gap:.1e}", f"{r.violation:.1e}", f"{r.seconds:.3f}")
