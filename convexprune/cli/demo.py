@@ -137,7 +137,7 @@ def run_demo(
 
 
 def tables(dense: float, rows: Sequence[DemoRow], width: int) -> list[Table]:
-    """The network's accuracies at each eps, and the report of each."""
+    """The report of each eps, and last the network's accuracies."""
     network = Table(title="The network: test accuracy, no fine-tuning", title_justify="left")
     for heading in ("eps", "nonzeros", "kept", "output error", "dense", "Net-Trim", "magnitude"):
         network.add_column(heading, justify="right", no_wrap=True)
@@ -145,7 +145,7 @@ def tables(dense: float, rows: Sequence[DemoRow], width: int) -> list[Table]:
         report, accuracies = row.report, (dense, row.accuracy, row.magnitude_accuracy)
         size = (f"{report.nonzeros:,}", f"{report.nonzeros / report.nonzeros_before:.1%}")
         network.add_row(f"{row.eps:g}", *size, f"{report.output_error:.4f}", *[f"{100 * a:.1f} %" for a in accuracies])
-    return [network, *(row.report.table(width) for row in rows)]
+    return [*(row.report.table(width) for row in rows), network]
 
 
 def _plot(before: float, rows: Sequence[DemoRow], path: Path) -> None:
