@@ -4,32 +4,31 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import visible
-from convexprune.layers.memory import samples_of, tensors_in
+from convexprune.layers.memory import tensors_in
 from convexprune.network.calibration import Calibration
-from convexprune.network.forwards import Forward, evaluating
+from convexprune.network.forwards import Forward
 from convexprune.network.graph import inputs_of
 from convexprune.network.links import Link
 from convexprune.network.padding import Masks
-from convexprune.network.passes import observe, received
+from convexprune.network.passes import observe
 from convexprune.network.taps import Received
 from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.answer import Answer, Goal, layer_row, with_extras
+from convexprune.runs.capture import Capture
 from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
 from convexprune.runs.plan import Plan
-from convexprune.runs.problem import Accumulator, Problem, StoppingRule, TraceCallback, reducible
+from convexprune.runs.problem import Problem, StoppingRule, TraceCallback, reducible
 from convexprune.runs.records import Judged, check_answer, judged_record, recorded
 from convexprune.solvers.arrays import norm, working_dtype
 from convexprune.solvers.certificate import Solution, Status
@@ -42,9 +41,6 @@ _STOPPED, _TIMED_OUT = str(Status.STOPPED), str(Status.TIME_LIMIT)
 
 LayerCallback = Callable[[str, TracePoint], bool | None]
 Progress = Callable[[str, int, int], None]
-
-_Matrices = tuple[Tensor, ...]  # X of each group
-_Pair = tuple[_Matrices, _Matrices]
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -103,11 +99,14 @@ class Run:
     terms: dict[str, Mapping[str, float]] = field(default_factory=dict)
     trained: dict[str, tuple[Tensor, ...]] = field(init=False)
     versions: Versions = field(init=False)
+    capture: Capture = field(init=False)
     _held: dict[str, tuple[Problem, ...]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.trained = {name: layer.read() for name, layer in self.layers.items()}
         self.versions = Versions(self.layers)
+        how = (self.trained, self.versions, self.samples_needed)
+        self.capture = Capture(self.model, self.data, self.forward, self.plan, *how)
 
     @property
     def layers(self) -> Mapping[str, Layer]:
@@ -202,7 +201,7 @@ class Run:
         room for, and all are kept until others need it. In cascade data depend on what is written, and none are kept.
         """
         if self.cascade or name not in self.ahead:
-            return self._problems([name])[name]
+            return self._captured([name])[name]
         if name not in self._held:
             begin, room = self.ahead.index(name), _ROOM
             several = [name]
@@ -211,8 +210,11 @@ class Run:
                     break
                 several.append(other)
             self._held = {each: self._held[each] for each in several if each in self._held}
-            self._held |= self._problems([each for each in several if each not in self._held])
+            self._held |= self._captured([each for each in several if each not in self._held])
         return self._held[name]
+
+    def _captured(self, names: Sequence[str]) -> dict[str, tuple[Problem, ...]]:
+        return self.capture.problems(names, cascade=self.cascade and bool(self.written))
 
     def matrices(self, name: str) -> list[tuple[int, int, int]]:
         """(P, N, M) of a layer's groups; P is 0 without data."""
@@ -230,85 +232,6 @@ class Run:
         rows = [(8 * N if self.reduced(name) else width * P, N + M) for P, N, M in self.matrices(name)]
         return sum(height * columns for height, columns in rows)
 
-    def _problems(self, names: Sequence[str]) -> dict[str, tuple[Problem, ...]]:
-        """Of several layers only where not in cascade, or nothing is written yet."""
-        gathered: dict[str, tuple[list[Accumulator], int]] = {}
-        original = False
-        if self.data is not None:
-            try:
-                gathered = self._gathered(names, cascade=self.cascade and bool(self.written))
-            except _OtherRows:
-                gathered, original = self._gathered(names, cascade=False), True
-        return {name: self._joined(name, *gathered.pop(name, ([], 1)), original) for name in names}
-
-    def _joined(
-        self, name: str, gathered: Sequence[Accumulator], positions: int, original: bool
-    ) -> tuple[Problem, ...]:
-        layer, trained = self.layers[name], self.trained[name]
-        ends = list(accumulate((W.numel() for W in trained), initial=0))
-        parts = [(start / ends[-1], end / ends[-1]) for start, end in pairwise(ends)]
-        accumulated: Sequence[Accumulator | None] = gathered or [None] * len(trained)
-        problems, own = [], (layer.biased, layer.fit)
-        for rows, stored, fold, part in zip(accumulated, trained, layer.folds, parts, strict=True):
-            X, Y = (None, None) if rows is None else rows.joined()
-            samples, after = 0 if rows is None else rows.samples, (layer.kernel, layer.activation)
-            problems.append(Problem(name, X, Y, stored, fold, *own, samples, part, original, positions, *after))
-        return tuple(problems)
-
-    def _gathered(self, names: Sequence[str], *, cascade: bool) -> dict[str, tuple[list[Accumulator], int]]:
-        """(X, Y) of each group: in cascade inputs are those of the network now, else the trained one's; positions."""
-        layers = {name: self.layers[name] for name in names}
-        weights, gathered, rows_of_a_sample = {}, {}, {}
-        for name, layer in layers.items():
-            trained = self.trained[name]
-            weights[name] = [
-                fold.apply(W.to(working_dtype(W.dtype))) for W, fold in zip(trained, layer.folds, strict=True)
-            ]
-            gathered[name] = [Accumulator(layer.fit.linear and not self.samples_needed) for _ in trained]
-            rows_of_a_sample[name] = set[float]()
-        with evaluating(self.model), nullcontext() if cascade else self.versions.as_trained():
-            for batch in self.data or ():
-                for name, pairs in self._pairs(layers, batch, cascade=cascade).items():
-                    rows = 0
-                    for now, before in pairs:
-                        for so_far, X, X0, W in zip(gathered[name], now, before, weights[name], strict=True):
-                            so_far.add(X, layers[name].fit.targets(X0.to(W) @ W))
-                        rows += len(now[0])
-                    rows_of_a_sample[name].add(rows / samples_of(batch))
-        return {
-            name: (gathered[name], self._positions(layer, rows_of_a_sample[name])) for name, layer in layers.items()
-        }
-
-    def _positions(self, layer: Layer, rows_of_a_sample: set[float]) -> int:
-        """Rows that each sample has, of a convolution; 1 where samples differ in this."""
-        alike = len(rows_of_a_sample) == 1 and not any(self.plan.counted.layers.get(layer.name, ()))
-        each = rows_of_a_sample.pop() if alike and hasattr(layer.module, "kernel_size") else 1
-        return int(each) if each == int(each) else 1
-
-    def _pairs(self, layers: Mapping[str, Layer], batch: object, *, cascade: bool) -> dict[str, list[_Pair]]:
-        """For each call the inputs now, and those of the trained network: the same unless in cascade."""
-        now = before = self._received(layers, batch)
-        if cascade:
-            with self.versions.as_trained():
-                before = self._received(layers, batch)
-            if _shapes(now) != _shapes(before):
-                raise _OtherRows
-        return {name: list(zip(calls, before[name], strict=True)) for name, calls in now.items()}
-
-    def _received(self, layers: Mapping[str, Layer], batch: object) -> dict[str, list[_Matrices]]:
-        """X of each group of layers, of rows that count alone, call after call."""
-        taps = {name: layer.taps for name, layer in layers.items()}
-        calls = {name: layer.calls for name, layer in layers.items()}
-        found, masks = received(self.model, batch, taps, calls, self.forward), self._masks(batch)
-        return {name: [self._matrices(layers[name], raw, masks) for raw in each] for name, each in found.items()}
-
-    def _masks(self, batch: object) -> Masks:
-        return () if self.data is None else self.data.masks_of(batch)
-
-    def _matrices(self, layer: Layer, raw: Received, masks: Masks) -> tuple[Tensor, ...]:
-        """X of each group, of rows that count alone."""
-        return layer.inputs(self.plan.counted.inputs(layer.name, layer.module, raw, masks))
-
     def shapes(self) -> Iterator[object]:
         """A batch of each shape that there is, the number of samples aside unless these see each other."""
         seen = set()
@@ -324,12 +247,12 @@ class Run:
 
         def batches() -> Iterator[object]:
             for batch in self.data or ():
-                masks[:] = [self._masks(batch)]
+                masks[:] = [self.capture.masks(batch)]
                 yield batch
 
         def add(name: str, raw: Received) -> None:
             layer = self.layers[name]
-            inputs = self._matrices(layer, raw, masks[0])
+            inputs = self.capture.matrices(layer, raw, masks[0])
             for X, stored, fold in zip(inputs, self.trained[name], layer.folds, strict=True):
                 W = fold.apply(stored.to(working_dtype(stored.dtype)))
                 squares[name] += float(norm(layer.fit.targets(X.to(W) @ W))) ** 2
@@ -419,14 +342,6 @@ class Run:
             for answer in answers:
                 digest.update(answer.stored.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return goal.to_dict() | {"after": digest.hexdigest()[:16]}
-
-
-def _shapes(received: Mapping[str, list[_Matrices]]) -> list[list[torch.Size]]:
-    return [[X.shape for X in matrices] for calls in received.values() for matrices in calls]
-
-
-class _OtherRows(Exception):
-    """A layer receives other rows in the pruned network than in the trained one, such as an expert behind a router."""
 
 
 def _cut_short(answer: Answer) -> Answer:
