@@ -74,12 +74,12 @@ def prune(flags: Mapping[str, Any]) -> int:
         interrupted = interrupt.is_set()
         status = "finished" if known[0].provenance["stopped"] is None else "stopped"
     report, written = known
-    told: dict[str, Any] = {"status": status, "exit_status": _exit_status(report, interrupted)}
-    told["files"] = {what: str(out / name) for what, name in _FILES.items() if (out / name).exists()}
+    outcome: dict[str, Any] = {"status": status, "exit_status": _exit_status(report, interrupted)}
+    outcome["files"] = {what: str(out / name) for what, name in _FILES.items() if (out / name).exists()}
     if as_json:
-        print_json({**told, "notes": notes, "report": written})
+        print_json({**outcome, "notes": notes, "report": written})
     else:
-        _show(report, written["accuracy"], told, notes, out)
+        _show(report, written["accuracy"], outcome, notes, out)
     return _exit_status(report, interrupted)
 
 
@@ -222,18 +222,18 @@ def _exit_status(report: Report, interrupted: bool) -> int:
     return 0 if report.pruned else NOTHING_PRUNED
 
 
-def _show(report: Report, accuracies: Json, told: Json, notes: Iterable[str], out: Path) -> None:
+def _show(report: Report, accuracies: Json, outcome: Json, notes: Iterable[str], out: Path) -> None:
     stopped = report.provenance["stopped"]
     if report.layers or stopped is None:
         console.print(report.table(console.width))
     if accuracies:
         console.print("accuracy {before:.2%} before, {after:.2%} after".format(**accuracies), highlight=False)
     names = {"model": "pruned model", "extras": "what sparsity buys"}
-    for what, path in told["files"].items():
+    for what, path in outcome["files"].items():
         say(console, f"{names.get(what, what)}: {path}")
     for note in notes:
         say(errors, note)
-    if told["status"] == "finished before":
+    if outcome["status"] == "finished before":
         say(console, f"{out} holds this very run, finished. Nothing to do")
     if stopped is not None:
         early = [row.name for row in report.layers if row.status in ("stopped", "time limit")]
@@ -242,5 +242,5 @@ def _show(report: Report, accuracies: Json, told: Json, notes: Iterable[str], ou
         lines += [f"ended early, with the best weights so far: {', '.join(early)}"] if early else []
         lines += [f"not reached, and as trained: {', '.join(left)}"] if left else []
         say(errors, f"{'; '.join(lines)}. The same command goes on from here")
-    elif told["exit_status"] == UNCERTIFIED:
+    elif outcome["exit_status"] == UNCERTIFIED:
         errors.print("[red]not every certificate or guarantee holds[/red]: see the status column")

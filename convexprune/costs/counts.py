@@ -272,11 +272,11 @@ def _checked_tensor(name: str, value: object, *, dense: bool = True) -> Tensor:
 
 def _against(sizes: Mapping[str, tuple[int | None, int | None]], unit: str = "bytes") -> str:
     """What each takes now, and how much less or more that is than before, where both are known."""
-    told = []
+    changes = []
     for what, (now, before) in sizes.items():
         if now is None or before is None:
             continue
         percent = round(100 * (now / max(before, 1) - 1))
         change = "about the same" if percent == 0 else f"{abs(percent)} % {'fewer' if percent < 0 else 'more'}"
-        told.append(f"{what} takes {now:,} {unit} ({'the same' if now == before else change})")
-    return ", ".join(told)
+        changes.append(f"{what} takes {now:,} {unit} ({'the same' if now == before else change})")
+    return ", ".join(changes)

@@ -26,7 +26,7 @@ from convexprune.solvers.programs.fits import LossFit
 from convexprune.solvers.programs.program import Scaling
 
 _SMALL = 2**18  # P·N·M up to which an interior point method is quicker than many iterations of a first-order one
-_FINEST = 1e-13  # accuracy that is asked for at last
+_FINEST = 1e-13  # accuracy of the last round
 _SHIFTS = (1e-8, 1e-10, 1e-12)  # of the diagonal of its linear system; the first is its own choice
 _PROOF = 1e-12  # what a ray may lack that proves there is no solution
 

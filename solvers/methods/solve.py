@@ -304,10 +304,10 @@ class Crosscheck:
             figures = (f"{r.value:.6g}", f"{r.bound:.6g}", f"{r.gap:.1e}", f"{r.violation:.1e}", f"{r.seconds:.3f}")
             table.add_row(r.solver, *(figures if r.ran else [""] * len(figures)), r.status)
         Console(file=text, width=_WIDE, markup=False, highlight=False).print(table)
-        told = f"largest disagreement {self.disagreement:.1e}"
+        summary = f"largest disagreement {self.disagreement:.1e}"
         if math.isinf(self.disagreement):
-            told = "no disagreement to tell: fewer than two solvers ended solved"
-        return "\n".join([*map(str.rstrip, text.getvalue().splitlines()), told])
+            summary = "no disagreement to tell: fewer than two solvers ended solved"
+        return "\n".join([*map(str.rstrip, text.getvalue().splitlines()), summary])
 
 
 def crosscheck(
