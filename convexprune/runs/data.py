@@ -1,15 +1,24 @@
 """What a model is run on: calibration data, and how the model is called on them."""
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from convexprune.layers.memory import Batch, samples_of, tensors_in
 from convexprune.network.calibration import Calibration
 from convexprune.network.forwards import Forward
 from convexprune.network.padding import Mask
-from convexprune.options import OWN
-from convexprune.solvers.errors import InvalidInput
+from convexprune.options import OWN, plain
+from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
+
+Loss = Callable[[Batch, Tensor], Tensor]
+"""Called with what the model returns for a batch, and the batch's labels: the mean of the samples' losses, a number."""
+
+_LABELS = ("labels", "label", "targets", "target", "y")  # entries of batches that are mappings
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +36,12 @@ class Data:
         forward: Called as ``forward(model, batch)`` in place of ``model(batch)``.
         holdout: Inputs that nothing is fitted to. The network's error on them is reported, and kept within
             ``NetworkEps`` where that is measured.
-        labels: Of ``inputs``, if these are training data of a classifier, whole numbers, one a sample: "corenet" then
-            reports what its theory, and the size of the pruned network, say of errors on new data.
+        labels: Of ``inputs``, one a sample: of a classifier whole numbers. Methods that look at a loss need them; None:
+            the last part of batches that are tuples, or the entry "labels" of mappings. To "corenet" they say that
+            ``inputs`` are training data, and it reports what its theory, and the size of the pruned network, say of
+            errors on new data.
+        loss: Called as ``loss(outputs, labels)`` with what the model returns for a batch, the mean of its samples'
+            losses; None: the cross-entropy of the outputs, or of their ``logits``.
     """
 
     inputs: object
@@ -37,6 +50,7 @@ class Data:
     forward: Forward | None = None
     holdout: object = None
     labels: object = None
+    loss: Loss | None = None
 
     def calibration(self) -> Calibration:
         """The inputs in checked batches.
@@ -67,11 +81,94 @@ class Data:
                 f"labels: expected whole numbers, one a sample, found {type(self.labels).__name__}"
             ) from error
 
+    def labelled(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch with its labels, whose first axis runs over its samples.
+
+        Raises:
+            InvalidInput: There are no labels. ShapeMismatch: There are not as many as samples. NonFinite: They hold
+            NaN or infinity. And as ``calibration``.
+        """
+        truth, start = self.truth(), 0
+        for batch in self.calibration():
+            count = samples_of(batch)
+            labels = _labels_in(batch) if truth is None else truth[start : start + count]
+            if len(labels) != count:
+                raise ShapeMismatch(
+                    f"labels: expected one for each of the {count} samples of a batch, found {len(labels)}"
+                )
+            if not bool(labels.isfinite().all()):
+                raise NonFinite("labels: they hold NaN or infinity; leave those samples out")
+            start += count
+            yield batch, labels
+        if truth is not None and len(truth) != start:
+            raise ShapeMismatch(f"labels: expected one for each of the {start} samples, found {len(truth)}")
+
+    def loss_of(self, outputs: Batch, labels: Tensor) -> Tensor:
+        """The mean loss of a batch's outputs.
+
+        Raises:
+            InvalidInput: It is no number, or the cross-entropy is not defined for such outputs and labels.
+        """
+        if self.loss is None:
+            return cross_entropy(outputs, labels)
+        found = self.loss(outputs, labels)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InvalidInput(f"loss: expected a tensor with one number, the mean over the samples, found {what}")
+        return found.reshape(())
+
     def to_dict(self) -> dict[str, object]:
         """How the data are read, as plain data."""
-        return {"batch_size": self.batch_size, "mask": OWN if callable(self.mask) else self.mask}
+        own: dict[str, object] = {"batch_size": self.batch_size, "mask": OWN if callable(self.mask) else self.mask}
+        return own if self.loss is None else own | {"loss": plain(self.loss)}
 
 
 def as_data(data: object) -> Data | None:
     """The data, whether they say how to be read or not; None for none."""
     return data if data is None or isinstance(data, Data) else Data(data)
+
+
+def logits_of(outputs: Batch) -> Tensor:
+    """The tensor that says the classes, [samples, classes, ...]: ``logits`` if there is such an entry, or the first.
+
+    Raises:
+        InvalidInput: There is no floating-point tensor.
+    """
+    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
+    found = next((t for t in chain(tensors_in(named), tensors_in(outputs)) if t.is_floating_point()), None)
+    if found is None:
+        raise InvalidInput("the model returned no floating-point tensor: give forward=, a function that returns one")
+    return found
+
+
+def cross_entropy(outputs: Batch, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of logits [samples, classes] with labels [samples].
+
+    Raises:
+        InvalidInput: Shapes do not fit, or labels are no classes.
+    """
+    logits = logits_of(outputs)
+    classes = logits.shape[1] if logits.dim() > 1 else 0
+    whole = not labels.is_floating_point() and labels.dim() == logits.dim() - 1
+    if not whole or not classes or (len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes)):
+        span = f"from {labels.min().item()} to {labels.max().item()}" if len(labels) else "none"
+        raise InvalidInput(
+            f"labels: expected a whole number from 0 to {classes - 1} a sample, for outputs {list(logits.shape)}; found "
+            f"{labels.dtype} {list(labels.shape)}, {span}. For another loss give Data(…, loss=…)"
+        )
+    return functional.cross_entropy(logits, labels.to(logits.device).long())
+
+
+def _labels_in(batch: Batch) -> Tensor:
+    """Those that a batch holds."""
+    found: object = None
+    if isinstance(batch, Mapping):
+        found = next((batch[key] for key in _LABELS if key in batch), None)
+    elif isinstance(batch, tuple | list) and len(batch) > 1:
+        found = batch[-1]
+    if not isinstance(found, Tensor) or not found.dim():
+        raise InvalidInput(
+            "data: expected labels, and found none: give Data(inputs, labels=…), or batches (inputs, labels), or "
+            "mappings with the entry 'labels'"
+        )
+    return found
