@@ -153,7 +153,7 @@ def cross_entropy(outputs: Batch, labels: Tensor) -> Tensor:
     if not whole or not classes or (len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes)):
         span = f"from {labels.min().item()} to {labels.max().item()}" if len(labels) else "none"
         raise InvalidInput(
-            f"labels: expected a whole number from 0 to {classes - 1} a sample, for outputs {list(logits.shape)}; found "
+            f"labels: expected a whole number from 0 to {classes - 1} a sample, outputs being {list(logits.shape)}; found "
             f"{labels.dtype} {list(labels.shape)}, {span}. For another loss give Data(…, loss=…)"
         )
     return functional.cross_entropy(logits, labels.to(logits.device).long())
