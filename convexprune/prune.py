@@ -182,8 +182,10 @@ class Request:
         how = as_data(data)
         if how is None and pruner.needs_data:
             raise InvalidInput(f"data: method {name!r} fits layers to what they compute: give calibration data")
-        if how is not None and how.labels is not None and not pruner.generalises:
-            raise InvalidInput(f"labels: method {name!r} has no generalisation bound, as 'corenet' has; leave them out")
+        if how is not None and pruner.needs_labels:
+            next(how.labelled())
+        elif how is not None and how.labels is not None and not pruner.generalises:
+            raise InvalidInput(f"labels: method {name!r} looks at no loss and has no bound on errors; leave them out")
         if pruner.norms is not None:
             chosen = replace(chosen, norms=pruner.norms)
         calibration = None if how is None else how.calibration()
@@ -201,6 +203,8 @@ class Request:
         """What a run directory says of it: fingerprints of the model and the data, and the recipe."""
         own: dict[str, object] = {"model": model_fingerprint(self.model), "recipe": self.recipe()}
         own["data"] = None if self.calibration is None else data_fingerprint(self.calibration.content())
+        if self.data is not None and self.pruner.needs_labels:
+            own["data"] = data_fingerprint(self.data.labelled())
         return own if self.holdout is None else own | {"holdout": data_fingerprint(self.holdout.content())}
 
     def prepared(self, kind: type[R], progress: Callable[[int, int], None]) -> "tuple[Request, R]":
@@ -237,8 +241,9 @@ class Request:
         settled = replace(self, options=replace(self.options, mode=plan.mode))
         plan = replace(plan, notices=(*self.notices, *fittings, *plan.notices))
         samples_needed = self.pruner.needs_samples
-        own = {"holdout": self.holdout, "samples_needed": samples_needed, "links": links, "left": left}
-        return settled, kind(self.model, self.calibration, forward, plan, settled.options, **own)  # type: ignore[arg-type]
+        run = kind(self.model, self.calibration, forward, plan, settled.options, samples_needed=samples_needed)
+        run.holdout, run.source, run.links, run.left = self.holdout, self.data, links, left
+        return settled, run
 
 
 def _ends(links: Mapping[str, Link], *kinds: str) -> list[str]:
@@ -256,7 +261,8 @@ def recorded_mode(run: StrPath | None) -> str | None:
 
 def _pruned(run: Run, request: Request) -> Report:
     """The model pruned, or as it was if anything fails; and what is said of it, but for the seconds."""
-    plan, pruner, truth = run.plan, request.pruner, None if request.data is None else request.data.truth()
+    plan, pruner = run.plan, request.pruner
+    truth = request.data.truth() if request.data is not None and pruner.generalises else None
     before = weight_sizes(run.model) if run.links else {}
     parameter = next(run.model.parameters(), None)
     if parameter is None:
@@ -290,7 +296,11 @@ def _pruned(run: Run, request: Request) -> Report:
         seconds=0.0,
         provenance=own | environment(parameter),
         solutions=run.solutions() if request.options.keep_solutions else {},
-        notices=(*plan.notices, *(() if promise is None else amplified(error, rows, request.options.mode))),
+        notices=(
+            *plan.notices,
+            *run.notices,
+            *(() if promise is None else amplified(error, rows, request.options.mode)),
+        ),
     )
 
 

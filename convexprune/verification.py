@@ -24,6 +24,7 @@ from convexprune.prune import Request
 from convexprune.pruners.pruner import PRUNERS, Pruner
 from convexprune.report.tables import as_text, layer_table
 from convexprune.runs.answer import Answer, Goal, agreement
+from convexprune.runs.checkpoints import Checkpoints
 from convexprune.runs.data import as_data
 from convexprune.runs.executors import Maker, Solved
 from convexprune.runs.journal import Journal, Record, check_same
@@ -157,7 +158,7 @@ def verify(
     undo = state_of(replay.model, parameters=True) if replay.links else replay.versions.restore_
     try:
         request.pruner.prune(replay, request.target)
-        reached = {*replay.written, *replay.left} - replay.lacking
+        reached = {*replay.written, *replay.left, *(replay.plan.order if replay.tuned else ())} - replay.lacking
         consumers = {name for link in replay.links.values() for name in link.consumers}
         expected = [name for name in replay.plan.order if not replay.links or name in consumers]
         missing = tuple(name for name in expected if name not in reached)
@@ -306,6 +307,24 @@ class _Replay(Run):
         """The journal, which is there."""
         assert self.journal is not None  # noqa: S101 - there is nothing else to take answers from
         return self.journal
+
+    def checkpoints(self, name: str) -> Checkpoints:
+        """Those of the journal, which are looked at by whoever asks for them."""
+        found = super().checkpoints(name)
+        self.seen.update(self.entries.path(name, goal) for goal in found.goals())
+        faults = tuple[str, ...]()
+        try:
+            if found.newest() is None:
+                return found
+        except DamagedFile as error:
+            faults, found = (str(error),), Checkpoints(None, name)
+        self.judgements.append(Judged(name, "", None, None, faults))
+        return found
+
+    def ended(self) -> bool:
+        """Always: nothing is trained."""
+        self.stopped = "nothing more is recorded"
+        return True
 
     def _recorded(self, name: str, goal: Goal) -> tuple[Record | None, Goal]:
         """The entry of a goal, or of one that is the same up to rounding, as on another machine; and its goal."""

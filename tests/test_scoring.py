@@ -27,7 +27,8 @@ from convexprune.cli.app import app
 from convexprune.cli.reference import find_model
 from convexprune.layers import gradient_matrices, weight_matrices
 from convexprune.pruners import PRUNERS, Scoring, available_pruners, register_pruner
-from convexprune.pruners.scoring import GradientScoring, KeepMask, largest
+from convexprune.pruners.gradients import GradientScoring
+from convexprune.pruners.scoring import KeepMask, largest
 from convexprune.pruners.sparsegpt import SparseGPT
 from convexprune.pruners.synflow import SynFlow
 from convexprune.runs.problem import Problem

@@ -111,7 +111,8 @@ class Job:
         method = make_pruner(flags["method"], target, _named("--method-option", flags["method_option"]))[1]
         for notice in read.notices:
             _log.info("%s", notice)
-        labels = read.labels if method.generalises else None  # else they only balance the samples
+        needed = method.generalises or method.needs_labels  # else they only balance the samples
+        labels = read.labels if needed else None
         data = None if read.inputs is None else Data(read.inputs, mask=mask, holdout=read.holdout, labels=labels)
         labelled = [flags[name] for name in ("data", "data_key", "label_key", "max_ratio")]
         arguments = {"data": data, "target": target, "method": method, "options": options}

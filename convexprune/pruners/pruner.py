@@ -26,6 +26,7 @@ class Pruner:
     Attributes:
         targets: The kinds of target that it can reach.
         needs_data: Whether it has nothing to say without calibration data.
+        needs_labels: Whether it looks at the loss of labelled data.
         needs_samples: Whether it needs inputs sample by sample, rather than their products XᵀX.
         proves: Whether what its layers' errors mean for the network's outputs is reported as a bound.
         fit: The name of the fit of layers for which none is chosen; None: by what follows them.
@@ -37,6 +38,7 @@ class Pruner:
 
     targets: ClassVar[tuple[type[Target], ...]] = ()
     needs_data: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     needs_samples: ClassVar[bool] = False
     proves: ClassVar[bool] = False
     fit: ClassVar[str | None] = None

@@ -7,15 +7,12 @@ groups of convolutions, attention, records and rows come from this base.
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from convexprune.layers import gradient_matrices, weight_matrices, write_back_
-from convexprune.network.forwards import evaluating
 from convexprune.network.links import Link
 from convexprune.options import Options
 from convexprune.pruners.neurons import Worth, prune_neurons, refitted_to
@@ -24,12 +21,10 @@ from convexprune.pruners.sizes import compared_counts, wanted_of
 from convexprune.runs.answer import MASKED, MASKED_REFITTED, Answer, Goal, unproven
 from convexprune.runs.problem import Problem, StoppingRule
 from convexprune.runs.run import Run
-from convexprune.solvers.arrays import checked_count
 from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 from convexprune.solvers.programs import TopK
 from convexprune.targets import Neurons, Sparsity, Target
 
-Schedule = Literal["exponential", "linear"]
 Scores = tuple[Tensor, ...]
 """Of a layer's weights, or which of them stay: a matrix [N, M] for each group, without the bias."""
 
@@ -75,7 +70,7 @@ class Scoring(Pruner):
             raise InvalidInput("refit: weights are fitted to what layers compute on data: give calibration data")
         found = self.score_network(run, target)
         if isinstance(target, Neurons):
-            prune_neurons(run, target, self._worth(run, found), refit=run.options.refit)
+            prune_neurons(run, target, self.worths(run, found), refit=run.options.refit)
             return
         assert isinstance(target, Sparsity)  # noqa: S101 - refuses says so
         goals: dict[str, KeepMask] = {}
@@ -112,7 +107,9 @@ class Scoring(Pruner):
             return found[name]
         return tuple(self.checked_scores(problem, run.options).cpu() for problem in run.problems(name))
 
-    def _worth(self, run: Run, found: Mapping[str, Scores]) -> dict[str, Worth]:
+    def worths(self, run: Run, found: Mapping[str, Scores]) -> dict[str, Worth]:
+        """The worth of each link's neurons, from the scores of the network as far as they were found."""
+
         def scores(name: str) -> Tensor:
             return self._scores(run, name, found)[0].double().nan_to_num(neginf=0.0)
 
@@ -129,73 +126,6 @@ class Scoring(Pruner):
         """
         width = run.widths()[link.producer]
         return torch.stack([scores(name).reshape(width, -1).sum(1) for name in link.consumers]).sum(0)
-
-
-class GradientScoring(Scoring):
-    """Base of pruners that score weights by |w·∂R/∂w| in float64, R any function of the whole network.
-
-    In each of the rounds the weights of the smallest scores go from a copy of the model, and those that stay are scored
-    anew. Neurons and patterns are chosen by the scores of the whole network, in one round.
-
-    Attributes:
-        rounds: How often weights are scored.
-        schedule: Of the density ρ over rounds e of n: "exponential", ρ^(e/n), or "linear", 1 − (1 − ρ)e/n.
-    """
-
-    rounds: int = 1
-    schedule: Schedule = "exponential"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checked_count("rounds", self.rounds)
-
-    def prepare_(self, model: nn.Module) -> None:
-        """Change the copy of the model that is scored."""
-
-    def objective(self, model: nn.Module, run: Run) -> Tensor:
-        """R, a number; gradients are taken of it."""
-        raise NotImplementedError
-
-    def score_network(self, run: Run, target: Target) -> Mapping[str, Scores]:
-        """Scores of the last round; −1 for weights that went before."""
-        counts, fan_in = compared_counts(run.layers, target), {name: layer.fan_in for name, layer in run.layers.items()}
-        with evaluating(run.model):
-            model = deepcopy(run.model).double()
-            self.prepare_(model)
-            for parameter in model.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
-            scores = self._scored(model, run, fan_in)
-            for e in range(1, self.rounds if counts else 1):
-                keep = dict[str, Scores]()
-                for names, count in counts.items():
-                    keep |= largest(pool := {name: scores[name] for name in names}, self._count(pool, count, e))
-                for name, masks in keep.items():
-                    layer = model.get_submodule(name)
-                    write_back_(layer, [masked(W, mask) for W, mask in zip(weight_matrices(layer), masks, strict=True)])
-                scores = self._scored(model, run, fan_in)
-                for name, masks in keep.items():
-                    scores[name] = tuple(S.where(mask, -1.0) for S, mask in zip(scores[name], masks, strict=True))
-        return scores
-
-    def _scored(self, model: nn.Module, run: Run, fan_in: Mapping[str, Sequence[int]]) -> dict[str, Scores]:
-        model.zero_grad()
-        with torch.enable_grad():
-            R = self.objective(model, run)
-            if not bool(R.isfinite()):
-                raise NonFinite(f"{type(self).__name__}: R, whose gradients score weights, is {float(R.detach())}")
-            R.backward()  # type: ignore[no-untyped-call]
-        found = dict[str, Scores]()
-        for name, inputs in fan_in.items():
-            layer = model.get_submodule(name)
-            groups = zip(weight_matrices(layer), gradient_matrices(layer), inputs, strict=True)
-            found[name] = tuple((W[:rows] * G[:rows]).abs().cpu() for W, G, rows in groups)
-        return found
-
-    def _count(self, pool: Mapping[str, Scores], final: int, e: int) -> int:
-        """How many weights stay after round e."""
-        total = sum(S.numel() for scores in pool.values() for S in scores)
-        rho, part = final / total, e / self.rounds
-        return max(final, round(total * (rho**part if self.schedule == "exponential" else 1 - (1 - rho) * part)))
 
 
 @dataclass(frozen=True, eq=False)

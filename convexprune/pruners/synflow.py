@@ -4,7 +4,7 @@ Tanaka, Kunin, Yamins and Ganguli, Pruning neural networks without any data by i
 NeurIPS 2020, algorithm 1.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from convexprune.layers.kinds import NORMS
 from convexprune.layers.memory import mapped, samples_at, tensors_in
-from convexprune.network.calibration import Fitting
-from convexprune.network.forwards import call_model, copy_for
+from convexprune.pruners.gradients import GradientScoring, Schedule
 from convexprune.pruners.pruner import register_pruner
-from convexprune.pruners.scoring import GradientScoring, Schedule
 from convexprune.runs.run import Run
 from convexprune.solvers.errors import InvalidInput
 
@@ -58,12 +56,11 @@ class SynFlow(GradientScoring):
     def objective(self, model: nn.Module, run: Run) -> Tensor:
         """R, the sum of all outputs for one input of ones; whole numbers such as tokens stay as they are."""
         if self.shape:
-            ones: object = torch.ones(1, *self.shape, dtype=torch.float64)
+            ones: object = torch.ones(1, *self.shape)
         elif run.data is not None:
             sample = samples_at(next(iter(run.data)), slice(1))
-            ones = mapped(sample, lambda t: torch.ones_like(t, dtype=torch.float64) if t.is_floating_point() else t)
+            ones = mapped(sample, lambda t: torch.ones_like(t) if t.is_floating_point() else t)
         else:
             raise InvalidInput("synflow: give calibration data, or the shape of an input: SynFlow(shape=(3, 32, 32))")
-        forward = replace(run.forward, dtype=None) if isinstance(run.forward, Fitting) else run.forward
-        outputs = tensors_in(call_model(model, copy_for(model, ones), forward))
+        outputs = tensors_in(self.outputs(model, run, ones))
         return torch.stack([tensor.sum() for tensor in outputs if tensor.is_floating_point()]).sum()

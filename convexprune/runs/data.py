@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,6 +19,10 @@ from convexprune.solvers.errors import InvalidInput, NonFinite, ShapeMismatch
 Loss = Callable[[Batch, Tensor], Tensor]
 """Called with what the model returns for a batch, and the batch's labels: the mean of the samples' losses, a number."""
 
+_UNLABELLED = (
+    "data: expected labels, and found none: give Data(inputs, labels=…), or batches (inputs, labels), or mappings with "
+    "the entry 'labels'"
+)
 _LABELS = ("labels", "label", "targets", "target", "y")  # entries of batches that are mappings
 
 
@@ -51,6 +56,10 @@ class Data:
     holdout: object = None
     labels: object = None
     loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inputs, Iterator):  # which can be gone through only once
+            object.__setattr__(self, "inputs", list(self.inputs))
 
     def calibration(self) -> Calibration:
         """The inputs in checked batches.
@@ -103,6 +112,24 @@ class Data:
         if truth is not None and len(truth) != start:
             raise ShapeMismatch(f"labels: expected one for each of the {start} samples, found {len(truth)}")
 
+    def shuffled(self, seed: int) -> Iterator[tuple[Batch, Tensor]]:
+        """Labelled batches for an epoch of training: of one tensor in random order, else those given, in their order.
+
+        A last batch of fewer samples is left out, unless it is the only one.
+        """
+        if not isinstance(self.inputs, Tensor | np.ndarray):
+            yield from self.labelled()
+            return
+        truth, count = self.truth(), len(self.inputs)
+        if truth is None:
+            raise InvalidInput(_UNLABELLED)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        size = min(self.batch_size, count)
+        for start in range(0, count - size + 1, size):
+            chosen = order[start : start + size]
+            inputs = self.inputs[chosen if isinstance(self.inputs, Tensor) else chosen.numpy()]
+            yield torch.as_tensor(inputs), truth[chosen]
+
     def loss_of(self, outputs: Batch, labels: Tensor) -> Tensor:
         """The mean loss of a batch's outputs.
 
@@ -111,7 +138,8 @@ class Data:
         """
         if self.loss is None:
             return cross_entropy(outputs, labels)
-        found = self.loss(outputs, labels)
+        device = next((tensor.device for tensor in tensors_in(outputs)), labels.device)
+        found = self.loss(outputs, labels.to(device))
         if not isinstance(found, Tensor) or found.numel() != 1:
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InvalidInput(f"loss: expected a tensor with one number, the mean over the samples, found {what}")
@@ -153,8 +181,8 @@ def cross_entropy(outputs: Batch, labels: Tensor) -> Tensor:
     if not whole or not classes or (len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes)):
         span = f"from {labels.min().item()} to {labels.max().item()}" if len(labels) else "none"
         raise InvalidInput(
-            f"labels: expected a whole number from 0 to {classes - 1} a sample, outputs being {list(logits.shape)}; found "
-            f"{labels.dtype} {list(labels.shape)}, {span}. For another loss give Data(…, loss=…)"
+            f"labels: expected a whole number from 0 to {classes - 1} a sample, outputs being {list(logits.shape)}; "
+            f"found {labels.dtype} {list(labels.shape)}, {span}. For another loss give Data(…, loss=…)"
         )
     return functional.cross_entropy(logits, labels.to(logits.device).long())
 
@@ -167,8 +195,5 @@ def _labels_in(batch: Batch) -> Tensor:
     elif isinstance(batch, tuple | list) and len(batch) > 1:
         found = batch[-1]
     if not isinstance(found, Tensor) or not found.dim():
-        raise InvalidInput(
-            "data: expected labels, and found none: give Data(inputs, labels=…), or batches (inputs, labels), or "
-            "mappings with the entry 'labels'"
-        )
+        raise InvalidInput(_UNLABELLED)
     return found

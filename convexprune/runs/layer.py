@@ -5,7 +5,7 @@ s = γ/σ, so the program of the layer with its norm has the weights W∘s and t
 model W keeps the zeros and the shift goes into β; b, γ and the running statistics stay.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,17 +175,22 @@ class Versions:
     """The parameters of layers as they were when this was made, beside what they are now."""
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
-        own = {id(p): p for layer in layers.values() for p in layer.parameters()}
-        self._parameters = list(own.values())
-        self._trained = self._now()
+        self._tensors, self._trained = dict[int, Tensor](), list[Tensor]()
+        self.watch(parameter for layer in layers.values() for parameter in layer.parameters())
+
+    def watch(self, tensors: Iterable[Tensor]) -> None:
+        """Remember other tensors, too, as they are now."""
+        new = {id(tensor): tensor for tensor in tensors if id(tensor) not in self._tensors}
+        self._tensors |= new
+        self._trained += [tensor.detach().clone() for tensor in new.values()]
 
     def _now(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self._parameters]
+        return [tensor.detach().clone() for tensor in self._tensors.values()]
 
     def _put_(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, value in zip(self._parameters, values, strict=True):
-                parameter.copy_(value)
+            for tensor, value in zip(self._tensors.values(), values, strict=True):
+                tensor.copy_(value)
 
     def restore_(self) -> None:
         """Put the trained values back."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from convexprune.options import Options
 from convexprune.report.report import LayerReport
 from convexprune.runs.answer import Answer, Goal, layer_row, with_extras
 from convexprune.runs.capture import Capture
+from convexprune.runs.checkpoints import Checkpoints
+from convexprune.runs.data import Data
 from convexprune.runs.executors import LayerTask, TaskSolver, serially
 from convexprune.runs.journal import Journal, Record
 from convexprune.runs.layer import Layer, Versions
@@ -63,6 +66,7 @@ class Run:
         progress: Called as ``progress(stage, done, total)``.
         callback: Called as ``callback(layer, trace_point)``.
         holdout: Data that nothing is fitted to and errors are measured on, or None.
+        source: The data as they were given, with labels and a loss if there are such.
         samples_needed: Whether problems keep all samples even where their products would do.
         ahead: Layers whose data are wanted in this order, time and again; of others data are gathered one by one.
         links: Of layers that lose neurons, by name of the first producer.
@@ -73,6 +77,8 @@ class Run:
         goals: What they are answers to.
         extra: Further figures for the rows of layers, by name.
         terms: Figures of a theory by layer, whether it was pruned or not.
+        notices: What a reader of the report should know.
+        tuned: Whether all weights are those of a training, of which there are no answers layer by layer.
         trained: The trained weights as stored.
     """
 
@@ -87,6 +93,7 @@ class Run:
     progress: Progress = silent
     callback: LayerCallback | None = None
     holdout: Calibration | None = None
+    source: Data | None = None
     samples_needed: bool = False
     ahead: Sequence[str] = ()
     links: Mapping[str, Link] = field(default_factory=dict)
@@ -97,6 +104,8 @@ class Run:
     goals: dict[str, Goal] = field(default_factory=dict)
     extra: dict[str, dict[str, object]] = field(default_factory=dict)
     terms: dict[str, Mapping[str, float]] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+    tuned: bool = False
     trained: dict[str, tuple[Tensor, ...]] = field(init=False)
     versions: Versions = field(init=False)
     capture: Capture = field(init=False)
@@ -173,11 +182,28 @@ class Run:
             for name, link in self.links.items()
         }
 
+    def checkpoints(self, name: str) -> Checkpoints:
+        """Where a method that trains keeps what it was at."""
+        return Checkpoints(self.journal, name)
+
+    def ended(self) -> bool:
+        """Whether the run is to end early; ``stopped`` then says why."""
+        if self.watch.stopped():
+            self.stopped = self.stopped or self.watch.reason()
+        return self.stopped is not None
+
+    def tune_(self, state: Mapping[str, Tensor]) -> None:
+        """Put the state of a training into the model: all parameters and buffers."""
+        self.versions.watch(chain(self.model.parameters(), self.model.buffers()))
+        self.model.load_state_dict(state)
+        self.tuned = True
+
     def restore_(self) -> None:
         """Everything as trained, and nothing written."""
         self.versions.restore_()
         self.written.clear()
         self.goals.clear()
+        self.tuned = False
 
     def rows(self) -> tuple[LayerReport, ...]:
         """Those of the layers that were written, in the model's order."""
