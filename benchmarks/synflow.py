@@ -12,7 +12,6 @@ are there already are not made again.
 
 import argparse
 import copy
-import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
-from resnet20 import prepare
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from trained import Kept, finetune_
+from trained import Kept, cifar10, finetune_
 
 from convexprune import Options, Sparsity, prune_
 from convexprune.costs import accuracy
@@ -256,14 +253,7 @@ def trained(method: str, compression: float, seed: int, args: argparse.Namespace
 
 def images(data: Path, count: int, tests: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """So many training and test images and their labels, as many of each class, halved to 16 × 16."""
-    from PIL import Image
-
-    files, test = np.load(data / "cifar10_train_jpeg.npz"), np.load(data / "cifar10_test.npz")
-    bytes_, ends = files["jpeg"], files["offsets"]
-    pixels = [Image.open(io.BytesIO(bytes_[ends[i] : ends[i + 1]].tobytes())).convert("RGB") for i in range(count)]
-    x, y = np.stack([np.asarray(image) for image in pixels]), torch.from_numpy(files["y"][:count])
-    held_out = prepare(test["x"][:tests]), torch.from_numpy(test["y"][:tests])
-    return tuple((F.avg_pool2d(each, 2), labels.long()) for each, labels in ((prepare(x), y), held_out))  # type: ignore[return-value]
+    return tuple((F.avg_pool2d(x, 2), y) for x, y in cifar10(data, count, tests))  # type: ignore[return-value]
 
 
 def accuracies(args: argparse.Namespace, console: Console) -> None:

@@ -1,5 +1,6 @@
 """Trained networks with their data, a short fine-tuning in which zeros stay zeros, and runs that are made once."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,8 +17,9 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from convexprune import load_weights_into_
 from convexprune.cli.reference import find_model
 from convexprune.masks import keep_masks_, make_permanent_
+from convexprune.pruners.finetuning import crop_and_flip
 
-__all__ = ["Kept", "finetune_", "load"]
+__all__ = ["Images", "Kept", "cifar10", "finetune_", "load", "train_"]
 
 Images = tuple[Tensor, Tensor]  # and their labels
 Run = TypeVar("Run")
@@ -42,6 +44,33 @@ def load(name: str, data: Path) -> tuple[nn.Module, Images, Images]:
         parts = [(prepare(file["x"]), torch.from_numpy(file["y"])) for file in sets]
     train, test = ((x, y.long()) for x, y in parts)
     return model.eval(), train, test
+
+
+def cifar10(data: Path, count: int, tests: int) -> tuple[Images, Images]:
+    """So many JPEG-coded training and test images and their labels, as many of each class."""
+    from PIL import Image
+
+    files, test = np.load(data / "cifar10_train_jpeg.npz"), np.load(data / "cifar10_test.npz")
+    content, ends = files["jpeg"], files["offsets"]
+    pixels = [Image.open(io.BytesIO(content[ends[i] : ends[i + 1]].tobytes())).convert("RGB") for i in range(count)]
+    train = prepare(np.stack([np.asarray(image) for image in pixels])), torch.from_numpy(files["y"][:count]).long()
+    return train, (prepare(test["x"][:tests]), torch.from_numpy(test["y"][:tests]).long())
+
+
+def train_(model: nn.Module, data: Images, steps: int, rate: float, seed: int, *, constant: bool = False) -> None:
+    """Stochastic gradient descent with momentum on moved and mirrored images; the rate falls by a cosine, or stays."""
+    x, y = data
+    random = torch.Generator().manual_seed(seed)
+    optimiser = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps), eta_min=rate if constant else 0)
+    model.train()
+    order = torch.cat([torch.randperm(len(x), generator=random) for _ in range(-(-steps * 128 // len(x)))] or [y[:0]])
+    for batch in order[: steps * 128].view(steps, 128):
+        optimiser.zero_grad()
+        F.cross_entropy(model(crop_and_flip(x[batch], random)), y[batch]).backward()
+        optimiser.step()
+        schedule.step()
+    model.eval()
 
 
 def finetune_(model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float, seed: int) -> None:
