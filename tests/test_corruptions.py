@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from convexprune.evaluation import CORRUPTIONS, Corruption, applicable, corrupted
-from convexprune.evaluation.blur import zoomed
-from convexprune.evaluation.noise import generators
-from convexprune.evaluation.weather import fog
+from convexprune.evaluation.corruptions.blur import zoomed
+from convexprune.evaluation.corruptions.noise import generators
+from convexprune.evaluation.corruptions.weather import fog
 from convexprune.solvers.errors import (
     ConvexPruneError,
     EmptyInput,

@@ -4,8 +4,8 @@ from io import BytesIO
 
 import numpy as np
 
-from convexprune.evaluation.blur import gaussian
-from convexprune.evaluation.noise import Array, Generators
+from convexprune.evaluation.corruptions.blur import gaussian
+from convexprune.evaluation.corruptions.noise import Array, Generators
 from convexprune.solvers.errors import MissingExtra
 
 

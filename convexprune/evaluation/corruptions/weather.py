@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convexprune.evaluation.blur import gaussian, line_blur, zoomed
-from convexprune.evaluation.noise import Array, Generators
+from convexprune.evaluation.corruptions.blur import gaussian, line_blur, zoomed
+from convexprune.evaluation.corruptions.noise import Array, Generators
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)[:, None, None]  # of red, green and blue, ITU-R BT.601

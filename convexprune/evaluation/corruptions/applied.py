@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convexprune.evaluation import blur, digital, noise, weather
-from convexprune.evaluation.noise import Array, generators
+from convexprune.evaluation.corruptions import blur, digital, noise, weather
+from convexprune.evaluation.corruptions.noise import Array, generators
 from convexprune.solvers.arrays import ArrayLike, as_real, blocks_of, check_finite, checked_count
 from convexprune.solvers.errors import EmptyInput, InvalidInput, ShapeMismatch
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from convexprune.evaluation.noise import Array, Generators
+from convexprune.evaluation.corruptions.noise import Array, Generators
 
 
 def gaussian(images: Array, sigma: float, mode: str = "nearest", truncate: float = 4.0) -> Array:
