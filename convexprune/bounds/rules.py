@@ -171,6 +171,8 @@ _Rule = Callable[[Call, fx.Node], float | None]
 
 def constant(call: Call, operand: fx.Node) -> float | None:
     """What the operation multiplies an error of the operand by at most; None where nothing is known."""
+    if any(isinstance(tensor, Tensor) and not tensor.numel() for tensor in (call.value, call.run.env[operand])):
+        return 0.0  # what has no entries has no error
     rule = _weight_norm if is_product(call.module) else _RULES.get(call.operation)
     found = rule * call.repeats(operand) if isinstance(rule, float) else None if rule is None else rule(call, operand)
     return found if found is not None and math.isfinite(found) else None

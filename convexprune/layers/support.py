@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from convexprune.errors import UnsupportedModule
+from convexprune.layers.emptied import Emptied
 from convexprune.layers.kinds import Kind, known_kinds
 from convexprune.layers.memory import Holders, overlaps_itself
 from convexprune.solvers.errors import NonFinite, ShapeMismatch
@@ -31,8 +32,8 @@ def supported(layer: nn.Module) -> Kind:
     return kind
 
 
-def unsupported(layer: nn.Module) -> str | None:
-    """Why the module cannot be pruned, and what to do about it; None if it can.
+def unsupported(layer: nn.Module, *, empty: bool = False) -> str | None:
+    """Why the module cannot be pruned, and what to do about it; None if it can, with ``empty`` also without entries.
 
     Linear, Conv1d, Conv2d, Conv3d, MultiheadAttention (its projections of queries, keys and values) and the
     Transformers library's Conv1D can, and their subclasses that compute the same; their weights must be plain dense
@@ -55,7 +56,7 @@ def unsupported(layer: nn.Module) -> str | None:
         return (
             f"{name} has a forward of its own, so its output may not be X U: replace it by a plain {kind.base.__name__}"
         )
-    each = (_unsupported_parameter(layer, key, own.get(key)) for key in kind.parameters)
+    each = (_unsupported_parameter(layer, key, own.get(key), empty) for key in kind.parameters)
     return next((f"{name}'s {reason}" for reason in chain(each, _shared(own)) if reason), None)
 
 
@@ -72,7 +73,7 @@ def has_own_forward(module: nn.Module) -> bool:
     A _conv_forward of its own changes a convolution without touching forward (weight standardisation does this).
     """
     kind, names = kind_of(module), ("forward", "_conv_forward")
-    base = type(module) if kind is None else kind.base
+    base = type(module) if kind is None or isinstance(module, Emptied) else kind.base
     same = all(getattr(type(module), name, None) is getattr(base, name, None) for name in names)
     return not same or "forward" in vars(module)
 
@@ -85,7 +86,7 @@ def _shared(own: Mapping[str, nn.Parameter]) -> Iterator[str]:
             yield f"{name} shares memory with its {others[0]}, and each is pruned for itself: give it a copy"
 
 
-def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | None) -> str | None:
+def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | None, empty: bool) -> str | None:
     if value is None:
         if getattr(layer, name) is None:
             return None
@@ -97,7 +98,7 @@ def _unsupported_parameter(layer: nn.Module, name: str, value: nn.Parameter | No
             f'torch.nn.utils.parametrize.remove_parametrizations(layer, "{name}"), torch.nn.utils.prune.remove(layer, '
             f'"{name}") or torch.nn.utils.remove_weight_norm(layer)'
         )
-    if not value.numel():
+    if not value.numel() and not empty:
         return f"{name} has no entries (its shape is {list(value.shape)}): leave this module out"
     if value.is_meta:
         return f"{name} is on the meta device, without values: load the weights first"

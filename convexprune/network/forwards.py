@@ -175,11 +175,15 @@ def state_of(model: nn.Module, parameters: bool) -> Callable[[], None]:
     tables: list[dict[str, Batch]] = [table for module in modules for table in (vars(module), module._buffers)]
     tables += [table for module in modules if parameters for table in (module._parameters, module._modules)]
     before = [(table, dict(table)) for table in tables]
+    classes = [(module, type(module)) for module in modules]  # which change where a layer loses all its channels
     tensors = chain(tensors_in([vars(module) for module in modules]), model.buffers(), model.parameters())
     own = {id(tensor): tensor for tensor in tensors if can_change(tensor)}
     values = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in own.values()]
 
     def restore() -> None:
+        for module, kind in classes:
+            if type(module) is not kind:
+                module.__class__ = kind
         for table, entries in before:
             table.clear()
             table.update(entries)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from convexprune.errors import UnsupportedModule
+from convexprune.layers.emptied import Emptied
 from convexprune.layers.kinds import LAYERS, NORMS
 from convexprune.layers.memory import Holders, tensors_in
 from convexprune.layers.support import altered, kind_of, unsupported
@@ -76,7 +77,7 @@ class Network:
             f"it {altered(module)}: take that away first": altered(module) is not None,
             f"its outputs do not go the same way in train mode, to {self._diverted.get(name)}": name in self._diverted,
         }
-        fault = None if carries else unsupported(module)
+        fault = None if carries else unsupported(module, empty=True)
         return fault or next((reason for reason, holds in reasons.items() if holds), None)
 
     def called(self, node: fx.Node) -> nn.Module | None:
@@ -239,4 +240,5 @@ def _routes(graph: fx.Graph, weighted: set[str]) -> set[tuple[str, frozenset[str
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return kind_of(m) is not None or super().is_leaf_module(m, module_qualified_name)
+        known = kind_of(m) is not None or isinstance(m, Emptied)
+        return known or super().is_leaf_module(m, module_qualified_name)

@@ -38,6 +38,9 @@ class Link:
             removed from all of them.
         along: What else on the way has weights for each neuron: depthwise convolutions, and PReLUs with a slope for
             each channel.
+        pools: Pools on the way, modules by name, others as "maxpool2d", that torch has only for maps with channels:
+            they keep a link from losing all its neurons.
+        emptied: Layers that take the outputs, and have no neurons left: they lose inputs, too, and nothing changes.
     """
 
     producer: str
@@ -47,6 +50,8 @@ class Link:
     repeat: tuple[int, ...]
     partners: tuple[str, ...] = ()
     along: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    emptied: tuple[str, ...] = ()
 
     @property
     def producers(self) -> tuple[str, ...]:
@@ -58,6 +63,7 @@ class Link:
 _ALIASES = {"alphadropout", "contiguous", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity"}
 _VIEWS = {*_ALIASES, "flatten", "reshape", "view"}
 _POOLS = {"adaptiveavgpool", "adaptivemaxpool", "avgpool", "maxpool"}
+_MEANS = {"adaptiveavgpool1d", "adaptiveavgpool2d"}  # the pools that take maps without channels
 _ARITHMETIC = {*("add", "iadd", "isub", "rsub", "sub"), *("div", "imul", "itruediv", "mul", "truediv")}
 _FATES = {
     "are the network's outputs": "output",
@@ -85,7 +91,7 @@ class _Stream:
     """What a node of the graph holds of neurons."""
 
     producers: tuple[str, ...]  # the layers of which it is made; neuron c is computed of theirs of the same number
-    neurons: int  # how many; 0 if the layer cannot lose any
+    neurons: int | None  # how many; None if the layer cannot lose any
     layout: str  # one of those above
     copies: int = 1  # channels that belong to one neuron, one after another
     way: tuple[str, ...] = ()  # activations and norms so far
@@ -99,6 +105,7 @@ class _Group:
     producers: set[str]
     norms: set[str] = field(default_factory=set)
     along: set[str] = field(default_factory=set)
+    pools: set[str] = field(default_factory=set)
     repeat: dict[str, int] = field(default_factory=dict)  # by consumer
     # The activations and norms before each consumer; a norm with running statistics as "norm:name".
     ways: dict[tuple[str, ...], None] = field(default_factory=dict)
@@ -116,7 +123,7 @@ class _Group:
 
     def absorb(self, other: "_Group") -> None:
         """Take over all that the other has."""
-        for name in ("producers", "norms", "along", "repeat", "ways"):
+        for name in ("producers", "norms", "along", "pools", "repeat", "ways"):
             getattr(self, name).update(getattr(other, name))
         self.faults += other.faults
 
@@ -141,10 +148,10 @@ class _Flow:
         layer = isinstance(module, LAYERS) and not (taken and self._is_carrier(module))
         try:
             if module and layer and taken:
-                if taken[0].neurons:
+                if taken[0].neurons is not None:
                     self._check(name, module, taken[0])
                     group = self.groups[taken[0].producers[0]]
-                    group.repeat[name] = inputs_of(module) // taken[0].neurons
+                    group.repeat[name] = _each(inputs_of(module), taken[0].neurons)
                     group.ways[taken[0].way] = None
             elif taken and not graph.reads_other_lengths(node, _AXES[taken[0].layout]):
                 stream = self._through(node, module, taken)
@@ -154,13 +161,14 @@ class _Flow:
         if not module or not layer:
             return stream
         self.groups.setdefault(name, _Group({name}))
-        neurons = 0 if self.network.fault(name) else len(module.get_parameter("weight"))
+        neurons = None if self.network.fault(name) else len(module.get_parameter("weight"))
         return _Stream((name,), neurons, _layouts(module)[0])
 
     def _is_carrier(self, module: nn.Module | None) -> bool:
         """Whether the module has weights for each neuron, and keeps neurons apart."""
-        depthwise = isinstance(module, LAYERS) and getattr(module, "groups", 1) == getattr(module, "in_channels", 0) > 1
-        slopes = isinstance(module, nn.PReLU) and module.num_parameters > 1
+        groups = getattr(module, "groups", 1)
+        depthwise = isinstance(module, LAYERS) and groups != 1 and groups == getattr(module, "in_channels", 0)
+        slopes = isinstance(module, nn.PReLU) and module.num_parameters != 1
         return isinstance(module, NORMS) or (self.residual and (depthwise or slopes))
 
     def _through(self, node: fx.Node, module: nn.Module | None, taken: list[_Stream]) -> _Stream:
@@ -171,11 +179,13 @@ class _Flow:
             self._check(str(node.target), module, stream, along=True)
             group = self.groups[stream.producers[0]]
             (group.norms if isinstance(module, NORMS) else group.along).add(str(node.target))
-            behind = replace(stream, copies=stream.copies * (outputs_of(module) // inputs_of(module)))
+            behind = replace(stream, copies=stream.copies * _each(outputs_of(module), inputs_of(module)))
         elif self.residual and operation in _ARITHMETIC:
             behind = self._combined(node, operation, taken)
         else:
             behind = replace(stream, layout=self._layout(node, operation, module, stream.layout))
+            if _is_pool(operation, stream.layout) and operation not in _MEANS:
+                self.groups[stream.producers[0]].pools.add(str(node.target) if module else operation)
         if in_place and not stream.alone:
             raise _Blocked(
                 f"are changed in place by {graph.ACTIVATION.get(operation, operation)} while others use them"
@@ -190,8 +200,7 @@ class _Flow:
             raise _Blocked(f"reach {node.target!r}, which {fault}")
         # Another tensor may decide what becomes of a neuron; so may a PReLU, if it has a slope for each.
         plain = len(node.all_input_nodes) == 1 and getattr(module, "num_parameters", 1) == 1
-        pools = axes and operation.endswith(layout) and operation.removesuffix(layout) in _POOLS
-        if pools or (plain and operation in {*graph.ACTIVATION, *_ALIASES, "clone"}):
+        if _is_pool(operation, layout) or (plain and operation in {*graph.ACTIVATION, *_ALIASES, "clone"}):
             return layout
         if graph.flattens(node, operation, module, axes):
             return "flat" if axes else layout
@@ -212,7 +221,7 @@ class _Flow:
             return replace(stream, way=(*stream.way, f"own {name}"))
         for other in taken[1:]:
             first, second = stream.producers[0], other.producers[0]
-            if fixed := [each.producers[0] for each in (stream, other) if not each.neurons]:
+            if fixed := [each.producers[0] for each in (stream, other) if each.neurons is None]:
                 fault = self.network.fault(fixed[0])
                 raise _Blocked(f"{_FATE[operation]}, and {fixed[0]!r} cannot lose any ({fault})")
             if (stream.neurons, stream.copies, stream.layout) != (other.neurons, other.copies, other.layout):
@@ -236,13 +245,23 @@ class _Flow:
 
     def _check(self, name: str, module: nn.Module, stream: _Stream, along: bool = False) -> None:
         """Whether the module can lose the inputs that belong to a neuron."""
-        fault, channels = self.network.fault(name, along), stream.neurons * stream.copies
-        if stream.neurons and not fault:
-            inputs, map_ = inputs_of(module), stream.layout == "flat" and isinstance(module, nn.Linear)
+        fault = self.network.fault(name, along)
+        if stream.neurons is not None and not fault:
+            channels, inputs = stream.neurons * stream.copies, inputs_of(module)
+            map_ = channels and stream.layout == "flat" and isinstance(module, nn.Linear)
             if (inputs % channels if map_ else inputs != channels) or stream.layout not in _layouts(module):
                 fault = f"it takes {inputs} inputs along another axis: flatten(x, 1) may be missing"
         if fault:
             raise _Blocked(f"reach {name!r}, which cannot lose inputs ({fault})")
+
+
+def _each(entries: int, neurons: int) -> int:
+    """How many entries belong to one neuron; 1 where all are gone."""
+    return entries // neurons if neurons else 1
+
+
+def _is_pool(operation: str, layout: str) -> bool:
+    return bool(_AXES[layout]) and operation.endswith(layout) and operation.removesuffix(layout) in _POOLS
 
 
 def _layouts(module: nn.Module) -> tuple[str, ...]:
@@ -291,20 +310,30 @@ def find_links(model: nn.Module, *, residual: bool = False) -> tuple[dict[str, L
         if reason := network.fault(name) or groups[name].reason(name, module, residual):
             skipped.append(SkippedModule(name, type(module).__name__, reason))
         else:
-            links[name] = _link(groups[name], list(network.calls))
+            links[name] = _link(groups[name], network)
             linked.update(links[name].producers, links[name].along)
     return links, skipped
 
 
-def _link(group: _Group, order: list[str]) -> Link:
+def _link(group: _Group, network: Network) -> Link:
+    order = list(network.calls)
+
     def called(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(names, key=order.index))
 
     producer, *partners = called(group.producers)
-    consumers = called(group.repeat)
-    repeat = tuple(group.repeat[name] for name in consumers)
-    activation = _activation(list(group.ways))
-    return Link(producer, called(group.norms), activation, consumers, repeat, tuple(partners), called(group.along))
+    consumers = called(name for name in group.repeat if outputs_of(network.modules[name]))
+    return Link(
+        producer=producer,
+        norms=called(group.norms),
+        activation=_activation(list(group.ways)),
+        consumers=consumers,
+        repeat=tuple(group.repeat[name] for name in consumers),
+        partners=tuple(partners),
+        along=called(group.along),
+        pools=tuple(sorted(group.pools)),
+        emptied=called(group.repeat.keys() - set(consumers)),
+    )
 
 
 def _activation(ways: list[tuple[str, ...]]) -> str | None:

@@ -18,6 +18,7 @@ from convexprune.files.weights import (
     safetensors_bytes,
     write_atomically,
 )
+from convexprune.layers.emptied import without_channels_
 from convexprune.network.forwards import check_module, restoring
 from convexprune.network.graph import inputs_of, outputs_of
 from convexprune.network.links import Link, find_links
@@ -80,31 +81,20 @@ def remove_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
 
     The tensors that shrink are new ones, without gradients: an optimiser must be made anew.
 
+    Where no neuron stays, a residual block is its shortcut, and whatever a norm behind its last layer makes of zeros.
+    That layer, the consumer, returns its bias at every position, or zeros; convolutions and batch norms become modules
+    of classes that need no channels (``convexprune.layers.emptied``), which torch's own do.
+
     Args:
         model: The network.
         link: What ``find_links`` found in it; it may have been shrunk since.
-        kept: The neurons that stay [k], int64, ascending.
+        kept: The neurons that stay [k], int64, ascending; none of them where all are to go.
 
     Raises:
-        InvalidInput: ``kept`` cannot be used.
+        InvalidInput: ``kept`` cannot be used, or no neuron is to stay where a pool on the way needs one.
         ShapeMismatch: The layers are of other sizes than the link says. In either case nothing was changed.
     """
-    at = _place(model, link, kept)
-    smaller = {
-        module: {name: tensor[at.among(len(tensor))] for name, tensor in _tensors(module).items()}
-        for module in (*at.producers, *at.carriers)
-    }
-    for layer in at.consumers:  # which may be a producer too
-        weight = smaller.setdefault(layer, {}).get("weight", layer.get_parameter("weight").detach())
-        smaller[layer]["weight"] = weight[:, at.among(weight.shape[1])]
-    for module, tensors in smaller.items():
-        _replace_(module, tensors)
-    for layer in (*at.producers, *at.consumers):
-        names = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
-        vars(layer).update(zip(names, layer.get_parameter("weight").shape, strict=False))
-    for module in at.carriers:  # a norm that holds no tensors has a size too
-        sizes = {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
-        vars(module).update({name: size // len(at.stays) * len(kept) for name, size in sizes.items()})
+    _rewire_(_place(model, link, kept))
 
 
 def mask_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
@@ -114,12 +104,36 @@ def mask_neurons_(model: nn.Module, link: Link, kept: Tensor) -> None:
     way stays as it is: behind a norm a removed neuron is no zero, but nothing takes it.
     """
     at = _place(model, link, kept)
+    at = at._replace(kept=torch.ones(at.neurons).index_fill(0, at.kept, 0).nonzero()[:, 0])  # those that go
     with torch.no_grad():
         for layer in at.consumers:
             weight = layer.get_parameter("weight")
-            weight[:, ~at.among(weight.shape[1])] = 0
+            weight[:, at.entries(weight.shape[1])] = 0
         for tensor in (tensor for layer in at.producers for tensor in _tensors(layer).values()):
-            tensor[~at.among(len(tensor))] = 0
+            tensor[at.entries(len(tensor))] = 0
+
+
+def resize_links_(model: nn.Module, links: Mapping[str, Link], widths: Mapping[str, int]) -> None:
+    """Give links as many neurons as ``widths`` says, fewer or more, for weights that are to be drawn anew.
+
+    Until then the first neurons stay, and those beyond the number of before repeat them.
+
+    Args:
+        model: The network.
+        links: Found in it by ``find_links``.
+        widths: How many neurons each is to have, ≥ 0.
+
+    Raises:
+        InvalidInput: No neuron is to stay where a pool on the way needs one.
+        ShapeMismatch: A link without neurons is to have some, or layers are of other sizes than a link says. What was
+            resized before stays so.
+    """
+    for name, link in links.items():
+        before = outputs_of(model.get_submodule(name))
+        if widths[name] and not before:
+            raise ShapeMismatch(f"{name} has no neurons, so what belongs to one is unknown: give the network of before")
+        at = _place(model, link, torch.arange(min(before, widths[name])))
+        _rewire_(at._replace(kept=torch.arange(widths[name]) % max(before, 1)))
 
 
 def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -130,6 +144,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     Raises:
         ShapeMismatch: Shapes differ in another way, or do not fit each other.
+        InvalidInput: A layer has no neurons left, and a pool behind it needs one.
         UnsupportedModule: Shapes differ, and the model's forward cannot be traced. In any case nothing was changed.
     """
     misfits = _misfits(check_module(model), state)
@@ -143,7 +158,7 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         for link in links.values():
             key, neurons = f"{link.producer}.weight", outputs_of(model.get_submodule(link.producer))
             shape = state[key].shape if key in state else ()
-            if shape and 0 < shape[0] < neurons:
+            if shape and shape[0] < neurons:
                 remove_neurons_(model, link, torch.arange(shape[0]))
         if misfits := _misfits(model, state):
             raise ShapeMismatch(f"{misfits}: only neurons that find_links finds may be missing, with all their weights")
@@ -152,36 +167,59 @@ def resize_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 class _Place(NamedTuple):
     """The modules of a link; ``carriers`` are norms, and what else is on the way."""
 
-    stays: Tensor  # Boolean, of each neuron
+    neurons: int
+    kept: Tensor  # numbers of the neurons that are meant, int64
     producers: list[nn.Module]
     carriers: list[nn.Module]
     consumers: list[nn.Module]
 
-    def among(self, entries: int) -> Tensor:
-        """Which of so many entries of an axis, as many for each neuron, stay."""
-        return self.stays.repeat_interleave(entries // len(self.stays))
+    def entries(self, count: int) -> Tensor:
+        """The numbers of their entries along an axis of so many, as many for each neuron."""
+        each = count // max(self.neurons, 1)
+        return (self.kept[:, None] * each + torch.arange(each)).flatten()
 
 
 def _place(model: nn.Module, link: Link, kept: Tensor) -> _Place:
     """Where the link's neurons are; that its modules can lose them was seen when it was found."""
-    names = (link.producers, (*link.norms, *link.along), link.consumers)
+    names = (link.producers, (*link.norms, *link.along), (*link.consumers, *link.emptied))
     producers, carriers, consumers = ([model.get_submodule(name) for name in each] for each in names)
     neurons = outputs_of(producers[0])
-    found = [*map(outputs_of, producers), *map(inputs_of, consumers)]
+    found = [*map(outputs_of, producers), *map(inputs_of, consumers[: len(link.repeat)])]
     expected = [neurons for _ in producers] + [neurons * repeat for repeat in link.repeat]
     if found != expected:
         sizes = f"neurons of {', '.join(link.producers)} and inputs of {', '.join(link.consumers)} are {found}"
         raise ShapeMismatch(f"{sizes}, expected {expected}: take the link from find_links(model)")
     numbers = isinstance(kept, Tensor) and kept.dtype == torch.int64 and kept.dim() == 1
-    if not numbers or not len(kept) or kept[0] < 0 or kept[-1] >= neurons or (kept.diff() <= 0).any():
+    if not numbers or (kept < 0).any() or (kept >= neurons).any() or (kept.diff() <= 0).any():
         shape = f"{kept.dtype} {list(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         raise InvalidInput(
-            f"kept: expected at least one neuron number [k], int64, from 0 to {neurons - 1}, ascending, each once, "
+            f"kept: expected neuron numbers [k], int64, from 0 to {neurons - 1}, ascending, each once, "
             f"found {kept.tolist() if numbers else shape}"
         )
-    return _Place(
-        torch.zeros(neurons, dtype=torch.bool).index_fill(0, kept.cpu(), True), producers, carriers, consumers
-    )
+    if link.pools and not len(kept):
+        pools = f"{', '.join(link.pools)}, and torch has no such pool for maps without channels"
+        raise InvalidInput(f"kept: the filters of {link.producer} go through {pools}; keep one of them")
+    return _Place(neurons, kept.cpu(), producers, carriers, consumers)
+
+
+def _rewire_(at: _Place) -> None:
+    """The neurons that are meant, in this order, in place of all that there are."""
+    chosen = {
+        module: {name: tensor[at.entries(len(tensor))] for name, tensor in _tensors(module).items()}
+        for module in (*at.producers, *at.carriers)
+    }
+    for layer in at.consumers:  # which may be a producer too
+        weight = chosen.setdefault(layer, {}).get("weight", layer.get_parameter("weight").detach())
+        chosen[layer]["weight"] = weight[:, at.entries(weight.shape[1])]
+    _replace_(chosen)
+    for layer in (*at.producers, *at.consumers):
+        names = ("out_features", "in_features") if isinstance(layer, nn.Linear) else ("out_channels", "in_channels")
+        vars(layer).update(zip(names, layer.get_parameter("weight").shape, strict=False))
+    for module in at.carriers:  # a norm that holds no tensors has a size too
+        sizes = {name: getattr(module, name) for name in _SIZES if hasattr(module, name)}
+        vars(module).update({name: size // max(at.neurons, 1) * len(at.kept) for name, size in sizes.items()})
+    for module in chosen:
+        without_channels_(module)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -202,14 +240,16 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     )
 
 
-def _replace_(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """New parameters and buffers in place of the module's."""
-    for name, tensor in tensors.items():
+def _replace_(tensors: Mapping[nn.Module, Mapping[str, Tensor]]) -> None:
+    """New parameters and buffers in place of the modules'; a buffer that several have is one again."""
+    made = dict[Tensor, Tensor]()
+    for module, name, tensor in [(module, name, own[name]) for module, own in tensors.items() for name in own]:
         old = getattr(module, name)
         order = sorted(range(old.dim()), key=old.stride, reverse=True)  # of axes in memory, such as channels last
         new = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(old.dim())])
         parameter = isinstance(old, nn.Parameter)
-        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new)
+        new = nn.Parameter(new, requires_grad=old.requires_grad) if parameter else new
+        setattr(module, name, made.setdefault(old, new))
 
 
 def _check_keys(path: StrPath, weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

@@ -101,7 +101,7 @@ def pooled(weight: Tensor, peak: float, cell: tuple[int, int] | None = None) -> 
 
     Returns the picture, uint8, and the cell, (rows, columns): if not given the least that leaves at most SIDE a side.
     """
-    matrix = weight.detach().abs().reshape(len(weight), -1).to(torch.float32)
+    matrix = weight.detach().abs().flatten(1).to(torch.float32)
     rows, columns = matrix.shape
     cell = cell or (max(1, -(-rows // SIDE)), max(1, -(-columns // SIDE)))
     if not matrix.numel():

@@ -204,8 +204,11 @@ def incoming_of(model: nn.Module, link: Link) -> Tensor:
     """
     parts = []
     for layer in map(model.get_submodule, link.producers):
-        [U] = weight_matrices(layer)
-        parts += [U.T.to(torch.float64)] + ([] if has_bias(layer) else [U.new_zeros(U.shape[1], 1).to(torch.float64)])
+        weight = layer.get_parameter("weight")
+        # What takes a link without neurons has no weights.
+        inner = weight_matrices(layer)[0][: weight[0].numel()].mT if weight.numel() else weight.detach().flatten(1)
+        bias = layer.get_parameter("bias").detach() if has_bias(layer) else weight.new_zeros(len(weight))
+        parts.append(torch.cat([inner, bias[:, None]], 1).to(torch.float64))
     W = torch.cat(parts, dim=1)
     for name in () if link.partners or link.along else link.norms:
         norm_ = model.get_submodule(name)

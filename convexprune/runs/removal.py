@@ -10,6 +10,7 @@ from torch import nn
 from convexprune.errors import NothingToPrune
 from convexprune.layers.kinds import LAYERS
 from convexprune.network.choosing import is_chosen, unmatched
+from convexprune.network.graph import outputs_of
 from convexprune.network.links import Link, find_links
 from convexprune.network.weights import mask_neurons_, remove_neurons_
 from convexprune.report.report import LayerReport, SkippedModule
@@ -35,7 +36,12 @@ def chosen_links(
         NothingToPrune: No neurons can be removed, or a pattern matches none that can.
         UnsupportedModule: The model cannot be traced.
     """
-    links, skipped = find_links(model, residual=residual)
+    found, skipped = find_links(model, residual=residual)
+    outputs = {name: outputs_of(model.get_submodule(name)) for name in found}
+    links = {name: link for name, link in found.items() if link.consumers and outputs[name]}
+    for link in (found[name] for name in found if name not in links):
+        reason = "only layers without neurons use its outputs" if outputs[link.producer] else "it has no neurons left"
+        skipped += [SkippedModule.of(name, model.get_submodule(name), reason) for name in link.producers]
     wanted = ["*"] if patterns is None else list(patterns)
     if not wanted:
         raise NothingToPrune("layers: expected patterns of names, found none; leave it out for every layer")
@@ -82,7 +88,7 @@ def shrink_(run: Run, remove: bool) -> None:
     apply_, widths = remove_neurons_ if remove else mask_neurons_, run.widths()
     for name, kept in run.kept_neurons.items():
         if len(kept) < widths[name]:
-            apply_(run.model, run.links[name], torch.tensor(kept))
+            apply_(run.model, run.links[name], torch.tensor(kept, dtype=torch.int64))
 
 
 def finished_rows(run: Run, before: Sizes, remove: bool) -> tuple[LayerReport, ...]:
