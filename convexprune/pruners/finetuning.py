@@ -212,7 +212,9 @@ class FineTuning:
         return OperationCosts.of(self.run) if self.beta else None
 
     def _may_empty(self, name: str) -> bool:
-        """Whether the outputs of two samples still differ when no neuron of the link is left."""
+        """Whether the outputs of two samples still differ when no neuron of the link is left; pools need one."""
+        if self.run.links[name].pools:
+            return False
         before, self.stays[name] = self.stays[name], torch.zeros_like(self.stays[name])
         model = deepcopy(self.model)
         self._mask_(model)
