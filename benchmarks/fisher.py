@@ -38,6 +38,7 @@ from convexprune.pruners.fisher import Fisher
 
 __all__ = ["main"]
 
+DENSE = "dense"
 METHODS = ("fisher", "magnitude", "mussay", "net-trim", "random")
 RATE = 8e-4  # of the published fine-tuning while channels go
 BATCH = 128
@@ -85,14 +86,21 @@ def level_(model: nn.Module, method: str, left: int, train: Images, args: argpar
     return steps
 
 
-def path(method: str, seed: int, train: Images, test: Images, args: argparse.Namespace) -> Iterator[Run]:
-    """One method from level to level."""
+def started(seed: int, train: Images, args: argparse.Namespace) -> nn.Module:
+    """ResNet-20, fine-tuned on JPEG-coded images."""
     model = load("resnet-20", args.data)[0].to(memory_format=torch.channels_last)
     train_(model, train, args.start, 0.01, seed)
+    return model
+
+
+def path(
+    model: nn.Module, method: str, seed: int, train: Images, test: Images, args: argparse.Namespace
+) -> Iterator[Run]:
+    """One method from level to level; nothing but the short fine-tuning for "dense"."""
     every, steps = channels(model), 0
-    for level in args.levels:
+    for level in (1.0,) if method == DENSE else args.levels:
         began = time.perf_counter()
-        if level < 1:
+        if method != DENSE:
             steps += level_(model, method, round(level * every), train, args, seed)
         before, tuned = accuracy(model, *test), copy.deepcopy(model)
         train_(tuned, train, args.tune, 0.01, seed + 1)
@@ -104,19 +112,19 @@ def paths(args: argparse.Namespace, console: Console) -> None:
     """All of them, as a table and a plot."""
     kept = Kept(args.out / "channels.jsonl", Run, lambda run: (run.method, run.level, run.seed), console)
     train, test = cifar10(args.data, args.images, args.tests)
-    for seed, method in product(range(args.seeds), args.methods):
-        made = path(method, seed, train, test, args)
-        for level in args.levels:  # of a path that was not finished all is made again
-            if (method, level, seed) not in kept.runs:
-                for run in made:
-                    kept.get((run.method, run.level, run.seed), partial(_same, run))
-                break
-    runs = [run for run in kept.runs.values() if run.method in args.methods]
+    for seed in range(args.seeds):
+        levels = {DENSE: [1.0], **dict.fromkeys(args.methods, args.levels)}
+        open_ = [m for m, each in levels.items() if any((m, level, seed) not in kept.runs for level in each)]
+        start = started(seed, train, args) if open_ else None
+        for method in open_:  # of a path that was not finished all is made again
+            for run in path(copy.deepcopy(start), method, seed, train, test, args):  # type: ignore[arg-type]
+                kept.get((run.method, run.level, run.seed), partial(_same, run))
+    runs = [run for run in kept.runs.values() if run.method in (DENSE, *args.methods)]
     shown = Table(title=f"ResNet-20, {args.images:,} training images, accuracy in % on {args.tests:,}: median (range)")
     for heading in ("method", "channels", "weights", "FLOPs", "before", "after"):
         shown.add_column(heading, justify="right")
     dense = max((run.flops for run in runs), default=1)
-    for method, level in product(args.methods, args.levels):
+    for method, level in product((DENSE, *args.methods), (1.0, *args.levels)):
         own = [run for run in runs if (run.method, run.level) == (method, level)]
         if own:
             part = f"{median(run.flops for run in own) / dense:.0%}"
@@ -190,14 +198,14 @@ def findings(args: argparse.Namespace, console: Console) -> None:
     train, test = ((F.avg_pool2d(x, 2), y) for x, y in cifar10(args.data, args.images, args.tests))
     for seed in range(args.seeds):
         names = [PRUNED, *SCRATCH]
-        if all((name, level, seed) in kept.runs for name, level in product(names, args.levels) if level < 1):
+        if all((name, level, seed) in kept.runs for name, level in product(names, args.levels)):
             continue
         for run in trained(seed, train, test, args):
             kept.get((run.network, run.level, run.seed), partial(_found, run))
     shown = Table(title=f"ResNet-20 on halved images, accuracy in % on {args.tests:,}: median (range)")
     for heading in ("network", "channels", "weights", "steps", "seconds", "accuracy"):
         shown.add_column(heading, justify="right")
-    for level, name in product(args.levels, (LARGE, PRUNED, *SCRATCH)):
+    for level, name in product((1.0, *args.levels), (LARGE, PRUNED, *SCRATCH)):
         own = [run for run in kept.runs.values() if (run.network, run.level) == (name, level)]
         if own:
             figures = [f"{median(getattr(run, key) for run in own):,.0f}" for key in ("weights", "steps", "seconds")]
@@ -220,7 +228,7 @@ def trained(seed: int, train: Images, test: Images, args: argparse.Namespace) ->
     large = timed(partial(train_, model, train, args.large, 0.1, seed))
     yield finding(LARGE, 1.0, model, args.large, large)
     every, gone_so_far, spent, dense = channels(model), 0, 0.0, copy.deepcopy(model)
-    for level in (level for level in args.levels if level < 1):
+    for level in args.levels:
         left = round(level * every)
         gone_so_far += channels(model) - left
         spent += timed(partial(level_, model, "fisher", left, train, args, seed))
@@ -266,14 +274,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--levels", nargs="+", type=float, default=[1, 0.5, 0.3, 0.15], help="parts of channels that stay"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=20000, help="for training")
-    parser.add_argument("--tests", type=int, default=10000)
+    parser.add_argument("--images", type=int, default=10000, help="for training")
+    parser.add_argument("--tests", type=int, default=5000)
     parser.add_argument("--samples", type=int, default=256, help="for methods that look at what layers compute")
     parser.add_argument(
         "--every", type=int, default=2, help="steps between two removals by Fisher pruning; published: 100"
     )
     parser.add_argument("--start", type=int, default=300, help="steps before the first removal, of `channels`")
-    parser.add_argument("--tune", type=int, default=100, help="steps of the short fine-tuning at each level")
+    parser.add_argument("--tune", type=int, default=60, help="steps of the short fine-tuning at each level")
     parser.add_argument("--large", type=int, default=2500, help="steps of the large network's training, of `findings`")
     args, console = parser.parse_args(argv), Console(width=140)
     args.out.mkdir(parents=True, exist_ok=True)
