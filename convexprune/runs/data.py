@@ -97,15 +97,22 @@ class Data:
             InvalidInput: There are no labels. ShapeMismatch: There are not as many as samples. NonFinite: They hold
             NaN or infinity. And as ``calibration``.
         """
+        for batch, labels in self.samples():
+            if labels is None:
+                raise InvalidInput(_UNLABELLED)
+            yield batch, labels
+
+    def samples(self) -> Iterator[tuple[Batch, Tensor | None]]:
+        """Each batch with its labels, as ``labelled``; with None where there are none."""
         truth, start = self.truth(), 0
         for batch in self.calibration():
             count = samples_of(batch)
             labels = _labels_in(batch) if truth is None else truth[start : start + count]
-            if len(labels) != count:
+            if labels is not None and len(labels) != count:
                 raise ShapeMismatch(
                     f"labels: expected one for each of the {count} samples of a batch, found {len(labels)}"
                 )
-            if not bool(labels.isfinite().all()):
+            if labels is not None and not bool(labels.isfinite().all()):
                 raise NonFinite("labels: they hold NaN or infinity; leave those samples out")
             start += count
             yield batch, labels
@@ -187,13 +194,11 @@ def cross_entropy(outputs: Batch, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels.to(logits.device).long())
 
 
-def _labels_in(batch: Batch) -> Tensor:
-    """Those that a batch holds."""
+def _labels_in(batch: Batch) -> Tensor | None:
+    """Those that a batch holds, if it does."""
     found: object = None
     if isinstance(batch, Mapping):
         found = next((batch[key] for key in _LABELS if key in batch), None)
     elif isinstance(batch, tuple | list) and len(batch) > 1:
         found = batch[-1]
-    if not isinstance(found, Tensor) or not found.dim():
-        raise InvalidInput(_UNLABELLED)
-    return found
+    return found if isinstance(found, Tensor) and found.dim() else None

@@ -1,0 +1,187 @@
+"""Passes over the samples, on which all networks see one and the same batch, corrupted or noisy, that is made once.
+
+What is kept of outputs are sums, and an outcome a sample.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from convexprune.evaluation.distributions import Distributions
+from convexprune.evaluation.inputs import Normalisation, as_samples, labelled
+from convexprune.evaluation.measures import BINS, Predictions
+from convexprune.evaluation.networks import Answer, Metric, Network
+from convexprune.evaluation.noise import Noise
+from convexprune.evaluation.rows import DistributionRow, NoiseRow
+from convexprune.evaluation.tally import Tally
+from convexprune.layers.memory import Batch, samples_of
+from convexprune.network.forwards import check_module, uncompiled
+from convexprune.options import plain
+from convexprune.runs.run import Progress, silent
+from convexprune.solvers.arrays import checked_count
+from convexprune.solvers.errors import InvalidInput, ShapeMismatch
+
+PARENT, CONTROL = "the parent", "the control"
+
+
+class Settings(TypedDict, total=False):
+    """What ``evaluate`` takes beside a network, its data and its parent."""
+
+    control: nn.Module | None
+    mean: object
+    std: object
+    corruptions: Iterable[str] | None
+    severities: Iterable[int] | int
+    noise: Noise | None
+    metric: Metric | None
+    seed: int
+    textures: Sequence[npt.NDArray[Any]] | None
+    batch_size: int | None
+    progress: Progress | None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is wanted of networks; the fields are the arguments of ``evaluate``."""
+
+    data: object
+    parent: nn.Module | None
+    control: nn.Module | None = None
+    mean: object = None
+    std: object = None
+    corruptions: Iterable[str] | None = None
+    severities: Iterable[int] | int = (3,)
+    noise: Noise | None = None
+    metric: Metric | None = None
+    seed: int = 0
+    textures: Sequence[npt.NDArray[Any]] | None = None
+    batch_size: int | None = None
+    progress: Progress | None = None
+
+
+class Passes:
+    """Networks and samples, checked.
+
+    Args:
+        models: By what errors call them.
+        request: What is wanted of them.
+
+    Raises:
+        InvalidInput, InvalidTolerance: As ``evaluate``.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], request: Request) -> None:
+        for name, given in (("progress", request.progress), ("metric", request.metric)):
+            if given is not None and not callable(given):
+                raise InvalidInput(f"{name}: expected a function, found {given!r}")
+        if request.noise is not None and not isinstance(request.noise, Noise):
+            raise InvalidInput(f"noise: expected Noise(radii, images, draws), found {request.noise!r}")
+        for name, needs in (("control", request.control), ("noise", request.noise)):
+            if needs is not None and request.parent is None:
+                raise InvalidInput(f"{name}: networks are compared with their parent: give parent=, too")
+        near = {PARENT: request.parent, CONTROL: request.control}
+        models = {title: model for title, model in near.items() if model is not None} | dict(models)
+        self.models = {title: uncompiled(check_module(model)) for title, model in models.items()}
+        self.data = as_samples(request.data, request.batch_size)
+        self._seed = checked_count("seed", request.seed, 0)
+        self._noise, self._metric, self._show = request.noise, request.metric, request.progress or silent
+        self._normalisation = Normalisation.of(request.mean, request.std)
+        self.distributions = Distributions(
+            request.corruptions, request.severities, self._normalisation, self._seed, request.textures
+        )
+        self.notices: list[str] = []
+        self._networks: list[Network] = []
+
+    def rows(self) -> dict[str, tuple[DistributionRow, ...]]:
+        """Of each model a row a distribution, in one pass; raises as ``evaluate``."""
+        tallies, start, total = defaultdict[object, Tally](Tally), 0, self._batches()
+        for number, (batch, labels) in enumerate(labelled(self.data, any_kind=self._metric is not None)):
+            if not number:
+                self._begin(batch, labels)
+            for place, (distribution, shown) in enumerate(self.distributions.versions(batch, start), 1):
+                for title, answer, parent in self._answers(shown, labels, distribution.title):
+                    tallies[title, distribution].add(answer, labels, parent)
+                count = len(self.distributions.found)
+                self._show("evaluate", number * count + place, total * count)
+            start += samples_of(batch)
+        found = self.distributions.found
+        return {title: tuple(tallies[title, one].row(one) for one in found) for title in self.models}
+
+    def noise_rows(self, samples: int) -> dict[str, tuple[NoiseRow, ...]]:
+        """Of each model but the parent a row a radius, in another pass; none where no noise is wanted."""
+        if self._noise is None:
+            return dict.fromkeys(self.models, ())
+        tallies, start, total = defaultdict[object, Tally](Tally), 0, self._batches()
+        chosen = self._noise.chosen(samples, self._seed)
+        for number, batch in enumerate(self.data.calibration(), 1):
+            for radius, shown in self._noise.versions(batch, start, chosen, self._seed):
+                for title, answer, parent in self._answers(shown, None, f"noise of at most {radius:g}"):
+                    tallies[title, radius].add(answer, None, parent)
+            self._show("noise", number, total)
+            start += samples_of(batch)
+        rows = {
+            title: tuple(tallies[title, radius].noise_row(radius) for radius in self._noise.radii)
+            for title in self.models
+            if title != PARENT
+        }
+        return {PARENT: (), **rows}
+
+    def settings(self) -> dict[str, object]:
+        """What figures depend on beside models and data, as plain data."""
+        found = self.distributions.found
+        return {
+            "seed": self._seed,
+            "mean": list(self._normalisation.mean),
+            "std": list(self._normalisation.std),
+            "corruptions": list(dict.fromkeys(one.name for one in found if one.severity is not None)),
+            "severities": sorted({one.severity for one in found if one.severity is not None}),
+            "noise": plain(self._noise),
+            "metric": None if self._metric is None else plain(self._metric),
+            "bins": BINS,
+        }
+
+    def _begin(self, batch: Batch, labels: Tensor | None) -> None:
+        """Look at how the models are to be called on such batches."""
+        if labels is None and (self._metric is not None or PARENT not in self.models):
+            why = "metric= needs them" if self._metric is not None else "without a parent= they are needed"
+            raise InvalidInput(
+                f"data: found no labels (whole numbers, one a sample), and {why}: give (inputs, labels), batches of "
+                "these, mappings with the entry 'labels', or Data(inputs, labels=…)"
+            )
+        for title, model in self.models.items():
+            network, notices = Network.fitted(title, model, batch, self.data.forward)
+            self._networks.append(network)
+            self.notices += [notice for notice in notices if notice not in self.notices]
+
+    def _answers(
+        self, batch: Batch, labels: Tensor | None, where: str
+    ) -> Iterator[tuple[str, Answer, Predictions | None]]:
+        """What each network answers, with what the parent says, which is asked first."""
+        parent: Answer | None = None
+        for network in self._networks:
+            answer = network.answer(batch, labels, self._metric, where)
+            if parent is not None and answer.shape != parent.shape:
+                raise ShapeMismatch(
+                    f"{network.title}: expected outputs {list(parent.shape)}, as the parent's, found "
+                    f"{list(answer.shape)}"
+                )
+            if answer.said is None and self._noise is not None:
+                raise InvalidInput("noise: it compares predictions, and outputs or labels are no classes: leave it out")
+            yield network.title, answer, None if parent is None else parent.said
+            parent = answer if network.title == PARENT else parent
+
+    def _batches(self) -> int:
+        """How many there are; 0 if that is not known."""
+        inputs = self.data.inputs
+        if isinstance(inputs, Tensor | np.ndarray) and inputs.ndim:
+            return -(-len(inputs) // self.data.batch_size)
+        if isinstance(inputs, Sized) and not isinstance(inputs, Mapping):
+            with suppress(TypeError):  # a loader of a stream
+                return len(inputs)
+        return int(isinstance(inputs, Mapping))

@@ -1,0 +1,124 @@
+"""A network's figures on one distribution, or under noise of one radius."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from convexprune.evaluation.outcomes import Outcomes
+from convexprune.files.texts import Json
+
+NOMINAL = "nominal"
+"""The name of the data as they are."""
+
+_FIGURES = (
+    "samples",
+    "score",
+    "calibration_error",
+    "agreement",
+    "distance",
+    "mistakes",
+    "accuracy_on_mistakes",
+    "confidence_on_mistakes",
+)
+
+
+def title_of(name: str, severity: int | None) -> str:
+    """What a distribution is called in tables and errors: the name with the severity."""
+    return name if severity is None else f"{name} {severity}"
+
+
+@dataclass(frozen=True)
+class DistributionRow:
+    """A network's figures on one distribution; None where something that they need is not known.
+
+    Attributes:
+        name: "nominal", or that of the corruption.
+        severity: 1 to 5; None of the nominal distribution.
+        category: Of the corruption.
+        samples: How many.
+        score: The accuracy, or the mean of the metric.
+        classes: The accuracy of each class, None where it has no sample.
+        calibration_error: Σ_m (n_m/n)·|accuracy_m − confidence_m| over 15 bins of confidence (Guo et al. 2017).
+        agreement: The part of the samples of which network and parent predict the same class.
+        distance: The mean of ‖p − q‖₂, p and q the softmax outputs of network and parent.
+        mistakes: How many samples the parent has wrong.
+        accuracy_on_mistakes: The network's accuracy on these.
+        confidence_on_mistakes: The mean probability of the network's own predictions there.
+        outcomes: Whether it is right, or the metric, a sample.
+    """
+
+    name: str
+    severity: int | None
+    category: str
+    samples: int
+    score: float | None = None
+    classes: tuple[float | None, ...] | None = None
+    calibration_error: float | None = None
+    agreement: float | None = None
+    distance: float | None = None
+    mistakes: int | None = None
+    accuracy_on_mistakes: float | None = None
+    confidence_on_mistakes: float | None = None
+    outcomes: Outcomes | None = None
+
+    @property
+    def title(self) -> str:
+        """The name with the severity."""
+        return title_of(self.name, self.severity)
+
+    @property
+    def worst_class(self) -> int | None:
+        """The class of the least accuracy, the first of several."""
+        known = [(value, number) for number, value in enumerate(self.classes or ()) if value is not None]
+        return min(known)[1] if known else None
+
+    @property
+    def worst_accuracy(self) -> float | None:
+        """Of that class."""
+        return min((value for value in self.classes or () if value is not None), default=None)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        own = {"outcomes": None if self.outcomes is None else self.outcomes.to_dict()}
+        return vars(self) | own | {"worst_class": self.worst_class, "worst_accuracy": self.worst_accuracy}
+
+    @classmethod
+    def from_dict(cls, data: Json) -> "DistributionRow":
+        """What ``to_dict`` described."""
+        own = {field.name: data[field.name] for field in fields(cls)}
+        classes, outcomes = own["classes"], own["outcomes"]
+        own["classes"] = None if classes is None else tuple(classes)
+        own["outcomes"] = None if outcomes is None else Outcomes.from_dict(outcomes)
+        return cls(**own)
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """A record a figure: what it is of, its name and its value."""
+        of: dict[str, object] = {"distribution": self.name, "severity": self.severity, "category": self.category}
+        for name in _FIGURES:
+            if (value := getattr(self, name)) is not None:
+                yield of | {"radius": None, "class": None, "figure": name, "value": float(value)}
+        for number, value in enumerate(self.classes or ()):
+            if value is not None:
+                yield of | {"radius": None, "class": number, "figure": "accuracy", "value": value}
+
+
+@dataclass(frozen=True)
+class NoiseRow:
+    """How like its parent a network is on noisy inputs (Liebenwein et al. 2021, section 4).
+
+    Attributes:
+        radius: The most that an entry of an input is changed by, in the inputs as the network is given them.
+        samples: Images times draws of noise.
+        agreement: The part of these of which network and parent predict the same class.
+        distance: The mean of ‖p − q‖₂, p and q their softmax outputs.
+    """
+
+    radius: float
+    samples: int
+    agreement: float
+    distance: float
+
+    def records(self) -> Iterator[dict[str, object]]:
+        """As of a ``DistributionRow``."""
+        of: dict[str, object] = {"distribution": "noise", "severity": None, "category": "", "radius": self.radius}
+        for name in ("samples", "agreement", "distance"):
+            yield of | {"class": None, "figure": name, "value": float(getattr(self, name))}
