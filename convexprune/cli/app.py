@@ -1,4 +1,4 @@
-"""The command line: ``convexprune demo``, ``prune``, ``verify``, ``report``, ``methods``, ``solvers``."""
+"""The command line: ``convexprune demo``, ``prune``, ``verify``, ``evaluate``, ``report``, ``methods``, ``solvers``."""
 
 import inspect
 import logging
@@ -186,6 +186,44 @@ def verify(
             print_json({"status": "verified", "exit_status": status, "verification": found.to_dict()})
         else:
             console.print(found.table(console.width))
+    raise typer.Exit(status)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="As for `prune`.")],
+    weights: Annotated[
+        list[Path], typer.Option(help="The network's; repeatable: of one network pruned to several ratios.")
+    ],
+    data: Annotated[Path, _data(help="Labelled samples that nothing was fitted to: .npz, .npy, .safetensors or .pt.")],
+    data_key: Annotated[str | None, _data(help="Its inputs, such as x_test.")] = None,
+    label_key: Annotated[str | None, _data(help="Its labels, such as y_test.")] = None,
+    samples: _Samples = None,
+    parent: Annotated[Path | None, typer.Option(help="Weights of the network before it was pruned.")] = None,
+    control: Annotated[Path | None, typer.Option(help="Those of a network that was trained separately.")] = None,
+    corruption: Annotated[
+        list[str] | None, typer.Option(help="Only this one, such as gaussian_noise; repeatable.")
+    ] = None,
+    no_corruptions: Annotated[bool, typer.Option("--no-corruptions", help="The data as they are alone.")] = False,
+    severity: Annotated[list[int], typer.Option(help="Of corruptions, 1 to 5; repeatable.")] = [3],  # noqa: B006
+    noise: Annotated[bool, typer.Option(help="Compare with the parent under noise of several radii, or not.")] = True,
+    name: Annotated[str | None, typer.Option(help="What several networks are called together.")] = None,
+    seed: Annotated[int, typer.Option(help="Of corruptions and noise.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; in that of a run its page shows them.")
+    ] = None,
+    max_ratio: _MaxRatio = 100.0,
+    as_json: _Json = False,
+) -> None:
+    """Evaluate a pruned network beyond its accuracy: under corruptions and noise, by class, and beside its parent.
+
+    Of several networks also how far the method can prune at no loss on each distribution (the prune potential).
+    """
+    flags = dict(locals())
+    with _people_errors(as_json):
+        from convexprune.cli.evaluate import evaluate as evaluated
+
+        status = evaluated(flags)
     raise typer.Exit(status)
 
 

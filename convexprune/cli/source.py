@@ -21,6 +21,7 @@ from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
 _IMAGE_NAMES = ("x_test", *INPUT_NAMES)
 _BATCH = 256
+_SAME = 1e-4  # what pixels may differ by
 _ALONE = ""  # the name of an array that needs none
 
 Inputs = Any
@@ -116,6 +117,78 @@ def read_source(
         labels=None if labels is None else torch.from_numpy(np.asarray(labels[rows[~held]])),
         notices=notices,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationSamples:
+    """Labelled samples, and how their pixels became a network's inputs.
+
+    Attributes:
+        inputs: As the network takes them.
+        labels: Of each.
+        mean, std: inputs = (pixels − mean)/std, one a channel; None where they are no images, or made otherwise.
+        shape: Of an image, where inputs are flattened.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def evaluation_samples(
+    model: nn.Module,
+    prepare: Callable[..., object],
+    path: Path,
+    data_key: str | None,
+    label_key: str | None,
+    samples: int | None,
+    max_ratio: float,
+) -> EvaluationSamples:
+    """Inputs and labels of a file, or so many of them at random, each label with its share, the same each time."""
+    labels = load_array(path, label_key, LABEL_NAMES, max_ratio=max_ratio)
+    arrays = _inputs(path, data_key, _arguments(model), False, _IMAGE_NAMES, max_ratio)
+    total = _length(path, [*arrays.values(), labels])
+    rows = np.arange(total)
+    if samples is not None and samples < total:
+        rows = np.sort(np.argsort(labels, kind="stable")[stratified(total, samples).numpy()])
+    truth = torch.from_numpy(np.asarray(labels[rows]))
+    inputs = _prepared(prepare, arrays, rows)
+    scale = _pixel_scale(prepare, arrays[_ALONE]) if _ALONE in arrays and isinstance(inputs, Tensor) else None
+    return EvaluationSamples(inputs, truth, *(scale or ()))
+
+
+def _pixel_scale(
+    prepare: Callable[..., object], images: Array
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...] | None] | None:
+    """(mean, std, shape) by which ``prepare`` makes inputs of pixels, found from black and white images; None if not so.
+
+    Images are [n, height, width], with channels behind or before, whole numbers to 255 or others to 1.
+    """
+    few = np.asarray(images[:8])
+    if few.ndim not in (3, 4) or few.dtype.kind not in "uif":
+        return None
+    top = 255 if few.dtype.kind in "ui" else 1
+    found = [prepare(few), prepare(np.zeros_like(few)), prepare(np.full_like(few, top))]
+    pixels = torch.from_numpy(few / top)
+    pixels = pixels[:, None] if few.ndim == 3 else pixels.movedim(3, 1) if few.shape[3] in (1, 3) else pixels
+    if not all(isinstance(each, Tensor) and each.is_floating_point() for each in found):
+        return None
+    x, black, white = (each.double() for each in found if isinstance(each, Tensor))
+    if x.numel() != pixels.numel() or bool((white == black).any()):
+        return None
+    shape = None if x.shape == pixels.shape else tuple(pixels.shape[1:])
+    x, black, white = (each.reshape(pixels.shape) for each in (x, black, white))
+    std = 1 / (white - black)
+    mean = -black * std
+    of_channels = [each.movedim(1, 0).flatten(1) for each in (mean, std)]
+    if any(bool((each - each[:, :1]).abs().max() > _SAME) for each in of_channels):
+        return None
+    if bool((x * std + mean - pixels).abs().max() > _SAME):
+        return None
+    means, stds = (tuple(each[:, 0].tolist()) for each in of_channels)
+    return means, stds, shape
 
 
 def labelled_samples(

@@ -14,16 +14,14 @@ from torch import Tensor
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json, visible
 from convexprune.files.weights import StrPath, write_atomically
+from convexprune.page.charts import as_svg, figure_of, shown_name
+from convexprune.page.evaluated import evaluated
 from convexprune.page.extras import picture, read_extras
 from convexprune.report.report import COLUMNS
 from convexprune.runs.results import Results, read_results
 from convexprune.solvers import Status
 from convexprune.solvers.errors import MissingExtra
 from convexprune.targets import target_from_dict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MOST_TRACES, MOST_MAPS, MOST_PATHS = 24, 24, 8
 """The most layers that are shown among the traces, the pictures, and the paths."""
@@ -45,7 +43,7 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     The same folder gives the same page, byte for byte.
 
     Args:
-        folder: Of the run, with report.json; the journal and extras.json are shown where they are.
+        folder: Of the run, with report.json; the journal, extras.json and evaluation.json are shown where they are.
         out: Where to write it; None: report.html in the folder.
 
     Returns:
@@ -67,14 +65,14 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    own = (_name, _text, _digest, _scaled, _change, picture)
-    environment.filters |= {function.__name__.lstrip("_"): function for function in own}
+    own = (_text, _digest, _scaled, _change, picture)
+    environment.filters |= {function.__name__.lstrip("_"): function for function in own} | {"name": shown_name}
     template = environment.from_string((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
     results, extras = read_results(folder), read_extras(Path(folder))
     try:
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.filterwarnings("ignore", "Glyph")
-            text = template.render(_view(results, extras))
+            text = template.render(_view(results, extras) | {"evaluation": evaluated(Path(folder))})
     except (KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
         lacking = f"{folder}: report.json or extras.json lacks something ({error!r}); write it again"
         raise DamagedFile(lacking) from error
@@ -111,11 +109,6 @@ def _wanted(provenance: Json) -> list[str]:
 
 
 # Filters of the template
-
-
-def _name(name: str) -> str:
-    """A layer's name as it is shown; a model that is a single layer has none."""
-    return visible(str(name), line=True) or "(the model)"
 
 
 def _text(value: object) -> str:
@@ -176,7 +169,7 @@ def _seconds(solution: Json) -> float:
 def _trace(name: str, solutions: Sequence[Json]) -> dict[str, str]:
     points, provenance = solutions[-1]["trace"], solutions[-1]["provenance"]
     points = [*points[: -1 : -(-len(points) // _POINTS)], points[-1]]
-    figure, axes = _figure(2.2)
+    figure, axes = figure_of(2.2)
     for key, limit, colour in (("gap", "tol", "C0"), ("violation", "feas_tol", "C1")):
         values = [value if 0 < (value := float(point[key])) < math.inf else math.nan for point in points]
         axes.plot([point["iteration"] for point in points], values, ".-", color=colour, label=key)
@@ -186,7 +179,7 @@ def _trace(name: str, solutions: Sequence[Json]) -> dict[str, str]:
     which = f"the slowest of {len(solutions)} groups; " if len(solutions) > 1 else ""
     spent = f"{points[-1]['iteration']:,} iterations, {points[-1]['seconds']:.2f} s"
     note = f"{which}{provenance.get('solver', '')}: {spent}"
-    return {"title": _name(name), "alt": f"Convergence of {_name(name)}", "note": note, "chart": _drawn(figure)}
+    return {"title": shown_name(name), "alt": f"Convergence of {shown_name(name)}", "note": note, "chart": as_svg(figure)}
 
 
 def _paths(results: Results, left_out: list[str]) -> list[dict[str, str]]:
@@ -198,7 +191,7 @@ def _paths(results: Results, left_out: list[str]) -> list[dict[str, str]]:
     if not shown:
         left_out.append("no paths were measured: a run measures them to allocate eps or a budget over layers")
         return []
-    figure, axes = _figure(3.2)
+    figure, axes = figure_of(3.2)
     for row in shown:
         groups, percent = measured[row.name], 100 / max(row.nonzeros_before, 1)
         sizes = [float(group["size"]) for group in groups]
@@ -206,28 +199,11 @@ def _paths(results: Results, left_out: list[str]) -> list[dict[str, str]]:
         for step in zip(*(group["path"] for group in groups), strict=True):
             missed = math.hypot(*(float(point[1]) * size for point, size in zip(step, sizes, strict=True)))
             points.append((missed / (math.hypot(*sizes) or 1.0), percent * sum(point[2] for point in step)))
-        (line,) = axes.plot(*zip(*sorted(points), strict=True), ".-", label=_name(row.name))
+        (line,) = axes.plot(*zip(*sorted(points), strict=True), ".-", label=shown_name(row.name))
         axes.plot([row.output_error], [percent * row.nonzeros], "o", mfc="none", ms=9, color=line.get_color())
     axes.set(xlabel="output error of the layer, relative", ylabel="weights left, %", xlim=(0, None), ylim=(0, None))
     note = "A ring marks where a layer is now."
-    return [{"title": "Weights left against error", "alt": "Measured paths", "note": note, "chart": _drawn(figure)}]
-
-
-def _figure(height: float) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure((5, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(alpha=0.3)
-    return figure, axes
-
-
-def _drawn(figure: "Figure") -> str:
-    """The chart as a data URI of SVG."""
-    figure.axes[0].legend()
-    svg = io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
+    return [{"title": "Weights left against error", "alt": "Measured paths", "note": note, "chart": as_svg(figure)}]
 
 
 def _most(rows: Sequence[_T], most: int, size: Callable[[_T], float], left_out: list[str], what: str) -> list[_T]:
