@@ -4,10 +4,9 @@
 
 Weights go by magnitude, ``sipp``, ``pfp`` (filters), Net-Trim (an error for each layer), exact budgets and SynFlow, at
 several ratios. Three regimes: pruned; pruned and fine-tuned; pruned and fine-tuned on images of which each had one of
-nine corruptions of random severity ("mix 1" of Liebenwein et al., 2021), with the other corruptions ("mix 2") held out.
-The parent of a regime is the dense network, fine-tuned likewise. All are evaluated on the same images: nominal, all
-corruptions at one severity, and uniform noise. A series is a file in the folder as soon as it is done, and those that are
-there already are not made again.
+nine corruptions of random severity ("mix 1" of Liebenwein et al., 2021), with the others ("mix 2") held out. The parent
+of a regime is the dense network, fine-tuned likewise. All are evaluated on the same images: nominal, all corruptions at
+one severity, and uniform noise. A series is a file in the folder as soon as it is done, and is not made again.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from torch import nn
 from trained import Images, cifar10, load, train_
 
 from convexprune import Data, Eps, Neurons, Options, Sparsity, keep_masks_, make_permanent_, prune_
-from convexprune.evaluation import CORRUPTIONS, Noise, Series, compare, corrupted, evaluate_series
+from convexprune.evaluation import Noise, Series, compare, corrupted, evaluate_series
 from convexprune.pruners.synflow import SynFlow
 from convexprune.targets import Target
 
@@ -129,10 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in args.methods:
         cells = []
         for regime in REGIMES:
-            potential = found[regime, method].prune_potential().distributions
-            for trained in (True, False):
-                own = [e.value for title, e in potential.items() if title.split(",")[0].split(" ")[0] in CORRUPTIONS and (title.split(",")[0].split(" ")[0] in MIX1) is trained]
-                cells.append(f"{mean(own):.3f}")
+            one = found[regime, method]
+            values = [each.value for each in one.prune_potential().distributions.values()]
+            pairs = [(row.name, value) for row, value in zip(one.parent.rows, values, strict=True) if row.severity]
+            cells += [f"{mean(v for name, v in pairs if (name in MIX1) is trained):.3f}" for trained in (True, False)]
         shown.add_row(method, *cells)
     console.print(shown)
 

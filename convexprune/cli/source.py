@@ -162,7 +162,7 @@ def evaluation_samples(
 def _pixel_scale(
     prepare: Callable[..., object], images: Array
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...] | None] | None:
-    """(mean, std, shape) by which ``prepare`` makes inputs of pixels, found from black and white images; None if not so.
+    """(mean, std, shape) by which ``prepare`` makes inputs of pixels, found from black and white images, if it does.
 
     Images are [n, height, width], with channels behind or before, whole numbers to 255 or others to 1.
     """

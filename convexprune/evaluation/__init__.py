@@ -8,7 +8,7 @@ from convexprune.evaluation.evaluate import evaluate, evaluate_series
 from convexprune.evaluation.features import Features, informative_features
 from convexprune.evaluation.noise import Noise
 from convexprune.evaluation.results import Evaluation
-from convexprune.evaluation.series import Series, compare
+from convexprune.evaluation.series import Series, compare, load_evaluation
 
 __all__ = [
     "CORRUPTIONS",
@@ -23,4 +23,5 @@ __all__ = [
     "evaluate",
     "evaluate_series",
     "informative_features",
+    "load_evaluation",
 ]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from convexprune.evaluation.corruptions import CORRUPTIONS, corrupted
-from convexprune.evaluation.inputs import Normalisation, image_in, pixels_of, with_tensor
+from convexprune.evaluation.inputs import Normalisation, pixels_of, with_tensor
 from convexprune.evaluation.rows import NOMINAL, title_of
 from convexprune.layers.memory import Batch
 from convexprune.solvers.arrays import checked_count
@@ -80,7 +80,7 @@ class Distributions:
             InvalidInput, MissingExtra: Corruptions were asked for by name, and the batch holds no images, pixels that
                 are not from 0 to 1, or images that one of them cannot be applied to; or a package is missing.
         """
-        image = image_in(batch)
+        image = self._normalisation.image_in(batch)
         pixels: Tensor | str = ""
         if self.found != _NOMINAL_ALONE:
             pixels = pixels_of(batch, self._normalisation)

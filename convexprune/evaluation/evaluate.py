@@ -33,6 +33,7 @@ def evaluate(
     control: nn.Module | None = None,
     mean: object = None,
     std: object = None,
+    shape: Sequence[int] | None = None,
     corruptions: Iterable[str] | None = None,
     severities: Iterable[int] | int = (3,),
     noise: Noise | None = None,
@@ -55,6 +56,7 @@ def evaluate(
         control: One that was trained separately: how like each other can networks be expected to be?
         mean: How inputs were normalised, (pixels − mean)/std: a number, or one a channel; None: 0.
         std: Likewise; None: 1.
+        shape: That of an image, (channels, height, width), where inputs are flattened images [n, values].
         corruptions: Names, out of ``CORRUPTIONS``; () for none. None: all that can be applied, where inputs are images
             [n, 1 or 3, height, width] with pixels from 0 to 1.
         severities: Of each corruption, 1 to 5.
@@ -79,9 +81,8 @@ def evaluate(
         NonFinite: NaN or infinity in the data, in a network's outputs, or in the metric.
         EmptyCalibration: There is no sample.
     """
-    request = Request(
-        data, parent, control, mean, std, corruptions, severities, noise, metric, seed, textures, batch_size, progress
-    )
+    images = (mean, std, shape, corruptions, severities, noise)
+    request = Request(data, parent, control, *images, metric, seed, textures, batch_size, progress)
     return _evaluated({"the model": model}, request)["the model"]
 
 

@@ -1,7 +1,8 @@
 """What networks are evaluated on: samples with their labels, and images as pixels from 0 to 1."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from convexprune.runs.data import Data, as_data
 from convexprune.solvers.arrays import working_dtype
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, ShapeMismatch
 
+_IMAGES = "images [n, 1 or 3, height, width]"
 _ROUNDING = 1e-4  # by which pixels may leave the range, beside that of a half precision
 
 
@@ -52,31 +54,50 @@ def are_classes(labels: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """inputs = (pixels − mean)/std, with a number for all channels or one for each."""
+    """inputs = (pixels − mean)/std, with a number for all channels or one for each.
+
+    Attributes:
+        mean, std: As in the formula.
+        shape: (channels, height, width) of flattened images; () where images are no such.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    shape: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, mean: object, std: object) -> "Normalisation":
+    def of(cls, mean: object, std: object, shape: Sequence[int] | None = None) -> "Normalisation":
         """That of the arguments; None for 0 and 1.
 
         Raises:
-            InvalidInput: No numbers. InvalidTolerance: A deviation is not positive, or one of them not finite.
+            InvalidInput: No numbers, or no shape. InvalidTolerance: A deviation is not positive, or one of them not
+                finite.
         """
-        found = cls(_numbers("mean", mean, 0.0), _numbers("std", std, 1.0))
+        lengths = () if shape is None else tuple(shape)
+        whole = all(isinstance(length, int) and length > 0 for length in lengths)
+        if shape is not None and (len(lengths) != 3 or lengths[0] not in (1, 3) or not whole):
+            raise InvalidInput(f"shape: expected (1 or 3 channels, height, width) of an image, found {shape!r}")
+        found = cls(_numbers("mean", mean, 0.0), _numbers("std", std, 1.0), lengths)
         if not all(value > 0 for value in found.std):
             raise InvalidTolerance(f"std: expected positive numbers, found {list(found.std)}")
         return found
 
+    def image_in(self, batch: Batch) -> Tensor | None:
+        """The first tensor of a batch that holds images, flattened or not; None if there is none."""
+        if not self.shape:
+            return image_in(batch)
+        flat = (tensor for tensor in tensors_in(batch) if tensor.is_floating_point() and tensor.dim() == 2)
+        return next((tensor for tensor in flat if tensor.shape[1] == prod(self.shape)), None)
+
     def pixels(self, images: Tensor) -> Tensor:
-        """inputs·std + mean."""
-        images = images.detach().to(working_dtype(images.dtype))
+        """inputs·std + mean [n, channels, height, width]."""
+        images = (images.reshape(-1, *self.shape) if self.shape else images).detach().to(working_dtype(images.dtype))
         return images * _spread("std", self.std, images) + _spread("mean", self.mean, images)
 
     def inputs(self, pixels: Tensor, like: Tensor) -> Tensor:
-        """(pixels − mean)/std, of the type and on the device of other inputs."""
-        return ((pixels - _spread("mean", self.mean, pixels)) / _spread("std", self.std, pixels)).to(like)
+        """(pixels − mean)/std, of the shape and the type and on the device of other inputs."""
+        found = (pixels - _spread("mean", self.mean, pixels)) / _spread("std", self.std, pixels)
+        return found.reshape(like.shape).to(like)
 
 
 def image_in(batch: Batch) -> Tensor | None:
@@ -86,16 +107,17 @@ def image_in(batch: Batch) -> Tensor | None:
 
 def pixels_of(batch: Batch, normalisation: Normalisation) -> Tensor | str:
     """The images of a batch in [0, 1]; or why there are none, and what to give."""
-    image = image_in(batch)
+    image = normalisation.image_in(batch)
     if image is None:
         found = ", ".join(f"{list(t.shape)} ({str(t.dtype).removeprefix('torch.')})" for t in tensors_in(batch))
-        return f"expected images [n, 1 or 3, height, width] of floating-point numbers, found {found or 'no tensor'}"
+        size = f"flattened images [n, {prod(normalisation.shape)}]" if normalisation.shape else _IMAGES
+        return f"expected {size} of floating-point numbers, found {found or 'no tensor'}"
     pixels = normalisation.pixels(image)
     low, high = (float(end) for end in torch.aminmax(pixels))
     room = max(_ROUNDING, 2 * torch.finfo(image.dtype).eps)
     if -room <= low and high <= 1 + room:
         return pixels.clamp_(0, 1)
-    known = normalisation != Normalisation.of(None, None)
+    known = replace(normalisation, shape=()) != Normalisation.of(None, None)
     advice = "check mean= and std=" if known else "give mean= and std=, as inputs were normalised, or pixels / 255"
     return f"expected pixels from 0 to 1, found {low:.4g} to {high:.4g}: {advice}"
 

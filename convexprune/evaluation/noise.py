@@ -49,8 +49,12 @@ class Noise:
         order = np.random.default_rng(seed).permutation(samples)
         return frozenset(order[: self.images].tolist())
 
-    def versions(self, batch: Batch, start: int, chosen: Collection[int], seed: int) -> Iterator[tuple[float, Batch]]:
+    def versions(
+        self, batch: Batch, start: int, chosen: Collection[int], seed: int
+    ) -> Iterator[tuple[float, list[int], Batch]]:
         """Each radius with the chosen samples of a batch, whose first is number ``start``, so many times with noise.
+
+        The numbers within the batch are those of the samples that were taken.
 
         No more of them at a time than the batch holds, or than the draws of one.
 
@@ -62,14 +66,15 @@ class Noise:
         step = max(1, count // self.draws)
         for first in range(0, len(places), step):
             some = places[first : first + step]
-            few = samples_at(batch, [place for place in some for _ in range(self.draws)])
+            taken = [place for place in some for _ in range(self.draws)]
+            few = samples_at(batch, taken)
             inputs = next((tensor for tensor in tensors_in(few) if tensor.is_floating_point()), None)
             if inputs is None:
                 raise InvalidInput("noise: expected inputs of floating-point numbers, found none: leave noise= out")
             shape = (self.draws, *inputs.shape[1:])
             unit = torch.cat([_unit(shape, seed, start + place) for place in some]).to(inputs)
             for radius in self.radii:
-                yield radius, with_tensor(few, inputs, inputs + radius * unit)
+                yield radius, taken, with_tensor(few, inputs, inputs + radius * unit)
 
 
 def _unit(shape: tuple[int, ...], seed: int, number: int) -> Tensor:

@@ -36,6 +36,7 @@ class Settings(TypedDict, total=False):
     control: nn.Module | None
     mean: object
     std: object
+    shape: Sequence[int] | None
     corruptions: Iterable[str] | None
     severities: Iterable[int] | int
     noise: Noise | None
@@ -55,6 +56,7 @@ class Request:
     control: nn.Module | None = None
     mean: object = None
     std: object = None
+    shape: Sequence[int] | None = None
     corruptions: Iterable[str] | None = None
     severities: Iterable[int] | int = (3,)
     noise: Noise | None = None
@@ -91,7 +93,7 @@ class Passes:
         self.data = as_samples(request.data, request.batch_size)
         self._seed = checked_count("seed", request.seed, 0)
         self._noise, self._metric, self._show = request.noise, request.metric, request.progress or silent
-        self._normalisation = Normalisation.of(request.mean, request.std)
+        self._normalisation = Normalisation.of(request.mean, request.std, request.shape)
         self.distributions = Distributions(
             request.corruptions, request.severities, self._normalisation, self._seed, request.textures
         )
@@ -114,23 +116,20 @@ class Passes:
         return {title: tuple(tallies[title, one].row(one) for one in found) for title in self.models}
 
     def noise_rows(self, samples: int) -> dict[str, tuple[NoiseRow, ...]]:
-        """Of each model but the parent a row a radius, in another pass; none where no noise is wanted."""
+        """Of each model a row a radius, in another pass; none where no noise is wanted."""
         if self._noise is None:
             return dict.fromkeys(self.models, ())
         tallies, start, total = defaultdict[object, Tally](Tally), 0, self._batches()
         chosen = self._noise.chosen(samples, self._seed)
-        for number, batch in enumerate(self.data.calibration(), 1):
-            for radius, shown in self._noise.versions(batch, start, chosen, self._seed):
-                for title, answer, parent in self._answers(shown, None, f"noise of at most {radius:g}"):
-                    tallies[title, radius].add(answer, None, parent)
+        for number, (batch, labels) in enumerate(labelled(self.data, any_kind=self._metric is not None), 1):
+            for radius, taken, shown in self._noise.versions(batch, start, chosen, self._seed):
+                truth = None if labels is None else labels[taken]
+                for title, answer, parent in self._answers(shown, truth, f"noise of at most {radius:g}"):
+                    tallies[title, radius].add(answer, truth, parent or answer.said)
             self._show("noise", number, total)
             start += samples_of(batch)
-        rows = {
-            title: tuple(tallies[title, radius].noise_row(radius) for radius in self._noise.radii)
-            for title in self.models
-            if title != PARENT
-        }
-        return {PARENT: (), **rows}
+        radii = self._noise.radii
+        return {title: tuple(tallies[title, radius].noise_row(radius) for radius in radii) for title in self.models}
 
     def settings(self) -> dict[str, object]:
         """What figures depend on beside models and data, as plain data."""
@@ -139,6 +138,7 @@ class Passes:
             "seed": self._seed,
             "mean": list(self._normalisation.mean),
             "std": list(self._normalisation.std),
+            "shape": list(self._normalisation.shape),
             "corruptions": list(dict.fromkeys(one.name for one in found if one.severity is not None)),
             "severities": sorted({one.severity for one in found if one.severity is not None}),
             "noise": plain(self._noise),

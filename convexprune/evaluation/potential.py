@@ -1,7 +1,7 @@
 """How far a network can be pruned at no loss, and what it loses on other distributions (Liebenwein et al. 2021)."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class PrunePotential:
             wherever it fails before; 0 where it does at none.
         average: The mean over the distributions.
         minimum: The least of them.
+        noise: The same under uniform noise, by radius; not in the average and the minimum.
     """
 
     delta: float
     distributions: Mapping[str, Estimate]
     average: Estimate
     minimum: Estimate
+    noise: Mapping[float, Estimate] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""

@@ -27,6 +27,7 @@ _COLUMNS = {  # in their order: whether on wide terminals alone
     "on mistakes": True,
     "confidence": True,
 }
+_SILENT = NoiseRow(0.0, 0, 0.0, 0.0)
 _NONE = DistributionRow("", None, "", 0)  # of a network that is not there
 
 
@@ -70,7 +71,7 @@ class Evaluation(Stored):
         near = {"parent": self.parent, "control": self.control}
         return {
             "rows": [row.to_dict() for row in self.rows],
-            "noise": [dict(vars(row)) for row in self.noise],
+            "noise": [row.to_dict() for row in self.noise],
             "notices": list(self.notices),
             "provenance": self.provenance,
             "seconds": self.seconds,
@@ -82,7 +83,7 @@ class Evaluation(Stored):
         """What ``to_dict`` described."""
         near = {name: None if data[name] is None else cls.from_dict(data[name]) for name in ("parent", "control")}
         rows = tuple(DistributionRow.from_dict(row) for row in data["rows"])
-        noise = tuple(NoiseRow(**row) for row in data["noise"])
+        noise = tuple(NoiseRow.from_dict(row) for row in data["noise"])
         return cls(rows, noise, tuple(data["notices"]), data["provenance"], data["seconds"], **near)
 
     def records(self) -> list[dict[str, object]]:
@@ -128,11 +129,20 @@ class Evaluation(Stored):
 
     def _noise_cells(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Likewise of each radius."""
+        form = score_form(self)
         for number, row in enumerate(self.noise):
-            cells = {"agreement": shown("{:.1%}", row.agreement), "distance": shown("{:.3f}", row.distance)}
-            if self.control is not None:
-                cells["control's"] = shown("{:.1%}", self.control.noise[number].agreement)
-            yield f"noise ≤ {row.radius:.3g}", cells
+            parent, control = (_SILENT if one is None else one.noise[number] for one in (self.parent, self.control))
+            yield (
+                row.title,
+                {
+                    "score": shown(form, row.score),
+                    "of parent": shown(form, parent.score),
+                    "of control": shown(form, control.score),
+                    "agreement": shown("{:.1%}", row.agreement),
+                    "control's": "" if control is _SILENT else shown("{:.1%}", control.agreement),
+                    "distance": shown("{:.3f}", row.distance),
+                },
+            )
 
     def _caption(self, used: Sequence[str]) -> Iterator[str]:
         """What the columns are."""

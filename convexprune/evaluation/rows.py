@@ -103,22 +103,42 @@ class DistributionRow:
 
 @dataclass(frozen=True)
 class NoiseRow:
-    """How like its parent a network is on noisy inputs (Liebenwein et al. 2021, section 4).
+    """How like its parent a network is on noisy inputs, and how good (Liebenwein et al. 2021, section 4).
 
     Attributes:
         radius: The most that an entry of an input is changed by, in the inputs as the network is given them.
         samples: Images times draws of noise.
         agreement: The part of these of which network and parent predict the same class.
         distance: The mean of ‖p − q‖₂, p and q their softmax outputs.
+        score: The accuracy, or the mean of the metric; None without labels.
+        outcomes: Whether it is right, or the metric, a sample.
     """
 
     radius: float
     samples: int
     agreement: float
     distance: float
+    score: float | None = None
+    outcomes: Outcomes | None = None
+
+    @property
+    def title(self) -> str:
+        """What the noise is, in words."""
+        return f"noise ≤ {self.radius:.3g}"
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data."""
+        return vars(self) | {"outcomes": None if self.outcomes is None else self.outcomes.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Json) -> "NoiseRow":
+        """What ``to_dict`` described."""
+        outcomes = None if data["outcomes"] is None else Outcomes.from_dict(data["outcomes"])
+        return cls(**{**data, "outcomes": outcomes})
 
     def records(self) -> Iterator[dict[str, object]]:
         """As of a ``DistributionRow``."""
         of: dict[str, object] = {"distribution": "noise", "severity": None, "category": "", "radius": self.radius}
-        for name in ("samples", "agreement", "distance"):
-            yield of | {"class": None, "figure": name, "value": float(getattr(self, name))}
+        for name in ("samples", "score", "agreement", "distance"):
+            if (value := getattr(self, name)) is not None:
+                yield of | {"class": None, "figure": name, "value": float(value)}

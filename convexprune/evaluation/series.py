@@ -1,7 +1,9 @@
 """Networks pruned to several ratios by one method, against their parent; and several methods in one table."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +15,7 @@ from convexprune.evaluation.potential import ExcessError, PrunePotential, excess
 from convexprune.evaluation.results import WIDE, Evaluation, score_form, shown
 from convexprune.evaluation.stored import Stored
 from convexprune.files.texts import Json
+from convexprune.files.weights import StrPath, existing, read
 from convexprune.report.tables import layer_table
 from convexprune.solvers.arrays import as_number, checked_count
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance
@@ -63,7 +66,15 @@ class Series(Stored):
         titles = [row.title for row in self.parent.rows]
         ratios = torch.tensor(self.ratios, dtype=torch.float64)
         outcomes = self._outcomes("the prune potential")
-        return prune_potential(outcomes, ratios, titles, float(delta), *_checked(resamples, seed))
+        drawn = (float(delta), *_checked(resamples, seed))
+        found = prune_potential(outcomes, ratios, titles, *drawn)
+        noisy = [[row.outcomes for row in one.noise if row.outcomes] for one in (self.parent, *self.evaluations)]
+        if not noisy[0]:
+            return found
+        radii = [row.title for row in self.parent.noise]
+        under = torch.stack([torch.stack([outcomes.tensor() for outcomes in rows]) for rows in noisy])
+        by_radius = prune_potential(under, ratios, radii, *drawn).distributions.values()
+        return replace(found, noise=dict(zip((row.radius for row in self.parent.noise), by_radius, strict=True)))
 
     def excess_error(self, *, resamples: int = RESAMPLES, seed: int = 0) -> ExcessError:
         """What corruptions cost each network beyond what they cost the parent, and its regression on the ratio.
@@ -206,3 +217,13 @@ def _cells(one: Evaluation) -> list[str]:
 
 def _checked(resamples: int, seed: int) -> tuple[int, int]:
     return checked_count("resamples", resamples), checked_count("seed", seed, 0)
+
+
+def load_evaluation(path: StrPath) -> Evaluation | Series:
+    """Read what ``Evaluation.save`` or ``Series.save`` wrote; raises what ``load`` does."""
+    kind = read(existing(path, (".json",))[0], _kind, "the JSON of an evaluation", "write it again with save(path)")
+    return Series.load(path) if kind == Series.kind else Evaluation.load(path)
+
+
+def _kind(path: Path) -> str:
+    return str(json.loads(path.read_text(encoding="utf-8"))["kind"])

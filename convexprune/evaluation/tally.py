@@ -65,9 +65,12 @@ class Tally:
         )
 
     def noise_row(self, radius: float) -> NoiseRow:
-        """How like the parent the network is in all batches."""
+        """How like the parent the network is in all batches, and how good."""
         _, same, apart = self._sums["likeness"].tolist()
-        return NoiseRow(radius, self._samples, same / self._samples, apart / self._samples)
+        outcomes = torch.cat(self._outcomes) if self._outcomes else None
+        score = None if outcomes is None else float(outcomes.double().mean())
+        kept = None if outcomes is None else Outcomes.of(outcomes)
+        return NoiseRow(radius, self._samples, same / self._samples, apart / self._samples, score, kept)
 
     def _add(self, name: str, sums: Tensor) -> None:
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums

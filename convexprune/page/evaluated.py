@@ -31,7 +31,7 @@ def evaluated(folder: Path) -> dict[str, object] | None:
         "charts": charts,
         "notices": one.notices,
         "samples": one.nominal.samples,
-        "facts": found.caption(),
+        "facts": str(table.caption).splitlines(),
     }
 
 

@@ -2,12 +2,11 @@
 
 import base64
 import hashlib
-import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -179,7 +178,8 @@ def _trace(name: str, solutions: Sequence[Json]) -> dict[str, str]:
     which = f"the slowest of {len(solutions)} groups; " if len(solutions) > 1 else ""
     spent = f"{points[-1]['iteration']:,} iterations, {points[-1]['seconds']:.2f} s"
     note = f"{which}{provenance.get('solver', '')}: {spent}"
-    return {"title": shown_name(name), "alt": f"Convergence of {shown_name(name)}", "note": note, "chart": as_svg(figure)}
+    title = shown_name(name)
+    return {"title": title, "alt": f"Convergence of {title}", "note": note, "chart": as_svg(figure)}
 
 
 def _paths(results: Results, left_out: list[str]) -> list[dict[str, str]]:
