@@ -13,7 +13,7 @@ from torch import nn
 from convexprune.errors import DamagedFile, EmptyCalibration
 from convexprune.evaluation import Evaluation, Noise, evaluate
 from convexprune.evaluation.measures import BINS, Predictions, calibration_error, calibration_sums
-from convexprune.evaluation.outcomes import Outcomes
+from convexprune.evaluation.rows import Outcomes
 from convexprune.runs.data import Data
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, MissingExtra, NonFinite, ShapeMismatch
 

@@ -15,10 +15,8 @@ from torch import nn
 from convexprune import Sparsity, prune_
 from convexprune.errors import DamagedFile, UnsupportedModule
 from convexprune.evaluation import Evaluation, Series, compare, evaluate, evaluate_series
-from convexprune.evaluation.bootstrap import resampled_means
-from convexprune.evaluation.outcomes import Outcomes
-from convexprune.evaluation.potential import excess, potentials, slope_through_origin
-from convexprune.evaluation.rows import DistributionRow
+from convexprune.evaluation.potential import excess, potentials, resampled_means, slope_through_origin
+from convexprune.evaluation.rows import DistributionRow, Outcomes
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, NonFinite, ShapeMismatch
 
 TITLES = ("nominal", "fog", "snow")

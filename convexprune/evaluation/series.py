@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from convexprune.evaluation.bootstrap import Estimate
-from convexprune.evaluation.potential import ExcessError, PrunePotential, excess_error, prune_potential
+from convexprune.evaluation.potential import Estimate, ExcessError, PrunePotential, excess_error, prune_potential
 from convexprune.evaluation.results import WIDE, Evaluation, score_form, shown
 from convexprune.evaluation.stored import Stored
 from convexprune.files.texts import Json
