@@ -270,9 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("fisher"), help="folder of the .jsonl files and the plot")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument(
-        "--levels", nargs="+", type=float, default=[1, 0.5, 0.3, 0.15], help="parts of channels that stay"
-    )
+    parser.add_argument("--levels", nargs="+", type=float, default=[0.5, 0.3, 0.15], help="parts of channels that stay")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10000, help="for training")
     parser.add_argument("--tests", type=int, default=5000)
