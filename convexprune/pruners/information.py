@@ -47,9 +47,10 @@ class Information:
     def _listen(self, name: str, repeat: int, module: nn.Module, args: Batch, kwargs: Batch) -> Batch:
         taken = args[0] if args else kwargs["input"]
         a = taken.view_as(taken) if taken.requires_grad else taken.detach().requires_grad_()
+        values = a.detach()  # a hook that held the tensor that it belongs to would never be freed
 
         def add(gradient: Tensor) -> None:
-            product = a.detach() * gradient
+            product = values * gradient
             behind = product.flatten(2).sum(2) if not isinstance(module, nn.Linear) else _summed(product)
             of_neurons = behind.reshape(len(behind), -1, repeat).sum(2).double()
             self._batch[name] = self._batch.get(name, 0) + of_neurons
