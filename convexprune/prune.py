@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -181,7 +182,8 @@ class Request:
             raise SolverRefused(f"method {name!r} refuses: {reason}")
         how = as_data(data)
         if how is None and pruner.needs_data:
-            raise InvalidInput(f"data: method {name!r} fits layers to what they compute: give calibration data")
+            what, more = ("a loss", " with labels") if pruner.needs_labels else ("what layers compute", "")
+            raise InvalidInput(f"data: method {name!r} looks at {what}: give calibration data{more}")
         if how is not None and pruner.needs_labels:
             next(how.labelled())
         elif how is not None and how.labels is not None and not pruner.generalises:
@@ -201,10 +203,10 @@ class Request:
 
     def described(self) -> dict[str, object]:
         """What a run directory says of it: fingerprints of the model and the data, and the recipe."""
-        own: dict[str, object] = {"model": model_fingerprint(self.model), "recipe": self.recipe()}
-        own["data"] = None if self.calibration is None else data_fingerprint(self.calibration.content())
-        if self.data is not None and self.pruner.needs_labels:
-            own["data"] = data_fingerprint(self.data.labelled())
+        own: dict[str, object] = {"model": model_fingerprint(self.model), "data": None, "recipe": self.recipe()}
+        if self.calibration is not None and self.data is not None:
+            labelled = self.data.labelled() if self.pruner.needs_labels else ()
+            own["data"] = data_fingerprint(chain(self.calibration.content(), (labels for _, labels in labelled)))
         return own if self.holdout is None else own | {"holdout": data_fingerprint(self.holdout.content())}
 
     def prepared(self, kind: type[R], progress: Callable[[int, int], None]) -> "tuple[Request, R]":

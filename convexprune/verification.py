@@ -5,15 +5,15 @@ layer meets the inputs that it met then, in cascade those of the network with th
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convexprune.errors import DamagedFile
 from convexprune.files.texts import Json
@@ -188,15 +188,30 @@ def _recorded_request(
     how = as_data(data)
     if how is not None and is_own(recipe.get("mask")) != callable(how.mask):
         raise InvalidInput(f"mask: the run was given {recipe.get('mask')!r}; give the same, as Data(…, mask=…)")
-    try:
+    if how is not None and recipe.get("loss") != how.to_dict().get("loss"):
+        raise InvalidInput(f"loss: the run was given {recipe.get('loss')!r}; give the same, as Data(…, loss=…)")
+    with _taken_from(run):
         target, name, own = target_from_dict(recipe["target"]), recipe["method"], recipe["method_options"]
         if any(is_own(value) for value in own.values()) and method is None:
             raise InvalidInput(f"method: {name!r} was given objects that no file can hold; give the same, as method=")
+        own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+        pruner = method or PRUNERS.make(name, own)[1]
+    if how is not None and pruner.needs_labels:
+        next(how.labelled())  # what is wrong with the caller's labels is not the file's fault
+    with _taken_from(run):
         chosen = replace(options_from_dict(recipe, options), mode=recipe["mode"])
         if how is not None and not callable(how.mask):
             how = replace(how, mask=recipe["mask"], batch_size=recipe["batch_size"])
-        own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-        return Request.of(model, how, target, method or PRUNERS.make(name, own)[1], chosen, None, 1)
+        if how is not None and not (pruner.needs_labels or pruner.generalises):
+            how = replace(how, labels=None)
+        return Request.of(model, how, target, pruner, chosen, None, 1)
+
+
+@contextmanager
+def _taken_from(run: StrPath) -> Iterator[None]:
+    """Inside, errors are those of the run.json of a run, but where the caller is asked for the same as then."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InvalidInput) and "give the same" in str(error):
             raise
@@ -264,6 +279,31 @@ def _weight_differences(model: nn.Module, path: Path) -> Iterator[str]:
                 yield f"{path.name}: {name} is not what the entries say"
 
 
+@dataclass(frozen=True, eq=False)
+class _Recorded(Checkpoints):
+    """The states of a training, of which none is added.
+
+    Attributes:
+        judgements: Gets a row if there is any, with what is wrong with it.
+    """
+
+    judgements: list[Judged]
+
+    def restored(self, put: Callable[[Record], None]) -> bool:
+        """As ``Checkpoints.restored``, but a damaged state is a difference."""
+        faults = tuple[str, ...]()
+        try:
+            if not super().restored(put):
+                return False
+        except DamagedFile as error:
+            faults = (str(error),)
+        self.judgements.append(Judged(self.name, "", None, None, faults))
+        return not faults
+
+    def keep(self, number: int, data: Json, tensors: Mapping[str, Tensor]) -> None:
+        """Nothing is written."""
+
+
 @dataclass(eq=False)
 class _Replay(Run):
     """A run that takes what is recorded, says what is wrong with it, and solves nothing.
@@ -309,16 +349,9 @@ class _Replay(Run):
         return self.journal
 
     def checkpoints(self, name: str) -> Checkpoints:
-        """Those of the journal, which are looked at by whoever asks for them."""
-        found = super().checkpoints(name)
+        """Those of the journal, which are judged as they are read."""
+        found = _Recorded(self.journal, name, self.judgements)
         self.seen.update(self.entries.path(name, goal) for goal in found.goals())
-        faults = tuple[str, ...]()
-        try:
-            if found.newest() is None:
-                return found
-        except DamagedFile as error:
-            faults, found = (str(error),), Checkpoints(None, name)
-        self.judgements.append(Judged(name, "", None, None, faults))
         return found
 
     def ended(self) -> bool:

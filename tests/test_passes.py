@@ -408,3 +408,13 @@ def test_outputs_without_a_size_are_refused() -> None:
             prune_(model, x, 0.1)
         report = prune_(model, x, 0.1, forward=lambda net, batch: net(batch).nan_to_num(neginf=0.0))
         assert math.isfinite(report.output_error)
+
+
+@pytest.mark.parametrize("samples", [9, 99])
+def test_looking_at_what_attention_receives_is_no_use_of_its_weights(samples: int) -> None:
+    """Its out_proj sees what the attention gives, for which it is run again; of large batches a part is looked at."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), nn.Linear(8, 4)).eval()
+    report = prune_(model, torch.randn(samples, 5, 8), sparsity=0.5, method="magnitude")
+    names = ["0.self_attn", "0.self_attn.out_proj", "0.linear1", "0.linear2", "1"]
+    assert [row.name for row in report.layers] == names

@@ -630,3 +630,11 @@ def test_a_failure_puts_joint_links_back():
         fails()
     assert_everything(model, before)
     assert torch.equal(model(x), outputs)
+
+
+def test_what_is_removed_in_inference_mode_leaves_parameters_that_can_be_trained():
+    model = mlp()
+    with torch.inference_mode():
+        remove_neurons_(model, find_links(model)[0]["0"], torch.tensor([1, 4]))
+    model(torch.randn(5, 8)).sum().backward()
+    assert model[0].weight.grad.shape == (2, 8)

@@ -179,7 +179,8 @@ def verify(
         mask = Journal.existing(folder)[1]["recipe"].get("mask")
         own: dict[str, Any] = {"samples": samples, "max_ratio": max_ratio, "holdout": holdout, "labels_key": labels_key}
         read = read_source(model, weights, calibration, key, mask=mask, **own)
-        data = None if read.inputs is None else Data(read.inputs, mask=mask, holdout=read.holdout)
+        own = {"mask": mask, "holdout": read.holdout, "labels": read.labels}
+        data = None if read.inputs is None else Data(read.inputs, **own)
         found = verified(read.model, data, folder)
         status = 0 if found.ok and (found.complete or partial) else UNCERTIFIED
         if as_json:

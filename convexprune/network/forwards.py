@@ -44,15 +44,24 @@ def eagerly() -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, without gradients and without fused paths that call no layers.
+    """Inside, the model is in eval mode, without gradients, and runs ``as_written``."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(setattr, module, "training", module.training)
+        model.eval()
+        stack.enter_context(as_written(model))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Inside, the model runs eagerly, out of inference mode, and without fused paths that call no layers.
 
     Nor does a caller's autocast reach inside: it keeps rounded copies of weights, which would outlive their change.
     A forward may open one of its own.
     """
     with ExitStack() as stack:
-        for module in model.modules():
-            stack.callback(setattr, module, "training", module.training)
-        model.eval()
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
         # The fused eval path of nn.TransformerEncoderLayer calls none of its layers, so no hook would see them.
@@ -63,7 +72,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         stack.enter_context(eagerly())
         # Inference tensors could not be used with autograd later.
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
         yield
 
 

@@ -112,10 +112,11 @@ def _example(
         def see(name: str, inputs: Received) -> None:
             reached.update({name} if _has_rows(inputs) else ())
 
-        with suppress(Exception), tapped(taps, see):  # a model that takes whole batches only
-            seen = followed(model, part, taps, forward)
+        with suppress(Exception):  # a model that takes whole batches only
+            with tapped(taps, see):  # a forward of its own: taps may run a module again, and that reads its weights
+                run_model(model, part, forward)
             if len(reached) == len(taps):
-                return part, seen
+                return part, followed(model, part, taps, forward)
     return copy_for(model, batch), followed(model, batch, taps, forward)
 
 

@@ -202,6 +202,7 @@ def _place(model: nn.Module, link: Link, kept: Tensor) -> _Place:
     return _Place(neurons, kept.cpu(), producers, carriers, consumers)
 
 
+@torch.inference_mode(False)  # else the new parameters could never be trained
 def _rewire_(at: _Place) -> None:
     """The neurons that are meant, in this order, in place of all that there are."""
     chosen = {

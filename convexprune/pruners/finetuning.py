@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from convexprune.errors import DamagedFile, PruningFailed
 from convexprune.files.texts import visible
 from convexprune.layers.memory import Batch, mapped, tensors_in
-from convexprune.network.forwards import call_model, copy_for, evaluating, outputs_of, run_model
+from convexprune.network.forwards import as_written, call_model, copy_for, evaluating, outputs_of, run_model
 from convexprune.network.weights import mask_neurons_
 from convexprune.pruners.gradients import source
 from convexprune.pruners.information import Information, OperationCosts
@@ -69,6 +69,7 @@ class FineTuning:
     stays: dict[str, Tensor] = field(default_factory=dict)
     removed: list[tuple[str, int, int, float, float]] = field(default_factory=list)
     _loss: float = 0.0  # summed since the last removal
+    _kept: int = -1  # the step of the last state that was kept
     _kept_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -86,8 +87,7 @@ class FineTuning:
 
     def run_(self) -> None:
         """Train until enough neurons went, from where an earlier run was; then put the weights into the run's model."""
-        if (record := self.checkpoints.newest()) is not None:
-            self._restore_(record)
+        self.checkpoints.restored(self._restore_)
         total = sum(map(len, self.stays.values()))
         self.run.progress(_NAME, len(self.removed), total - self._wanted)
         batches = self._batches()
@@ -101,8 +101,7 @@ class FineTuning:
                 self.run.progress(_NAME, len(self.removed), total - self._wanted)
                 if time.monotonic() - self._kept_at > _EVERY:
                     self._keep()
-        if record is None or self.step > int(record.data["step"]):
-            self._keep()
+        self._keep()
         self._finish_()
 
     @cached_property
@@ -132,7 +131,7 @@ class FineTuning:
         return islice(chain.from_iterable(epochs), self.step, None)
 
     def _step_(self, batch: Batch, labels: Tensor) -> None:
-        with self._own_random(), torch.inference_mode(False), torch.enable_grad(), self.information.gathered():
+        with self._own_random(), as_written(self.model), torch.enable_grad(), self.information.gathered():
             seed = _mixed(self.run.options.seed, self.step)
             torch.manual_seed(seed)  # of dropout and the like
             inputs = copy_for(self.model, batch)
@@ -235,6 +234,8 @@ class FineTuning:
     # What it is at
 
     def _keep(self) -> None:
+        if self.step == self._kept:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"sums.{name}": tensor for name, tensor in self.information.sums.items()}
         for name, parameter in self._weights.items():
@@ -243,7 +244,7 @@ class FineTuning:
         data = {"step": self.step, "samples": self.information.samples, "loss": self._loss, "removed": self.removed}
         copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         self.checkpoints.keep(self.step, data, copies)
-        self._kept_at = time.monotonic()
+        self._kept, self._kept_at = self.step, time.monotonic()
 
     def _restore_(self, record: Record) -> None:
         """Be where a record says.
@@ -266,6 +267,7 @@ class FineTuning:
             self._loss, self.removed = float(data["loss"]), [_removal(each) for each in data["removed"]]
             for name, neuron, *_ in self.removed:
                 self.stays[name][neuron] = False
+            self._kept = self.step
         except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFile(
                 f"the checkpoint of the fine-tuning is not what was written ({error!r}): delete fine-tuning-* in "
@@ -292,7 +294,8 @@ def crop_and_flip(batch: Batch, generator: torch.Generator) -> Batch:
     images = [tensor for tensor in tensors_in(batch) if tensor.is_floating_point() and tensor.dim() == 4]
     if len(images) != 1:
         raise InvalidInput(
-            'augment: "crop and flip" moves images, and the data hold no tensor [samples, channels, height, width]'
+            'augment: "crop and flip" moves images, and a batch holds '
+            f"{len(images) or 'no'} floating-point tensors [samples, channels, height, width], expected one"
         )
     [x] = images
     n, _, height, width = x.shape

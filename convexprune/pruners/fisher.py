@@ -87,7 +87,9 @@ class Fisher(LossScoring):
             return
         assert isinstance(target, Neurons)  # noqa: S101 - what ``tunes`` has said
         make = partial(SGD, lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay)
-        FineTuning(run, target, self.steps, make, crop_and_flip if self.augment != "none" else None, self.beta).run_()
+        augment = crop_and_flip if self.augment != "none" else None
+        with torch.inference_mode(False):  # what is made in it could not be used with autograd
+            FineTuning(run, target, self.steps, make, augment, self.beta).run_()
 
     # At once
 

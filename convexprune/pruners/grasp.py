@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from convexprune.pruners.gradients import LossScoring, Schedule, Statistics
 from convexprune.pruners.pruner import register_pruner
@@ -42,16 +43,23 @@ class GraSP(LossScoring):
         super().__post_init__()
         checked_positive("temperature", self.temperature)
 
+    def differentiate_(self, model: nn.Module, run: Run) -> None:
+        """With attention by plain products, for its fused kernels cannot be differentiated twice."""
+        with sdpa_kernel(SDPBackend.MATH):
+            super().differentiate_(model, run)
+
     def objective(self, model: nn.Module, run: Run) -> Iterator[Tensor]:
         """ḡᵀg(w), batch by batch, with ḡ the gradient of all batches, a constant: its gradient is Hḡ."""
-        weights = [p for name in run.layers for p in model.get_submodule(name).parameters() if p.dim() > 1]
+        layers = [model.get_submodule(name) for name in run.layers]
+        own = [named for layer in layers for named in layer.named_parameters(recurse=False)]
+        weights = [parameter for name, parameter in own if name.endswith("weight")]
         fixed = [torch.zeros_like(weight) for weight in weights]
         for loss in self.losses(model, run, self.temperature):
-            for so_far, own in zip(fixed, torch.autograd.grad(loss, weights), strict=True):
-                so_far += own
+            for so_far, each in zip(fixed, torch.autograd.grad(loss, weights, materialize_grads=True), strict=True):
+                so_far += each
         for loss in self.losses(model, run, self.temperature):
-            g = torch.autograd.grad(loss, weights, create_graph=True)
-            yield torch.stack([(each * own).sum() for each, own in zip(fixed, g, strict=True)]).sum()
+            g = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+            yield torch.stack([(each * now).sum() for each, now in zip(fixed, g, strict=True)]).sum()
 
     def scored(self, W: Tensor, G: Tensor) -> Tensor:
         """W∘(Hg), signs included."""

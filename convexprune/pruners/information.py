@@ -1,6 +1,7 @@
 """What neurons are worth by the Fisher information, and what they cost in operations."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,34 +90,33 @@ class OperationCosts:
     """Floating-point operations a sample that go with a neuron.
 
     Attributes:
-        links: The neurons.
-        widths: How many each link has.
-        dense: Of each layer those of one sample, with all neurons.
-        feeding: The link that feeds a layer, by its name.
+        widths: How many neurons each link has.
+        dense: Of each layer that has or takes neurons the operations of one sample, with all of them.
+        along: The links whose neurons these operations are in proportion to, by layer.
     """
 
-    links: Mapping[str, Link]
     widths: Mapping[str, int]
     dense: Mapping[str, float]
-    feeding: Mapping[str, str]
+    along: Mapping[str, Sequence[str]]
 
     @classmethod
     def of(cls, run: Run) -> "OperationCosts":
         """Counted in one forward."""
         counted = flops(run.model, next(iter(run.data or ())), forward=run.forward)
-        dense = {row.name.removesuffix(".weight"): row.dense / counted.samples for row in counted.weights}
-        feeding = {consumer: name for name, link in run.links.items() for consumer in link.consumers}
-        return cls(run.links, run.widths(), dense, feeding)
+        along: dict[str, list[str]] = {}
+        for name, link in run.links.items():
+            for layer in (*link.producers, *link.along, *link.consumers):
+                along.setdefault(layer, []).append(name)
+        rows = {row.name.removesuffix(".weight"): row.dense / counted.samples for row in counted.weights}
+        return cls(run.widths(), {layer: rows[layer] for layer in along if layer in rows}, along)
 
     def of_neurons(self, stays: Mapping[str, Tensor]) -> dict[str, float]:
         """Those of one neuron of each link, where ``stays`` says which of a link's are there; nothing: all."""
-        part = {name: float(kept.double().mean()) for name, kept in stays.items()}
-        made = {producer: name for name, link in self.links.items() for producer in link.producers}
-        return {
-            name: (
-                sum(self.dense.get(layer, 0.0) * part.get(self.feeding.get(layer, ""), 1.0) for layer in link.producers)
-                + sum(self.dense.get(layer, 0.0) * part.get(made.get(layer, ""), 1.0) for layer in link.consumers)
-            )
-            / self.widths[name]
-            for name, link in self.links.items()
-        }
+        left = {**self.widths, **{name: int(kept.sum()) for name, kept in stays.items()}}
+        total = self._total(left)
+        return {name: total - self._total({**left, name: count - 1}) for name, count in left.items()}
+
+    def _total(self, left: Mapping[str, int]) -> float:
+        """Of all these layers, with so many neurons of each link."""
+        parts = {name: count / self.widths[name] for name, count in left.items()}
+        return sum(dense * math.prod(parts[name] for name in self.along[layer]) for layer, dense in self.dense.items())

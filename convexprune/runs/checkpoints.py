@@ -1,6 +1,6 @@
 """States of a whole network in a journal, for methods that train: the last two, so that one of them is always whole."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,6 +44,17 @@ class Checkpoints:
                 f"{self.journal.folder}: a checkpoint of {self.name!r} has no number ({error!r}); delete its files in "
                 "layers/, or start in another folder"
             ) from error
+
+    def restored(self, put: Callable[[Record], None]) -> bool:
+        """Whether there is a last state that was kept; ``put`` then has been called with it.
+
+        Raises:
+            DamagedFile: As ``newest``, and what ``put`` raises of a state that is none.
+        """
+        record = self.newest()
+        if record is not None:
+            put(record)
+        return record is not None
 
     def keep(self, number: int, data: Json, tensors: Mapping[str, Tensor]) -> None:
         """Keep a state, in the place of the last but one; it is on disk, whole, when this returns."""

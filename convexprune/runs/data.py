@@ -21,7 +21,7 @@ Loss = Callable[[Batch, Tensor], Tensor]
 
 _UNLABELLED = (
     "data: expected labels, and found none: give Data(inputs, labels=…), or batches (inputs, labels), or mappings with "
-    "the entry 'labels'"
+    "the entry 'labels'; on the command line --labels-key"
 )
 _LABELS = ("labels", "label", "targets", "target", "y")  # entries of batches that are mappings
 
@@ -65,10 +65,11 @@ class Data:
         """The inputs in checked batches.
 
         Raises:
-            InvalidInput, InvalidTolerance: As ``Calibration``; or a forward that is no function.
+            InvalidInput, InvalidTolerance: As ``Calibration``; or a forward or a loss that is no function.
         """
-        if self.forward is not None and not callable(self.forward):
-            raise InvalidInput(f"forward: expected a function, found {self.forward!r}")
+        for name, given in (("forward", self.forward), ("loss", self.loss)):
+            if given is not None and not callable(given):
+                raise InvalidInput(f"{name}: expected a function, found {given!r}")
         return Calibration(self.inputs, self.batch_size, self.mask)
 
     def held_out(self) -> Calibration | None:
@@ -105,31 +106,29 @@ class Data:
     def samples(self) -> Iterator[tuple[Batch, Tensor | None]]:
         """Each batch with its labels, as ``labelled``; with None where there are none."""
         truth, start = self.truth(), 0
+        if truth is not None and isinstance(self.inputs, Tensor | np.ndarray):
+            _check(truth, len(self.inputs))
         for batch in self.calibration():
             count = samples_of(batch)
             labels = _labels_in(batch) if truth is None else truth[start : start + count]
-            if labels is not None and len(labels) != count:
-                raise ShapeMismatch(
-                    f"labels: expected one for each of the {count} samples of a batch, found {len(labels)}"
-                )
-            if labels is not None and not bool(labels.isfinite().all()):
-                raise NonFinite("labels: they hold NaN or infinity; leave those samples out")
+            if labels is not None:
+                _check(labels, count)
             start += count
             yield batch, labels
-        if truth is not None and len(truth) != start:
-            raise ShapeMismatch(f"labels: expected one for each of the {start} samples, found {len(truth)}")
+        if truth is not None:
+            _check(truth, start)
 
     def shuffled(self, seed: int) -> Iterator[tuple[Batch, Tensor]]:
         """Labelled batches for an epoch of training: of one tensor in random order, else those given, in their order.
 
-        A last batch of fewer samples is left out, unless it is the only one.
+        A last batch of fewer samples is left out, unless it is the only one. It raises what ``labelled`` does.
         """
-        if not isinstance(self.inputs, Tensor | np.ndarray):
+        truth = self.truth()
+        if truth is None or not isinstance(self.inputs, Tensor | np.ndarray):
             yield from self.labelled()
             return
-        truth, count = self.truth(), len(self.inputs)
-        if truth is None:
-            raise InvalidInput(_UNLABELLED)
+        count = len(self.inputs)
+        _check(truth, count)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         size = min(self.batch_size, count)
         for start in range(0, count - size + 1, size):
@@ -141,15 +140,18 @@ class Data:
         """The mean loss of a batch's outputs.
 
         Raises:
-            InvalidInput: It is no number, or the cross-entropy is not defined for such outputs and labels.
+            InvalidInput: It is no number, or has no gradient where there is to be one; or the cross-entropy is not
+            defined for such outputs and labels.
         """
         if self.loss is None:
             return cross_entropy(outputs, labels)
         device = next((tensor.device for tensor in tensors_in(outputs)), labels.device)
-        found = self.loss(outputs, labels.to(device))
+        found = self.loss(outputs, labels.to(device, copy=True))  # inference tensors could not be used with autograd
         if not isinstance(found, Tensor) or found.numel() != 1:
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InvalidInput(f"loss: expected a tensor with one number, the mean over the samples, found {what}")
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise InvalidInput("loss: expected a function of the model's outputs, and found no gradient by them")
         return found.reshape(())
 
     def to_dict(self) -> dict[str, object]:
@@ -191,7 +193,16 @@ def cross_entropy(outputs: Batch, labels: Tensor) -> Tensor:
             f"labels: expected a whole number from 0 to {classes - 1} a sample, outputs being {list(logits.shape)}; "
             f"found {labels.dtype} {list(labels.shape)}, {span}. For another loss give Data(…, loss=…)"
         )
-    return functional.cross_entropy(logits, labels.to(logits.device).long())
+    return functional.cross_entropy(logits, labels.to(logits.device, torch.int64, copy=True))
+
+
+def _check(labels: Tensor, samples: int) -> None:
+    """Whether there is one for each sample, and each is a number."""
+    count = len(labels) if labels.dim() else "a number"
+    if count != samples:
+        raise ShapeMismatch(f"labels: expected one for each of the {samples} samples, found {count}")
+    if not bool(labels.isfinite().all()):
+        raise NonFinite("labels: they hold NaN or infinity; leave those samples out")
 
 
 def _labels_in(batch: Batch) -> Tensor | None:

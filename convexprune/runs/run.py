@@ -188,8 +188,7 @@ class Run:
 
     def ended(self) -> bool:
         """Whether the run is to end early; ``stopped`` then says why."""
-        if self.watch.stopped():
-            self.stopped = self.stopped or self.watch.reason()
+        self.stopped = self.stopped or self.watch.reason()
         return self.stopped is not None
 
     def tune_(self, state: Mapping[str, Tensor]) -> None:
