@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     each.append(bare(parent, x[:2000]))
     forwards = 2 * (len(found.rows) * len(x) + len(noise.radii) * min(noise.images, len(x)) * noise.draws)
     console.print(found.table(140))
+    own = mean(each) * forwards
     console.print(
-        f"{forwards:,} forwards of two networks: {found.seconds:.0f} s for everything, {mean(each) * forwards:.0f} s for "
-        f"bare forwards, ratio {found.seconds / (mean(each) * forwards):.2f}; {torch.get_num_threads()} threads"
+        f"{forwards:,} forwards of two networks: {found.seconds:.0f} s for everything, {own:.0f} s for bare forwards, "
+        f"ratio {found.seconds / own:.2f}; {torch.get_num_threads()} threads"
     )
 
 
