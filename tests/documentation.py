@@ -73,12 +73,13 @@ def run(page: Path, module: ModuleType) -> Counter[str]:
 @contextmanager
 def forgotten() -> Iterator[None]:
     """What a page registers is forgotten afterwards."""
+    from convexprune.evaluation import CORRUPTIONS
     from convexprune.pruners import PRUNERS
     from convexprune.runs.fits import FITS
     from convexprune.solvers.methods.registry import PROGRAMS
     from convexprune.targets import TARGETS
 
-    tables: tuple[dict[str, Any], ...] = (PROGRAMS.factories, PRUNERS.factories, FITS, TARGETS)
+    tables: tuple[dict[str, Any], ...] = (PROGRAMS.factories, PRUNERS.factories, FITS, TARGETS, CORRUPTIONS)
     before = [dict(table) for table in tables]
     try:
         yield

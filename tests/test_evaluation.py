@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from convexprune.errors import DamagedFile, EmptyCalibration
-from convexprune.evaluation import Evaluation, Noise, evaluate
+from convexprune.evaluation import Evaluation, Noise, evaluate, load_evaluation
 from convexprune.evaluation.measures import BINS, Predictions, calibration_error, calibration_sums
 from convexprune.evaluation.rows import Outcomes
 from convexprune.runs.data import Data
@@ -260,6 +260,28 @@ def test_noise_of_radius_0_is_the_likeness_on_the_images_themselves() -> None:
     found = evaluate(convolutional(), (x, y), parent=convolutional(1), corruptions=(), noise=Noise((0.0,), images=99))
     assert found.noise[0].agreement == found.nominal.agreement
     assert found.noise[0].distance == pytest.approx(found.nominal.distance)
+    assert found.noise[0].score == found.nominal.score
+    drawn = Noise((0.0, 0.2), images=11, draws=3)
+    model, parent = convolutional(), convolutional(1)
+    found = evaluate(model, (x, y), parent=parent, corruptions=(), noise=drawn, seed=4)
+    chosen = sorted(drawn.chosen(30, 4))
+    few = evaluate(model, (x[chosen], y[chosen]), parent=parent, corruptions=())
+    assert found.noise[0].score == pytest.approx(few.nominal.score)
+    assert torch.equal(found.noise[0].outcomes.tensor(), few.nominal.outcomes.tensor().repeat_interleave(3))
+    assert [row.agreement for row in found.parent.noise] == [1, 1]  # with itself
+    assert [row.distance for row in found.parent.noise] == [0, 0]
+    assert found.parent.noise[0].score == pytest.approx(few.parent.nominal.score)
+
+
+def test_scores_under_noise_are_those_of_the_metric_and_none_without_labels() -> None:
+    x, y = images()
+    settings = {"parent": convolutional(1), "corruptions": (), "noise": Noise((0.0, 0.3), images=30, draws=1)}
+    own = evaluate(convolutional(), (x, y), metric=lambda outputs, labels: outputs[:, 0], **settings)
+    assert own.noise[0].score == pytest.approx(own.nominal.score)
+    assert own.noise[0].outcomes.tensor().dtype == torch.float64
+    unlabelled = evaluate(convolutional(), x, **settings)
+    assert [(row.score, row.outcomes) for row in unlabelled.noise] == [(None, None)] * 2
+    assert unlabelled.noise[1].agreement == own.noise[1].agreement
 
 
 def test_default_noise_is_that_of_the_paper_at_the_cost_of_six_passes_over_ten_thousand_images() -> None:
@@ -287,6 +309,30 @@ def test_corruptions_are_of_pixels_whatever_the_normalisation() -> None:
     assert_same(found, evaluate(Normalising(model), (x, y), corruptions=CORRUPTIONS))
     one = evaluate(model, ((x - 0.5) / 0.25, y), mean=0.5, std=0.25, corruptions=CORRUPTIONS)
     assert [row.title for row in one.rows] == ["nominal", "brightness 3", "gaussian_noise 3"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flattened_images_have_the_figures_of_images(channels: int) -> None:
+    x, y = images(channels=channels, size=9)
+    torch.manual_seed(0)
+    linear, parent = (nn.Linear(channels * 81, 4) for _ in range(2))
+    settings = {"mean": 0.4, "std": 0.3, "corruptions": CORRUPTIONS, "noise": Noise((0.0, 0.2), images=8), "seed": 2}
+    shaped = [nn.Sequential(nn.Flatten(), model) for model in (linear, parent)]
+    normalised = (x - 0.4) / 0.3
+    flat = evaluate(linear, (normalised.flatten(1), y), parent=parent, shape=(channels, 9, 9), batch_size=7, **settings)
+    assert_same(flat, evaluate(shaped[0], (normalised, y), parent=shaped[1], **settings))
+    assert flat.provenance["shape"] == [channels, 9, 9]
+
+
+def test_inputs_that_are_not_of_the_shape_are_no_images() -> None:
+    x, y = images(8)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    for data, size in (((x.flatten(1), y), 11), ((x, y), 12)):
+        found = evaluate(model, data, shape=(1, size, size))
+        assert len(found.rows) == 1
+        assert f"expected flattened images [n, {size**2}]" in found.notices[0]
+        with pytest.raises(InvalidInput, match="corruptions: expected flattened images"):
+            evaluate(model, data, shape=(1, size, size), corruptions=["fog"])
 
 
 def test_images_are_corrupted_unasked_and_what_cannot_be_is_said() -> None:
@@ -424,6 +470,8 @@ WRONG = {
     "severity 0": ((X, Y), {"severities": 0}, InvalidTolerance, "severities: expected a whole number ≥ 1"),
     "a deviation of 0": ((X, Y), {"std": 0}, InvalidTolerance, "std: expected positive numbers"),
     "a mean too many": ((X, Y), {"mean": (0.1, 0.2)}, ShapeMismatch, "mean: .* each of the 1 channels, found 2"),
+    "two channels": ((X, Y), {"shape": (2, 12, 12)}, InvalidInput, r"shape: .* found \(2, 12, 12\)"),
+    "no channels": ((X, Y), {"shape": (12, 12)}, InvalidInput, "shape: expected .1 or 3 channels, height, width"),
     "a word for a mean": ((X, Y), {"mean": "imagenet"}, InvalidInput, "mean: expected a number"),
     "a seed": ((X, Y), {"seed": -1}, InvalidTolerance, "seed"),
     "another parent": ((X, Y), {"parent": convolutional(classes=5)}, ShapeMismatch, r"\[8, 5\], as the parent's"),
@@ -483,7 +531,8 @@ def test_what_is_saved_is_read_back(metric, tmp_path: Path) -> None:
     found = evaluate(convolutional(), images(), control=convolutional(2), noise=Noise((0.1,), images=3), **settings)
     path = found.save(tmp_path / "new" / "found.json")
     again = Evaluation.load(path)
-    assert again == found
+    assert again == found == load_evaluation(path)
+    assert again.noise[0].outcomes is not None
     assert str(again) == str(found)
     assert json.loads(found.to_json())["rows"][1]["name"] == "brightness"
 
@@ -502,6 +551,7 @@ def damaged(text: str) -> dict[str, str]:
         "changed": text.replace('"samples": 30', '"samples": 31', 1),
         "no object": "[]",
         "another kind": json.dumps(data | {"kind": "series"}),
+        "a strange kind": json.dumps(data | {"kind": 3}),
         "a later format": json.dumps(data | {"format": 99}),
     }
 
@@ -510,8 +560,9 @@ def damaged(text: str) -> dict[str, str]:
 def test_damaged_files_are_refused(how: str, found: Evaluation, tmp_path: Path) -> None:
     path = found.save(tmp_path / "found.json")
     path.write_text(damaged(path.read_text(encoding="utf-8"))[how], encoding="utf-8")
-    with pytest.raises(DamagedFile, match=r"found\.json is damaged"):
-        Evaluation.load(path)
+    for load in (Evaluation.load, load_evaluation):
+        with pytest.raises(DamagedFile, match=r"found\.json is damaged"):
+            load(path)
 
 
 @pytest.mark.parametrize("change", [{"samples": 10**12}, {"samples": -8}, {"packed": ""}, {"packed": "eJwDAAAAAAE="}])
@@ -522,10 +573,11 @@ def test_outcomes_that_are_not_of_their_length_are_refused(change) -> None:
 
 
 def test_a_file_that_is_not_there_or_no_json(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Evaluation.load(tmp_path / "found.json")
-    with pytest.raises(InvalidInput, match=r"ending in \.json"):
-        Evaluation.load(tmp_path)
+    for load in (Evaluation.load, load_evaluation):
+        with pytest.raises(FileNotFoundError):
+            load(tmp_path / "found.json")
+        with pytest.raises(InvalidInput, match=r"ending in \.json"):
+            load(tmp_path)
 
 
 def test_records_have_every_figure_with_what_it_is_of(found: Evaluation) -> None:

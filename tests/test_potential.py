@@ -14,9 +14,9 @@ from torch import nn
 
 from convexprune import Sparsity, prune_
 from convexprune.errors import DamagedFile, UnsupportedModule
-from convexprune.evaluation import Evaluation, Series, compare, evaluate, evaluate_series
+from convexprune.evaluation import Evaluation, Noise, Series, compare, evaluate, evaluate_series, load_evaluation
 from convexprune.evaluation.potential import excess, potentials, resampled_means, slope_through_origin
-from convexprune.evaluation.rows import DistributionRow, Outcomes
+from convexprune.evaluation.rows import DistributionRow, NoiseRow, Outcomes
 from convexprune.solvers.errors import InvalidInput, InvalidTolerance, NonFinite, ShapeMismatch
 
 TITLES = ("nominal", "fog", "snow")
@@ -53,6 +53,31 @@ def test_the_potential_is_the_largest_ratio_that_holds_whatever_fails_before() -
     assert found.average.value == pytest.approx(0.4)
     assert found.minimum.value == 0
     assert found.to_dict()["distributions"]["fog 3"]["value"] == 0.5
+
+
+def test_the_potential_under_noise_is_that_of_its_samples_and_in_no_mean() -> None:
+    radii = (0.0, 0.1)
+    scores = {None: (0.9, 0.8), 0.2: (0.9, 0.8), 0.5: (0.9, 0.7), 0.7: (0.895, 0.8), 0.9: (0.2, 0.2)}
+
+    def noisy(one: Evaluation, accuracies) -> Evaluation:
+        rows = [
+            NoiseRow(radius, len(own), 1.0, 0.0, float(own.double().mean()), Outcomes.of(own))
+            for radius, own in zip(radii, right(*accuracies, samples=200), strict=True)
+        ]
+        return replace(one, noise=tuple(rows))
+
+    networks = tuple(noisy(one, scores[ratio]) for ratio, one in zip(UNEVEN.ratios, UNEVEN.evaluations, strict=True))
+    whole = replace(UNEVEN, evaluations=networks, parent=noisy(UNEVEN.parent, scores[None]))
+    found, without = whole.prune_potential(), UNEVEN.prune_potential()
+    assert {radius: estimate.value for radius, estimate in found.noise.items()} == {0.0: 0.5, 0.1: 0.7}
+    assert all(each.low <= each.value <= each.high for each in found.noise.values())
+    assert (found.average, found.minimum, found.distributions) == (
+        without.average,
+        without.minimum,
+        without.distributions,
+    )
+    assert without.noise == {}
+    assert found.to_dict()["noise"][0.1]["value"] == 0.7
 
 
 def test_a_loss_of_delta_itself_is_one() -> None:
@@ -189,7 +214,31 @@ def test_a_series_has_its_networks_ratios_counted_and_their_parent() -> None:
     assert all(one.parent is found.parent for one in found.evaluations)
     potential = found.prune_potential()
     assert set(potential.distributions) == {"nominal", "brightness 3", "gaussian_noise 3"}
+    assert potential.noise == {}
     assert found.excess_error().errors[0] == 0
+
+
+def test_of_noise_of_radius_0_on_all_images_the_potential_is_the_nominal_one() -> None:
+    noise = Noise((0.0, 1e-9, 0.5, 0.5), images=40, draws=1)
+    models = pruned(0.2, 0.5, 0.9)
+    found = evaluate_series(models, samples(), parent=network(), noise=noise, corruptions=()).prune_potential(0.05)
+    assert found.noise[0.0] == found.distributions["nominal"]
+    assert list(found.noise) == [0.0, 1e-9, 0.5]
+    unlabelled = evaluate_series(models, samples()[0], parent=network(), noise=noise, corruptions=())
+    assert unlabelled.evaluations[0].noise[0].agreement > 0
+    with pytest.raises(InvalidInput, match="there were no labels"):
+        unlabelled.prune_potential()
+
+
+def test_draws_of_an_image_are_no_samples_of_their_own() -> None:
+    """At radius 0 they say nothing new, and intervals are as wide as of one draw."""
+    models = pruned(0.2, 0.5, 0.9)
+    one, several = (
+        evaluate_series(models, samples(), parent=network(), noise=Noise((0.0,), 40, draws), corruptions=())
+        for draws in (1, 6)
+    )
+    assert several.evaluations[0].noise[0].samples == 240
+    assert several.prune_potential(0.05).noise == one.prune_potential(0.05).noise
 
 
 def test_networks_of_a_series_are_evaluated_as_they_are_alone() -> None:
@@ -202,13 +251,20 @@ def test_networks_of_a_series_are_evaluated_as_they_are_alone() -> None:
 
 def test_a_series_is_saved_and_read_back(tmp_path: Path) -> None:
     settings = {"control": copy.deepcopy(network()), "name": "magnitude", **SETTINGS}
-    found = evaluate_series(pruned(0.5, 0.8), samples(), parent=network(), **settings)
+    noise = Noise((0.0, 0.1), images=9, draws=2)
+    found = evaluate_series(pruned(0.5, 0.8), samples(), parent=network(), noise=noise, **settings)
     again = Series.load(found.save(tmp_path / "series.json"))
-    assert again == found
+    assert again == found == load_evaluation(tmp_path / "series.json")
+    assert again.evaluations[1].noise == found.evaluations[1].noise
     assert again.evaluations[0].parent == found.parent
     assert again.prune_potential() == found.prune_potential()
     with pytest.raises(DamagedFile, match="kind 'series'"):
         Evaluation.load(tmp_path / "series.json")
+    text = (tmp_path / "series.json").read_text(encoding="utf-8")
+    for broken in (text.replace("magnitude", "gravity"), text[:-20], text.replace("series", "evaluation", 1), "{}", ""):
+        (tmp_path / "series.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(DamagedFile, match=r"series\.json is damaged"):
+            load_evaluation(tmp_path / "series.json")
     records = found.records()
     assert {(record["series"], record["network"]) for record in records} == {
         ("magnitude", who) for who in ("parent", "model", "control")
@@ -221,6 +277,9 @@ def test_tables_show_a_row_a_network_and_what_they_add_up_to() -> None:
     assert all(f"{ratio:.3f}" in text for ratio in UNEVEN.ratios)
     assert "prune potential: mean 0.4 (" in text
     assert "excess error a ratio:" in text
+    text = " ".join(str(replace(UNEVEN, **nominal_only())).split())
+    assert "prune potential: mean 0.7 (0.7 to 0.7)" in text
+    assert "the excess error is the mean over corruptions, and none were evaluated" in text
     assert len(UNEVEN.table(160).columns) > len(UNEVEN.table(80).columns)
     alone = replace(UNEVEN, ratios=(0.2,), evaluations=UNEVEN.evaluations[:1])
     assert "expected at least two, found 1" in " ".join(str(alone).split())
@@ -233,9 +292,20 @@ def shown(table) -> str:
     return capture.get()
 
 
+def test_comparisons_are_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for columns, wide in ((80, False), (150, True)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        console = Console()
+        with console.capture() as capture:
+            console.print(compare([UNEVEN]))
+        assert "method" in capture.get()
+        assert "…" not in capture.get()
+        assert ("0.7 (0.7 to 0.7)" in capture.get()) == wide
+
+
 def test_series_are_compared_and_the_best_of_each_column_is_marked() -> None:
     other = series({0.45: (0.9, 0.7, 0.6), 0.6: (0.7, 0.5, 0.4)}, (0.9, 0.7, 0.6), name="other")
-    lines = shown(compare([UNEVEN, other])).splitlines()
+    lines = shown(compare([UNEVEN, other], width=160)).splitlines()
     (first,) = [line for line in lines if line.startswith("method ") and "nominal" not in line]
     (second,) = [line for line in lines if line.startswith("other")]
     assert first.count("*") == 1  # the nominal potential

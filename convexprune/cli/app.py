@@ -207,7 +207,9 @@ def evaluate(
     ] = None,
     no_corruptions: Annotated[bool, typer.Option("--no-corruptions", help="The data as they are alone.")] = False,
     severity: Annotated[list[int], typer.Option(help="Of corruptions, 1 to 5; repeatable.")] = [3],  # noqa: B006
-    noise: Annotated[bool, typer.Option(help="Compare with the parent under noise of several radii, or not.")] = True,
+    noise: Annotated[
+        bool | None, typer.Option(help="Compare with the parent under noise, or not; else where inputs are numbers.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What several networks are called together.")] = None,
     seed: Annotated[int, typer.Option(help="Of corruptions and noise.")] = 0,
     out: Annotated[

@@ -1,11 +1,12 @@
 """``convexprune evaluate``: networks are read and checked, evaluated together, shown and written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from convexprune.cli.live import bars, console, errors, print_json, say
 from convexprune.cli.reference import find_model
@@ -14,9 +15,11 @@ from convexprune.evaluation import Evaluation, Noise, Series, evaluate_series
 from convexprune.evaluation import evaluate as evaluated
 from convexprune.files.weights import check_folder
 from convexprune.network.weights import load_weights_into_
-from convexprune.solvers.errors import InvalidInput
+from convexprune.solvers.errors import InvalidInput, MissingExtra
 
-FILES = {"evaluation": "evaluation.json", "figures": "evaluation.parquet"}
+_UNKNOWN = (
+    "inputs are not (pixels − mean)/std of images in the file, [n, height, width] with 1 or 3 channels behind or before"
+)
 
 
 def evaluate(flags: Mapping[str, Any]) -> int:
@@ -36,31 +39,51 @@ def evaluate(flags: Mapping[str, Any]) -> int:
     models = [read(path) for path in flags["weights"]]
     parent, control = (None if flags[name] is None else read(flags[name]) for name in ("parent", "control"))
     names = ("data", "data_key", "label_key", "samples", "max_ratio")
-    found = evaluation_samples(models[0], reference.prepare, *(flags[name] for name in names))
-    own: dict[str, Any] = {"mean": found.mean, "std": found.std, "shape": found.shape, "seed": flags["seed"]}
-    own |= {"corruptions": () if flags["no_corruptions"] else flags["corruption"], "severities": flags["severity"]}
-    own |= {"parent": parent, "control": control, "noise": Noise() if parent is not None and flags["noise"] else None}
+    data, scale = evaluation_samples(models[0], reference.prepare, *(flags[name] for name in names))
+    corruptions: Sequence[str] | None = () if flags["no_corruptions"] else flags["corruption"]
+    notices = list[str]()
+    if scale is None and corruptions != ():
+        if corruptions:
+            raise InvalidInput(f"--corruption: {_UNKNOWN}")
+        corruptions, notices = (), [f"corruptions are left out: {_UNKNOWN}"]
+    numbers = isinstance(data.inputs, Tensor) and data.inputs.is_floating_point()
+    noisy = parent is not None and numbers if flags["noise"] is None else flags["noise"]
+    own: dict[str, Any] = {"parent": parent, "control": control, "noise": Noise() if noisy else None, **(scale or {})}
+    own |= {"corruptions": corruptions, "severities": flags["severity"], "seed": flags["seed"]}
     with nullcontext() if flags["as_json"] else bars(errors) as shown:
-        progress = None if shown is None else shown.progress
-        samples = (found.inputs, found.labels)
+        own["progress"] = None if shown is None else shown.progress
         result: Evaluation | Series
         if len(models) == 1:
-            result = evaluated(models[0], samples, progress=progress, **own)
+            result = evaluated(models[0], data, **own)
         else:
-            name = flags["name"] or flags["weights"][0].stem
-            result = evaluate_series(models, samples, name=name, progress=progress, **own)
-    written = {} if out is None else _written(result, out)
-    if flags["as_json"]:
-        print_json({"status": "evaluated", "exit_status": 0, "files": written, "evaluation": result.to_dict()})
-        return 0
-    console.print(result.table(console.width))
-    for what, path in written.items():
-        say(console, f"{what}: {path}")
+            result = evaluate_series(models, data, name=flags["name"] or flags["weights"][0].stem, **own)
+    _tell(_noted(result, notices), out, flags["as_json"])
     return 0
 
 
-def _written(result: Evaluation | Series, out: Path) -> dict[str, str]:
-    """The files in the folder, by what they are."""
-    paths = {"evaluation": result.save(out / FILES["evaluation"])}
-    paths["figures"] = result.to_parquet(out / FILES["figures"])
-    return {what: str(path) for what, path in paths.items()}
+def _noted(result: Evaluation | Series, notices: Sequence[str]) -> Evaluation | Series:
+    """The result, with more of what was left out; that of a series stands with its parent."""
+    if isinstance(result, Series):
+        return replace(result, parent=replace(result.parent, notices=(*notices, *result.parent.notices)))
+    return replace(result, notices=(*notices, *result.notices))
+
+
+def _tell(result: Evaluation | Series, out: Path | None, as_json: bool) -> None:
+    """Write the files if there is a folder for them, and print the result."""
+    files, notes = dict[str, str](), list[str]()
+    if out is not None:
+        files["evaluation"] = str(result.save(out / "evaluation.json"))
+        try:
+            files["figures"] = str(result.to_parquet(out / "evaluation.parquet"))
+        except MissingExtra as error:  # the JSON holds them, too
+            notes.append(str(error))
+    if as_json:
+        potential = {"prune_potential": result.prune_potential().to_dict()} if isinstance(result, Series) else {}
+        found = {"kind": result.kind, "files": files, "notes": notes, "evaluation": result.to_dict(), **potential}
+        print_json({"status": "evaluated", "exit_status": 0, **found})
+        return
+    console.print(result.table(console.width))
+    for what, path in files.items():
+        say(console, f"{what}: {path}")
+    for note in notes:
+        say(errors, note)

@@ -16,6 +16,7 @@ from convexprune.files.weights import MAX_RATIO
 from convexprune.layers.memory import samples_at, samples_of
 from convexprune.network.padding import KEY
 from convexprune.network.weights import load_weights_into_
+from convexprune.runs.data import Data
 from convexprune.solvers.arrays import stratified
 from convexprune.solvers.errors import InvalidInput, ShapeMismatch
 
@@ -119,24 +120,6 @@ def read_source(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class EvaluationSamples:
-    """Labelled samples, and how their pixels became a network's inputs.
-
-    Attributes:
-        inputs: As the network takes them.
-        labels: Of each.
-        mean, std: inputs = (pixels − mean)/std, one a channel; None where they are no images, or made otherwise.
-        shape: Of an image, where inputs are flattened.
-    """
-
-    inputs: Inputs
-    labels: Tensor
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    shape: tuple[int, ...] | None = None
-
-
 def evaluation_samples(
     model: nn.Module,
     prepare: Callable[..., object],
@@ -145,50 +128,52 @@ def evaluation_samples(
     label_key: str | None,
     samples: int | None,
     max_ratio: float,
-) -> EvaluationSamples:
-    """Inputs and labels of a file, or so many of them at random, each label with its share, the same each time."""
+) -> tuple[Data, dict[str, Any] | None]:
+    """Labelled samples of a file, and how pixels became inputs, as ``evaluate`` takes it; None if that is not known.
+
+    Of ``samples`` at random, the same each time, each label has its share.
+    """
     labels = load_array(path, label_key, LABEL_NAMES, max_ratio=max_ratio)
     arrays = _inputs(path, data_key, _arguments(model), False, _IMAGE_NAMES, max_ratio)
     total = _length(path, [*arrays.values(), labels])
     rows = np.arange(total)
     if samples is not None and samples < total:
         rows = np.sort(np.argsort(labels, kind="stable")[stratified(total, samples).numpy()])
-    truth = torch.from_numpy(np.asarray(labels[rows]))
     inputs = _prepared(prepare, arrays, rows)
-    scale = _pixel_scale(prepare, arrays[_ALONE]) if _ALONE in arrays and isinstance(inputs, Tensor) else None
-    return EvaluationSamples(inputs, truth, *(scale or ()))
+    data = Data(inputs, labels=torch.from_numpy(np.asarray(labels[rows])))
+    return data, pixel_scale(inputs, arrays[_ALONE][rows[:_BATCH]]) if _ALONE in arrays else None
 
 
-def _pixel_scale(
-    prepare: Callable[..., object], images: Array
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...] | None] | None:
-    """(mean, std, shape) by which ``prepare`` makes inputs of pixels, found from black and white images, if it does.
+def pixel_scale(inputs: Inputs, images: Array) -> dict[str, Any] | None:
+    """By which mean and std inputs are (pixels − mean)/std of images, a number a channel; None if they are not.
 
-    Images are [n, height, width], with channels behind or before, whole numbers to 255 or others to 1.
+    Args:
+        inputs: Those of the images, or of more that come after them.
+        images: [n, height, width], with channels behind or before, or [n, values] where inputs are images; whole
+            numbers to 255, or others to 1 or 255.
+
+    Returns:
+        The arguments mean, std and shape of ``evaluate``; the last is None where inputs are no flattened images.
     """
-    few = np.asarray(images[:8])
-    if few.ndim not in (3, 4) or few.dtype.kind not in "uif":
+    x = inputs[: len(images)] if isinstance(inputs, Tensor) and inputs.is_floating_point() else torch.empty(0)
+    if images.dtype.kind not in "uif" or x.numel() != images.size:
         return None
-    top = 255 if few.dtype.kind in "ui" else 1
-    found = [prepare(few), prepare(np.zeros_like(few)), prepare(np.full_like(few, top))]
-    pixels = torch.from_numpy(few / top)
-    pixels = pixels[:, None] if few.ndim == 3 else pixels.movedim(3, 1) if few.shape[3] in (1, 3) else pixels
-    if not all(isinstance(each, Tensor) and each.is_floating_point() for each in found):
+    images = images.reshape(x.shape) if images.ndim == 2 else images
+    if images.ndim not in (3, 4):
         return None
-    x, black, white = (each.double() for each in found if isinstance(each, Tensor))
-    if x.numel() != pixels.numel() or bool((white == black).any()):
+    pixels = torch.from_numpy(images.astype(np.float64))
+    pixels = pixels / (255 if images.dtype.kind in "ui" or float(pixels.max()) > 2 else 1)
+    pixels = pixels[:, None] if images.ndim == 3 else pixels.movedim(3, 1) if images.shape[3] in (1, 3) else pixels
+    if pixels.shape[1] not in (1, 3) or x.shape not in (pixels.shape, pixels.flatten(1).shape):
+        return None
+    p, q = (each.movedim(1, 0).flatten(1) for each in (pixels, x.double().reshape(pixels.shape)))
+    centre, middle = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
+    std = ((p - centre) * (q - middle)).sum(1, keepdim=True) / (q - middle).square().sum(1, keepdim=True)
+    mean = centre - std * middle  # so that std·q + mean is next to p, by least squares
+    if not (bool((std > 0).all()) and float((std * q + mean - p).abs().max()) <= _SAME):  # nor where that is NaN
         return None
     shape = None if x.shape == pixels.shape else tuple(pixels.shape[1:])
-    x, black, white = (each.reshape(pixels.shape) for each in (x, black, white))
-    std = 1 / (white - black)
-    mean = -black * std
-    of_channels = [each.movedim(1, 0).flatten(1) for each in (mean, std)]
-    if any(bool((each - each[:, :1]).abs().max() > _SAME) for each in of_channels):
-        return None
-    if bool((x * std + mean - pixels).abs().max() > _SAME):
-        return None
-    means, stds = (tuple(each[:, 0].tolist()) for each in of_channels)
-    return means, stds, shape
+    return {"mean": tuple(mean[:, 0].tolist()), "std": tuple(std[:, 0].tolist()), "shape": shape}
 
 
 def labelled_samples(

@@ -37,7 +37,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         given = self.radii if isinstance(self.radii, Iterable) else ()
-        radii = tuple(checked_radius("noise radii", radius) for radius in given)
+        radii = tuple(dict.fromkeys(checked_radius("noise radii", radius) for radius in given))
         if not radii:
             raise InvalidTolerance(f"noise radii: expected one number ≥ 0 or more, found {self.radii!r}")
         vars(self).update(radii=radii)

@@ -82,13 +82,13 @@ class Tally:
             outcomes=None if outcomes is None else Outcomes.of(outcomes),
         )
 
-    def noise_row(self, radius: float) -> NoiseRow:
+    def noise_row(self, radius: float, draws: int) -> NoiseRow:
         """How like the parent the network is in all batches, and how good."""
         _, same, apart = self._sums["likeness"].tolist()
         outcomes = torch.cat(self._outcomes) if self._outcomes else None
         score = None if outcomes is None else float(outcomes.double().mean())
         kept = None if outcomes is None else Outcomes.of(outcomes)
-        return NoiseRow(radius, self._samples, same / self._samples, apart / self._samples, score, kept)
+        return NoiseRow(radius, self._samples, same / self._samples, apart / self._samples, score, kept, draws)
 
     def _add(self, name: str, sums: Tensor) -> None:
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
@@ -203,8 +203,10 @@ class Passes:
                     tallies[title, radius].add(answer, truth, parent or answer.said)
             self._show("noise", number, total)
             start += samples_of(batch)
-        radii = self._noise.radii
-        return {title: tuple(tallies[title, radius].noise_row(radius) for radius in radii) for title in self.models}
+        radii, draws = self._noise.radii, self._noise.draws
+        return {
+            title: tuple(tallies[title, radius].noise_row(radius, draws) for radius in radii) for title in self.models
+        }
 
     def settings(self) -> dict[str, object]:
         """What figures depend on beside models and data, as plain data."""

@@ -165,7 +165,8 @@ class NoiseRow:
         agreement: The part of these of which network and parent predict the same class.
         distance: The mean of ‖p − q‖₂, p and q their softmax outputs.
         score: The accuracy, or the mean of the metric; None without labels.
-        outcomes: Whether it is right, or the metric, a sample.
+        outcomes: Whether it is right, or the metric, a sample; the draws of an image stand side by side.
+        draws: Of noise for each image.
     """
 
     radius: float
@@ -174,11 +175,16 @@ class NoiseRow:
     distance: float
     score: float | None = None
     outcomes: Outcomes | None = None
+    draws: int = 1
 
     @property
     def title(self) -> str:
         """What the noise is, in words."""
         return f"noise ≤ {self.radius:.3g}"
+
+    def by_image(self) -> Tensor | None:
+        """The mean outcome of each image over its draws, float64; None without labels."""
+        return None if self.outcomes is None else self.outcomes.tensor().double().reshape(-1, self.draws).mean(1)
 
     def to_dict(self) -> dict[str, object]:
         """Plain data."""

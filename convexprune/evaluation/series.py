@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import get_terminal_size
 from statistics import mean
 from typing import TYPE_CHECKING, ClassVar
 
@@ -67,13 +68,13 @@ class Series(Stored):
         outcomes = self._outcomes("the prune potential")
         drawn = (float(delta), *_checked(resamples, seed))
         found = prune_potential(outcomes, ratios, titles, *drawn)
-        noisy = [[row.outcomes for row in one.noise if row.outcomes] for one in (self.parent, *self.evaluations)]
-        if not noisy[0]:
+        if not self.parent.noise:
             return found
-        radii = [row.title for row in self.parent.noise]
-        under = torch.stack([torch.stack([outcomes.tensor() for outcomes in rows]) for rows in noisy])
-        by_radius = prune_potential(under, ratios, radii, *drawn).distributions.values()
-        return replace(found, noise=dict(zip((row.radius for row in self.parent.noise), by_radius, strict=True)))
+        networks = [[row.by_image() for row in one.noise] for one in (self.parent, *self.evaluations)]
+        under = torch.stack([torch.stack([means for means in rows if means is not None]) for rows in networks])
+        radii = {str(row.radius): row.radius for row in self.parent.noise}
+        by_radius = prune_potential(under, ratios, [*radii], *drawn).distributions
+        return replace(found, noise={radii[title]: value for title, value in by_radius.items()})
 
     def excess_error(self, *, resamples: int = RESAMPLES, seed: int = 0) -> ExcessError:
         """What corruptions cost each network beyond what they cost the parent, and its regression on the ratio.
@@ -150,27 +151,31 @@ class Series(Stored):
         return layer_table(head, [_HEADINGS[place] for place in used], rows, self._caption(), width)
 
     def _caption(self) -> list[str]:
-        """The prune potential and the excess error, or why there are none."""
+        """What columns are; the prune potential and the excess error, or why there are none."""
+        lines = ["agreement: the part of the parent's predictions that are the network's, too"]
+        if len(self.parent.rows) > 1:
+            lines.append("corrupted: the mean score under corruptions; worst: the one under which it is least")
         try:
             potential = self.prune_potential()
-            lines = [f"prune potential: mean {potential.average}, least {potential.minimum}"]
-            return [*lines, f"excess error a ratio: {self.excess_error().slope}"]
+            lines.append(f"prune potential: mean {potential.average}, least {potential.minimum}")
+            lines.append(f"excess error a ratio: {self.excess_error().slope}")
         except InvalidInput as error:
-            return [str(error)]
+            lines.append(str(error))
+        return lines
 
 
-def compare(series: Iterable[Series], *, delta: float = 0.005, width: int = 140) -> "Table":
+def compare(series: Iterable[Series], *, delta: float = 0.005, width: int | None = None) -> "Table":
     """A rich table, a row a method: prune potentials and excess errors, with the best of each column marked by *.
 
     Args:
         series: On the same distributions of the same samples, each with at least two networks.
         delta: As in ``Series.prune_potential``.
-        width: Characters of the terminal; figures have their intervals from 120 on.
+        width: Characters of the terminal, None for this one's; figures have their intervals from 120 on.
 
     Raises:
         InvalidInput: There is no series, they are of different distributions or samples, or as the figures' own.
     """
-    found = list(series)
+    found, width = list(series), get_terminal_size().columns if width is None else width
     if not found:
         raise InvalidInput("compare: expected at least one series, found none")
     seen = {tuple((row.title, row.samples) for row in one.parent.rows) for one in found}
@@ -199,6 +204,8 @@ def _marked(column: Sequence[Estimate], least: bool, wide: bool) -> list[str]:
 
 def _cells(one: Evaluation) -> list[str]:
     """A network's row, without its name."""
+    from rich.markup import escape
+
     nominal, others = one.nominal, one.rows[1:]
     scored = [(row.score, row.title) for row in others if row.score is not None]
     alike = [row.agreement for row in others if row.agreement is not None]
@@ -208,7 +215,7 @@ def _cells(one: Evaluation) -> list[str]:
         shown("{:.3f}", nominal.calibration_error),
         shown("{:.1%}", nominal.agreement),
         shown(form, one.corrupted_score),
-        min(scored)[1] if scored else "",
+        escape(min(scored)[1]) if scored else "",
         shown(form, min(scored)[0] if scored else None),
         shown("{:.1%}", mean(alike) if alike else None),
     ]

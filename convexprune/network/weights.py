@@ -50,7 +50,10 @@ def load_weights_into_(model: nn.Module, path: StrPath, *, resize: bool = False,
     weights = load_weights(path, max_ratio=max_ratio)
     with restoring(model):
         if resize:
-            resize_(model, weights)
+            try:
+                resize_(model, weights)
+            except (ShapeMismatch, UnsupportedModule) as error:
+                raise type(error)(f"{path}: {error}") from error
         own = model.state_dict()
         weights |= {k: own[k] for k in own.keys() - weights.keys() if k.endswith("num_batches_tracked")}
         _check_keys(path, weights, own)

@@ -23,12 +23,16 @@ def figure_of(height: float) -> "tuple[Figure, Axes]":
     figure = Figure((5, height), layout="constrained")
     axes = figure.subplots()
     axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
     return figure, axes
 
 
-def as_svg(figure: "Figure") -> str:
-    """The chart with its legend, as a data URI."""
-    figure.axes[0].legend()
+def as_svg(figure: "Figure", above: bool = False) -> str:
+    """The chart as a data URI, with its legend within, where most is free, or above it."""
+    if above:
+        figure.legend(loc="outside upper center", ncols=3)
+    else:
+        figure.axes[0].legend()
     svg = io.BytesIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"

@@ -72,8 +72,8 @@ def write_page(folder: StrPath, out: StrPath | None = None) -> Path:
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.filterwarnings("ignore", "Glyph")
             text = template.render(_view(results, extras) | {"evaluation": evaluated(Path(folder))})
-    except (KeyError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
-        lacking = f"{folder}: report.json or extras.json lacks something ({error!r}); write it again"
+    except (LookupError, TypeError, ValueError, AttributeError, jinja2.UndefinedError) as error:
+        lacking = f"{folder}: report.json, extras.json or evaluation.json lacks something ({error!r}); write it again"
         raise DamagedFile(lacking) from error
     return write_atomically(visible(text).encode(), Path(folder) / "report.html" if out is None else Path(out))
 
