@@ -24,6 +24,9 @@ from trained import Images, cifar10, load, train_
 
 from convexprune import Data, Eps, Neurons, Options, Sparsity, keep_masks_, make_permanent_, prune_
 from convexprune.evaluation import Noise, Series, compare, corrupted, evaluate_series
+from convexprune.pruners import Pruner
+from convexprune.pruners.pfp import PFP
+from convexprune.pruners.sipp import SiPP
 from convexprune.pruners.synflow import SynFlow
 from convexprune.targets import Target
 
@@ -49,7 +52,8 @@ def prune(dense: nn.Module, method: str, target: Target, images: torch.Tensor, a
     """A copy of the network, pruned; fitted to images if the method looks at data."""
     model = copy.deepcopy(dense)
     count = {"magnitude": 0, "synflow": 0, "sipp": args.few, "pfp": args.few}.get(method, args.samples)
-    pruner = SynFlow(shape=(3, 32, 32)) if method == "synflow" else method
+    own = {"synflow": SynFlow(shape=(3, 32, 32)), "sipp": SiPP(variant="deterministic"), "pfp": PFP(sampling="top")}
+    pruner: str | Pruner = own.get(method, method)
     options = Options(mode="cascade" if method == "net-trim" else None)
     prune_(model, Data(images[:count]) if count else None, target, method=pruner, options=options)
     return model
@@ -97,7 +101,7 @@ def series(args: argparse.Namespace, console: Console) -> dict[tuple[str, str], 
             own = {"mean": MEAN, "std": STD, "noise": Noise(images=500, draws=2), "severities": (args.severity,)}
             found = evaluate_series(models, test, parent=parents[regime], name=f"{method}, {regime}", **own)
             found.save(files[regime, method])
-            console.print(found)
+            console.print(found.table(160))
     return {pair: Series.load(path) for pair, path in files.items()}
 
 

@@ -765,7 +765,7 @@ def test_labels_are_refused_before_anything_is_pruned_where_no_bound_is_known() 
     model, x = mlp()
     seen: list[object] = []
     model.register_forward_hook(lambda *_: seen.append(0))
-    with pytest.raises(InvalidInput, match="has no generalisation bound, as 'corenet' has"):
+    with pytest.raises(InvalidInput, match="looks at no loss and has no bound on errors"):
         coreset_prune_(model, x, "lowner", 0.5, labels=[0] * 90)
     assert not seen
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -167,6 +168,7 @@ def test_a_run_goes_on_and_workers_find_the_same(name: str, tmp_path: Path) -> N
     )
     again = build()
     prune_(again, x, Sparsity(0.75), method="spread", options=options, run=tmp_path / "r")
+    get_reusable_executor(max_workers=1).shutdown(kill_workers=True)  # of earlier tests, which know no such package
     prune_(apart, x, Sparsity(0.75), method="spread", options=options, jobs=2)
     assert first.layers
     expected = list(whole.state_dict().values())

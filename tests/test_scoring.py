@@ -336,6 +336,13 @@ def test_random_follows_the_seed_alone() -> None:
     assert not torch.equal(first, second), "groups of a layer are drawn each for itself"
 
 
+def test_random_neurons_are_as_many_of_wide_layers_as_of_narrow_ones() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 200), nn.ReLU(), nn.Linear(200, 2)).eval()
+    prune_(model, None, Neurons(0.5, "network"), method="random")  # the first take 200 weights each, the others 2
+    assert all(60 < width < 140 for width in (model[0].out_features, model[2].out_features))
+
+
 @pytest.mark.parametrize("sparsity", [0.5, 0.7])
 def test_wanda_compares_the_weights_of_each_output(sparsity: float) -> None:
     """Section 3 of the paper: per output the largest |w_ij|·‖X_j‖."""
