@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from resnet20 import MEAN, STD
 from rich.console import Console
 from torch import Tensor, nn
 from trained import load
@@ -23,8 +24,6 @@ from convexprune import Sparsity, prune_
 from convexprune.evaluation import Noise, evaluate
 
 __all__ = ["main"]
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def bare(model: nn.Module, images: Tensor) -> float:

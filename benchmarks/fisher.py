@@ -118,7 +118,7 @@ def paths(args: argparse.Namespace, console: Console) -> None:
         start = started(seed, train, args) if open_ else None
         for method in open_:  # of a path that was not finished all is made again
             for run in path(copy.deepcopy(start), method, seed, train, test, args):  # type: ignore[arg-type]
-                kept.get((run.method, run.level, run.seed), partial(_same, run))
+                kept.add(run)
     runs = [run for run in kept.runs.values() if run.method in (DENSE, *args.methods)]
     shown = Table(title=f"ResNet-20, {args.images:,} training images, accuracy in % on {args.tests:,}: median (range)")
     for heading in ("method", "channels", "weights", "FLOPs", "before", "after"):
@@ -131,10 +131,6 @@ def paths(args: argparse.Namespace, console: Console) -> None:
             figures = [_spread(100 * getattr(run, when) for run in own) for when in ("before", "after")]
             shown.add_row(method, f"{level:.0%}", f"{median(run.weights for run in own):,.0f}", part, *figures)
     console.print(shown, plot(runs, args.out / "channels.png"))
-
-
-def _same(run: Run) -> Run:
-    return run
 
 
 def _spread(values: Iterator[float]) -> str:
@@ -201,7 +197,7 @@ def findings(args: argparse.Namespace, console: Console) -> None:
         if all((name, level, seed) in kept.runs for name, level in product(names, args.levels)):
             continue
         for run in trained(seed, train, test, args):
-            kept.get((run.network, run.level, run.seed), partial(_found, run))
+            kept.add(run)
     shown = Table(title=f"ResNet-20 on halved images, accuracy in % on {args.tests:,}: median (range)")
     for heading in ("network", "channels", "weights", "steps", "seconds", "accuracy"):
         shown.add_column(heading, justify="right")
@@ -211,10 +207,6 @@ def findings(args: argparse.Namespace, console: Console) -> None:
             figures = [f"{median(getattr(run, key) for run in own):,.0f}" for key in ("weights", "steps", "seconds")]
             shown.add_row(name, f"{level:.0%}", *figures, _spread(100 * run.accuracy for run in own))
     console.print(shown)
-
-
-def _found(run: Finding) -> Finding:
-    return run
 
 
 def trained(seed: int, train: Images, test: Images, args: argparse.Namespace) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+from resnet20 import MEAN, STD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -36,7 +37,6 @@ MIX1 = ("contrast", "elastic", "gaussian_blur", "impulse_noise", "motion_blur")
 MIX1 = (*MIX1, "pixelate", "shot_noise", "snow", "zoom_blur")
 METHODS = ("magnitude", "sipp", "pfp", "net-trim", "budget", "synflow")
 REGIMES = ("pruned", "fine-tuned", "fine-tuned on mix 1")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def targets(method: str, args: argparse.Namespace) -> Sequence[Target]:

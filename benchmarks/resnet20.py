@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-__all__ = ["ResNet20", "build", "prepare"]
+__all__ = ["MEAN", "STD", "ResNet20", "build", "prepare"]
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Block(nn.Module):
@@ -55,7 +55,7 @@ class ResNet20(nn.Module):
 def prepare(images: np.ndarray[Any, Any]) -> Tensor:
     """[n, 32, 32, 3] uint8 as [n, 3, 32, 32], normalised as in training."""
     x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def build() -> nn.Module:

@@ -102,8 +102,13 @@ class Kept(Generic[Run]):
 
     def get(self, key: object, make: Callable[[], Run]) -> Run:
         if key not in self.runs:
-            self.runs[key] = made = make()
-            with self.log.open("a") as file:
-                file.write(json.dumps(asdict(made)) + "\n")  # type: ignore[call-overload]
-            self.console.print(made, highlight=False)
+            self.add(make())
         return self.runs[key]
+
+    def add(self, made: Run) -> None:
+        if self.key(made) in self.runs:
+            return
+        self.runs[self.key(made)] = made
+        with self.log.open("a") as file:
+            file.write(json.dumps(asdict(made)) + "\n")  # type: ignore[call-overload]
+        self.console.print(made, highlight=False)

@@ -2,12 +2,11 @@
 
 E. J. Crowley, J. Turner, A. Storkey and M. O'Boyle, Pruning neural networks: is it time to nip it in the bud?, 2018:
 what pruning finds may be an architecture rather than weights. A profile holds the widths of a pruned network. The
-paper's "copycat" networks are ``profile.scaled(...)``, its "reduced" ones ``Profile.uniform(model).scaled(...)``.
+paper's "copycat" networks are ``profile.scaled(...)``, its "reduced" ones ``Profile.of(model).scaled(...)``.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from numbers import Integral
@@ -23,7 +22,7 @@ from convexprune.files.weights import StrPath, existing, listed, save_json
 from convexprune.layers.kinds import LAYERS
 from convexprune.layers.memory import tensors_in
 from convexprune.network.calibration import as_batches
-from convexprune.network.forwards import check_module, evaluating, run_model
+from convexprune.network.forwards import check_module, evaluating, run_model, seeded
 from convexprune.network.graph import outputs_of
 from convexprune.network.links import Link, find_links
 from convexprune.network.weights import resize_links_
@@ -70,11 +69,6 @@ class Profile:
         """
         made = _made(model)
         return cls({name: outputs_of(made.get_submodule(name)) for name in _links_of(made)})
-
-    @classmethod
-    def uniform(cls, model: Architecture, factor: float = 1.0) -> "Profile":
-        """That of a network times one factor for all layers; raises as ``of`` and ``times``."""
-        return cls.of(model).times(factor)
 
     def times(self, factor: float) -> "Profile":
         """All widths times a factor ≥ 0, rounded, at least 1; layers without neurons stay so.
@@ -232,7 +226,7 @@ def build_from_profile(
     dense = _made(model, seed)
     links = _links_of(dense)
     network = _resized(dense, links, profile._among(dense, links).widths)
-    with _seeded(network, seed):
+    with seeded(network, seed):
         _draw_(network, initialise)
     if batch is not None:
         _check_outputs(network, dense, batch)
@@ -270,18 +264,6 @@ def _weights(model: nn.Module) -> int:
 def _limit(name: str, budget: float | None, whole: int) -> float:
     """A whole number, or a part of the whole."""
     return checked_count(name, budget) if isinstance(budget, Integral) else checked_positive(name, budget) * whole
-
-
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside, random numbers follow from the seed alone; afterwards they go on as before."""
-    devices = {own.device for own in model.parameters() if own.device.type == "cuda"}
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other accelerators too
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 @torch.no_grad()

@@ -209,7 +209,7 @@ def _recorded_request(
 
 @contextmanager
 def _taken_from(run: StrPath) -> Iterator[None]:
-    """Inside, errors are those of the run.json of a run, but where the caller is asked for the same as then."""
+    """Inside, errors are those of the run.json of a run, but where the caller is to give the same as then."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

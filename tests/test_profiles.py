@@ -75,7 +75,7 @@ def test_widths_are_those_of_the_links(name, tmp_path):
     found = {link: len(small.get_submodule(link).weight) for link in find_links(model, residual=True)[0]}
     assert {link: profile.widths[link] for link in found} == found
     assert Profile.load(profile.save(tmp_path / "profile.json")) == profile
-    assert Profile.of(MODELS[name][0]) == Profile.of(model) == Profile.uniform(model)
+    assert Profile.of(MODELS[name][0]) == Profile.of(model)
 
 
 def test_it_is_text_and_plain_data(tmp_path):
@@ -178,9 +178,9 @@ def test_a_budget_of_operations_is_kept_and_used(name):
 def test_the_whole_budget_gives_the_network_itself():
     model, _ = made("resnet20")
     dense = Profile.of(model)
-    assert dense.scaled(model, weights=1.0) == Profile.uniform(model)
-    assert Profile.uniform(model, 0.5).scaled(resnet20, weights=weights(model)) == dense
-    assert set(Profile.uniform(model, 0.5).widths.values()) == {8, 16, 32}
+    assert dense.scaled(model, weights=1.0) == Profile.of(model)
+    assert Profile.of(model).times(0.5).scaled(resnet20, weights=weights(model)) == dense
+    assert set(Profile.of(model).times(0.5).widths.values()) == {8, 16, 32}
 
 
 def test_budgets_that_cannot_be_used():
@@ -228,7 +228,7 @@ def test_widths_beyond_the_models_reach_every_layer():
     assert shapes(network)["7.weight"] == (20, 11 * 16)
     assert (network[7].in_features, network[3].in_channels, network[9].in_features) == (176, 9, 20)
     model, _ = made("mobilenet")
-    network = build_from_profile(model, Profile.uniform(model, 2))
+    network = build_from_profile(model, Profile.of(model).times(2))
     assert (network[1].in_channels, network[1].groups, network[1].out_channels) == (6, 6, 12)
     assert (network[2].num_parameters, network[5].bn2.num_features) == (12, 20)
     assert (network[2].weight == 0.25).all()
@@ -249,8 +249,10 @@ def test_the_seed_says_all_and_random_numbers_go_on():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    nets = [build_from_profile(source, Profile.uniform(vgg, 0.5), seed=seed) for source, seed in ((model, 1), (vgg, 1))]
-    other = build_from_profile(vgg, Profile.uniform(vgg, 0.5), seed=2)
+    nets = [
+        build_from_profile(source, Profile.of(vgg).times(0.5), seed=seed) for source, seed in ((model, 1), (vgg, 1))
+    ]
+    other = build_from_profile(vgg, Profile.of(vgg).times(0.5), seed=2)
     assert torch.equal(torch.rand(3), expected)
     one, two = (network.state_dict() for network in nets)
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -295,7 +297,7 @@ def test_what_else_belongs_to_the_network_stays():
     model[3].requires_grad_(False)
     model[4].weight.requires_grad_(False)
     model.register_buffer("constant", torch.arange(3.0))
-    network = build_from_profile(model, Profile.uniform(model, 0.5))
+    network = build_from_profile(model, Profile.of(model).times(0.5))
     assert (network.training, network[1].training) == (True, False)
     assert [p.requires_grad for p in network.parameters()] == [p.requires_grad for p in model.parameters()]
     assert {p.dtype for p in network.parameters()} == {torch.float64}
@@ -325,7 +327,7 @@ def test_layers_that_were_left_one_channel():
 
 def test_a_file_of_a_smaller_network_is_taken_by_the_model(tmp_path):
     model, x = made("resnet20")
-    network = build_from_profile(model, Profile.uniform(model, 0.5)).eval()
+    network = build_from_profile(model, Profile.of(model).times(0.5)).eval()
     load_weights_into_(model.eval(), save_weights(network, tmp_path / "w.safetensors"), resize=True)
     assert torch.equal(model(x), network(x))
 

@@ -57,7 +57,7 @@ def evaluate(flags: Mapping[str, Any]) -> int:
             result = evaluated(models[0], data, **own)
         else:
             result = evaluate_series(models, data, name=flags["name"] or flags["weights"][0].stem, **own)
-    _tell(_noted(result, notices), out, flags["as_json"])
+    _show(_noted(result, notices), out, flags["as_json"])
     return 0
 
 
@@ -68,7 +68,7 @@ def _noted(result: Evaluation | Series, notices: Sequence[str]) -> Evaluation | 
     return replace(result, notices=(*notices, *result.notices))
 
 
-def _tell(result: Evaluation | Series, out: Path | None, as_json: bool) -> None:
+def _show(result: Evaluation | Series, out: Path | None, as_json: bool) -> None:
     """Write the files if there is a folder for them, and print the result."""
     files, notes = dict[str, str](), list[str]()
     if out is not None:

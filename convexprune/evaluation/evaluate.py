@@ -77,7 +77,7 @@ def evaluate(
             that cannot be applied; outputs, or labels, that are no classes.
         ShapeMismatch: The parent has other outputs; or labels, outputs or the metric are not one a sample.
         InvalidTolerance: A severity, a deviation, the seed or the batch size is out of its range.
-        MissingExtra: A corruption that was asked for by name needs a package that is not installed.
+        MissingExtra: A corruption that was named needs a package that is not installed.
         NonFinite: NaN or infinity in the data, in a network's outputs, or in the metric.
         EmptyCalibration: There is no sample.
     """

@@ -211,7 +211,7 @@ class Distributions:
         """Each distribution, with what it makes of a batch whose first sample is number ``start``.
 
         Raises:
-            InvalidInput, MissingExtra: Corruptions were asked for by name, and the batch holds no images, pixels that
+            InvalidInput, MissingExtra: Corruptions were named, and the batch holds no images, pixels that
                 are not from 0 to 1, or images that one of them cannot be applied to; or a package is missing.
         """
         image = self._normalisation.image_in(batch)

@@ -239,7 +239,7 @@ class Passes:
     def _answers(
         self, batch: Batch, labels: Tensor | None, where: str
     ) -> Iterator[tuple[str, Answer, Predictions | None]]:
-        """What each network answers, with what the parent says, which is asked first."""
+        """What each network answers, with what the parent says, which comes first."""
         parent: Answer | None = None
         for network in self._networks:
             answer = network.answer(batch, labels, self._metric, where)

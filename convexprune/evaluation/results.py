@@ -14,6 +14,7 @@ from convexprune.report.tables import layer_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+Row = DistributionRow | NoiseRow
 WIDE = 120  # characters of a terminal from which on all columns are shown
 _COLUMNS = {  # in their order: whether on wide terminals alone
     "score": False,
@@ -27,8 +28,6 @@ _COLUMNS = {  # in their order: whether on wide terminals alone
     "on mistakes": True,
     "confidence": True,
 }
-_SILENT = NoiseRow(0.0, 0, 0.0, 0.0)
-_NONE = DistributionRow("", None, "", 0)  # of a network that is not there
 
 
 @dataclass(frozen=True)
@@ -108,41 +107,33 @@ class Evaluation(Stored):
 
     def _cells(self) -> Iterator[tuple[str, dict[str, str]]]:
         """The title of each distribution, and what stands in its row, by heading."""
-        form = score_form(self)
         for number, row in enumerate(self.rows):
-            parent, control = (_NONE if one is None else one.rows[number] for one in (self.parent, self.control))
-            yield (
-                row.title,
-                {
-                    "score": shown(form, row.score),
-                    "of parent": shown(form, parent.score),
-                    "of control": shown(form, control.score),
-                    "worst class": shown(f"{{:.1%}} ({row.worst_class})", row.worst_accuracy),
-                    "ECE": shown("{:.3f}", row.calibration_error),
-                    "agreement": shown("{:.1%}", row.agreement),
-                    "control's": shown("{:.1%}", control.agreement),
-                    "distance": shown("{:.3f}", row.distance),
-                    "on mistakes": shown(f"{{:.1%}} of {row.mistakes}", row.accuracy_on_mistakes),
-                    "confidence": shown("{:.1%}", row.confidence_on_mistakes),
-                },
-            )
+            near = (None if one is None else one.rows[number] for one in (self.parent, self.control))
+            own = {
+                "worst class": shown(f"{{:.1%}} ({row.worst_class})", row.worst_accuracy),
+                "ECE": shown("{:.3f}", row.calibration_error),
+                "on mistakes": shown(f"{{:.1%}} of {row.mistakes}", row.accuracy_on_mistakes),
+                "confidence": shown("{:.1%}", row.confidence_on_mistakes),
+            }
+            yield row.title, self._compared(row, *near) | own
 
     def _noise_cells(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Likewise of each radius."""
-        form = score_form(self)
         for number, row in enumerate(self.noise):
-            parent, control = (_SILENT if one is None else one.noise[number] for one in (self.parent, self.control))
-            yield (
-                row.title,
-                {
-                    "score": shown(form, row.score),
-                    "of parent": shown(form, parent.score),
-                    "of control": shown(form, control.score),
-                    "agreement": shown("{:.1%}", row.agreement),
-                    "control's": "" if control is _SILENT else shown("{:.1%}", control.agreement),
-                    "distance": shown("{:.3f}", row.distance),
-                },
-            )
+            near = (None if one is None else one.noise[number] for one in (self.parent, self.control))
+            yield row.title, self._compared(row, *near)
+
+    def _compared(self, row: Row, parent: Row | None, control: Row | None) -> dict[str, str]:
+        """The figures that distributions and noise have both, beside those of the other networks."""
+        form = score_form(self)
+        return {
+            "score": shown(form, row.score),
+            "of parent": shown(form, parent.score if parent else None),
+            "of control": shown(form, control.score if control else None),
+            "agreement": shown("{:.1%}", row.agreement),
+            "control's": shown("{:.1%}", control.agreement if control else None),
+            "distance": shown("{:.3f}", row.distance),
+        }
 
     def _caption(self, used: Sequence[str]) -> Iterator[str]:
         """What the columns are."""

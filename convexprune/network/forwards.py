@@ -75,6 +75,21 @@ def as_written(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Inside, random numbers follow from the seed, on the CPU and on the model's devices; afterwards all is as before.
+
+    Other devices are left alone, which ``torch.manual_seed`` would seed, too.
+    """
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def run_model(model: nn.Module, batch: Batch, forward: Forward | None) -> Batch:
     """The model's own return value for a copy of the batch on the device of the first parameter.
 

@@ -8,7 +8,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 from convexprune.errors import DamagedFile, PruningFailed
 from convexprune.files.texts import visible
 from convexprune.layers.memory import Batch, mapped, tensors_in
-from convexprune.network.forwards import as_written, call_model, copy_for, evaluating, outputs_of, run_model
+from convexprune.network.forwards import as_written, call_model, copy_for, evaluating, outputs_of, run_model, seeded
 from convexprune.network.weights import mask_neurons_
 from convexprune.pruners.gradients import source
 from convexprune.pruners.information import Information, OperationCosts
@@ -131,9 +130,9 @@ class FineTuning:
         return islice(chain.from_iterable(epochs), self.step, None)
 
     def _step_(self, batch: Batch, labels: Tensor) -> None:
-        with self._own_random(), as_written(self.model), torch.enable_grad(), self.information.gathered():
-            seed = _mixed(self.run.options.seed, self.step)
-            torch.manual_seed(seed)  # of dropout and the like
+        seed = _mixed(self.run.options.seed, self.step)  # of dropout and the like
+        listening = self.information.gathered()
+        with seeded(self.model, seed), as_written(self.model), torch.enable_grad(), listening:
             inputs = copy_for(self.model, batch)
             if self.augment is not None:
                 inputs = self.augment(inputs, torch.Generator().manual_seed(seed))
@@ -151,11 +150,6 @@ class FineTuning:
         self._mask_(self.model)
         self._loss += float(loss.detach())
         self.step += 1
-
-    def _own_random(self) -> AbstractContextManager[None]:
-        """Inside, random numbers may be drawn that nobody else's depend on."""
-        device = next(self.model.parameters()).device
-        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
     def _mask_(self, model: nn.Module) -> None:
         """Zeros where neurons went, and where weights are to stay zero."""

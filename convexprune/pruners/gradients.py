@@ -110,11 +110,8 @@ class GradientScoring(Scoring):
         for name, inputs in fan_in.items():
             layer = model.get_submodule(name)
             groups = zip(weight_matrices(layer), gradient_matrices(layer), inputs, strict=True)
-            pairs = [(W[:rows], G[:rows]) for W, G, rows in groups]
-            found[name] = tuple(
-                self.scored(W, G).where(W != 0, -torch.inf).cpu() if zeros else self.scored(W, G).cpu()
-                for W, G in pairs
-            )
+            scores = [(W[:rows], self.scored(W[:rows], G[:rows])) for W, G, rows in groups]
+            found[name] = tuple((S.where(W != 0, -torch.inf) if zeros else S).cpu() for W, S in scores)
         return found
 
     def _count(self, pool: Mapping[str, Scores], final: int, e: int) -> int:
