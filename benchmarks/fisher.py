@@ -272,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--start", type=int, default=300, help="steps before the first removal, of `channels`")
     parser.add_argument("--tune", type=int, default=60, help="steps of the short fine-tuning at each level")
-    parser.add_argument("--large", type=int, default=2500, help="steps of the large network's training, of `findings`")
+    parser.add_argument("--large", type=int, default=2000, help="steps of the large network's training, of `findings`")
     args, console = parser.parse_args(argv), Console(width=140)
     args.out.mkdir(parents=True, exist_ok=True)
     for part in args.parts:

@@ -36,6 +36,8 @@ __all__ = ["main"]
 MIX1 = ("contrast", "elastic", "gaussian_blur", "impulse_noise", "motion_blur")
 MIX1 = (*MIX1, "pixelate", "shot_noise", "snow", "zoom_blur")
 METHODS = ("magnitude", "sipp", "pfp", "net-trim", "budget", "synflow")
+EPS = (0.02, 0.05, 0.1, 0.13, 0.16, 0.2, 0.24)
+FILTERS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 REGIMES = ("pruned", "fine-tuned", "fine-tuned on mix 1")
 
 
@@ -54,7 +56,7 @@ def prune(dense: nn.Module, method: str, target: Target, images: torch.Tensor, a
     count = {"magnitude": 0, "synflow": 0, "sipp": args.few, "pfp": args.few}.get(method, args.samples)
     own = {"synflow": SynFlow(shape=(3, 32, 32)), "sipp": SiPP(variant="deterministic"), "pfp": PFP(sampling="top")}
     pruner: str | Pruner = own.get(method, method)
-    options = Options(mode="cascade" if method == "net-trim" else None)
+    options = Options(mode="cascade" if method in ("net-trim", "budget") else None)
     prune_(model, Data(images[:count]) if count else None, target, method=pruner, options=options)
     return model
 
@@ -97,8 +99,9 @@ def series(args: argparse.Namespace, console: Console) -> dict[tuple[str, str], 
             continue
         pruned = [prune(dense, method, target, few, args) for target in targets(method, args)]
         for regime, data in sets.items():
-            models = pruned if data is None else [tuned(model, data, args) for model in pruned]
-            own = {"mean": MEAN, "std": STD, "noise": Noise(images=500, draws=2), "severities": (args.severity,)}
+            apart = pruned[: args.networks], pruned[-args.networks :]
+            models = apart[0] if data is None else [tuned(model, data, args) for model in apart[1]]
+            own = {"mean": MEAN, "std": STD, "noise": Noise(images=500, draws=1), "severities": (args.severity,)}
             found = evaluate_series(models, test, parent=parents[regime], name=f"{method}, {regime}", **own)
             found.save(files[regime, method])
             console.print(found.table(160))
@@ -111,11 +114,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("potential"), help="folder of the series")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.3, 0.5, 0.7, 0.8, 0.9])
-    parser.add_argument("--eps", nargs="+", type=float, default=[0.02, 0.05, 0.1, 0.2, 0.3], help="of Net-Trim")
-    parser.add_argument("--filters", nargs="+", type=float, default=[0.05, 0.1, 0.2, 0.3, 0.5], help="of pfp")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9])
+    parser.add_argument("--eps", nargs="+", type=float, default=EPS, help="of Net-Trim")
+    parser.add_argument("--filters", nargs="+", type=float, default=FILTERS, help="of pfp")
+    parser.add_argument(
+        "--networks",
+        type=int,
+        default=6,
+        help="so many are evaluated: the least pruned ones as they are, the most pruned ones after fine-tuning",
+    )
     parser.add_argument("--images", type=int, default=20000, help="for training")
-    parser.add_argument("--tests", type=int, default=2000)
+    parser.add_argument("--tests", type=int, default=1500)
     parser.add_argument("--samples", type=int, default=256, help="for methods that fit layers to data")
     parser.add_argument("--few", type=int, default=100, help="for coresets")
     parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, 128 images each")
