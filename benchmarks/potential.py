@@ -6,7 +6,8 @@ Weights go by magnitude, ``sipp``, ``pfp`` (filters), Net-Trim (an error for eac
 several ratios. Three regimes: pruned; pruned and fine-tuned; pruned and fine-tuned on images of which each had one of
 nine corruptions of random severity ("mix 1" of Liebenwein et al., 2021), with the others ("mix 2") held out. The parent
 of a regime is the dense network, fine-tuned likewise. All are evaluated on the same images: nominal, all corruptions at
-one severity, and uniform noise. A series is a file in the folder as soon as it is done, and is not made again.
+one severity, and uniform noise. A series is a file in the folder as soon as it is done, and is not made again; so
+``--methods`` may be given to several processes, and all are shown where the last of them has ended.
 """
 
 import argparse
@@ -36,8 +37,9 @@ __all__ = ["main"]
 MIX1 = ("contrast", "elastic", "gaussian_blur", "impulse_noise", "motion_blur")
 MIX1 = (*MIX1, "pixelate", "shot_noise", "snow", "zoom_blur")
 METHODS = ("magnitude", "sipp", "pfp", "net-trim", "budget", "synflow")
-EPS = (0.02, 0.05, 0.1, 0.13, 0.16, 0.2, 0.24)
-FILTERS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+EPS = (0.02, 0.05, 0.08, 0.1, 0.13, 0.16, 0.2, 0.24)
+FILTERS = (0.02, 0.05, 0.08, 0.1, 0.2, 0.3, 0.4, 0.5)
+RATIOS = (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 REGIMES = ("pruned", "fine-tuned", "fine-tuned on mix 1")
 
 
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("potential"), help="folder of the series")
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9])
+    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--eps", nargs="+", type=float, default=EPS, help="of Net-Trim")
     parser.add_argument("--filters", nargs="+", type=float, default=FILTERS, help="of pfp")
     parser.add_argument(
