@@ -126,29 +126,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="so many are evaluated: the least pruned ones as they are, the most pruned ones after fine-tuning",
     )
     parser.add_argument("--images", type=int, default=20000, help="for training")
-    parser.add_argument("--tests", type=int, default=1500)
+    parser.add_argument("--tests", type=int, default=2500)
     parser.add_argument("--samples", type=int, default=256, help="for methods that fit layers to data")
     parser.add_argument("--few", type=int, default=100, help="for coresets")
     parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, 128 images each")
     parser.add_argument("--severity", type=int, default=3)
+    parser.add_argument(
+        "--deltas", nargs="+", type=float, default=[0.005, 0.02], help="losses of accuracy that count as none"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args, console = parser.parse_args(argv), Console(width=160)
     args.out.mkdir(parents=True, exist_ok=True)
     found = series(args, console)
-    for regime in REGIMES:
-        console.print(f"{regime}:", compare([found[regime, method] for method in args.methods], width=160))
-    shown = Table(title="mean prune potential over mix 1 (trained on) and mix 2 (held out)")
+    for delta in args.deltas:
+        for regime in REGIMES:
+            own = [found[regime, method] for method in args.methods]
+            console.print(f"{regime}:", compare(own, delta=delta, width=160))
+        console.print(mixes(found, args.methods, delta))
+
+
+def mixes(found: Mapping[tuple[str, str], Series], methods: Sequence[str], delta: float) -> Table:
+    """The mean prune potential over corruptions that one regime trained on, and over the others."""
+    shown = Table(title=f"mean prune potential over mix 1 (trained on) and mix 2 (held out), delta {delta:g}")
     for heading in ("method", *(f"{regime}, {mix}" for regime in REGIMES for mix in ("mix 1", "mix 2"))):
         shown.add_column(heading, justify="right")
-    for method in args.methods:
+    for method in methods:
         cells = []
         for regime in REGIMES:
             one = found[regime, method]
-            values = [each.value for each in one.prune_potential().distributions.values()]
+            values = [each.value for each in one.prune_potential(delta).distributions.values()]
             pairs = [(row.name, value) for row, value in zip(one.parent.rows, values, strict=True) if row.severity]
             cells += [f"{mean(v for name, v in pairs if (name in MIX1) is trained):.3f}" for trained in (True, False)]
         shown.add_row(method, *cells)
-    console.print(shown)
+    return shown
 
 
 if __name__ == "__main__":
