@@ -346,7 +346,8 @@ def test_rounds_go_on_until_the_certificate_closes() -> None:
     assert solution.status is Status.SOLVED
     assert rounds > 1
     *others, last = [point.gap > 1e-4 or point.violation > 1e-5 for point in solution.trace]
-    assert all(others) and not last
+    assert all(others)
+    assert not last
     assert len({point.iteration for point in solution.trace}) == rounds  # some rounds show two multipliers
     limit = solution.iterations - 1
     limited = solve(zoo.program(name), solver, max_iter=limit)
