@@ -101,8 +101,9 @@ def series(args: argparse.Namespace, console: Console) -> dict[tuple[str, str], 
             continue
         pruned = [prune(dense, method, target, few, args) for target in targets(method, args)]
         for regime, data in sets.items():
-            apart = pruned[: args.networks], pruned[-args.networks :]
-            models = apart[0] if data is None else [tuned(model, data, args) for model in apart[1]]
+            models = (
+                [tuned(model, data, args) for model in pruned[-args.networks :]] if data else pruned[: args.networks]
+            )
             own = {"mean": MEAN, "std": STD, "noise": Noise(images=500, draws=1), "severities": (args.severity,)}
             found = evaluate_series(models, test, parent=parents[regime], name=f"{method}, {regime}", **own)
             found.save(files[regime, method])

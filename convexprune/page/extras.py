@@ -115,7 +115,7 @@ def picture(steps: Tensor) -> str:
     """A grey PNG as a data URI: black where a step is 255, white only where it is 0."""
     from PIL import Image
 
-    # |w| spreads over decades: by the square root small weights can be told from zeros.
+    # |w| spreads over decades: by the square root small weights are seen beside zeros.
     shades = torch.where(steps > 0, 215 * (1 - (steps / 255).sqrt()), 255.0).round().to(torch.uint8)
     content = io.BytesIO()
     Image.fromarray(shades.numpy()).save(content, "PNG", optimize=True)
